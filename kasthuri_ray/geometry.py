@@ -91,12 +91,7 @@ def parse_box(text: str, bounds: Box) -> Box:
             stop.append(int(high) if high else bounds.stop[axis])
         except ValueError:
             raise ValueError(f"box {text!r}: {part!r} along {AXES[axis]} is not a range of whole voxels") from None
-        if (
-            low.strip().startswith("-")
-            and bounds.start[axis] >= 0
-            or high.strip().startswith("-")
-            and bounds.stop[axis] >= 0
-        ):
+        if start[-1] < min(0, bounds.start[axis]) or stop[-1] < min(0, bounds.start[axis]):
             raise ValueError(f"box {text!r}: negative indices are refused, along {AXES[axis]} it has {part!r}")
     return check_inside(Box(tuple(start), tuple(stop)), bounds, f"box {text!r}")  # type: ignore[arg-type]
 

@@ -43,7 +43,8 @@ class Volume(ABC):
         """
         check_inside(box, self.bounds, f"a cutout of {self.uri}")
         voxels = self._read(box)
-        assert voxels.shape == box.shape and voxels.dtype == self.dtype, (self.uri, box, voxels.shape, voxels.dtype)
+        assert voxels.shape == box.shape, (self.uri, box, voxels.shape)
+        assert voxels.dtype == self.dtype, (self.uri, box, voxels.dtype)
         return voxels
 
     @abstractmethod
