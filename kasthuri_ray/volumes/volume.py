@@ -25,6 +25,7 @@ class Volume(ABC):
     chunk: z, y, x; what the source fetches at once. A read that is aligned to the chunk grid wastes nothing.
     chunk_origin: a voxel at a corner of the chunk grid.
     remote: whether a read crosses the network, so that a cache pays.
+    source_id: names the voxels where the uri alone does not, since it leaves out the server or the bucket.
     """
 
     uri: str
@@ -34,6 +35,12 @@ class Volume(ABC):
     chunk: Zyx
     chunk_origin: Zyx
     remote: bool = False
+    source_id: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """What tells these voxels from all others: a cache keeps them under it."""
+        return self.source_id or self.uri
 
     def read(self, box: Box) -> np.ndarray:
         """The voxels of `box`: an array z, y, x of `dtype`, C order, possibly read-only.
