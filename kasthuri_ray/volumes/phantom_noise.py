@@ -1,0 +1,111 @@
+"""Random numbers that depend on where one asks, not on when: hashes, smooth fields, repeating textures.
+
+Everything is made of sums, products, quotients, square roots and comparisons, which every processor rounds alike, so
+that a place gets the same bits whatever box, process or machine asks.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+TEXTURE = 512  # voxels after which a texture repeats; each section takes it at an offset of its own
+
+
+def hashed(*keys: int | np.ndarray) -> np.ndarray:
+    """A uint32 for each combination of the integer `keys`, which broadcast against each other.
+
+    The mixing steps are those of lowbias32 (C. Wellons, "Prospecting for hash functions", 2018).
+    """
+    h = np.zeros(1, np.uint32)
+    for key in keys:
+        h = h ^ np.asarray(key).astype(np.int64).astype(np.uint32)
+        h = (h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D)
+        h = (h ^ (h >> np.uint32(15))) * np.uint32(0x846CA68B)
+        h = h ^ (h >> np.uint32(16))
+    return h
+
+
+def uniform(*keys: int | np.ndarray) -> np.ndarray:
+    """Float64 in [0, 1) for each combination of the integer `keys`."""
+    return hashed(*keys) * 2.0**-32
+
+
+def _spline(start: int, count: int, period: int) -> tuple[np.ndarray, np.ndarray]:
+    """For `count` voxels from `start` on: the first of four lattice points, and their cubic B-spline weights (4, n)."""
+    place = (start + np.arange(count) + 0.5) / period
+    first = np.floor(place)
+    t = place - first
+    weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6
+    return first.astype(np.int64), weights.astype(np.float32)
+
+
+def smooth_field(key: int, z: int, y: int, x: int, size: int, period_z: int, period: int) -> np.ndarray:
+    """A smooth random field on the square of `size` voxels at z, y, x: float32, mean 0, standard deviation near 0.2.
+
+    period_z, period: voxels between its lattice points along z and in the plane.
+    """
+    (first_z, weights_z) = _spline(z, 1, period_z)
+    (first_y, weights_y), (first_x, weights_x) = _spline(y, size, period), _spline(x, size, period)
+    lattice_y = np.arange(first_y[0], first_y[-1] + 4)[:, None]
+    lattice_x = np.arange(first_x[0], first_x[-1] + 4)
+    plane = np.zeros((len(lattice_y), len(lattice_x)), np.float32)
+    for k in range(4):
+        lattice = uniform(key, first_z[0] + k, lattice_y, lattice_x).astype(np.float32) * 2 - 1
+        plane += weights_z[k, 0] * lattice
+    at_y, at_x = first_y - first_y[0], first_x - first_x[0]
+    rows = sum(weights_y[k][:, None] * plane[at_y + k] for k in range(4))
+    return sum(weights_x[k] * rows.take(at_x + k, axis=1) for k in range(4))  # type: ignore[return-value, union-attr]
+
+
+def cut_texture(texture: np.ndarray, key: int, z: int, y: int, x: int, size: int) -> np.ndarray:
+    """The square of `size` voxels at y, x of section z out of a repeating texture (see `grain`)."""
+    offset_y, offset_x = (int(n) for n in hashed(key, z, np.arange(2)))
+    y, x = (y + offset_y) % TEXTURE, (x + offset_x) % TEXTURE
+    return texture[y : y + size, x : x + size]
+
+
+def _repeated(texture: np.ndarray) -> np.ndarray:
+    """The texture with its beginning again at its end, so that any square of up to TEXTURE / 2 is a plain slice."""
+    half = TEXTURE // 2
+    return np.pad(texture, ((0, half), (0, half)), mode="wrap").astype(np.float32)
+
+
+@lru_cache(maxsize=8)
+def grain(key: int, blur: int) -> np.ndarray:
+    """A texture of normal noise, mean 0 and deviation 1, smoothed `blur` times by the (1, 2, 1) kernel."""
+    lattice = np.arange(TEXTURE)
+    noise = sum(uniform(key, n, lattice[:, None], lattice) for n in range(4)) - 2
+    for _ in range(blur):
+        for axis in (0, 1):
+            noise = np.roll(noise, 1, axis) + 2 * noise + np.roll(noise, -1, axis)
+    # Four uniforms have a variance of 1/3; the kernel applied b times is a row of binomials, whose squares sum so.
+    return _repeated(noise * (3**0.5 / math.comb(4 * blur, 2 * blur)))
+
+
+@lru_cache(maxsize=2)
+def vesicle_texture(spacing: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """A texture dense with vesicles, and of each voxel's vesicle a number in [0, 1): draw those below the density.
+
+    The first is -1 on the dark rims, positive in the lumen, 0 between vesicles; a vesicle is about 40 nm wide.
+    """
+    place = np.arange(TEXTURE)
+    num = TEXTURE // spacing
+    nearest = np.full((TEXTURE, TEXTURE), np.inf)
+    radius, rank = np.zeros_like(nearest), np.zeros_like(nearest)
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
+            row, column = place[:, None] // spacing + dy, place // spacing + dx
+            keys = (row % num, column % num)
+            center_y = (row + 0.3 + 0.4 * uniform(11, *keys)) * spacing
+            center_x = (column + 0.3 + 0.4 * uniform(12, *keys)) * spacing
+            distance = np.sqrt((place[:, None] + 0.5 - center_y) ** 2 + (place + 0.5 - center_x) ** 2)
+            closer = distance < nearest
+            nearest = np.where(closer, distance, nearest)
+            radius = np.where(closer, 2.7 + 0.7 * uniform(13, *keys), radius)
+            rank = np.where(closer, uniform(14, *keys), rank)
+    rim = np.clip(1.5 - np.abs(nearest - radius), 0, 1)
+    lumen = np.clip(radius - 0.7 - nearest, 0, 1)
+    return _repeated(lumen * 0.6 - rim), _repeated(rank)
