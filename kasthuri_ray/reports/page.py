@@ -205,7 +205,7 @@ def _slice(run: RunReport, section: TestSlice, rating: str) -> str:
 
 def _caption(run: RunReport, section: TestSlice, rating: str) -> str:
     f1 = section.f1(run.threshold)
-    title = f"Section z {section.z}" if not rating else f"The {rating} section, z {section.z}"
+    title = f"Section z {section.z}" if not rating else f"The {rating} section, z\u00a0{section.z}"
     if section.truth is None:
         words = "no annotation to compare with."
     elif f1 is None:
