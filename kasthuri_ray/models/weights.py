@@ -1,0 +1,165 @@
+"""Weights and checkpoints as bytes, read without running anything that they hold.
+
+`pack` makes bytes of a state dict or a `Checkpoint`; `read_checkpoint` and `read_weights` take them apart. Where bytes
+come from and go to is the caller's. Needs torch alone.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FORMAT = "kasthuri_ray checkpoint"
+VERSION = 1
+WRAPPED_IN = ("weights", "state_dict", "model_state_dict", "model")  # where other people's checkpoints keep weights
+
+ZIP = b"PK\x03\x04"
+BEFORE_TORCH_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, pickled
+PLAIN = (type(None), bool, int, float, str, bytes)
+
+
+@dataclass
+class Checkpoint:
+    """A network's weights, and what is known about them.
+
+    weights: its state dict, on the CPU. settings: all settings of the run as plain values; None for a bare state dict.
+    about: plain facts such as epoch, threshold, versions. resume: all that going on needs besides (optimizer, schedule,
+    averaged weights, random state); None where it cannot go on from here.
+    """
+
+    weights: dict[str, Tensor]
+    settings: dict[str, Any] | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+    resume: dict[str, Any] | None = None
+
+
+def read_weights(data: bytes, where: str) -> dict[str, Tensor]:
+    """The state dict in `data`, a bare one or a checkpoint's; errors as of `read_checkpoint`."""
+    return read_checkpoint(data, where).weights
+
+
+def read_checkpoint(data: bytes, where: str) -> Checkpoint:
+    """The checkpoint in `data`, tensors on the CPU; of a bare state dict the weights alone.
+
+    Nothing in `data` is run: what is more than tensors and plain values is refused. `where` names the source in errors.
+    Raises ValueError for that, and for bytes that are cut short, damaged, a web page or anything else.
+    """
+    _check_bytes(data, where)
+    content = _loaded(data, where)
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{where} holds no state dict but {_described(content)}; {_EXPECTED}")
+    if content.get("format") == FORMAT:
+        return _checkpoint(content, where)
+    if not all(isinstance(value, Tensor) for value in content.values()):
+        inner = [content[key] for key in WRAPPED_IN if isinstance(content.get(key), dict)]
+        content = inner[0] if inner else content
+    return Checkpoint(_state_dict(content, where))
+
+
+def pack(content: Checkpoint | Mapping[str, Tensor]) -> bytes:
+    """The bytes of a checkpoint, or of a bare state dict as `torch.save` writes it; equal content gives equal bytes.
+
+    Tensors come to the CPU. Raises ValueError, naming the place, for values that safe reading would refuse: all but
+    tensors, numbers, strings, None, and lists, tuples and dicts of these.
+    """
+    if isinstance(content, Checkpoint):
+        fields = {"weights": content.weights, "settings": content.settings, "about": content.about}
+        plain = _plain({"format": FORMAT, "version": VERSION, **fields, "resume": content.resume}, "")
+    else:
+        plain = _plain(content, "")
+    buffer = io.BytesIO()
+    torch.save(plain, buffer)
+    return buffer.getvalue()
+
+
+_EXPECTED = "expected the .pt file of a run, or what torch.save(network.state_dict(), 'weights.pt') writes"
+
+
+def _check_bytes(data: bytes, where: str) -> None:
+    start = data[:200].lstrip()
+    if not data:
+        raise ValueError(f"{where} is empty; {_EXPECTED}")
+    if start.startswith(b"<"):
+        raise ValueError(f"{where} is a web page or an XML answer, no weights; it starts with {start[:60]!r}")
+    if data.startswith(ZIP):
+        _check_archive(data, where)
+    elif not data.startswith(BEFORE_TORCH_1_6):
+        raise ValueError(f"{where} is no file of torch; it starts with {data[:16]!r}; {_EXPECTED}")
+
+
+def _check_archive(data: bytes, where: str) -> None:
+    """Torch reads a tensor whose bytes have changed without a word; the archive's checksums tell."""
+    try:
+        broken = zipfile.ZipFile(io.BytesIO(data)).testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise ValueError(f"{where} is cut short or damaged ({len(data)} bytes): {error}. Fetch it again") from error
+    if broken:
+        raise ValueError(f"{where} is damaged: the checksum of {broken} is wrong. Fetch it again")
+
+
+def _loaded(data: bytes, where: str) -> Any:
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({named[1]})" if named else ""
+        raise ValueError(
+            f"{where} holds more than weights{what} and is refused, since reading it could run somebody's program; "
+            f"{_EXPECTED}"
+        ) from error
+    except (RuntimeError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{where} cannot be read as weights: {reason or type(error).__name__}; {_EXPECTED}") from error
+
+
+def _checkpoint(content: dict[str, Any], where: str) -> Checkpoint:
+    if content.get("version") != VERSION:
+        raise ValueError(
+            f"{where} is a checkpoint of version {content.get('version')}, and this is a kasthuri_ray for version "
+            f"{VERSION}; use the release that wrote it"
+        )
+    weights = _state_dict(content.get("weights"), where)
+    return Checkpoint(weights, content.get("settings"), content.get("about") or {}, content.get("resume"))
+
+
+def _state_dict(content: Any, where: str) -> dict[str, Tensor]:
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{where} holds no weights but {_described(content)}; {_EXPECTED}")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ValueError(f"{where} is no state dict: {key!r} is {_described(value)}, no tensor; {_EXPECTED}")
+    return dict(content)
+
+
+def _described(value: Any) -> str:
+    name = "empty dict" if isinstance(value, dict) and not value else type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def _plain(value: Any, place: str) -> Any:
+    if isinstance(value, Tensor):
+        return _own(value.detach().cpu())
+    if type(value) in PLAIN:
+        return value
+    if isinstance(value, Mapping):
+        return {_plain(key, place): _plain(item, f"{place}.{key}".lstrip(".")) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item, f"{place}[{i}]") for i, item in enumerate(value))
+    raise ValueError(
+        f"{place or 'it'} is a {type(value).__module__}.{type(value).__name__}, which a checkpoint cannot hold; "
+        "make it a tensor, a number, a string, or a list or dict of these"
+    )
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """The tensor with no more storage than it shows: torch.save writes the whole storage of a view."""
+    shown = tensor.numel() * tensor.element_size()
+    return tensor.clone() if tensor.untyped_storage().nbytes() > shown else tensor
