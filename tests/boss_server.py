@@ -70,21 +70,21 @@ class BossServer:
 
     fault: set to a status ("500") or one of `reset`, `truncated`, `html`, `short`, `fewer`, `empty`, `hang`, `drip`,
         `drip header`, it befalls every answer; or only cutouts, with `fault_on = "cutout"`.
-    fault_share: the share of answers that one of `faults` befalls instead, drawn by `seed`.
+    next_faults: what befalls the next answers, one each.
     token: if set, any other is refused with 401.
+    delay_s: how long every answer takes at least.
     """
 
-    def __init__(self, *, fault_share: float = 0.0, faults: tuple[str, ...] = MIXED_FAULTS, seed: int = 0) -> None:
+    def __init__(self) -> None:
         self.fault: str | None = None
         self.fault_on = ""
-        self.fault_share = fault_share
-        self.faults = faults
+        self.next_faults: list[str] = []
         self.token: str | None = None
         self.delay_s = 0.0
         self.requests: list[Request] = []
         self.channels: dict[tuple[str, str, str], Channel] = {}
         self.closing = threading.Event()
-        self._random = random.Random(seed)
+        self.befall(0.0)
         self._lock = threading.Lock()
         self._http = _HttpServer(("127.0.0.1", 0), _handler_of(self))
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -120,6 +120,10 @@ class BossServer:
         frame: dict[str, Any] = {"name": f"{collection}_{experiment}", "description": "", "voxel_unit": voxel_unit}
         for axis, start, length, size in zip("zyx", offset, levels[0].shape, voxel_size, strict=True):
             frame |= {f"{axis}_start": start, f"{axis}_stop": start + length, f"{axis}_voxel_size": size}
+        frames = [known.frame for known in self.channels.values() if known.frame["name"] == frame["name"]]
+        assert frames in ([], [frame] * len(frames)), (
+            f"the channels of an experiment share its frame: {frames}, {frame}"
+        )
         self.channels[collection, experiment, channel] = Channel(
             levels=levels,
             offset=offset,
@@ -156,6 +160,10 @@ class BossServer:
         )
         return f"bossdb://{name}"
 
+    def befall(self, share: float, *, faults: tuple[str, ...] = MIXED_FAULTS, seed: int = 0) -> None:
+        """From now on one of `faults`, drawn by `seed`, befalls the given share of answers."""
+        self._share, self._faults, self._random = share, faults, random.Random(seed)
+
     def close(self) -> None:
         """Ends the server, and every answer that hangs."""
         self.closing.set()
@@ -167,7 +175,9 @@ class BossServer:
         if self.fault and self.fault_on in path:
             return self.fault
         with self._lock:
-            return self._random.choice(self.faults) if self._random.random() < self.fault_share else None
+            if self.next_faults:
+                return self.next_faults.pop(0)
+            return self._random.choice(self._faults) if self._random.random() < self._share else None
 
     def answer(self, path: str) -> tuple[str, str, bytes]:
         """Status, content type and body for `path`."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
 import requests
-import urllib3
 from blosc.blosc_extension import error as BloscError
 
 from kasthuri_ray.volumes.threads import call_within
@@ -23,7 +22,7 @@ T = TypeVar("T")
 PASSING_STATUS = {408, 425, 429}
 """Statuses below 500 that may pass; every other 4xx is final."""
 
-_PASSING = (requests.RequestException, urllib3.exceptions.HTTPError, BloscError, TimeoutError, ValueError)
+_PASSING = (requests.RequestException, BloscError, TimeoutError, ValueError)
 _INVALID = (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.InvalidHeader)
 
 
@@ -38,9 +37,9 @@ class Patience:
     deadline_s: the longest that one try may take, however steadily its bytes drip.
     """
 
-    tries: int = 6
+    tries: int = 10
     first_pause_s: float = 0.5
-    longest_pause_s: float = 15.0
+    longest_pause_s: float = 20.0
     timeout_s: float = 30.0
     deadline_s: float = 120.0
 
@@ -113,7 +112,8 @@ def ask(call: Callable[[], T], what: str, boss: Boss, patience: Patience) -> T:
             cause = _status(error, what, boss)
         except _PASSING as error:
             cause = _failure(error)
-    raise SourceError(boss.without_token(f"{what} did not come from {boss.host} in {patience.tries} tries: {cause}"))
+    text = f"{what} did not come from {boss.host} in {patience.tries} tries; the last one: {cause}"
+    raise SourceError(boss.without_token(text))
 
 
 def _status(error: requests.HTTPError, what: str, boss: Boss) -> str:
@@ -155,4 +155,6 @@ def _failure(error: Exception) -> str:
         return f"the answer is not a whole blosc buffer ({error})"
     if isinstance(error, requests.exceptions.JSONDecodeError):
         return f"the answer is not JSON ({error})"
+    if isinstance(error, requests.ConnectionError) and error.args:
+        return f"no connection ({getattr(error.args[0], 'reason', error)}); is the host up, and reached from here?"
     return f"{type(error).__name__}: {error}"

@@ -30,7 +30,10 @@ REQUEST_VOXELS = math.prod(CUBOID)
 """The most voxels of one request: far below the 30 million above which intern forks."""
 REQUESTS_AT_ONCE = 8
 PATIENCE = Patience()
-"""Of every request, where `open_bossdb` is not given another."""
+"""With every cutout, where `open_bossdb` is not given another. At ten tries a server that fails one time in five costs
+one request in ten million."""
+METADATA_TRIES = 6
+"""At most: somebody waits at the terminal to hear that the host is down."""
 
 _FORM = "bossdb://collection/experiment/channel[/resolution]"
 _NANOMETERS = {"nanometers": 1.0, "micrometers": 1e3, "millimeters": 1e6, "centimeters": 1e7}
@@ -108,7 +111,7 @@ def open_bossdb(
     return BossVolume(
         uri=uri,
         source_id=f"{server.url}/{'/'.join(names)}/{resolution}",
-        bounds=_bounds(frame, factor, uri),
+        bounds=_bounds(frame, resolution, factor, uri),
         dtype=np.dtype(channel.datatype),
         voxel_size_nm=_voxel_size_nm(frame, factor),
         chunk=CUBOID,
@@ -136,7 +139,7 @@ def _downsampling(hierarchy_method: str, resolution: int) -> Zyx:
     return (factor if hierarchy_method == "isotropic" else 1, factor, factor)
 
 
-def _bounds(frame: CoordinateFrameResource, factor: Zyx, uri: str) -> Box:
+def _bounds(frame: CoordinateFrameResource, resolution: int, factor: Zyx, uri: str) -> Box:
     """The coordinate frame at the resolution of `factor`, rounded outward as the Boss downsamples.
 
     The Boss checks every cutout against the native frame, whatever its resolution, so what lies outside of that
@@ -147,7 +150,7 @@ def _bounds(frame: CoordinateFrameResource, factor: Zyx, uri: str) -> Box:
     stop = tuple(-(-b // f) for b, f in zip(native.stop, factor, strict=True))
     bounds = Box(start, stop).intersect(native)  # type: ignore[arg-type]
     if bounds.num_voxels == 0:
-        raise ValueError(f"{uri}: the Boss gives no voxels at this resolution, since its frame begins at {native}")
+        raise ValueError(f"{uri}: the Boss gives no voxels at resolution {resolution}, since its frame is {native}")
     return bounds
 
 
@@ -184,6 +187,7 @@ def _metadata(resource: Resource, uri: str, boss: Boss, patience: Patience) -> R
 
     kind = type(resource).__name__.removesuffix("Resource").lower()
     try:
+        patience = replace(patience, tries=min(patience.tries, METADATA_TRIES))
         return ask(get, f"the metadata of {kind} {resource.name!r} of {uri}", boss, patience)
     except _UnknownValue as error:
         raise ValueError(f"{uri}: intern cannot read its {kind} {resource.name!r}: {error}") from None

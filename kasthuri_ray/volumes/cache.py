@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import logging
 import os
 import re
+import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,8 +26,10 @@ from kasthuri_ray.volumes.volume import Volume
 
 log = logging.getLogger(__name__)
 
-FETCHES_AT_ONCE = 16
+FETCHES_AT_ONCE = 8
 """Chunks of one read that are on their way at the same time."""
+SPARED_BYTES = 500_000_000
+"""So much of the disk is left to others, such as checkpoints, whatever the limit."""
 
 _MAGIC = b"KRC1"
 _DIGEST_BYTES = 16
@@ -66,15 +71,20 @@ class ChunkCache:
     """A folder of chunks, one file each, of no more than `size_limit_bytes`.
 
     Those used longest ago go first. Any number of processes may share it, and any file may be deleted at any time. A
-    disk that is full or read-only costs one line in the log, never a voxel.
+    disk that is full or read-only costs one line in the log, never a voxel. All lies in a subfolder of its own, so
+    that nothing else in `folder` is ever touched.
     """
 
     folder: Path
     size_limit_bytes: int
 
+    @property
+    def root(self) -> Path:
+        return self.folder / "chunks-1"  # another format gets another number
+
     def get(self, key: str, size: int) -> bytes | None:
         """The `size` bytes kept under `key`; None where there are none, or damaged ones (which are deleted)."""
-        path = self.folder / key
+        path = self.root / key
         try:
             packed = path.read_bytes()
         except OSError:
@@ -92,11 +102,13 @@ class ChunkCache:
         """Keeps `chunk` under `key`, wholly or not at all."""
         if time.monotonic() < _failures.get(self.folder, -1.0):
             return
-        path = self.folder / key
+        path = self.root / key
         temporary = path.with_name(f"{path.name}.{os.urandom(6).hex()}.part")
         packed = _pack(chunk)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(path.parent).free < SPARED_BYTES:
+                raise OSError(errno.ENOSPC, f"less than {SPARED_BYTES // 10**6} MB are free")
             with open(temporary, "xb") as file:
                 file.writelines(packed)
             os.replace(temporary, path)
@@ -110,7 +122,7 @@ class ChunkCache:
     @contextmanager
     def locked(self, key: str) -> Iterator[None]:
         """Holds `key` against other threads and processes; a holder that dies lets go. Without a disk, does nothing."""
-        path = self.folder / f"{key}.lock"
+        path = self.root / f"{key}.lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
@@ -127,32 +139,31 @@ class ChunkCache:
             os.close(lock)
 
     def evict(self) -> None:
-        """Deletes the chunks used longest ago, if the limit is near; leaves it to another process that is at it."""
-        with self._evicting() as free:
-            if not free:
-                return
+        """Deletes the chunks used longest ago, if the limit is near: down to 14/16 of it, from 15/16 on."""
+        with self._evicting():
             chunks = sorted(self._chunks())
-            excess = sum(size for _, size, _ in chunks) - self.size_limit_bytes * 15 // 16
-            if excess <= 0:
+            total = sum(size for _, size, _ in chunks)
+            if total <= self.size_limit_bytes * 15 // 16:
                 return
-            excess += self.size_limit_bytes // 16
             for _, size, path in chunks:
-                if excess <= 0:
+                if total <= self.size_limit_bytes * 14 // 16:
                     break
                 with suppress(OSError):
                     os.unlink(path)
-                excess -= size
+                total -= size
 
     def _written(self, size: int) -> None:
         """Notes `size` bytes, and makes room whenever a 256th of the limit was written."""
-        _unnoted[self.folder] = _unnoted.get(self.folder, self.size_limit_bytes) + size
-        if _unnoted[self.folder] > self.size_limit_bytes // 256:
-            _unnoted[self.folder] = 0
+        with _noting:
+            written = _unnoted.get(self.folder, self.size_limit_bytes) + size
+            due = written > self.size_limit_bytes // 256
+            _unnoted[self.folder] = 0 if due else written
+        if due:
             self.evict()
 
     def _chunks(self) -> Iterator[tuple[float, int, str]]:
         """When each chunk was last used, its bytes and its path. Clears away what dead processes left."""
-        for parent, _, names in os.walk(self.folder):
+        for parent, _, names in os.walk(self.root):
             for name in names:
                 path = os.path.join(parent, name)
                 try:
@@ -166,29 +177,31 @@ class ChunkCache:
                         os.unlink(path)
 
     @contextmanager
-    def _evicting(self) -> Iterator[bool]:
+    def _evicting(self) -> Iterator[None]:
+        """One at a time, so that two do not delete for the same excess; where a disk cannot lock, they may."""
         try:
-            lock = os.open(self.folder / "evicting", os.O_CREAT | os.O_RDWR, 0o666)
+            lock = os.open(self.root / "evicting", os.O_CREAT | os.O_RDWR, 0o666)
         except OSError:
-            yield False
+            yield
             return
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
         finally:
             os.close(lock)
 
     def _give_up(self, error: OSError) -> None:
-        if self.folder not in _failures:
+        with _noting:
+            known = self.folder in _failures
+            _failures[self.folder] = time.monotonic() + _PAUSE_AFTER_FAILURE_S
+        if not known:
             log.warning(
                 "the cache in %s takes no more chunks (%s); they are fetched anew each time", self.folder, error
             )
-        _failures[self.folder] = time.monotonic() + _PAUSE_AFTER_FAILURE_S
 
 
+_noting = threading.Lock()
 _failures: dict[Path, float] = {}
 """When this process writes again to a folder whose disk was full."""
 _unnoted: dict[Path, int] = {}
