@@ -148,6 +148,7 @@ def _open_tiff(uri: str, path: Path) -> Volume:
             raise ValueError(f"{uri} holds {len(file.series)} images, shapes {shapes}; a volume is one stack of pages")
         series = file.series[0]
         axes = _tiff_axes(series, uri)
+        _check_codec(series, uri)
         chunk = tuple(1 if axis < 0 else n for axis, n in zip(axes, _tiff_chunk(series, axes), strict=True))
         return _volume(uri, path, "", axes, series.shape, np.dtype(series.dtype), chunk, _tiff_voxel_size(file))
 
@@ -170,6 +171,15 @@ def _tiff_axes(series: tifffile.TiffPageSeries, uri: str) -> Zyx:
         raise ValueError(f"{uri} has axes {names} of shape {shape}; a volume has one channel and three axes: z, y, x")
     others = [axis for axis in range(len(names)) if axis not in (y, x, *longer) and names[axis] not in "CS"]
     return (*longer, *others, -1)[0], y, x
+
+
+def _check_codec(series: tifffile.TiffPageSeries, uri: str) -> None:
+    try:
+        tifffile.TIFF.DECOMPRESSORS[series.keyframe.compression]
+    except KeyError as error:
+        raise ValueError(
+            f"{uri}: {error.args[0]}: install it (pip install imagecodecs), or convert the file"
+        ) from error
 
 
 def _tiff_chunk(series: tifffile.TiffPageSeries, axes: Zyx) -> Zyx:
@@ -250,7 +260,8 @@ def _reader(path: str, dataset: str, opened: str) -> Read:
     file = _tiff(path)
     series = file.series[0]
     if series.dataoffset is not None:
-        return np.memmap(path, series.dtype, "r", series.dataoffset, series.shape).__getitem__
+        stored_type = np.dtype(series.dtype).newbyteorder(file.byteorder)
+        return np.memmap(path, stored_type, "r", series.dataoffset, series.shape).__getitem__
     axes = _tiff_axes(series, path)
     cell = dict(zip(axes, _tiff_chunk(series, axes), strict=True))
     return _Cells(series, tuple(cell.get(axis, 1) for axis in range(series.ndim))).read
