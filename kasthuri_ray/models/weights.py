@@ -1,7 +1,7 @@
 """Weights and checkpoints as bytes, read without running anything that they hold.
 
-`pack` makes bytes of a state dict or a `Checkpoint`; `read_checkpoint` and `read_weights` take them apart. Where bytes
-come from and go to is the caller's. Needs torch alone.
+`pack` makes bytes of a state dict or a checkpoint; `unpack`, `read_checkpoint` and `read_weights` take them apart.
+Where bytes come from and go to is the caller's. Needs torch alone.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FORMAT = "kasthuri_ray checkpoint"
-VERSION = 1
 WRAPPED_IN = ("weights", "state_dict", "model_state_dict", "model")  # where other people's checkpoints keep weights
 
 ZIP = b"PK\x03\x04"
@@ -31,52 +29,56 @@ class Checkpoint:
     """A network's weights, and what is known about them.
 
     weights: its state dict, on the CPU. settings: all settings of the run as plain values; None for a bare state dict.
-    about: plain facts such as epoch, threshold, versions. resume: all that going on needs besides (optimizer, schedule,
-    averaged weights, random state); None where it cannot go on from here.
+    about: whatever else the checkpoint holds, by name.
     """
 
     weights: dict[str, Tensor]
     settings: dict[str, Any] | None = None
     about: dict[str, Any] = field(default_factory=dict)
-    resume: dict[str, Any] | None = None
 
 
 def read_weights(data: bytes, where: str) -> dict[str, Tensor]:
-    """The state dict in `data`, a bare one or a checkpoint's; errors as of `read_checkpoint`."""
+    """The state dict in `data`, a bare one or a checkpoint's; errors as of `unpack`."""
     return read_checkpoint(data, where).weights
 
 
 def read_checkpoint(data: bytes, where: str) -> Checkpoint:
-    """The checkpoint in `data`, tensors on the CPU; of a bare state dict the weights alone.
+    """The checkpoint in `data`; of a bare state dict the weights alone.
+
+    A checkpoint is a dict with `weights` and `settings`; of other people's, the weights are found as well.
+    Raises ValueError as `unpack` does, and where there are no weights.
+    """
+    content = unpack(data, where)
+    wraps = [key for key in WRAPPED_IN if isinstance(content.get(key), dict)]
+    if not wraps:
+        return Checkpoint(_state_dict(content, where))
+    about = {key: value for key, value in content.items() if key not in (wraps[0], "settings")}
+    return Checkpoint(_state_dict(content[wraps[0]], where), content.get("settings"), about)
+
+
+def unpack(data: bytes, where: str) -> dict[str, Any]:
+    """The dict that `pack` or `torch.save` made `data` of, tensors on the CPU.
 
     Nothing in `data` is run: what is more than tensors and plain values is refused. `where` names the source in errors.
     Raises ValueError for that, and for bytes that are cut short, damaged, a web page or anything else.
     """
     _check_bytes(data, where)
     content = _loaded(data, where)
-    if not isinstance(content, dict) or not content:
+    if not isinstance(content, dict):
         raise ValueError(f"{where} holds no state dict but {_described(content)}; {_EXPECTED}")
-    if content.get("format") == FORMAT:
-        return _checkpoint(content, where)
-    if not all(isinstance(value, Tensor) for value in content.values()):
-        inner = [content[key] for key in WRAPPED_IN if isinstance(content.get(key), dict)]
-        content = inner[0] if inner else content
-    return Checkpoint(_state_dict(content, where))
+    return content
 
 
-def pack(content: Checkpoint | Mapping[str, Tensor]) -> bytes:
-    """The bytes of a checkpoint, or of a bare state dict as `torch.save` writes it; equal content gives equal bytes.
+def pack(content: Checkpoint | Mapping[str, Any]) -> bytes:
+    """The bytes of a checkpoint, or of a dict, such as a bare state dict, as `torch.save` writes it.
 
-    Tensors come to the CPU. Raises ValueError, naming the place, for values that safe reading would refuse: all but
-    tensors, numbers, strings, None, and lists, tuples and dicts of these.
+    Tensors come to the CPU; equal content gives equal bytes. Raises ValueError, naming the place, for values that
+    `unpack` would refuse: all but tensors, numbers, strings, None, and lists, tuples and dicts of these.
     """
     if isinstance(content, Checkpoint):
-        fields = {"weights": content.weights, "settings": content.settings, "about": content.about}
-        plain = _plain({"format": FORMAT, "version": VERSION, **fields, "resume": content.resume}, "")
-    else:
-        plain = _plain(content, "")
+        content = {"weights": content.weights, "settings": content.settings, **content.about}
     buffer = io.BytesIO()
-    torch.save(plain, buffer)
+    torch.save(_plain(content, ""), buffer)
     return buffer.getvalue()
 
 
@@ -118,16 +120,6 @@ def _loaded(data: bytes, where: str) -> Any:
     except (RuntimeError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{where} cannot be read as weights: {reason or type(error).__name__}; {_EXPECTED}") from error
-
-
-def _checkpoint(content: dict[str, Any], where: str) -> Checkpoint:
-    if content.get("version") != VERSION:
-        raise ValueError(
-            f"{where} is a checkpoint of version {content.get('version')}, and this is a kasthuri_ray for version "
-            f"{VERSION}; use the release that wrote it"
-        )
-    weights = _state_dict(content.get("weights"), where)
-    return Checkpoint(weights, content.get("settings"), content.get("about") or {}, content.get("resume"))
 
 
 def _state_dict(content: Any, where: str) -> dict[str, Tensor]:

@@ -134,7 +134,7 @@ class Draws:
 
 
 class Augment:
-    """Changes a batch: `augment(images, labels, seed) -> (images, labels)`, new tensors of the same dtype and shape.
+    """Changes a batch: `augment(images, labels, seed) -> (images, labels)`, new tensors of the same dtype and strides.
 
     Images are N, 1, [z], y, x, floats in 0..1, and stay there; labels are N, [z], y, x, whole numbers, and take part in
     every change of place by the nearest voxel, never interpolated: 255 (ignore) stays 255. What a rotation, a bend or a
@@ -169,7 +169,8 @@ class Augment:
         for spoil in (artifacts.blur, artifacts.light, artifacts.patches, artifacts.noise):
             x = spoil(x, draws, self.strength)
         x = artifacts.hide(x.clamp_(0, 1), draws, self.strength, volume=self.dim == 3)
-        return x.reshape(images.shape).to(images.dtype), y.reshape(labels.shape)
+        # Turns leave other strides behind, for each of which torch.compile would compile again.
+        return tuple(torch.empty_like(a).copy_(b.reshape(a.shape)) for a, b in ((images, x), (labels, y)))  # type: ignore[return-value]
 
     def _check(self, images: Tensor, labels: Tensor) -> None:
         axes = "z, y, x" if self.dim == 3 else "y, x"

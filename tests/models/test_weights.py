@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from kasthuri_ray.models.unet import UNet, load_weights
-from kasthuri_ray.models.weights import Checkpoint, pack, read_checkpoint, read_weights
+from kasthuri_ray.models.weights import Checkpoint, pack, read_checkpoint, read_weights, unpack
 
 SEED = Path(__file__).parent / "seed_unet"
 
@@ -65,7 +65,7 @@ def test_published_weights_are_read_and_loaded():
 def test_a_bare_state_dict_is_a_checkpoint_without_settings(zipped):
     state = nn.Linear(2, 3).state_dict()
     checkpoint = read_checkpoint(saved(state, _use_new_zipfile_serialization=zipped), "w.pt")
-    assert (checkpoint.settings, checkpoint.about, checkpoint.resume) == (None, {}, None)
+    assert (checkpoint.settings, checkpoint.about) == (None, {})
     assert all(torch.equal(checkpoint.weights[key], value) for key, value in state.items())
 
 
@@ -82,15 +82,22 @@ def test_a_checkpoint_comes_back_as_it_was_packed():
     optimizer.step()
     settings = {"network": {"dim": 2, "learning_rate": 3e-4, "scheduler": None, "layers": [1, 2]}}
     resume = {"optimizer": optimizer.state_dict(), "random": torch.get_rng_state(), "epoch": 3, "shape": (1, 2)}
-    packed = Checkpoint(network.state_dict(), settings, {"threshold": 0.4}, resume)
+    packed = Checkpoint(network.state_dict(), settings, resume)
     back = read_checkpoint(pack(packed), "last.pt")
-    assert (back.settings, back.about) == (settings, {"threshold": 0.4})
-    assert back.resume["shape"] == (1, 2)
-    assert torch.equal(back.resume["random"], torch.get_rng_state())
-    torch.testing.assert_close(back.resume["optimizer"], optimizer.state_dict(), rtol=0, atol=0)
+    assert back.settings == settings
+    assert (back.about["epoch"], back.about["shape"]) == (3, (1, 2))
+    assert torch.equal(back.about["random"], torch.get_rng_state())
+    torch.testing.assert_close(back.about["optimizer"], optimizer.state_dict(), rtol=0, atol=0)
     load_weights(network, back.weights)
-    optimizer.load_state_dict(back.resume["optimizer"])
+    optimizer.load_state_dict(back.about["optimizer"])
     assert pack(back) == pack(packed)
+
+
+def test_any_plain_dict_comes_back_as_it_was_packed():
+    content = {"weights": {"w": torch.ones(2)}, "settings": {"a": None}, "best": {"epoch": 3, "f1": [0.5, True]}}
+    back = unpack(pack(content), "best.pt")
+    assert (list(back), back["settings"], back["best"]) == (list(content), content["settings"], content["best"])
+    assert list(read_weights(pack(content), "best.pt")) == ["w"]
 
 
 def test_packed_weights_are_what_plain_torch_loads():
@@ -128,10 +135,10 @@ LARGE = saved({"w": torch.ones(1000)})
         (damaged(LARGE), "is damaged: the checksum of .*data/0 is wrong"),
         (saved({"w": torch.ones(1000)}, _use_new_zipfile_serialization=False)[:3000], "cannot be read as weights"),
         (saved([1, 2]), "holds no state dict but a list"),
-        (saved({}), "holds no state dict but an empty dict"),
+        (saved({}), "holds no weights but an empty dict"),
         (saved({"w": torch.ones(1), "epoch": 3}), "no state dict: 'epoch' is an int, no tensor"),
         (saved({"model": {}}), "holds no weights but an empty dict"),
-        (saved({"format": "kasthuri_ray checkpoint", "version": 2}), "version 2.*for version 1"),
+        (saved({"weights": None, "settings": {}}), "no state dict: 'weights' is a NoneType, no tensor"),
         (saved(nn.Linear(1, 1)), r"more than weights \(torch.nn.modules.linear.Linear\).*network.state_dict\(\)"),
     ],
 )
@@ -147,7 +154,7 @@ def test_what_is_no_weights_is_refused_in_words(data, words):
     [
         ({"w": np.ones(2)}, "w is a numpy.ndarray"),
         (Checkpoint({}, {"train": {"lr": np.float64(1)}}), "settings.train.lr is a numpy.float64"),
-        (Checkpoint({}, {}, {"files": [Path()]}), r"about.files\[0\] is a pathlib.* cannot hold; make it a tensor"),
+        (Checkpoint({}, {}, {"files": [Path()]}), r"files\[0\] is a pathlib.* cannot hold; make it a tensor"),
     ],
 )
 def test_what_could_not_be_read_safely_is_not_packed(content, words):

@@ -75,6 +75,15 @@ def test_dtypes_shapes_and_the_callers_tensors_are_kept(dtypes, dim):
     assert torch.equal(labels, before[1])
 
 
+@pytest.mark.parametrize("name", ["transpose", "flip_x", "rotate"])
+def test_strides_are_kept_so_that_nothing_compiles_again(name):
+    images, labels = batch(2)
+    images = images.to(memory_format=torch.channels_last)
+    changed, changed_labels = Augment(strength=only(name))(images, labels, 0)
+    assert changed.stride() == images.stride()
+    assert changed_labels.stride() == labels.stride()
+
+
 def test_none_changes_nothing():
     images, labels = batch(2)
     changed, changed_labels = Augment("none")(images, labels, 1)
