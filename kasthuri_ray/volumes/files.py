@@ -13,18 +13,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
-import h5py
 import numpy as np
-import tifffile
-import zarr
 
 from kasthuri_ray.geometry import Box, Zyx
 from kasthuri_ray.volumes.formats import Nm, in_nanometers
 from kasthuri_ray.volumes.volume import SourceError, Volume
+
+if TYPE_CHECKING:
+    import h5py
+    import tifffile
 
 HDF5 = re.compile(r"(.+?\.(?:h5|hdf5|hdf))(?::(.*))?$", re.IGNORECASE)
 TIFF = re.compile(r".+\.tiff?$", re.IGNORECASE)
@@ -79,7 +80,7 @@ def open_file(uri: str, mip: int | None = None) -> Volume:
         return _open_hdf5(uri, path, dataset) if match else _open_tiff(uri, path)
     except (FileNotFoundError, PermissionError):
         raise
-    except (OSError, tifffile.TiffFileError) as error:
+    except OSError as error:
         raise ValueError(f"{uri} is not a whole {'HDF5' if match else 'TIFF'} file: {error}") from error
 
 
@@ -97,6 +98,8 @@ def _local_path(name: str, uri: str) -> Path:
 
 
 def _open_hdf5(uri: str, path: Path, name: str) -> Volume:
+    import h5py
+
     with h5py.File(path, "r") as file:
         inside = _datasets(file)
         if not name:
@@ -113,6 +116,8 @@ def _open_hdf5(uri: str, path: Path, name: str) -> Volume:
 
 
 def _datasets(file: h5py.File) -> list[str]:
+    import h5py
+
     names: list[str] = []
     file.visititems(
         lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) and item.ndim >= 3 else None
@@ -155,7 +160,12 @@ def _open_tiff(uri: str, path: Path) -> Volume:
 
 def _tiff(path: str | Path) -> tifffile.TiffFile:
     """The file; pages that were written one by one, each with a shape of its own, as the stack that they are."""
-    file = tifffile.TiffFile(path)
+    import tifffile
+
+    try:
+        file = tifffile.TiffFile(path)
+    except tifffile.TiffFileError as error:
+        raise OSError(str(error)) from error
     if len(file.series) > 1 and file.is_shaped:
         file.close()
         return tifffile.TiffFile(path, is_shaped=False)
@@ -174,6 +184,8 @@ def _tiff_axes(series: tifffile.TiffPageSeries, uri: str) -> Zyx:
 
 
 def _check_codec(series: tifffile.TiffPageSeries, uri: str) -> None:
+    import tifffile
+
     try:
         tifffile.TIFF.DECOMPRESSORS[series.keyframe.compression]
     except KeyError as error:
@@ -255,6 +267,8 @@ def _as_zyx(read: Read, box: Box, axes: Zyx, dtype: np.dtype, rank: int) -> np.n
 def _reader(path: str, dataset: str, opened: str) -> Read:
     """What this process reads one opening by: from an open file, safely from many threads."""
     if dataset:
+        import h5py
+
         stored = h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES)[dataset]
         return stored.__getitem__  # h5py holds a lock of its own around every call
     file = _tiff(path)
@@ -271,7 +285,9 @@ class _Cells:
     """A compressed TIFF read by grid cells, of which the last ones are kept decoded."""
 
     def __init__(self, series: tifffile.TiffPageSeries, cell: tuple[int, ...]) -> None:
-        self.array = zarr.open_array(series.aszarr(level=0), mode="r")
+        import zarr
+
+        self.array: Any = zarr.open_array(series.aszarr(level=0), mode="r")
         self.cell = cell
         self.kept: OrderedDict[tuple[int, ...], np.ndarray] = OrderedDict()
         self.lock = threading.Lock()

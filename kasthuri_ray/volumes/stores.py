@@ -13,7 +13,6 @@ import re
 import time
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ import tensorstore as ts
 from kasthuri_ray.geometry import Box, Zyx
 from kasthuri_ray.volumes import formats
 from kasthuri_ray.volumes.formats import ARRAY, DOCUMENTS, Document, Level, Nm, Node, find_node
+from kasthuri_ray.volumes.inside import name_one, nothing_there
 from kasthuri_ray.volumes.keyvalue import (
     ANSWER_SECONDS,
     Location,
@@ -79,7 +79,7 @@ def open_store(uri: str, mip: int | None = None) -> Volume:
     place, documents = read_documents(location, DOCUMENTS)
     node = find_node(documents, location.driver)
     if node is None:
-        raise _nothing_there(place)
+        raise nothing_there(place)
     if node.driver == "neuroglancer_precomputed":
         return _open_precomputed(place, node, mip)
     if node.kind == ARRAY:
@@ -110,21 +110,22 @@ def _leveled(uri: str, mip: int) -> str:
 
 def _open_pyramid(place: Location, group: Node, documents: dict[str, Any], mip: int) -> Volume:
     """The level `mip` of a group; a ValueError that lists its arrays where the group is no pyramid."""
+    levels: list[Level] | None = None
     if group.driver == "n5":
-        paths, levels = _n5_levels(place, documents), None
+        paths = _n5_levels(place, documents)
     else:
         levels = formats.ome_levels(group.attributes)
         if levels is None and "bioformats2raw.layout" in group.attributes.get("ome", group.attributes):
             return open_store(f"{place.uri.rstrip('/')}{'' if place.uri.endswith(':') else '/'}0", mip)
         paths = [level.path for level in levels or []]
     if not paths:
-        raise ValueError(f"{place.uri} is a group, not an array; {_name_one(place, group.attributes)}")
+        raise ValueError(f"{place.uri} is a group, not an array; {name_one(place, group)}")
     _check_mip(place.uri, mip, len(paths))
     inner = place.at(paths[mip])
     node = find_node(read_documents(inner, DOCUMENTS)[1], group.driver)
     if node is None or node.kind != ARRAY:
         raise FileNotFoundError(f"{place.uri} says that its mip {mip} is {paths[mip]!r}, but no array is there")
-    return _open_array(inner, node, group.attributes, levels and levels[mip], mip, _leveled(place.uri, mip))
+    return _open_array(inner, node, group.attributes, levels[mip] if levels else None, mip, _leveled(place.uri, mip))
 
 
 def _n5_levels(place: Location, documents: dict[str, Any]) -> list[str]:
@@ -180,14 +181,13 @@ def _volume(raw: ts.TensorStore, spec: dict[str, Any], axes: Zyx, uri: str, plac
     _check_axes(raw, axes, uri)
     dtype = _numeric(raw, uri)
     store = _turned(raw, axes)
-    layout = store.chunk_layout
-    chunk = tuple(n or m for n, m in zip(layout.read_chunk.shape, store.shape, strict=True))
+    layout: Any = store.chunk_layout
     return StoreVolume(
         uri=uri,
-        bounds=Box(store.domain.inclusive_min, store.domain.exclusive_max),
+        bounds=Box.at(store.domain.inclusive_min, store.shape),
         dtype=dtype,
         voxel_size_nm=size,
-        chunk=chunk,  # type: ignore[arg-type]
+        chunk=tuple(n or m for n, m in zip(layout.read_chunk.shape, store.shape, strict=True)),  # type: ignore[arg-type]
         chunk_origin=tuple(int(start) for start in layout.grid_origin),  # type: ignore[arg-type]
         remote=place.remote,
         source_id=_source_id(spec),
@@ -245,37 +245,3 @@ def _open_raw(spec: dict[str, Any], uri: str) -> ts.TensorStore:
 def _handle(spec: str, axes: Zyx, opened: str) -> ts.TensorStore:
     """This process's open store of one opening. A worker opens it at its first read."""
     return _turned(_open_raw(json.loads(spec), "the store"), axes)
-
-
-def _nothing_there(place: Location) -> Exception:
-    """What to tell a person whose URI leads to nothing that is known."""
-    kinds = [name for name, driver in DOCUMENTS.items() if place.driver in (None, driver)]
-    looked = f"looked for {', '.join(kinds)}"
-    parent = place.at("..")
-    if place.folder is not None and place.folder.is_dir():
-        inside = _arrays_in(place.folder)
-        return ValueError(f"{place.uri} is no array or pyramid: {looked}" + (f"; name one: {inside}" if inside else ""))
-    if place.folder is not None and not parent.folder.is_dir():  # type: ignore[union-attr]
-        return FileNotFoundError(f"{place.uri}: there is no {place.folder}")
-    hint = _name_one(parent, {}) if place.folder is not None else ""
-    return FileNotFoundError(f"{place.uri}: nothing is there ({looked})" + (f"; {hint}" if "name one:" in hint else ""))
-
-
-def _name_one(place: Location, attributes: Document) -> str:
-    """The advice to name an array of a group, with those inside where they can be seen."""
-    labels = attributes.get("ome", attributes).get("labels", [])
-    inside = _arrays_in(place.folder) if place.folder is not None else ", ".join(labels)
-    return f"name one: {inside}" if inside else "name an array inside it"
-
-
-def _arrays_in(folder: Path) -> str:
-    """The arrays and pyramids up to two folders down, at most twenty, as words."""
-    marks = [path for depth in ("*", "*/*") for name in DOCUMENTS for path in folder.glob(f"{depth}/{name}")]
-    names = [path.parent.relative_to(folder).as_posix() for path in marks if path.name in (".zarray", "info")]
-    for path in marks:
-        if path.name in ("zarr.json", "attributes.json"):
-            text = path.read_text(errors="replace")
-            if '"array"' in text or '"multiscales"' in text or '"blockSize"' in text:
-                names.append(path.parent.relative_to(folder).as_posix())
-    unique = sorted(set(names))
-    return ", ".join(unique[:20]) + (", ..." if len(unique) > 20 else "")

@@ -2,18 +2,22 @@
 
 import json
 import pickle
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
 import tensorstore as ts
 import zarr
+from moto.server import ThreadedMotoServer
 
 from kasthuri_ray.geometry import Box
-from kasthuri_ray.volumes import SourceError, open_volume
+from kasthuri_ray.volumes import SourceError, keyvalue, open_volume
 from kasthuri_ray.volumes.stores import open_store
 
 SHAPE = (12, 40, 50)
@@ -323,7 +327,7 @@ def test_names_that_lead_nowhere_say_what_was_looked_for(tmp_path, voxels):
     with pytest.raises(FileNotFoundError, match=r"there is no .*no.zarr"):
         open_store(str(tmp_path / "no" / "no.zarr"))
     with pytest.raises(
-        FileNotFoundError, match=r"nothing is there \(looked for zarr.json, .zarray.*name one: em, truth"
+        FileNotFoundError, match=r"nothing is there \(looked for zarr.json, .zarray.*g.zarr/ holds: em, truth/membrane"
     ):
         open_store(str(tmp_path / "g.zarr" / "emm"))
     with pytest.raises(ValueError, match=r"g.zarr is a group, not an array; name one: em, truth/membrane"):
@@ -355,9 +359,86 @@ def test_real_tissue_reads_as_zarr_python_reads_it(test_data):
     assert volume.voxel_size_nm == (45, 4.6, 4.6)
 
 
+@pytest.fixture
+def s3(monkeypatch) -> Iterator:
+    """A client of an S3 on loopback with the bucket `store-bucket`, which the environment points to."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "ENDPOINT_URL": f"http://{host}:{port}"}
+    for name, value in environment.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    client = boto3.client("s3", region_name="us-east-1", endpoint_url=f"http://{host}:{port}")
+    client.create_bucket(Bucket="store-bucket")
+    yield client
+    for item in client.list_objects_v2(Bucket="store-bucket").get("Contents", []):
+        client.delete_object(Bucket="store-bucket", Key=item["Key"])
+    client.delete_bucket(Bucket="store-bucket")
+    server.stop()
+
+
+def upload(client, folder: Path, prefix: str, **more: str) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            key = f"{prefix}/{path.relative_to(folder).as_posix()}"
+            client.put_object(Bucket="store-bucket", Key=key, Body=path.read_bytes(), **more)
+
+
+@pytest.mark.parametrize("access", ["public-read", "private"])
+def test_s3_is_read_anonymously_or_else_with_credentials(tmp_path, voxels, s3, access):
+    group = zarr.create_group(tmp_path / "x.zarr", attributes={"voxel_size_nm_zyx": [30, 5, 4]})
+    group.create_array("em", data=voxels, chunks=(4, 16, 16))
+    write_precomputed(tmp_path / "p", [voxels], offset=(100, 200, 7))
+    for name in ("x.zarr", "p"):
+        upload(s3, tmp_path / name, f"data/{name}", ACL=access)
+    zarrs = ["s3://store-bucket/data/x.zarr/em", "s3://store-bucket/data/x.zarr/|zarr3:em"]
+    for uri in [*zarrs, "s3://store-bucket/data/p", "s3://store-bucket/data/p/|neuroglancer-precomputed:"]:
+        volume = open_volume(uri)
+        check(volume, voxels)
+        assert volume.remote
+        assert volume.voxel_size_nm == (30, 5, 4)
+        assert ("anonymous" in volume.spec) == (access == "public-read")
+        assert "secret" not in pickle.dumps(volume).decode("latin1")
+        assert "127.0.0.1" in volume.identity
+    assert open_volume(zarrs[0]).identity == open_volume(zarrs[1]).identity
+
+
+def test_s3_errors_are_of_the_right_kind(tmp_path, voxels, s3, monkeypatch):
+    group = zarr.create_group(tmp_path / "x.zarr")
+    for name in ("em", "membrane"):
+        group.create_array(name, data=voxels, chunks=(4, 16, 16))
+    upload(s3, tmp_path / "x.zarr", "data/x.zarr", ACL="public-read")
+    with pytest.raises(ValueError, match=r"s3://store-bucket/data/x.zarr is a group, not an array; name one: em, memb"):
+        open_store("s3://store-bucket/data/x.zarr")
+    with pytest.raises(
+        FileNotFoundError, match=r"x.zarr/nope: nothing is there \(looked for .*x.zarr/ holds: em, memb"
+    ):
+        open_store("s3://store-bucket/data/x.zarr/nope")
+    with pytest.raises(FileNotFoundError, match=r"s3://no-such-bucket/x.zarr: nothing is there \(looked for"):
+        open_store("s3://no-such-bucket/x.zarr")
+    volume = open_store("s3://store-bucket/data/x.zarr/em")
+    s3.put_object(Bucket="store-bucket", Key="data/x.zarr/em/c/0/0/0", Body=b"no zstd", ACL="public-read")
+    with pytest.raises(SourceError, match=r"x.zarr/em: the cutout 0:1,0:1,0:1 \(z,y,x\) could not be read"):
+        volume.read(Box((0, 0, 0), (1, 1, 1)))
+    upload(s3, tmp_path / "x.zarr", "mine/x.zarr", ACL="private")
+    monkeypatch.setattr(keyvalue, "with_access", lambda kvstore: iter([keyvalue._with_s3(kvstore, "anonymous")]))
+    with pytest.raises(
+        PermissionError, match=r"s3://store-bucket/mine/x.zarr/em refuses access: .*check the credentials"
+    ):
+        open_store("s3://store-bucket/mine/x.zarr/em")
+
+
 def test_a_dead_endpoint_is_an_error_within_20_seconds(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     began = time.monotonic()
     with pytest.raises(SourceError, match=r"s3://some-bucket/x.zarr could not be opened: .*127.0.0.1"):
         open_store("s3://some-bucket/x.zarr")
     assert time.monotonic() - began < 20
+
+
+def test_an_endpoint_that_hangs_is_an_error_in_time(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(keyvalue, "ANSWER_SECONDS", 1.0)
+        with pytest.raises(SourceError, match=r"s3://some-bucket/x.zarr could not be opened: no answer in time"):
+            open_store("s3://some-bucket/x.zarr")
