@@ -7,6 +7,7 @@ and gives `Settings`, or a ValueError that names the file, the key, what was giv
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -101,7 +102,7 @@ class Task(Section):
         ranges = {"train": self.z_train, "val": self.z_val, "test": self.z_test}
         found = {split: list(z) for split, z in ranges.items() if z}
         order = sorted(found, key=lambda split: found[split])
-        for before, after in zip(order, order[1:], strict=False):
+        for before, after in itertools.pairwise(order):
             found[after][0] = max(found[after][0], found[before][1] + self.z_gap)
         return {split: found.get(split) for split in SPLITS} if self.z_gap else ranges  # type: ignore[return-value]
 
@@ -131,7 +132,7 @@ class Network(Section):
     model_type: Literal["unet", "attention", "residual", "depth"] = "unet"
     in_channels: Literal[1] = 1
     classes: Annotated[int, Field(ge=2, le=254)] = 2
-    n_blocks: Annotated[int, Field(ge=1, le=8)] = 4
+    n_blocks: Annotated[int, Field(ge=1, le=8)] | None = None  # None: 4, and 5 for depth
     start_filters: Count = 32
     activation: Literal["relu", "leaky", "elu"] = "relu"
     normalization: Literal["batch", "instance", "group", "none"] = "batch"
@@ -193,9 +194,11 @@ class Train(Section):
     wandb: str | None = None  # project
     verbose: bool = False
 
-    @field_validator("num_workers")
+    @field_validator("num_workers", mode="before")
     @classmethod
-    def _workers(cls, value: int | str | None) -> int | str | None:
+    def _workers(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.isdigit():
+            value = int(value)
         if isinstance(value, str):
             low, dash, high = value.partition("-")
             if not (dash and low.isdigit() and high.isdigit() and 1 <= int(low) <= int(high)):

@@ -1,0 +1,30 @@
+# make demo, make test: on a fresh machine both make the environment first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.venv: .venv/installed
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	touch $@
+
+demo: .venv                      ## train on the built-in phantom, and leave a page to look at
+	$(BIN)/python jobs/train.py --task phantom_synapse --config kasthuri_ray/taskconfig/demo.json --name demo-$$(date +%Y%m%d-%H%M%S)
+
+test: .venv                      ## the whole suite
+	$(BIN)/python -m pytest
+
+lint: .venv                      ## style, layers, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+wheels: .venv                    ## shows that all of it comes as wheels, on x86 and ARM
+	$(BIN)/python tests/wheels.py
+
+help:
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
+
+.PHONY: .venv demo test lint wheels help

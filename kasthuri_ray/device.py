@@ -1,0 +1,88 @@
+"""What this process computes on: device, threads, number format, compiler, memory. Needs torch alone.
+
+Decisions follow by rule from the machine and the settings, never from a stopwatch, so that a run that is continued
+computes the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+
+# What compiling costs is earned back over so many voxels times parameters: 100 steps of 8 x 256 x 256 of UNet_2D,
+# which save 0.5 s each, against 20-35 s.
+COMPILE_PAYS = 100 * 8 * 256 * 256 * 2_000_000
+# From malloc.h.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+
+
+def keep_memory() -> bool:
+    """Have glibc keep freed memory, before the first tensor: large activations are not faulted in at every step.
+
+    Gives whether it took; elsewhere (musl, macOS) it does nothing. The resident set stays at its peak.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, 2**31 - 1), mallopt(M_TOP_PAD, 2**28)])
+
+
+def set_threads(processes_here: int) -> int:
+    """Give torch this process's share of the CPUs of the machine; gives the number of threads."""
+    threads = max(1, len(os.sched_getaffinity(0)) // processes_here) if hasattr(os, "sched_getaffinity") else 1
+    threads = int(os.environ.get("KASTHURI_THREADS", threads))
+    torch.set_num_threads(threads)
+    return threads
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bf16 itself; emulated, it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def choose_precision(setting: str, device: torch.device) -> str:
+    """`float32` or `bf16` for the setting `auto`, `float32` or `bf16`."""
+    if setting != "auto":
+        return setting
+    return "bf16" if computes_bf16(device) else "float32"
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """The context in which the network runs."""
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler that torch.compile would use on a CPU, or None."""
+    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+
+
+def choose_compile(setting: str, device: torch.device, voxels: int, num_parameters: int) -> tuple[bool, str]:
+    """Whether to compile, and a line about it ("" where there is nothing to say).
+
+    voxels: how many will go through the network.
+    """
+    if setting == "off" or (setting == "auto" and voxels * num_parameters < COMPILE_PAYS):
+        return False, ""
+    if device.type == "cpu" and find_compiler() is None:
+        return False, "no C++ compiler here: the network runs uncompiled, at about two thirds of the speed"
+    return True, ""
+
+
+def channels_last(dim: int) -> torch.memory_format:
+    """The memory format that convolutions of `dim` dimensions are fastest in."""
+    return torch.channels_last if dim == 2 else torch.channels_last_3d

@@ -1,0 +1,284 @@
+"""Ray: attach to a cluster or start one here, and say before any work whether it is large enough."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+OBJECT_STORE_BYTES = 512 * 2**20  # of a Ray that we start: tiles pass through it, none stay
+WORKER_CPUS = 0.5  # logical: two fit on a CPU, and the tasks that read beside them
+# Ray is told these before it is imported; a person's own setting wins.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What Ray has: logical CPUs, GPUs and living nodes."""
+
+    cpus: float
+    gpus: float
+    nodes: int
+
+
+def in_ray_job() -> bool:
+    """Whether this process is the driver of a submitted Ray job, whose working directory is a temporary copy."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def attach_or_start(verbose: bool = False) -> Cluster:
+    """Attach to the cluster of `RAY_ADDRESS`, or start Ray on this machine; gives what it holds."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if not any(os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        attached = bool(os.environ.get("RAY_ADDRESS"))
+        has_token = (Path.home() / ".ray" / "auth_token").exists()
+        os.environ["RAY_AUTH_MODE"] = "token" if attached and has_token else "disabled"
+    import ray
+
+    if not ray.is_initialized():
+        level = logging.INFO if verbose else logging.ERROR
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=verbose, logging_level=level)
+        else:
+            _start(verbose, level)
+    return cluster()
+
+
+def _start(verbose: bool, level: int) -> None:
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=os.cpu_count(),
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=verbose,
+        logging_level=level,
+    )
+
+
+def cluster() -> Cluster:
+    """What the cluster that we are attached to holds now."""
+    import ray
+
+    found = ray.cluster_resources()
+    alive = sum(node["Alive"] for node in ray.nodes())
+    return Cluster(found.get("CPU", 0.0), found.get("GPU", 0.0), alive)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a run needs at once. reading_cpus: for the tasks beside the workers."""
+
+    workers: int
+    gpu: bool
+    reading_cpus: float
+
+    @property
+    def cpus(self) -> float:
+        return self.workers * WORKER_CPUS + self.reading_cpus
+
+    @property
+    def gpus(self) -> int:
+        return self.workers if self.gpu else 0
+
+    def unmet(self, cluster: Cluster) -> str:
+        """What the cluster lacks, in words with both numbers; empty if it has enough."""
+        lacks = []
+        if self.gpus > cluster.gpus:
+            lacks.append(f"{self.workers} workers need {self.gpus} GPUs, the cluster has {cluster.gpus:g}")
+        if self.cpus > cluster.cpus:
+            lacks.append(
+                f"{self.workers} workers and their reading need {self.cpus:g} CPUs, the cluster has {cluster.cpus:g}"
+            )
+        return "; ".join(lacks)
+
+
+def check_demand(demand: Demand, wait_seconds: float | None, say: Callable[[str], None]) -> Cluster:
+    """The cluster, once it holds what is needed.
+
+    Raises ValueError with both numbers if it does not, at once, or after `wait_seconds` in which the autoscaler is
+    asked for it and what is missing is said.
+    """
+    found = cluster()
+    unmet = demand.unmet(found)
+    if unmet and wait_seconds:
+        found, unmet = _wait(demand, wait_seconds, say)
+    if unmet:
+        waited = f" (waited {wait_seconds:g} s)" if wait_seconds else "; --wait-for-resources SECONDS waits for more"
+        raise ValueError(f"{unmet}{waited}. Give fewer with --num-workers")
+    return found
+
+
+def _wait(demand: Demand, seconds: float, say: Callable[[str], None]) -> tuple[Cluster, str]:
+    from ray.autoscaler.sdk import request_resources
+
+    bundle = {"CPU": WORKER_CPUS, "GPU": 1} if demand.gpu else {"CPU": WORKER_CPUS}
+    request_resources(num_cpus=math.ceil(demand.cpus), bundles=[bundle] * demand.workers)
+    deadline, said = time.monotonic() + seconds, ""
+    while True:
+        found = cluster()
+        unmet = demand.unmet(found)
+        left = deadline - time.monotonic()
+        if not unmet or left <= 0:
+            return found, unmet
+        if unmet != said:
+            say(f"waiting up to {left:.0f} s for resources: {unmet}")
+            said = unmet
+        time.sleep(min(1.0, left))
+
+
+def place_output(path: str, cluster: Cluster) -> str:
+    """Where a relative output path leads: as it is, but inside a Ray job, whose folder is a temporary copy.
+
+    There it is taken relative to `KASTHURI_STORAGE`, or on a cluster of one node to ~/kasthuri_ray. Raises ValueError
+    on several nodes without it, since all of them must see it.
+    """
+    if "://" in path or os.path.isabs(path):
+        return path
+    if not in_ray_job():
+        return os.path.abspath(path)
+    base = os.environ.get("KASTHURI_STORAGE")
+    if base:
+        return f"{base.rstrip('/')}/{path}"
+    if cluster.nodes == 1:
+        return str(Path.home() / "kasthuri_ray" / path)
+    raise ValueError(
+        f"the output {path!r} is relative, and this cluster has {cluster.nodes} nodes, which must all see it: give "
+        "--storage s3://bucket/folder or --storage /a/shared/folder, or set KASTHURI_STORAGE for the job "
+        '(--runtime-env-json \'{"env_vars": {"KASTHURI_STORAGE": "/a/shared/folder"}}\')'
+    )
+
+
+def check_seen_everywhere(path: str, cluster: Cluster) -> None:
+    """Raise a ValueError if a local path is not the same folder on every node of the cluster."""
+    if "://" in path or cluster.nodes == 1:
+        return
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    folder = next(parent for parent in [Path(path), *Path(path).parents] if parent.exists())
+    probe = folder / f".kasthuri_ray_probe_{uuid.uuid4().hex}"
+    probe.touch()
+    try:
+        look = ray.remote(num_cpus=0)(os.path.exists)
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        seen = ray.get(
+            [
+                look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                    str(probe)
+                )
+                for node in nodes
+            ],
+            timeout=60,
+        )
+    finally:
+        probe.unlink()
+    blind = [node["NodeManagerHostname"] for node, found in zip(nodes, seen, strict=True) if not found]
+    if blind:
+        raise ValueError(
+            f"{path} is not a folder that all {len(nodes)} nodes share: {', '.join(blind)} cannot see it; give "
+            "--storage s3://bucket/folder or a shared folder"
+        )
+
+
+class Board:
+    """A place in the cluster where workers leave notes, which a thread of the driver picks up.
+
+    `with Board(on_note) as board:`, then `board.post` goes to the workers: a picklable function that does not wait.
+    """
+
+    PERIOD_S = 0.5
+
+    def __init__(self, on_note: Callable[[dict[str, Any]], None]) -> None:
+        import ray
+
+        self.on_note = on_note
+        self._actor = ray.remote(num_cpus=0)(_Notes).remote()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._poll, name="board", daemon=True)
+
+    @property
+    def post(self) -> Callable[[dict[str, Any]], None]:
+        return _Post(self._actor)
+
+    def __enter__(self) -> Board:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        self._stop.set()
+        self._thread.join(timeout=10)
+        ray.kill(self._actor)
+
+    def _poll(self) -> None:
+        while not self._stop.wait(self.PERIOD_S):
+            self._take()
+        self._take()
+
+    def _take(self) -> None:
+        import ray
+
+        try:
+            notes = ray.get(self._actor.take.remote(), timeout=5)
+        except (ray.exceptions.RayError, TimeoutError):
+            return  # the notes are for people to watch; the work does not depend on them
+        for note in notes:
+            self.on_note(note)
+
+
+class _Notes:
+    def __init__(self) -> None:
+        self.notes: list[dict[str, Any]] = []
+
+    def post(self, note: dict[str, Any]) -> None:
+        self.notes.append(note)
+
+    def take(self) -> list[dict[str, Any]]:
+        notes, self.notes = self.notes, []
+        return notes
+
+
+@dataclass(frozen=True)
+class _Post:
+    actor: Any
+
+    def __call__(self, note: dict[str, Any]) -> None:
+        self.actor.post.remote(note)
+
+
+def root_cause(error: BaseException) -> str:
+    """What was wrong at the bottom of the errors that Ray wraps around it."""
+    found = bottom(error)
+    message = str(found).strip()
+    plain = isinstance(found, ValueError | OSError | FloatingPointError) and message
+    return message if plain else f"{type(found).__name__}: {message}"
+
+
+def bottom(error: BaseException) -> BaseException:
+    """The error that a person's code raised, inside whatever Ray wraps around it."""
+    for _ in range(20):
+        failures = getattr(error, "worker_failures", None)
+        inner = next(iter(failures.values()), None) if failures else None
+        inner = inner or getattr(error, "_base_exc", None) or getattr(error, "cause", None) or error.__cause__
+        if inner is None:
+            break
+        error = inner
+    return error

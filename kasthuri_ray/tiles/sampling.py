@@ -1,0 +1,201 @@
+"""Which tiles an epoch takes: every tile follows from a seed, an epoch and an index, whoever draws it.
+
+Nothing here knows of workers or of Ray: `TrainTiles.address(epoch, index)` and `GridTiles.address(index)` give the same
+tile on any machine, and `read_tile` gives its voxels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kasthuri_ray.geometry import Box, Zyx, grid_tiles
+from kasthuri_ray.volumes.labels import IGNORE, to_classes, to_uint8
+from kasthuri_ray.volumes.volume import Volume
+
+SEARCH_VOXELS = 64_000_000  # read at most, in search of foreground
+SEARCH_VOXELS_OF_A_TILE = 16_000_000  # where there is foreground, but far between
+ALL_CANDIDATES = 4096  # up to so many cutouts each is looked at once, before any is looked at again
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """How the values of an annotation become classes; see `labels.to_classes`."""
+
+    threshold_value: float | None = None
+    num_classes: int = 2
+    ignore_label: int | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A box of an image and of its annotation (None: only looked at), and how their values become uint8."""
+
+    image: Volume
+    annotation: Volume | None
+    box: Box
+    intensity: tuple[float, float] = (0.0, 255.0)
+    labelling: Labelling = Labelling()
+
+    def read_image(self, box: Box) -> np.ndarray:
+        """uint8 grey levels, z, y, x."""
+        return to_uint8(self.image.read(box), self.intensity)
+
+    def read_labels(self, box: Box) -> np.ndarray:
+        """uint8 classes, z, y, x; IGNORE everywhere without an annotation."""
+        if self.annotation is None:
+            return np.full(box.shape, IGNORE, np.uint8)
+        how = self.labelling
+        return to_classes(
+            self.annotation.read(box),
+            threshold_value=how.threshold_value,
+            num_classes=how.num_classes,
+            ignore_label=how.ignore_label,
+            where=f"{self.annotation.uri} {box}",
+        )
+
+    def blank_chunks(self, image: np.ndarray, box: Box) -> list[str]:
+        """The chunks of the image volume that `box` meets and that are zero from corner to corner.
+
+        image: the voxels of `box` as stored or as uint8; a chunk is read whole only where its part of the box is zero.
+        """
+        volume, blank = self.image, []
+        for part in box.cells(volume.chunk, volume.chunk_origin):
+            if image[part.slices(box.start)].any():
+                continue
+            chunk = part.grown_to_grid(volume.chunk, volume.chunk_origin).intersect(volume.bounds)
+            if chunk == part or not volume.read(chunk).any():
+                blank.append(f"{volume.uri} {chunk}")
+        return blank
+
+
+@dataclass(frozen=True)
+class TileAddress:
+    """Where a tile lies, and which of its voxels are its own to count (the others are IGNORE)."""
+
+    source: int
+    box: Box
+    own: Box
+
+
+@dataclass(frozen=True)
+class TrainTiles:
+    """Random tiles of the training boxes, a set share of them on foreground.
+
+    sources: in proportion to their voxels. tile: z, y, x. share: of the tiles, those drawn around a foreground voxel.
+    tiles_per_epoch: how many tiles an epoch has.
+    """
+
+    sources: tuple[Source, ...]
+    tile: Zyx
+    seed: int
+    share: float
+    tiles_per_epoch: int
+
+    def address(self, epoch: int, index: int) -> TileAddress:
+        """The tile `index` of `epoch`; reads annotation where the tile is to hold foreground."""
+        rng = np.random.default_rng([self.seed, epoch, index])
+        source = self._draw_source(rng)
+        box = self._draw_box(self.sources[source].box, rng)
+        if self._wants_foreground(epoch, index):
+            voxel = self.find_foreground(source, rng, SEARCH_VOXELS_OF_A_TILE)
+            # A tile for which none was found in reasonable time is an ordinary one.
+            box = box if voxel is None else self._draw_box_around(voxel, self.sources[source].box, rng)
+        return TileAddress(source, box, box)
+
+    def find_foreground(self, source: int, rng: np.random.Generator, limit: int) -> Zyx | None:
+        """A random foreground voxel out of cutouts drawn at random; None after `limit` voxels were looked at."""
+        here = self.sources[source]
+        assert here.annotation is not None
+        looked_at = 0
+        for box in _candidates(here.box, _candidate_shape(here, self.tile), rng):
+            if looked_at + box.num_voxels > limit and looked_at:
+                return None
+            looked_at += box.num_voxels
+            labels = here.read_labels(box)
+            found = np.flatnonzero((labels != 0) & (labels != IGNORE))
+            if len(found):
+                voxel = np.unravel_index(found[rng.integers(len(found))], labels.shape)
+                return tuple(int(a + b) for a, b in zip(box.start, voxel, strict=True))  # type: ignore[return-value]
+        return None
+
+    def check_foreground(self) -> None:
+        """Raise a ValueError if no foreground is found among the candidates, after at most SEARCH_VOXELS voxels."""
+        rng = np.random.default_rng([self.seed, 0, 0])
+        for source in range(len(self.sources)):
+            if self.find_foreground(source, rng, SEARCH_VOXELS // len(self.sources)) is not None:
+                return
+        named = "; ".join(f"{s.annotation.uri if s.annotation else '-'} {s.box}" for s in self.sources)
+        raise ValueError(
+            f"annotation without foreground: none was found for training in {named}, where up to "
+            f"{SEARCH_VOXELS // 10**6} million voxels were looked at; check the boxes and task.threshold_value"
+        )
+
+    def _wants_foreground(self, epoch: int, index: int) -> bool:
+        number = epoch * self.tiles_per_epoch + index
+        return int((number + 1) * self.share) > int(number * self.share)
+
+    def _draw_source(self, rng: np.random.Generator) -> int:
+        sizes = np.array([source.box.num_voxels for source in self.sources], float)
+        return int(rng.choice(len(sizes), p=sizes / sizes.sum()))
+
+    def _draw_box(self, within: Box, rng: np.random.Generator) -> Box:
+        start = [int(rng.integers(a, b - n + 1)) for a, b, n in zip(within.start, within.stop, self.tile, strict=True)]
+        return Box.at(start, self.tile)
+
+    def _draw_box_around(self, voxel: Zyx, within: Box, rng: np.random.Generator) -> Box:
+        start = []
+        for v, a, b, n in zip(voxel, within.start, within.stop, self.tile, strict=True):
+            low, high = max(a, v - n + 1), min(b - n, v)
+            start.append(int(rng.integers(low, high + 1)))
+        return Box.at(start, self.tile)
+
+
+def _candidate_shape(source: Source, tile: Zyx) -> Zyx:
+    """Whole chunks of the annotation, enough of them to be worth a look: about a tile."""
+    assert source.annotation is not None
+    return tuple(-(-n // c) * c for n, c in zip(tile, source.annotation.chunk, strict=True))  # type: ignore[return-value]
+
+
+def _candidates(within: Box, shape: Zyx, rng: np.random.Generator):
+    """Cutouts of a grid over `within`, in random order; of a large grid with repetition."""
+    counts = [-(-n // c) for n, c in zip(within.shape, shape, strict=True)]
+    total = int(np.prod(counts))
+    order = rng.permutation(total) if total <= ALL_CANDIDATES else (int(rng.integers(total)) for _ in range(total))
+    for number in order:
+        corner = np.unravel_index(int(number), counts)
+        start = [a + int(i) * c for a, i, c in zip(within.start, corner, shape, strict=True)]
+        yield Box.at(start, shape).intersect(within)
+
+
+@dataclass(frozen=True)
+class GridTiles:
+    """The tiles that cover the validation or test boxes: every voxel is some tile's own exactly once."""
+
+    sources: tuple[Source, ...]
+    tile: Zyx
+
+    def addresses(self) -> list[TileAddress]:
+        """All tiles, in order."""
+        return [
+            TileAddress(number, box, own)
+            for number, source in enumerate(self.sources)
+            for box, own in grid_tiles(source.box, self.tile)
+        ]
+
+
+def read_tile(sources: tuple[Source, ...], address: TileAddress) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """The image and the labels of a tile (uint8, z, y, x), and the image chunks that are missing there.
+
+    Labels outside `address.own` are IGNORE. Errors name the tile's box.
+    """
+    source = sources[address.source]
+    image = source.read_image(address.box)
+    labels = source.read_labels(address.box)
+    if address.own != address.box:
+        counted = np.full_like(labels, IGNORE)
+        own = address.own.slices(address.box.start)
+        counted[own] = labels[own]
+        labels = counted
+    return image, labels, source.blank_chunks(image, address.box)

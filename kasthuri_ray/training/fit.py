@@ -1,0 +1,224 @@
+"""Ray Train around the loop: check everything, hold the run's name, start the workers, and tell how it goes."""
+
+from __future__ import annotations
+
+import _thread
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from kasthuri_ray.cli import WorkFailed, command_again
+from kasthuri_ray.config import Settings
+from kasthuri_ray.lease import Lease
+from kasthuri_ray.resources import (
+    ENVIRONMENT,
+    WORKER_CPUS,
+    Board,
+    Cluster,
+    Demand,
+    attach_or_start,
+    bottom,
+    check_demand,
+    check_seen_everywhere,
+    place_output,
+    root_cause,
+)
+from kasthuri_ray.storage import open_storage
+from kasthuri_ray.tiles.stream import READ_CPUS
+from kasthuri_ray.training.progress import Reporter
+from kasthuri_ray.training.run_folder import RunFolder, differences
+from kasthuri_ray.training.sources import open_task
+from kasthuri_ray.training.start import check_network, read_start_weights
+from kasthuri_ray.training.trackers import check_trackers
+from kasthuri_ray.training.worker import Job, Ranks, train
+from kasthuri_ray.volumes import SourceError
+
+MAX_FAILURES = 8  # restarts of the workers, each from the last epoch, before the run gives up
+PACKAGES = ("kasthuri_ray", "torch", "ray", "intern", "numpy", "zarr", "tensorstore")
+
+
+def fit(settings: Settings, program: str = "jobs/train.py", given: Sequence[str] = ()) -> str:
+    """Train as the settings say; gives the path of the run's folder.
+
+    program, given: the command line, for the command that goes on. Raises ValueError before anything is written, and
+    WorkFailed once the work has begun.
+    """
+    reporter = Reporter()
+    if settings.kept:
+        reporter.line(f"carried along and not read: {', '.join(sorted(settings.kept))}")
+    check_trackers(settings.train)
+    check_network(settings)
+    weights = read_start_weights(settings)
+    tiles = open_task(settings, reporter.line)
+    cluster = attach_or_start(settings.train.verbose)
+    name = settings.train.name or default_name(settings)
+    path = f"{place_output(settings.train.storage, cluster).rstrip('/')}/{name}"
+    workers, gpu = plan_workers(settings, cluster)
+    check_demand(Demand(workers[0], gpu, READ_CPUS), settings.train.wait_for_resources, reporter.line)
+    check_seen_everywhere(path, cluster)
+    folder = RunFolder(open_storage(path))
+    check_resumable(folder, settings)
+    again = command_again(program, given, name)
+    print(path, flush=True)
+    reporter.line(f"to go on after a stop: {again}")
+    job = Job(
+        settings, path, tiles.train, tiles.val, tiles.test, weights, extend_command(program, given, name, settings)
+    )
+    with Lease.acquire(folder.storage, say=reporter.line) as lease:
+        check_resumable(folder, settings)
+        folder.write_settings(describe(settings))
+        try:
+            _run(job, workers, gpu, reporter, lease)
+        except WorkFailed as error:
+            raise WorkFailed(f"{error}\nto go on: {again}") from error.__cause__
+    print(path, flush=True)
+    return path
+
+
+def default_name(settings: Settings) -> str:
+    task = settings.task.name.removesuffix("_task")
+    return f"{task}_{settings.network.outweightfilename}_{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def extend_command(program: str, given: Sequence[str], name: str, settings: Settings) -> str:
+    """The command that trains a finished run for as long again."""
+    return f"{command_again(program, given, name)} --set network.epochs={2 * settings.network.epochs}"
+
+
+def plan_workers(settings: Settings, cluster: Cluster) -> tuple[tuple[int, int], bool]:
+    """The fewest and the most workers, and whether each has a GPU."""
+    device = settings.train.device
+    gpu = device == "cuda" or (device == "auto" and cluster.gpus >= 1)
+    fewest, most = settings.train.workers or ((max(1, int(cluster.gpus)),) * 2 if gpu else (1, 1))
+    if settings.network.batch_size < most:
+        raise ValueError(
+            f"network.batch_size {settings.network.batch_size} is smaller than the {most} workers that share it; "
+            "each needs at least one tile"
+        )
+    return (fewest, most), gpu
+
+
+def check_resumable(folder: RunFolder, settings: Settings) -> None:
+    """Raise a ValueError for a run that is finished, or that was begun with other settings."""
+    before = folder.read_settings()
+    if before is None:
+        return
+    now = settings.model_dump(mode="json")
+    metrics = folder.read_metrics()
+    differ = differences(before, now)
+    epochs = before["network"]["epochs"]
+    name = folder.storage.name
+    longer = settings.network.epochs > epochs and [line.split(":")[0] for line in differ] == ["network.epochs"]
+    if metrics is not None and longer:
+        return
+    if differ:
+        shown = "\n  ".join(differ)
+        raise ValueError(f"the run {name} was begun with other settings:\n  {shown}\nGive another --name, or those.")
+    if metrics is not None and metrics["epochs"] >= min(epochs, settings.network.epochs):
+        raise ValueError(
+            f"the run {name} is finished, after {metrics['epochs']} epochs: {folder.storage.path}. To train it "
+            f"longer, add --set network.epochs={2 * epochs}"
+        )
+
+
+def describe(settings: Settings) -> dict[str, Any]:
+    """What settings.json holds: everything that would be needed to do it again, and no secret."""
+    return {
+        **settings.model_dump(mode="json"),
+        "seed": settings.network.seed,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "git_commit": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this package lies in, None outside one."""
+    with suppress(OSError, subprocess.SubprocessError):
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
+        )
+        return found.stdout.strip() or None
+    return None
+
+
+def _run(job: Job, workers: tuple[int, int], gpu: bool, reporter: Reporter, lease: Lease) -> None:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    def on_note(note: dict[str, Any]) -> None:
+        reporter.show(note)
+        if lease.lost.is_set():
+            _thread.interrupt_main()
+
+    with tempfile.TemporaryDirectory(prefix="kasthuri_ray_") as scratch, Board(on_note) as board:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"job": job, "show": board.post},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers[0] if workers[0] == workers[1] else workers,
+                use_gpu=gpu,
+                resources_per_worker={"CPU": WORKER_CPUS, "GPU": 1} if gpu else {"CPU": WORKER_CPUS},
+            ),
+            run_config=ray.train.RunConfig(
+                # Ray keeps notes of its own here, and nothing that a run needs: that is in the run's folder.
+                storage_path=scratch,
+                failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+                callbacks=[_stop_on_final_errors()],
+                worker_runtime_env={"env_vars": ENVIRONMENT},
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:
+            raise WorkFailed(f"training failed: {root_cause(error)}") from error
+        finally:
+            reporter.end()
+        lease.check()
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """What Ray Train calls on every worker."""
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    ranks = Ranks(
+        rank=context.get_world_rank(),
+        size=context.get_world_size(),
+        size_here=context.get_local_world_size(),
+        device=ray.train.torch.get_device(),
+        report=ray.train.report,
+        show=config["show"],
+    )
+    train(config["job"], ranks)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether another try may do better: a worker or a node died, a connection broke, a source was down."""
+    import ray
+    import torch
+
+    if isinstance(error, OSError):
+        return isinstance(error, SourceError | ConnectionError | TimeoutError)
+    # A peer that died shows in the others as a RuntimeError of gloo or NCCL.
+    return isinstance(error, ray.exceptions.RayError | RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
+
+
+def _stop_on_final_errors() -> Any:
+    """A callback of Ray Train: what would fail again in the same way is not tried again."""
+    from ray.train import UserCallback
+
+    class StopOnFinalErrors(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for error in worker_exceptions.values():
+                found = bottom(error)
+                if not is_passing(found):
+                    raise found
+
+    return StopOnFinalErrors()

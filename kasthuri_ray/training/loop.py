@@ -1,0 +1,261 @@
+"""One epoch in plain torch: tiles in, a network that has learnt, counts of what it gets right. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from kasthuri_ray import device as hardware
+from kasthuri_ray.config import Network, Task
+from kasthuri_ray.evaluation.metrics import BINS, IGNORE_LABEL, Counts
+from kasthuri_ray.models.losses import make_loss
+from kasthuri_ray.tiles.augment import Augment
+from kasthuri_ray.training.optimize import (
+    AveragedWeights,
+    Plateau,
+    gradient_norm_clipped,
+    make_optimizer,
+    rate_share,
+    set_rate,
+)
+
+
+class Tiles(Protocol):
+    """A batch: image and label uint8 N, z, y, x, and the number of each tile."""
+
+    image: np.ndarray
+    label: np.ndarray
+    number: np.ndarray
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run decides once and keeps: a run that is continued computes the same.
+
+    precision: float32 or bf16. compile: whether torch.compile builds the training step.
+    """
+
+    precision: str
+    compile: bool
+    steps_per_epoch: int
+
+
+@dataclass
+class Step:
+    """How far a step has got, for whoever shows it."""
+
+    number: int
+    loss: Any  # a scalar tensor; taking its value waits for the device
+    tiles: int
+
+
+class Learner:
+    """A network with all that its training changes; `train_epoch` and `evaluate` are what it can do.
+
+    network: on `device`; its weights are changed in place.
+    """
+
+    def __init__(self, network: nn.Module, settings: Network, task: Task, device: torch.device, plan: Plan) -> None:
+        self.settings, self.device, self.plan = settings, device, plan
+        self.network = network.to(device, memory_format=hardware.channels_last(settings.dim))  # type: ignore[call-overload]
+        self.loss = make_loss(
+            settings.loss, classes=settings.classes, class_weights=settings.class_weights, ignore_index=IGNORE_LABEL
+        )
+        self.augment = Augment(settings.augmentations, dim=settings.dim, task_type=task.task_type)
+        self.optimizer = make_optimizer(settings, self.network.parameters())
+        self.average = AveragedWeights(self.network, settings.ema) if settings.ema else None
+        self.plateau = Plateau(settings)
+        self.learning = self._prepare()
+
+    def _prepare(self) -> nn.Module:
+        """The network as a training step calls it: compiled, and summing gradients over the ranks."""
+        learning: Any = torch.compile(self.network, dynamic=False) if self.plan.compile else self.network
+        if world_size() > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            learning = nn.parallel.DistributedDataParallel(learning, device_ids=ids)
+        return learning
+
+    def train_epoch(
+        self,
+        epoch: int,
+        batches: Iterable[Tiles],
+        val_losses: list[float],
+        on_step: Callable[[Step], None] = lambda step: None,
+    ) -> float:
+        """Learn from one epoch's batches; gives the mean loss over them, the same on all ranks.
+
+        epoch: 0-based. val_losses: of the epochs before, for the plateau. Every rank must bring equally many batches.
+        Raises FloatingPointError when the loss is no longer finite.
+        """
+        # Whatever a network of one's own draws (dropout) follows from seed, epoch and rank, so that it can be resumed.
+        torch.manual_seed(_seed(self.settings.seed, epoch, rank()))
+        self.learning.train()
+        total, count = torch.zeros(2, device=self.device, dtype=torch.float64), 0
+        plateau = self.plateau.share(val_losses)
+        for number, batch in enumerate(batches):
+            step = epoch * self.plan.steps_per_epoch + number
+            share = rate_share(self.settings, step, self.settings.epochs * self.plan.steps_per_epoch)
+            set_rate(self.optimizer, self.settings.learning_rate * share * plateau)
+            loss = self._step(epoch, batch)
+            total += torch.stack([loss.double() * len(batch.number), loss.new_tensor(len(batch.number)).double()])
+            count += len(batch.number)
+            on_step(Step(number, loss, count))
+        sums = sum_over_ranks(total)
+        mean = float(sums[0] / sums[1])
+        if not np.isfinite(mean):
+            raise FloatingPointError(
+                f"the loss is {mean} in epoch {epoch + 1}: training diverged; lower network.learning_rate "
+                f"({self.settings.learning_rate}) or set network.gradient_clip=1"
+            )
+        return mean
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the last step."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def _step(self, epoch: int, batch: Tiles) -> Tensor:
+        seeds = [_seed(self.settings.seed, epoch, int(number)) for number in batch.number]
+        images, labels = self.load(batch)
+        images, labels = self.augment(images, labels, seeds)
+        with hardware.autocast(self.plan.precision, self.device):
+            logits = self.learning(images)
+        loss = self.loss(logits, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        # DDP takes the mean over ranks; a rank with one tile more counts for more.
+        (loss * (len(seeds) * world_size() / self.settings.batch_size)).backward()
+        gradient_norm_clipped(self.network.parameters(), self.settings.gradient_clip)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.network)
+        return loss.detach()
+
+    def load(self, batch: Tiles) -> tuple[Tensor, Tensor]:
+        """A batch on the device: images float32 N, 1, [z], y, x in 0..1, labels uint8 N, [z], y, x."""
+        image, label = _to_device(batch.image, self.device), _to_device(batch.label, self.device)
+        if self.settings.dim == 2:
+            image, label = image[:, 0], label[:, 0]
+        images = image.unsqueeze(1).to(memory_format=hardware.channels_last(self.settings.dim))
+        return images.float().div_(255), label.contiguous()
+
+    @torch.no_grad()
+    def evaluate(
+        self, batches: Iterable[Tiles], on_batch: Callable[[Tiles, Tensor, Tensor], None] = lambda *_: None
+    ) -> tuple[Counts, float]:
+        """What the network gets right, and its mean loss over the voxels that count; the same on all ranks.
+
+        on_batch: sees each batch with its logits and labels.
+        """
+        counts, loss_sum, voxels = Counts.zeros(self.settings.classes), 0.0, 0
+        with self.judged():
+            for batch in batches:
+                images, labels = self.load(batch)
+                logits = self.logits(images)
+                on_batch(batch, logits, labels)
+                counts = counts + count_voxels(logits, labels)
+                valid = int((labels != IGNORE_LABEL).sum())
+                loss_sum += float(self.loss(logits, labels)) * valid if valid else 0.0
+                voxels += valid
+        vector = np.concatenate([counts.to_array().astype(np.float64), [loss_sum, voxels]])
+        summed = sum_over_ranks(torch.from_numpy(vector).to(self.device)).cpu().numpy()
+        total = Counts.from_array(summed[:-2].astype(np.int64))
+        return total, float(summed[-2] / max(1.0, summed[-1]))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The network's answer, eager and without gradients, at the precision of the run."""
+        with torch.no_grad(), hardware.autocast(self.plan.precision, self.device):
+            return self.network(images)
+
+    @contextmanager
+    def judged(self) -> Iterator[None]:
+        """The network as it is judged and saved: in eval mode, with the averaged weights if there are any."""
+        synchronise_statistics(self.network)
+        own = {name: value.clone() for name, value in self.network.state_dict().items()} if self.average else None
+        if self.average is not None:
+            self.network.load_state_dict(self.average.weights)
+        self.network.eval()
+        try:
+            yield
+        finally:
+            if own is not None:
+                self.network.load_state_dict(own)
+
+    def judged_weights(self) -> dict[str, Tensor]:
+        """The weights that `evaluate` judges, on the CPU."""
+        with self.judged():
+            return {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that resuming needs of the learner."""
+        return {
+            "weights": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+
+def count_voxels(logits: Tensor, labels: Tensor) -> Counts:
+    """Counts of a batch, taken on its device. logits N, classes, ...; labels N, ...; ignored voxels count nowhere."""
+    classes = logits.shape[1]
+    probabilities = torch.softmax(logits.float(), dim=1)
+    foreground = foreground_of(probabilities)
+    predicted = probabilities.argmax(dim=1)
+    valid = labels != IGNORE_LABEL
+    truth = labels[valid].long()
+    bins = (foreground[valid] * BINS).long().clamp_(max=BINS - 1)
+    histogram = torch.bincount((truth > 0) * BINS + bins, minlength=2 * BINS).reshape(2, BINS)
+    confusion = torch.bincount(truth * classes + predicted[valid], minlength=classes**2).reshape(classes, classes)
+    return Counts(confusion.cpu().numpy(), histogram.cpu().numpy())
+
+
+def foreground_of(probabilities: Tensor) -> Tensor:
+    """The probability of any class but the background, N, ...; in 0..1."""
+    if probabilities.shape[1] == 2:
+        return probabilities[:, 1]
+    return (1 - probabilities[:, 0]).clamp_(0, 1)
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of what the ranks hold, on every rank."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def synchronise_statistics(network: nn.Module) -> None:
+    """Give every rank the running statistics of rank 0, which are the ones that are saved."""
+    if world_size() > 1:
+        for buffer in network.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(np.array(array))  # a copy: Ray's arrays are read-only
+    if device.type != "cuda":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _seed(*words: int) -> int:
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)

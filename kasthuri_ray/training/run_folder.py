@@ -1,0 +1,118 @@
+"""The files of a training run, local or on S3: its settings, checkpoints, history and metrics."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kasthuri_ray.models.weights import Checkpoint, pack, read_checkpoint
+from kasthuri_ray.storage import Storage
+
+HISTORY = (
+    *("epoch", "train.loss", "val.loss", "val.foreground_f1", "val.average_precision"),
+    *("learning_rate", "seconds", "tiles_per_second"),
+)
+# What may differ when a run goes on: where and how fast it works, not what it learns.
+FREE = {
+    "train": {
+        *("storage", "name", "num_workers", "device", "boss", "cache", "cache_size", "wait_for_resources"),
+        *("mlflow", "wandb", "verbose"),
+    }
+}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder, `<storage>/<name>/`."""
+
+    storage: Storage
+
+    def read_settings(self) -> dict[str, Any] | None:
+        """What settings.json holds; None where no run has been."""
+        return self._read_json("settings.json")
+
+    def write_settings(self, settings: Mapping[str, Any]) -> None:
+        self._write_json("settings.json", settings)
+
+    def read_metrics(self) -> dict[str, Any] | None:
+        """What metrics.json holds; None until a run is finished: it is what a run writes last."""
+        return self._read_json("metrics.json")
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        self._write_json("metrics.json", metrics)
+
+    def read_checkpoint(self, name: str) -> Checkpoint | None:
+        """The checkpoint `best` or `last`, tensors on the CPU; None if there is none."""
+        data = self._read(f"checkpoint/{name}.pt")
+        return None if data is None else read_checkpoint(data, f"{self.storage.path}/checkpoint/{name}.pt")
+
+    def write_checkpoint(self, name: str, checkpoint: Checkpoint) -> None:
+        self.storage.write_bytes(f"checkpoint/{name}.pt", pack(checkpoint))
+
+    def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """history.csv, written whole: a run that was cut off leaves no epoch twice."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, HISTORY, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        self.storage.write_bytes("history.csv", text.getvalue().encode())
+
+    def write_events(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The history as TensorBoard events."""
+        self.storage.write_bytes("events.out.tfevents.0.history", tensorboard_events(rows))
+
+    def write(self, name: str, data: bytes | str) -> None:
+        """Any other file."""
+        self.storage.write_bytes(name, data.encode() if isinstance(data, str) else data)
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return self.storage.read_bytes(name)
+        except FileNotFoundError:
+            return None
+
+    def _read_json(self, name: str) -> dict[str, Any] | None:
+        data = self._read(name)
+        return None if data is None else json.loads(data)
+
+    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        self.storage.write_bytes(name, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def tensorboard_events(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """An event file with every column of the history, by epoch."""
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    return _event_bytes(EventsWriter, Event, Summary, rows)
+
+
+def _event_bytes(writer: Any, event: Any, summary: Any, rows: Sequence[Mapping[str, Any]]) -> bytes:
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        events = writer(str(Path(folder) / "events"))
+        seconds = 0.0
+        for row in rows:
+            seconds += row["seconds"]
+            values = [summary.Value(tag=name, simple_value=row[name]) for name in HISTORY[1:]]
+            events.write_event(event(wall_time=seconds, step=row["epoch"], summary=summary(value=values)))
+        events.close()
+        return next(Path(folder).iterdir()).read_bytes()
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings that change a result and differ, each as `section.key: before -> now`."""
+    found = []
+    for section in ("task", "network", "train"):
+        old, new = before.get(section, {}), now.get(section, {})
+        for key in sorted(old.keys() | new.keys()):
+            if key not in FREE.get(section, set()) and old.get(key) != new.get(key):
+                found.append(f"{section}.{key}: {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}")
+    return found

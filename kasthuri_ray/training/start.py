@@ -1,0 +1,47 @@
+"""What a run begins with: does the network fit the tiles, and do the weights fit the network."""
+
+from __future__ import annotations
+
+import os
+
+from torch import Tensor
+
+from kasthuri_ray.config import Settings
+from kasthuri_ray.models.unet import build_network, check_shape, load_weights, pooling_factors
+from kasthuri_ray.models.weights import read_weights
+from kasthuri_ray.storage import read_anywhere
+
+
+def check_network(settings: Settings) -> None:
+    """Raise a ValueError if the network cannot be built, or cannot halve the tiles as often as it pools."""
+    network, tile = settings.network, settings.task.tile
+    if network.dim == 2 and tile[0] != 1:
+        raise ValueError(f"a 2D network (network.dim 2) takes single sections: task.volume_z is {tile[0]}, use 1")
+    shape = tile[-network.dim :]
+    if "." not in network.model:
+        blocks = network.n_blocks or (5 if network.model_type == "depth" else 4)
+        try:
+            check_shape(shape, pooling_factors(blocks, network.dim, network.pool_z)[-network.dim :])
+        except ValueError as error:
+            raise ValueError(f"task.volume_z {tile[0]}, task.tile_size {settings.task.tile_size}: {error}") from None
+    build_network(network.model_dump(), shape)
+
+
+def read_start_weights(settings: Settings) -> dict[str, Tensor] | None:
+    """The weights to start from, held against the network; None without `--weights`."""
+    path = settings.train.weights
+    if path is None:
+        return None
+    path = weights_file(path)
+    weights = read_weights(read_anywhere(path), path)
+    try:
+        load_weights(build_network(settings.network.model_dump()), weights)
+    except ValueError as error:
+        raise ValueError(f"--weights {path}: {error}") from None
+    return weights
+
+
+def weights_file(path: str) -> str:
+    """The file that `--weights` means: of a run's folder its best checkpoint."""
+    is_folder = os.path.isdir(path) or (path.startswith("s3://") and not path.endswith((".pt", ".pth")))
+    return f"{path.rstrip('/')}/checkpoint/best.pt" if is_folder else path
