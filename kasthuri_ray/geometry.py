@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 Zyx = tuple[int, int, int]
@@ -131,11 +131,11 @@ def grid_tiles(box: Box, tile: Zyx) -> list[tuple[Box, Box]]:
     for axis in range(3):
         starts = tile_starts(box.start[axis], box.stop[axis], tile[axis])
         ends = [a + tile[axis] for a in starts]
-        axes.append([(a, max(a, b), c) for a, b, c in zip(starts, [box.start[axis], *ends[:-1]], ends, strict=True)])
-    return [
-        (
-            Box(tuple(r[0] for r in ranges), tuple(r[2] for r in ranges)),
-            Box(tuple(r[1] for r in ranges), tuple(r[2] for r in ranges)),
-        )  # type: ignore[arg-type]
-        for ranges in itertools.product(*axes)
-    ]
+        befores = [box.start[axis], *ends[:-1]]
+        axes.append([(a, b, max(a, before), b) for a, before, b in zip(starts, befores, ends, strict=True)])
+    return [(_box(r[:2] for r in own), _box(r[2:] for r in own)) for own in itertools.product(*axes)]
+
+
+def _box(ranges: Iterable[tuple[int, int]]) -> Box:
+    start, stop = zip(*ranges, strict=True)
+    return Box(start, stop)

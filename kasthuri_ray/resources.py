@@ -209,7 +209,7 @@ class Board:
         import ray
 
         self.on_note = on_note
-        self._actor = ray.remote(num_cpus=0)(_Notes).remote()
+        self._actor: Any = ray.remote(num_cpus=0)(_Notes).remote()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="board", daemon=True)
 

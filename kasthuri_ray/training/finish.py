@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +18,9 @@ from kasthuri_ray.reports.page import RunReport, run_page
 from kasthuri_ray.reports.slices import TestSlice
 from kasthuri_ray.tiles.sampling import GridTiles, read_tile
 from kasthuri_ray.tiles.stream import Batch, TileStream, grid_plan
+from kasthuri_ray.training.job import Job, Progress, Ranks
 from kasthuri_ray.training.loop import Learner, foreground_of, world_size
 from kasthuri_ray.training.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from kasthuri_ray.training.worker import Job, Progress, Ranks
 
 GALLERY = 6  # tiles shown: the best, the worst and what lies between
 

@@ -31,12 +31,13 @@ from kasthuri_ray.resources import (
 )
 from kasthuri_ray.storage import open_storage
 from kasthuri_ray.tiles.stream import READ_CPUS
+from kasthuri_ray.training.job import Job, Ranks
 from kasthuri_ray.training.progress import Reporter
 from kasthuri_ray.training.run_folder import RunFolder, differences
 from kasthuri_ray.training.sources import open_task
 from kasthuri_ray.training.start import check_network, read_start_weights
 from kasthuri_ray.training.trackers import check_trackers
-from kasthuri_ray.training.worker import Job, Ranks, train
+from kasthuri_ray.training.worker import train
 from kasthuri_ray.volumes import SourceError
 
 MAX_FAILURES = 8  # restarts of the workers, each from the last epoch, before the run gives up
@@ -161,7 +162,7 @@ def _run(job: Job, workers: tuple[int, int], gpu: bool, reporter: Reporter, leas
             _worker,
             train_loop_config={"job": job, "show": board.post},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=workers[0] if workers[0] == workers[1] else workers,
+                num_workers=workers[0] if workers[0] == workers[1] else workers,  # type: ignore[arg-type]
                 use_gpu=gpu,
                 resources_per_worker={"CPU": WORKER_CPUS, "GPU": 1} if gpu else {"CPU": WORKER_CPUS},
             ),
@@ -170,7 +171,7 @@ def _run(job: Job, workers: tuple[int, int], gpu: bool, reporter: Reporter, leas
                 storage_path=scratch,
                 failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
                 callbacks=[_stop_on_final_errors()],
-                worker_runtime_env={"env_vars": ENVIRONMENT},
+                worker_runtime_env={"env_vars": ENVIRONMENT},  # type: ignore[call-arg]
             ),
         )
         try:

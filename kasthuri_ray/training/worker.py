@@ -7,69 +7,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import nn
 
 from kasthuri_ray import device as hardware
-from kasthuri_ray.config import Settings
 from kasthuri_ray.evaluation import metrics
 from kasthuri_ray.models.unet import build_network, load_weights
 from kasthuri_ray.models.weights import Checkpoint
 from kasthuri_ray.storage import open_storage
-from kasthuri_ray.tiles.sampling import GridTiles, TrainTiles
+from kasthuri_ray.tiles.sampling import GridTiles
 from kasthuri_ray.tiles.stream import Plan as TilePlan
 from kasthuri_ray.tiles.stream import TileStream, grid_plan, training_plan
 from kasthuri_ray.training import finish
+from kasthuri_ray.training.job import Job, Progress, Ranks
 from kasthuri_ray.training.loop import Learner, Plan, Step
 from kasthuri_ray.training.optimize import should_stop
 from kasthuri_ray.training.run_folder import RunFolder
 from kasthuri_ray.training.trackers import Trackers
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that a worker is told.
-
-    path: the run's folder. weights: a state dict to start from. test: None where the task has none.
-    """
-
-    settings: Settings
-    path: str
-    train: TrainTiles
-    val: GridTiles
-    test: GridTiles | None
-    weights: dict[str, torch.Tensor] | None
-    next_command: str
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Who this worker is among the others, and whom it tells.
-
-    report: called by every rank after every epoch. show: takes a small dict of progress, on rank 0.
-    """
-
-    rank: int
-    size: int
-    size_here: int
-    device: torch.device
-    report: Callable[[dict[str, Any]], None]
-    show: Callable[[dict[str, Any]], None]
-
-
-@dataclass
-class Progress:
-    """How far a run is: what `last.pt` holds beside the learner."""
-
-    epoch: int = 0  # epochs done
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best: dict[str, Any] | None = None  # epoch, average_precision, threshold
-    waited: float = 0.0  # seconds
-    blank_chunks: list[str] = field(default_factory=list)
 
 
 def train(job: Job, ranks: Ranks) -> None:

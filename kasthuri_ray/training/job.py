@@ -1,0 +1,54 @@
+"""What a training run is told, who its workers are, and how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from kasthuri_ray.config import Settings
+from kasthuri_ray.tiles.sampling import GridTiles, TrainTiles
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker is told.
+
+    path: the run's folder. weights: a state dict to start from. test: None where the task has none.
+    """
+
+    settings: Settings
+    path: str
+    train: TrainTiles
+    val: GridTiles
+    test: GridTiles | None
+    weights: dict[str, torch.Tensor] | None
+    next_command: str
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who this worker is among the others, and whom it tells.
+
+    report: called by every rank after every epoch. show: takes a small dict of progress, on rank 0.
+    """
+
+    rank: int
+    size: int
+    size_here: int
+    device: torch.device
+    report: Callable[[dict[str, Any]], None]
+    show: Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Progress:
+    """How far a run is: what `last.pt` holds beside the learner."""
+
+    epoch: int = 0  # epochs done
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None  # epoch, average_precision, threshold
+    waited: float = 0.0  # seconds
+    blank_chunks: list[str] = field(default_factory=list)
