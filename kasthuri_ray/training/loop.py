@@ -154,6 +154,7 @@ class Learner:
         on_batch: sees each batch with its logits and labels.
         """
         counts, loss_sum, voxels = Counts.zeros(self.settings.classes), 0.0, 0
+        synchronise_statistics(self.network)
         with self.judged():
             for batch in batches:
                 images, labels = self.load(batch)
@@ -176,7 +177,6 @@ class Learner:
     @contextmanager
     def judged(self) -> Iterator[None]:
         """The network as it is judged and saved: in eval mode, with the averaged weights if there are any."""
-        synchronise_statistics(self.network)
         own = {name: value.clone() for name, value in self.network.state_dict().items()} if self.average else None
         if self.average is not None:
             self.network.load_state_dict(self.average.weights)
