@@ -177,7 +177,7 @@ def _write_local(path: Path, data: bytes, replace: bool) -> None:
         if replace:
             os.replace(part, path)
         else:
-            os.link(part, path)
+            _link(part, path, data)
         _sync_folder(path.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -187,6 +187,17 @@ def _write_local(path: Path, data: bytes, replace: bool) -> None:
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def _link(part: Path, path: Path, data: bytes) -> None:
+    """Gives the whole file its name unless that is taken; where the file system has no links, writes it there."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        with open(path, "xb") as file:
+            file.write(data)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -78,6 +78,15 @@ def test_a_new_file_is_made_once(storage):
     assert storage.read_bytes("lock.json") == b"1"
 
 
+def test_a_new_file_is_made_once_where_there_are_no_links(tmp_path, monkeypatch):
+    def refuse(*names):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    test_a_new_file_is_made_once(open_storage(str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["lock.json"]
+
+
 @pytest.mark.parametrize("name", ["", "/etc/passwd", "../other", "a/../../b"])
 def test_names_stay_inside(storage, name):
     with pytest.raises(ValueError, match="is no name of a file"):

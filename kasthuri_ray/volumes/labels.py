@@ -78,11 +78,13 @@ def intensity_window(
     setting: [low, high]; {"percentiles": [low, high]}; None for 0 to 255 if the image is uint8 and else the
         percentiles 0.5 and 99.5.
 
-    Raises ValueError for an image that is not of integers, for a setting that is none of these, and for an image
-    whose percentiles coincide.
+    Raises ValueError for an image of floats without a setting (nobody knows their range), for a setting that is none
+    of these, and for an image whose percentiles coincide.
     """
-    if dtype.kind not in "ui":
-        raise ValueError(f"the image holds {dtype}; images are uint8, uint16 or other integers: convert it first")
+    if dtype.kind not in "uif":
+        raise ValueError(f"the image holds {dtype}; images are uint8, uint16 or other numbers")
+    if dtype.kind == "f" and setting is None:
+        raise ValueError(f"the image holds {dtype}, whose range is not known; give image_intensity as [low, high]")
     if setting is None and dtype == np.uint8:
         return 0.0, 255.0
     if setting is None:
@@ -103,8 +105,9 @@ def intensity_window(
 
 
 def _pair(values: Sequence[float]) -> tuple[float, float]:
-    numbers = [float(value) for value in values if isinstance(value, (int, float)) and np.isfinite(value)]
-    if len(values) != 2 or len(numbers) != 2:
+    given = list(values) if isinstance(values, Sequence) else [values]
+    numbers = [float(value) for value in given if isinstance(value, (int, float)) and np.isfinite(value)]
+    if len(given) != 2 or len(numbers) != 2:
         raise ValueError(f"image_intensity {values!r} is not two numbers [low, high]")
     return numbers[0], numbers[1]
 
@@ -125,8 +128,11 @@ def to_uint8(image: np.ndarray, intensity: tuple[float, float]) -> np.ndarray:
     """The image with [low, high] mapped linearly to 0..255, rounded and clipped: uint8, the same shape.
 
     A uint8 image with (0, 255) is given back as it is, not copied. Otherwise computed in float32, piece by piece.
+    Raises ValueError for an image that holds nan.
     """
     low, high = intensity
+    if image.dtype.kind == "f" and np.isnan(image).any():
+        raise ValueError("the image holds nan, which has no grey level")
     if image.dtype == np.uint8 and (low, high) == (0, 255):
         return image
     grey = np.empty(image.shape, np.uint8)

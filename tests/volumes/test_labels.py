@@ -119,6 +119,7 @@ def test_the_window_is_the_whole_range_for_uint8_and_percentiles_for_others():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
+        (5, r"is not two numbers"),
         ([5], r"is not two numbers \[low, high\]"),
         (["a", 3], r"is not two numbers"),
         ([3, 3], "the low value is not below the high one"),
@@ -132,7 +133,14 @@ def test_a_wrong_window_is_named(setting, message):
 
 
 def test_images_without_a_window_are_refused():
-    with pytest.raises(ValueError, match="the image holds float32; images are uint8, uint16 or other integers"):
-        intensity_window(np.zeros(3, np.float32), np.dtype("float32"), None)
+    floats = np.dtype("float32")
+    with pytest.raises(ValueError, match=r"the image holds float32, whose range is not known; give image_intensity as"):
+        intensity_window(np.zeros(3, np.float32), floats, None)
+    assert intensity_window(np.zeros(3, np.float32), floats, [-1, 1]) == (-1, 1)
+    np.testing.assert_array_equal(to_uint8(np.array([-2, -1, 0, 1, 2], np.float32), (-1, 1)), [0, 0, 128, 255, 255])
+    with pytest.raises(ValueError, match="the image holds nan"):
+        to_uint8(np.array([np.nan], np.float32), (-1, 1))
+    with pytest.raises(ValueError, match="the image holds bool"):
+        intensity_window(np.zeros(3, bool), np.dtype(bool), [0, 1])
     with pytest.raises(ValueError, match="are both 7: it is flat there; give image_intensity"):
         intensity_window(np.full(9, 7), np.dtype("uint16"), None)

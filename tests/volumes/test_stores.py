@@ -1,10 +1,14 @@
 """Every kind of store is read as zarr-python, or the array that was written, says; and errors name what to do."""
 
+import functools
+import http.server
 import json
 import pickle
+import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -212,6 +216,23 @@ def test_ome_without_units_has_no_voxel_size(tmp_path, voxels):
     assert open_store(str(tmp_path / "x.zarr")).voxel_size_nm is None
 
 
+def test_ome_of_several_channels_and_ome_around_it(tmp_path, voxels):
+    """bioformats2raw writes the image as the group `0`; label images lie in a group that lists them."""
+    group = zarr.create_group(tmp_path / "x.zarr", attributes={"ome": {"bioformats2raw.layout": 3}})
+    image = group.create_group("0", attributes={"ome": ome(["0", "1"], [(1, 30, 4, 5), (1, 30, 8, 10)], axes="czyx")})
+    image.create_array("0", data=voxels[None])
+    image.create_array("1", data=np.stack([voxels, voxels]))
+    group.create_group("labels", attributes={"ome": {"labels": ["membrane", "synapse"]}})
+    check(open_store(str(tmp_path / "x.zarr")), voxels)
+    with pytest.raises(ValueError, match=r"2 channels along axis 0 of its shape \(2, 12, 40, 50\)"):
+        open_store(str(tmp_path / "x.zarr"), mip=1)
+    with pytest.raises(ValueError, match="labels is a group, not an array; name one: membrane, synapse"):
+        open_store(str(tmp_path / "x.zarr" / "labels"))
+    (tmp_path / "x.zarr" / "0" / "1" / "zarr.json").unlink()
+    with pytest.raises(FileNotFoundError, match="says that its mip 1 is '1', but no array is there"):
+        open_store(str(tmp_path / "x.zarr" / "0"), mip=1)
+
+
 def test_n5_is_turned_from_x_y_z(tmp_path, voxels):
     path = tmp_path / "x.n5"
     metadata = {"blockSize": [16, 16, 4], "compression": {"type": "gzip"}}
@@ -357,6 +378,26 @@ def test_real_tissue_reads_as_zarr_python_reads_it(test_data):
     np.testing.assert_array_equal(volume.read(box), zarr.open_array(test_data / "vnc.zarr" / "em")[box.slices()])
     assert volume.bounds == Box((0, 0, 0), (20, 1024, 1024))
     assert volume.voxel_size_nm == (45, 4.6, 4.6)
+
+
+def test_a_zip_and_a_web_server_hold_stores_too(tmp_path, voxels):
+    zarr.create_group(tmp_path / "x.zarr").create_array("em", data=voxels, chunks=(4, 16, 16))
+    shutil.make_archive(str(tmp_path / "x"), "zip", tmp_path / "x.zarr")
+    check(open_store(f"file://{tmp_path}/x.zip|zip:|zarr3:em"), voxels)
+    handler = functools.partial(QuietHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/x.zarr"
+        for uri in (f"{url}/em", f"{url}/|zarr3:em"):
+            volume = open_store(uri)
+            check(volume, voxels)
+            assert volume.remote
+        server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
 
 
 @pytest.fixture
