@@ -23,6 +23,8 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Threads that wait by spinning take the cores from the processes that read.
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
 
 
