@@ -400,22 +400,26 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def s3(monkeypatch) -> Iterator:
-    """A client of an S3 on loopback with the bucket `store-bucket`, which the environment points to."""
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[str]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    environment = {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "ENDPOINT_URL": f"http://{host}:{port}"}
-    for name, value in environment.items():
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch) -> Iterator:
+    """A client of an S3 on loopback with the bucket `store-bucket`, which the environment points to."""
+    for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "ENDPOINT_URL": s3_server}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    client = boto3.client("s3", region_name="us-east-1", endpoint_url=f"http://{host}:{port}")
+    client = boto3.client("s3", region_name="us-east-1", endpoint_url=s3_server)
     client.create_bucket(Bucket="store-bucket")
     yield client
     for item in client.list_objects_v2(Bucket="store-bucket").get("Contents", []):
         client.delete_object(Bucket="store-bucket", Key=item["Key"])
     client.delete_bucket(Bucket="store-bucket")
-    server.stop()
 
 
 def upload(client, folder: Path, prefix: str, **more: str) -> None:
