@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 Zyx = tuple[int, int, int]
 AXES = "zyx"
@@ -115,27 +116,40 @@ def tile_starts(start: int, stop: int, size: int) -> list[int]:
     return starts
 
 
-def grid_tiles(box: Box, tile: Zyx) -> list[tuple[Box, Box]]:
-    """Tiles that cover `box`, and of each the part that no tile before it holds.
+class TileGrid(Sequence[tuple[Box, Box]]):
+    """Tiles that cover `box`, z slowest, and of each the part that no tile before it holds; nothing is kept of them.
 
-    Returns pairs (tile, own): `tile` has the shape `tile`, the last along an axis shifts inward; the `own` boxes
+    Gives pairs (tile, own): `tile` has the shape `tile`, the last along an axis shifts inward; the `own` boxes
     cover every voxel of `box` exactly once. Raises ValueError where the box is smaller than a tile.
     """
-    for axis in range(3):
-        if box.shape[axis] < tile[axis]:
-            raise ValueError(
-                f"box {box} is smaller than a tile along {AXES[axis]}: "
-                f"it has {box.shape[axis]} voxels, the tile {tile[axis]}"
-            )
-    axes = []
-    for axis in range(3):
-        starts = tile_starts(box.start[axis], box.stop[axis], tile[axis])
-        ends = [a + tile[axis] for a in starts]
-        befores = [box.start[axis], *ends[:-1]]
-        axes.append([(a, b, max(a, before), b) for a, before, b in zip(starts, befores, ends, strict=True)])
-    return [(_box(r[:2] for r in own), _box(r[2:] for r in own)) for own in itertools.product(*axes)]
 
+    def __init__(self, box: Box, tile: Zyx) -> None:
+        for axis in range(3):
+            if box.shape[axis] < tile[axis]:
+                raise ValueError(
+                    f"box {box} is smaller than a tile along {AXES[axis]}: "
+                    f"it has {box.shape[axis]} voxels, the tile {tile[axis]}"
+                )
+        self.box, self.tile = box, tile
+        self._starts = [tile_starts(box.start[axis], box.stop[axis], tile[axis]) for axis in range(3)]
 
-def _box(ranges: Iterable[tuple[int, int]]) -> Box:
-    start, stop = zip(*ranges, strict=True)
-    return Box(start, stop)
+    def __len__(self) -> int:
+        return math.prod(len(starts) for starts in self._starts)
+
+    def __getitem__(self, number: Any) -> Any:
+        """The pair `number`; a slice gives a list of pairs."""
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"tile {number} of {len(self)}")
+        number = number % len(self)
+        places = []
+        for starts in reversed(self._starts):
+            number, place = divmod(number, len(starts))
+            places.insert(0, place)
+        start, own, stop = [], [], []
+        for starts, place, size in zip(self._starts, places, self.tile, strict=True):
+            start.append(starts[place])
+            own.append(starts[place - 1] + size if place else starts[place])
+            stop.append(starts[place] + size)
+        return Box(tuple(start), tuple(stop)), Box(tuple(own), tuple(stop))  # type: ignore[arg-type]

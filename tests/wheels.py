@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt"
-SOURCE_ONLY = {"intern", "nose2"}
+SOURCE_ONLY = {"intern"}
 GLIBC = [(2, minor) for minor in (39, 35, 34, 31, 28, 27, 26, 24, 17, 12, 5)]
 
 

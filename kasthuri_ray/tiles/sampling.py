@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kasthuri_ray.geometry import Box, Zyx, grid_tiles
+from kasthuri_ray.geometry import Box, TileGrid, Zyx
 from kasthuri_ray.volumes.labels import IGNORE, to_classes, to_uint8
 from kasthuri_ray.volumes.volume import Volume
 
@@ -176,13 +176,17 @@ class GridTiles:
     sources: tuple[Source, ...]
     tile: Zyx
 
-    def addresses(self) -> list[TileAddress]:
-        """All tiles, in order."""
-        return [
-            TileAddress(number, box, own)
-            for number, source in enumerate(self.sources)
-            for box, own in grid_tiles(source.box, self.tile)
-        ]
+    def __len__(self) -> int:
+        return sum(len(TileGrid(source.box, self.tile)) for source in self.sources)
+
+    def address(self, number: int) -> TileAddress:
+        """The tile `number`, from 0 on, the sources one after the other."""
+        for index, source in enumerate(self.sources):
+            grid = TileGrid(source.box, self.tile)
+            if number < len(grid):
+                return TileAddress(index, *grid[number])
+            number -= len(grid)
+        raise IndexError(f"the grid has {len(self)} tiles")
 
 
 def read_tile(sources: tuple[Source, ...], address: TileAddress) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -74,8 +74,7 @@ def training_plan(tiles: TrainTiles, epoch: int, batch_size: int, rank: int, wor
 
 def grid_plan(tiles: GridTiles, batch_size: int, rank: int, world_size: int) -> Plan:
     """Every `world_size`-th tile of the grid, from `rank` on: all ranks together read each once."""
-    addresses = tiles.addresses()
-    return Plan(tiles.sources, addresses.__getitem__, range(rank, len(addresses), world_size), batch_size)
+    return Plan(tiles.sources, tiles.address, range(rank, len(tiles), world_size), batch_size)
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def _heading(job: Job, found: dict[str, Any]) -> dict[str, Any]:
 
 def _look_at(learner: Learner, tiles: GridTiles, number: int) -> TestSlice:
     """The tile as the network sees it; of a 3D tile the section with most foreground, or else the middle one."""
-    address = tiles.addresses()[number]
+    address = tiles.address(number)
     image, label, _ = read_tile(tiles.sources, address)
     images, _ = learner.load(Batch(image[None], label[None], np.array([number])))
     with learner.judged():

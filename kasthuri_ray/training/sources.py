@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kasthuri_ray.config import SPLITS, Region, Settings, Task, region_box
-from kasthuri_ray.geometry import grid_tiles
+from kasthuri_ray.geometry import TileGrid
 from kasthuri_ray.tiles.sampling import GridTiles, Labelling, Source, TrainTiles
 from kasthuri_ray.volumes import Volume, open_volume
 from kasthuri_ray.volumes.cache import open_cache
@@ -62,7 +62,7 @@ def open_task(settings: Settings, say: Callable[[str], None]) -> TaskTiles:
 
 def _train_tiles(sources: tuple[Source, ...], settings: Settings) -> TrainTiles:
     network, task = settings.network, settings.task
-    grid = sum(len(grid_tiles(source.box, task.tile)) for source in sources)
+    grid = sum(len(TileGrid(source.box, task.tile)) for source in sources)
     tiles = network.tiles_per_epoch or min(grid, MOST_TILES_PER_EPOCH)
     whole_batches = math.ceil(tiles / network.batch_size) * network.batch_size
     return TrainTiles(sources, task.tile, network.seed, task.share_on_foreground, whole_batches)
@@ -118,7 +118,7 @@ def _check_apart(sources: Mapping[str, tuple[Source, ...]]) -> None:
 
 def _check_tile(split: str, source: Source, task: Task) -> None:
     try:
-        grid_tiles(source.box, task.tile)
+        TileGrid(source.box, task.tile)
     except ValueError as error:
         raise ValueError(f"{split}: {error}; change task.tile_size, task.volume_z or the ranges") from None
 
