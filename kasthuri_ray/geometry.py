@@ -143,7 +143,7 @@ class TileGrid(Sequence[tuple[Box, Box]]):
         if not -len(self) <= number < len(self):
             raise IndexError(f"tile {number} of {len(self)}")
         number = number % len(self)
-        places = []
+        places: list[int] = []
         for starts in reversed(self._starts):
             number, place = divmod(number, len(starts))
             places.insert(0, place)
