@@ -9,11 +9,16 @@ BIN := .venv/bin
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
 	touch $@
 
-demo: .venv                      ## train on the built-in phantom, and leave a page to look at
-	$(BIN)/python jobs/train.py --task phantom_synapse --config kasthuri_ray/taskconfig/demo.json --name demo-$$(date +%Y%m%d-%H%M%S)
+DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
+demo: .venv                      ## train on a synthetic cortex, and leave a page to look at
+	$(BIN)/python jobs/train.py --task phantom_synapse --set network.epochs=6 --name $(DEMO)
+	@echo "Open outputs/$(DEMO)/index.html in a browser."
 
 test: .venv                      ## the whole suite
 	$(BIN)/python -m pytest
+
+test-faults: .venv               ## the long trials: kills at random moments
+	$(BIN)/python -m pytest -m faults
 
 lint: .venv                      ## style, layers, types
 	$(BIN)/ruff check .
@@ -27,4 +32,4 @@ wheels: .venv                    ## shows that all of it comes as wheels, on x86
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
 
-.PHONY: .venv demo test lint wheels help
+.PHONY: .venv demo test test-faults lint wheels help
