@@ -38,7 +38,7 @@ def main(given: Sequence[str]) -> None:
     parser = make_parser()
     arguments = parser.parse_args(given)
     flags = parser.layer(arguments)
-    from kasthuri_ray.config import resolve
+    from kasthuri_ray.layers import resolve
 
     settings = resolve(
         arguments.task, arguments.network, config=arguments.config, assignments=arguments.assignments, flags=flags

@@ -1,0 +1,185 @@
+"""Where settings come from, and which of two wins: flags over `--set` over `--config` over the files over the defaults.
+
+`resolve` gives `Settings`, or a ValueError that names the file, the key, what was given and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from kasthuri_ray.config import SECTIONS, Section, Settings
+
+HERE = Path(__file__).parent
+NETWORK = "UNet_2D"  # where no other is named
+# Keys that the Kasthuri Challenge's files carry and that nothing has ever read.
+UNREAD = {"encoder_name", "encoder_weights", "outputdir", "eval_threshold", "eval_reduction"}
+# What settings.json holds beside the sections, so that it is itself a file for --config.
+RECORDS = {"versions", "git_commit", "seed", "kept"}
+
+Layer = dict[str, dict[str, Any]]
+Named = tuple[str, Layer]  # a layer, and what it is called in errors
+
+
+def find_file(name: str, kind: str) -> Path:
+    """The task or network file (`kind`) that `name` means: an existing path, else one of ours."""
+    if Path(name).is_file():
+        return Path(name)
+    folder = HERE / f"{kind}config"
+    stem = Path(name).name.removesuffix(".json").removesuffix("_task" if kind == "task" else "")
+    own = {path.stem.removesuffix("_task" if kind == "task" else ""): path for path in sorted(folder.glob("*.json"))}
+    if stem in own and (Path(name).name == name):
+        return own[stem]
+    raise ValueError(f"no {kind} {name!r}: it is neither a file nor one of {', '.join(own)}{_nearest(stem, own)}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, or a ValueError that says where it breaks."""
+    try:
+        found = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error.msg} in line {error.lineno}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object but {type(found).__name__}")
+    return found
+
+
+def read_config(path: Path) -> Layer:
+    """A `--config` file: sections of settings; settings.json and best.json are such files."""
+    layer = {key: value for key, value in read_json(path).items() if key not in RECORDS}
+    for section, values in layer.items():
+        if section not in SECTIONS:
+            raise ValueError(f"{path}: no section {section!r}; there are {', '.join(SECTIONS)}")
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: {section} is not an object of settings")
+    return layer
+
+
+def parse_assignment(text: str) -> Layer:
+    """One `--set section.key=value`; the value is JSON if it parses, else a comma list, else a string.
+
+    For a setting that is text, a list or a number is text too: `phantom://em?shape=4,64,64` stays whole.
+    """
+    target, equals, value = text.partition("=")
+    section, dot, key = target.strip().partition(".")
+    if not (equals and dot and key):
+        raise ValueError(f"--set {text}: expected section.key=value, such as network.epochs=30")
+    if section not in SECTIONS:
+        raise ValueError(f"--set {text}: no section {section!r}; there are {', '.join(SECTIONS)}")
+    found = _parse_value(value.strip())
+    field = SECTIONS[section].model_fields.get(key)
+    is_text = field is not None and field.annotation in (str, str | None)
+    return {section: {key: value.strip() if is_text and isinstance(found, list | int | float) else found}}
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return [_parse_value(part.strip()) for part in text.split(",")] if "," in text else text
+
+
+def resolve(
+    task: str | None,
+    network: str | None,
+    *,
+    config: str | None = None,
+    assignments: Iterable[str] = (),
+    flags: Layer | None = None,
+) -> Settings:
+    """The settings that the layers add up to; see the module's first lines for which wins.
+
+    task, network: names or paths of their files. config: a file of sections. assignments: `section.key=value`.
+    flags: what flags of their own set. Raises ValueError for whatever is not allowed.
+    """
+    above: list[Named] = [(config, read_config(Path(config)))] if config is not None else []
+    above += [(f"--set {text}", parse_assignment(text)) for text in assignments]
+    above.append(("the command line", flags or {}))
+    path = find_file(network or NETWORK, "network")
+    files: list[Named] = [(str(path), {"network": {"outweightfilename": path.stem, **read_json(path)}})]
+    if task is not None:
+        path = find_file(task, "task")
+        files.append((str(path), {"task": read_json(path)}))
+    elif not any("task" in layer for _, layer in above):
+        raise ValueError(f"no task: give --task, one of {', '.join(own_tasks())} or a file of your own")
+    return _merge(files, above)
+
+
+def own_tasks() -> list[str]:
+    """The names of the task files that come with the package."""
+    return sorted(path.stem.removesuffix("_task") for path in (HERE / "taskconfig").glob("*.json"))
+
+
+def _merge(files: list[Named], above: list[Named]) -> Settings:
+    values: Layer = {section: {} for section in SECTIONS}
+    origins: dict[str, str] = {}
+    kept: dict[str, Any] = {}
+    for origin, layer in files + above:
+        for section, entries in layer.items():
+            origins.setdefault(section, origin)
+            for key, value in entries.items():
+                if key in UNREAD:
+                    kept[key] = value
+                    continue
+                _check_key(section, key, origin)
+                values[section][key] = value
+                origins[f"{section}.{key}"] = origin
+    # A task's own loss wins over the network file's, but not over what is said above the files.
+    loss = values["task"].get("loss")
+    if loss is not None and not any("loss" in layer.get("network", {}) for _, layer in above):
+        values["network"]["loss"] = loss
+    sections = {section: _build(section, values[section], origins) for section in SECTIONS}
+    return Settings(kept=kept, **sections)  # type: ignore[arg-type]
+
+
+def _check_key(section: str, key: str, origin: str) -> None:
+    known = SECTIONS[section].model_fields
+    if key not in known:
+        raise ValueError(f"{origin}: no setting {section}.{key}{_nearest(key, known)}")
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _build(section: str, values: dict[str, Any], origins: dict[str, str]) -> Section:
+    try:
+        return SECTIONS[section].model_validate(values)
+    except ValidationError as error:
+        raise ValueError("\n".join(_in_words(section, error, origins))) from None
+
+
+def _in_words(section: str, error: ValidationError, origins: dict[str, str]) -> list[str]:
+    """Pydantic's errors, each as file, key, what was given and what is allowed."""
+    found: dict[tuple[str, ...], tuple[Any, list[str]]] = {}
+    for entry in error.errors():
+        # Where one of two types is allowed, each complains, at a place that ends in its own name.
+        path = tuple(str(part) for part in entry["loc"] if not re.fullmatch(r"str|(list|dict)\[.*", str(part)))
+        found.setdefault(path, (entry["input"], []))[1].append(_allowed(entry))
+    # One that accepts the outside and complains of the inside is the one that was meant.
+    inmost = [path for path in found if not any(other[: len(path)] == path != other for other in found)]
+    return [_line(section, path, *found[path], origins) for path in inmost]
+
+
+def _allowed(entry: Any) -> str:
+    message = entry["msg"].removeprefix("Value error, ").replace(" after validation", "")
+    if entry["type"] == "extra_forbidden":
+        return "there is no such setting"
+    return "it is missing" if entry["type"] == "missing" else message.replace("Input should be", "expected")
+
+
+def _line(section: str, path: tuple[str, ...], given: Any, allowed: list[str], origins: dict[str, str]) -> str:
+    message = ", or ".join(allowed)
+    if not path:
+        return f"{origins.get(section, 'defaults')}: {section}: {message}"
+    origin = origins.get(f"{section}.{path[0]}", "defaults")
+    return f"{origin}: {section}.{'.'.join(path)} is {json.dumps(given, default=str)}: {message}"

@@ -1,0 +1,163 @@
+"""What settings allow, and how what they do not allow is said."""
+
+import json
+
+import pytest
+
+from kasthuri_ray.config import Network, Task, Train, region_box
+from kasthuri_ray.geometry import Box
+from kasthuri_ray.layers import resolve
+
+TASK = {
+    "image_chan": "phantom://em?shape=20,64,64",
+    "annotation_chan": "phantom://synapse?shape=20,64,64",
+    "xrange_vol": [0, 64],
+    "yrange_vol": [8, 64],
+    "z_train": [0, 10],
+    "z_val": [10, 14],
+    "z_test": [14, 20],
+}
+
+
+def refused(tmp_path, **changes) -> str:
+    """What is said of a task file with these changes."""
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({**TASK, **changes}))
+    with pytest.raises(ValueError, match=r".") as caught:
+        resolve(str(file), None)
+    return str(caught.value).replace(str(file), "FILE")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"z_train": [5, 5]}, "FILE: task.z_train is [5, 5]: it holds no voxels; a range is [start, stop]"),
+        ({"z_train": [5]}, "FILE: task.z_train is [5]: List should have at least 2 items, not 1"),
+        ({"xrange_vol": [-1, 5]}, "FILE: task.xrange_vol.0 is -1: expected greater than or equal to 0"),
+        ({"threshold": 1}, "FILE: task.threshold is 1: expected a valid boolean"),
+        ({"foreground_share": 1.5}, "FILE: task.foreground_share is 1.5: expected less than or equal to 1"),
+        (
+            {"loss": "dice"},
+            "FILE: task.loss is \"dice\": expected 'cross_entropy', 'weighted_cross_entropy', 'dice_ce'",
+        ),
+        ({"tile_size": [256, 0]}, "FILE: task.tile_size.1 is 0: expected greater than or equal to 1"),
+        ({"z_tain": [0, 1]}, "FILE: no setting task.z_tain; did you mean z_train?"),
+        ({"z_val": None}, "FILE: task: needs z_val (or boxes)"),
+        (
+            {"image_chan": None},
+            "FILE: task: needs image_chan and annotation_chan for train (or --image and --annotation)",
+        ),
+        (
+            {"image_intensity": "all"},
+            'task.image_intensity is "all": expected a valid list, or expected a valid dictionary',
+        ),
+        (
+            {"image_intensity": {"percentiles": 1}},
+            "FILE: task.image_intensity.percentiles is 1: expected a valid list",
+        ),
+        ({"boxes": {"train": [{"box": ":,:,:"}]}}, "FILE: task.boxes.val is"),
+        (
+            {"boxes": {"train": [{"bax": ":,:,:"}], "val": [{"box": ":,:,:"}]}},
+            'FILE: task.boxes.train.0.bax is ":,:,:": there is no such setting',
+        ),
+        (
+            {"boxes": {"train": [{"box": [[0, 1], [3, 2], [0, 1]]}], "val": [{"box": ":,:,:"}]}},
+            "FILE: task.boxes.train.0.box.1 is [3, 2]: it holds no voxels",
+        ),
+        (
+            {"boxes": {"train": [{"box": ":,:,:", "annotation": None}], "val": [{"box": ":,:,:"}]}},
+            "needs image_chan and annotation_chan for train",
+        ),
+        ({"z_gap": 4}, "FILE: task: z_gap 4 leaves nothing of z_val [10, 14]"),
+        ({"z_gap": 1, "boxes": {"train": [{"box": ":,:,:"}], "val": [{"box": ":,:,:"}]}}, "z_gap goes with z_train"),
+    ],
+)
+def test_a_wrong_task_is_refused_by_file_key_and_what_is_allowed(tmp_path, changes, words):
+    said = refused(tmp_path, **changes)
+    assert words in said
+    assert "pydantic" not in said
+
+
+def test_every_mistake_is_named_at_once(tmp_path):
+    said = refused(tmp_path, z_train=[1, 0], threshold="yes").splitlines()
+    assert [line.split(" is ")[0] for line in said] == ["FILE: task.z_train", "FILE: task.threshold"]
+
+
+def test_the_ranges_become_boxes_in_z_y_x():
+    (region,) = Task(**TASK).regions("val")
+    assert region_box(region, Box((0, 0, 0), (20, 64, 64)), "") == Box((10, 8, 0), (14, 64, 64))
+    assert (region.image, region.annotation) == (TASK["image_chan"], TASK["annotation_chan"])
+    assert Task(**TASK, tile_size=[48, 32], volume_z=3).tile == (3, 32, 48)
+
+
+def test_a_box_outside_names_its_split_and_the_bounds():
+    (region,) = Task(**TASK).regions("test")
+    with pytest.raises(
+        ValueError, match=r"the test box: box '14:20,8:64,0:64' is outside the volume: .* 0:18,0:64,0:64"
+    ):
+        region_box(region, Box((0, 0, 0), (18, 64, 64)), "the test box")
+
+
+def test_sections_are_left_out_between_the_splits():
+    def ranges(**changes):
+        task = Task(**{**TASK, **changes})
+        return [region.box[0] for split in ("train", "val", "test") for region in task.regions(split)]
+
+    assert ranges() == [[0, 10], [10, 14], [14, 20]]
+    assert ranges(z_gap=2) == [[0, 10], [12, 14], [16, 20]]
+    assert ranges(z_gap=2, z_val=[11, 14]) == [[0, 10], [12, 14], [16, 20]]
+    assert ranges(z_gap=2, z_val=[13, 14], z_test=None) == [[0, 10], [13, 14]]
+    # Whichever comes first in z stays whole.
+    assert ranges(z_gap=1, z_train=[10, 20], z_val=[0, 5], z_test=[5, 10]) == [[11, 20], [0, 5], [6, 10]]
+    # What overlaps is not hidden by the gap.
+    assert ranges(z_gap=1, z_val=[9, 14]) == [[0, 10], [9, 14], [15, 20]]
+
+
+def test_a_test_box_may_have_no_annotation():
+    splits = {"train": [{"box": "0:4,:,:"}], "val": [{"box": "4:6,:,:"}]}
+    for none in ({"annotation": None}, {"annotation": ""}):
+        task = Task(**TASK, boxes={**splits, "test": [{"box": "6:8,:,:", **none}]})
+        assert [region.annotation for region in task.regions("test")] == [None]
+        assert task.regions("train")[0].annotation == TASK["annotation_chan"]
+    assert Task(**{**TASK, "z_test": None}).regions("test") == []
+    assert Task(**TASK, boxes=splits).regions("test") == []
+
+
+def test_boxes_read_back_as_they_were_given():
+    regions = [{"box": ":,:,:"}, {"box": [[0, 1], [0, 2], [0, 3]], "image": "a.zarr", "annotation": None}]
+    given = {"train": regions[:1], "val": regions[:1], "test": regions}
+    written = Task(**TASK, boxes=given).model_dump(mode="json")
+    assert written["boxes"] == given
+    assert Task(**written).model_dump(mode="json") == written
+
+
+def test_half_of_the_tiles_hold_synapses_unless_the_task_says_otherwise():
+    assert Task(**TASK, task_type="synapse").share_on_foreground == 0.5
+    assert Task(**TASK, task_type="membrane").share_on_foreground == 0.0
+    assert Task(**TASK, task_type="synapse", foreground_share=0.0).share_on_foreground == 0.0
+
+
+@pytest.mark.parametrize(
+    ("given", "workers"), [(None, None), (3, (3, 3)), ("4", (4, 4)), ("2-8", (2, 8)), ("2-2", (2, 2))]
+)
+def test_workers_are_a_number_or_a_range(given, workers):
+    assert Train(num_workers=given).workers == workers
+
+
+@pytest.mark.parametrize("given", ["0", 0, -1, "x", "4-2", "2-", "-2", "0-2", 1.5, True, ""])
+def test_other_workers_are_refused(given):
+    with pytest.raises(ValueError, match="expected N or MIN-MAX, such as 4 or 2-8"):
+        Train(num_workers=given)
+
+
+def test_the_challenges_zero_augments_as_it_did():
+    assert Network(augmentations=0).augmentations == "basic"
+    assert Network(augmentations="none").augmentations == "none"
+    with pytest.raises(ValueError, match="'none', 'basic' or 'em'"):
+        Network(augmentations=False)
+
+
+def test_class_weights_are_one_a_class():
+    assert Network(class_weights=[1, 2.5]).class_weights == [1, 2.5]
+    with pytest.raises(ValueError, match="class_weights has 3 values for 2 classes"):
+        Network(class_weights=[1, 2, 3])
