@@ -88,21 +88,22 @@ def run_job(main: Callable[[Sequence[str]], int | None], arguments: Sequence[str
     try:
         return main(given) or DONE
     except WorkFailed as error:
-        return _tell(error, FAILED, given)
+        return _tell(str(error), error, FAILED, given)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
     except INPUT_ERRORS as error:
-        return _tell(error, BAD_INPUT, given)
+        return _tell(str(error), error, BAD_INPUT, given)
+    except OSError as error:
+        return _tell(str(error), error, FAILED, given)
     except Exception as error:
-        return _tell(error, FAILED, given)
+        return _tell(f"{type(error).__name__}: {error} (--verbose shows where)", error, FAILED, given)
 
 
-def _tell(error: Exception, code: int, given: Sequence[str]) -> int:
+def _tell(message: str, error: Exception, code: int, given: Sequence[str]) -> int:
     if "--verbose" in given:
         traceback.print_exception(error)
-    message = str(error) or type(error).__name__
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {message or type(error).__name__}", file=sys.stderr, flush=True)
     return code
 
 

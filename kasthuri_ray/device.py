@@ -34,9 +34,9 @@ def keep_memory() -> bool:
 
 
 def set_threads(processes_here: int) -> int:
-    """Give torch this process's share of the CPUs of the machine; gives the number of threads."""
-    threads = max(1, len(os.sched_getaffinity(0)) // processes_here) if hasattr(os, "sched_getaffinity") else 1
-    threads = int(os.environ.get("KASTHURI_THREADS", threads))
+    """Give torch this process's share of the CPUs of the machine, or KASTHURI_THREADS; gives the number of threads."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = int(os.environ.get("KASTHURI_THREADS") or max(1, cpus // processes_here))
     torch.set_num_threads(threads)
     return threads
 

@@ -1,0 +1,101 @@
+"""Decisions that follow by rule from the machine and the settings."""
+
+import multiprocessing
+import platform
+
+import pytest
+import torch
+
+from kasthuri_ray import device
+
+CPU = torch.device("cpu")
+LARGE, SMALL = 8 * 256 * 256 * 1000, 8 * 256 * 256 * 10
+UNET_2D = 1_971_554
+
+
+@pytest.fixture
+def cpuinfo(monkeypatch):
+    """Makes the machine one with these CPU flags (None: one that says nothing)."""
+
+    def pretend(flags: str | None) -> None:
+        def read(path):
+            if flags is None:
+                raise FileNotFoundError(path)
+            return f"processor : 0\nflags\t\t: fpu {flags} sse\n"
+
+        monkeypatch.setattr(device.Path, "read_text", read)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [
+        ("avx512_bf16", "bf16"),
+        ("amx_bf16 amx_tile", "bf16"),
+        ("asimd bf16", "bf16"),
+        ("avx512f avx2", "float32"),
+        (None, "float32"),
+    ],
+)
+def test_bf16_is_for_hardware_that_has_it(cpuinfo, flags, precision):
+    cpuinfo(flags)
+    assert device.choose_precision("auto", CPU) == precision
+    assert device.choose_precision("float32", CPU) == "float32"
+    assert device.choose_precision("bf16", CPU) == "bf16"
+
+
+def test_autocast_is_what_was_chosen():
+    layer, x = torch.nn.Linear(4, 4), torch.ones(1, 4)
+    for precision, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
+        with device.autocast(precision, CPU):
+            assert layer(x).dtype == dtype
+
+
+def test_compiling_is_for_long_runs_and_where_there_is_a_compiler(monkeypatch):
+    monkeypatch.setattr(device, "find_compiler", lambda: "/usr/bin/g++")
+    assert device.choose_compile("auto", CPU, LARGE, UNET_2D) == (True, "")
+    assert device.choose_compile("auto", CPU, SMALL, UNET_2D) == (False, "")
+    assert device.choose_compile("on", CPU, SMALL, UNET_2D) == (True, "")
+    assert device.choose_compile("off", CPU, LARGE, UNET_2D) == (False, "")
+    monkeypatch.setattr(device, "find_compiler", lambda: None)
+    for setting in ("auto", "on"):
+        compiled, line = device.choose_compile(setting, CPU, LARGE, UNET_2D)
+        assert not compiled
+        assert line.startswith("no C++ compiler here: the network runs uncompiled")
+    assert device.choose_compile("auto", CPU, SMALL, UNET_2D) == (False, "")
+
+
+def test_threads_are_shared_among_the_processes_of_a_machine(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.delenv("KASTHURI_THREADS", raising=False)
+    monkeypatch.setattr(device.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    try:
+        assert device.set_threads(1) == torch.get_num_threads() == 6
+        assert device.set_threads(4) == 1
+        assert device.set_threads(100) == 1
+        monkeypatch.setenv("KASTHURI_THREADS", "2")
+        assert device.set_threads(1) == torch.get_num_threads() == 2
+        monkeypatch.delenv("KASTHURI_THREADS")
+        monkeypatch.delattr(device.os, "sched_getaffinity")
+        monkeypatch.setattr(device.os, "cpu_count", lambda: 5)
+        assert device.set_threads(2) == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_memory_is_kept_where_glibc_is_and_nothing_fails_elsewhere(monkeypatch):
+    # In a process of its own: it holds for as long as the process lives.
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(device.keep_memory) is (platform.libc_ver()[0] == "glibc")
+
+    def missing(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(device.ctypes, "CDLL", missing)
+    assert device.keep_memory() is False
+
+
+def test_convolutions_keep_channels_last():
+    assert torch.empty(2, 3, 4, 4).to(memory_format=device.channels_last(2)).stride() == (48, 1, 12, 3)
+    assert torch.empty(2, 3, 4, 4, 4).to(memory_format=device.channels_last(3)).stride()[1] == 1
