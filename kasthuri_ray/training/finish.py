@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,12 @@ def _judge(
     return counts, sorted(_gather(scores), key=lambda each: each.number)
 
 
+def _whole(tiles: GridTiles, scores: list[TileScore]) -> list[TileScore]:
+    """The scores of tiles that own all their voxels, which are the ones that a picture of the tile shows; if any."""
+    addresses = [tiles.address(score.number) for score in scores]
+    return [s for s, address in zip(scores, addresses, strict=True) if address.own == address.box] or scores
+
+
 def _gather(scores: list[TileScore]) -> list[TileScore]:
     if world_size() == 1:
         return scores
@@ -111,7 +117,7 @@ def _write_report(
 ) -> None:
     assert progress.best is not None
     threshold = progress.best["threshold"]
-    gallery = [_look_at(learner, tiles, number) for number in choose_gallery(scores)]
+    gallery = [_look_at(learner, tiles, number) for number in choose_gallery(_whole(tiles, scores))]
     task_type = job.settings.task.task_type
     for number, section in enumerate(sorted(gallery, key=lambda s: s.z)):
         folder.write(
@@ -153,7 +159,7 @@ def _heading(job: Job, found: dict[str, Any]) -> dict[str, Any]:
 def _look_at(learner: Learner, tiles: GridTiles, number: int) -> TestSlice:
     """The tile as the network sees it; of a 3D tile the section with most foreground, or else the middle one."""
     address = tiles.address(number)
-    image, label, _ = read_tile(tiles.sources, address)
+    image, label, _ = read_tile(tiles.sources, replace(address, own=address.box))
     images, _ = learner.load(Batch(image[None], label[None], np.array([number])))
     with learner.judged():
         probability = foreground_of(torch.softmax(learner.logits(images).float(), 1))[0].cpu().numpy()
