@@ -1,0 +1,82 @@
+"""How fast, how lean and how good it is: `python jobs/benchmark.py train`."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+
+from kasthuri_ray.cli import run_job
+
+EXAMPLES = """examples:
+  python jobs/benchmark.py train --quick
+  python jobs/benchmark.py vnc --source groundtruth-drosophila-vnc --output vnc.zarr
+  python jobs/benchmark.py accuracy --data vnc.zarr --task synapse --seeds 0 1 2
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="benchmark.py",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="train|accuracy|phantom|vnc")
+
+    train = kinds.add_parser("train", help="speed and memory of training, against their goals")
+    train.add_argument("--data", metavar="DIR", help="a zarr with em and synapse (default: made from the phantom)")
+    train.add_argument("--quick", action="store_true", help="fewer steps: shows that it works, says little")
+
+    accuracy = kinds.add_parser("accuracy", help="what the defaults reach on real EM (VNC), and in what time")
+    accuracy.add_argument("--data", metavar="DIR", default="vnc.zarr", help="vnc.zarr, or the folder that holds it")
+    accuracy.add_argument("--task", nargs="+", choices=["membrane", "synapse"], default=["membrane", "synapse"])
+    accuracy.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
+    accuracy.add_argument(
+        "--seed-recipe",
+        choices=["steps", "full"],
+        default="steps",
+        help="the recipe that it is held against: time a few of its steps, or train it to the end",
+    )
+
+    phantom = kinds.add_parser("phantom", help="how hard the phantom is, and how fast it grows")
+    phantom.add_argument("--seed", type=int, default=0, metavar="N")
+
+    vnc = kinds.add_parser("vnc", help="make vnc.zarr of a checkout of groundtruth-drosophila-vnc")
+    vnc.add_argument("--source", required=True, metavar="CHECKOUT", help="the folder that holds stack1")
+    vnc.add_argument("--output", default="vnc.zarr", metavar="DIR")
+
+    for kind in (train, accuracy, phantom):
+        name = kind.prog.split()[-1]
+        kind.add_argument("--out", metavar="FILE", default=f"benchmark_{name}.json", help="default: %(default)s")
+    for kind in (train, accuracy, phantom, vnc):
+        kind.add_argument("--verbose", action="store_true", help="show what the parts print, and tracebacks")
+    return parser
+
+
+def main(given: Sequence[str]) -> None:
+    options = vars(make_parser().parse_args(given))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended too
+    kind = options.pop("kind")
+    if kind == "train":
+        from kasthuri_ray.benchmarks import train
+
+        train.run(**options)
+    elif kind == "accuracy":
+        from kasthuri_ray.benchmarks import accuracy
+
+        options["tasks"] = options.pop("task")
+        accuracy.run(**options)
+    elif kind == "phantom":
+        from kasthuri_ray.benchmarks import phantom, table
+
+        figures = phantom.run(seed=options["seed"])
+        table.write(options["out"], {"benchmark": "phantom", "machine": table.machine(), **figures})
+    else:
+        from kasthuri_ray.benchmarks import vnc
+
+        vnc.convert(options["source"], options["output"])
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(main))

@@ -1,0 +1,235 @@
+"""Processes of a benchmark: each part runs in its own, watched from outside for memory and CPU, and is ended with all
+that it started.
+
+Resident memory counts the pages that a process maps; proportional memory (PSS) divides each page among the processes
+that map it, so that sums count it once. Both as Linux tells them in /proc; elsewhere nothing is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PERIOD_S = 2.0  # reading the maps of ten processes takes some 20 ms, which the parts must not feel
+TRAINER, DRIVER, READER, RAY = "trainer", "driver", "reader", "ray"
+PROC = Path("/proc")
+
+
+@dataclass
+class Usage:
+    """What the processes of a part used, in bytes and seconds.
+
+    trainer_peak: resident memory of the largest process that trains (or is the part itself, where it has no Ray).
+    others_peak: proportional memory of all other processes together; store_peak: of the shared memory of all, which
+    is Ray's object store. total_peak: of everything. cpu_seconds: by role. None where it cannot be measured.
+    """
+
+    trainer_peak: int | None = None
+    others_peak: int | None = None
+    store_peak: int | None = None
+    total_peak: int | None = None
+    processes: int = 0
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One process at one moment, bytes and seconds. peak: the most it ever had resident; shared: its part of store."""
+
+    pid: int
+    role: str
+    peak: int
+    proportional: int
+    shared: int
+    cpu_seconds: float
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """`pid` and all that it started and that lives, each with its command line."""
+    children: dict[int, list[int]] = {}
+    for folder in PROC.glob("[0-9]*"):
+        with suppress(OSError, ValueError, IndexError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(folder.name))
+    found, waiting = {}, [pid]
+    while waiting:
+        each = waiting.pop()
+        waiting += children.get(each, [])
+        with suppress(OSError):
+            found[each] = (PROC / str(each) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return found
+
+
+def role_of(command: str, is_part: bool, trains_itself: bool) -> str:
+    """What a process is for, by its command line: Ray's workers carry their work's name."""
+    if is_part:
+        return TRAINER if trains_itself else DRIVER
+    if command.startswith("ray::RayTrainWorker"):
+        return TRAINER
+    return READER if command.startswith("ray::FlatMap") else RAY
+
+
+def sample(pid: int, role: str) -> Sample:
+    """What the process uses now. Raises OSError if it has gone."""
+    rollup = _fields((PROC / str(pid) / "smaps_rollup").read_text())
+    status = _fields((PROC / str(pid) / "status").read_text())
+    ticks = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[11:13]
+    seconds = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+    return Sample(pid, role, status.get("VmHWM", 0), rollup.get("Pss", 0), rollup.get("Pss_Shmem", 0), seconds)
+
+
+def _fields(text: str) -> dict[str, int]:
+    """The lines `Name: 12 kB`, in bytes."""
+    found = {}
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) == 3 and words[2] == "kB":
+            found[words[0].rstrip(":")] = int(words[1]) * 1024
+    return found
+
+
+class Watch:
+    """Looks at a process and all below it every PERIOD_S; `usage` is what they came to."""
+
+    def __init__(self, pid: int, trains_itself: bool) -> None:
+        self.pid, self.trains_itself = pid, trains_itself
+        self.usage = Usage()
+        self.seen: dict[int, str] = {}  # every process that ever was below, and when it began
+        self._cpu: dict[int, tuple[str, float]] = {}
+        self._roles: dict[int, str] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while PROC.joinpath("self/smaps_rollup").exists():
+            self.look()
+            if self._stop.wait(PERIOD_S):
+                return
+
+    def look(self) -> None:
+        """Take one sample of every process."""
+        samples = []
+        for pid, command in descendants(self.pid).items():
+            with suppress(OSError, IndexError):
+                self.seen.setdefault(pid, began(pid))
+                samples.append(sample(pid, self._role(pid, command)))
+        if samples:
+            self._add(samples)
+
+    def _role(self, pid: int, command: str) -> str:
+        now = role_of(command, pid == self.pid, self.trains_itself)
+        if now != RAY or pid not in self._roles:
+            self._roles[pid] = now  # a reader that idles is still one
+        return self._roles[pid]
+
+    def _add(self, samples: list[Sample]) -> None:
+        usage = self.usage
+        trainers = [each.peak for each in samples if each.role == TRAINER]
+        others = sum(each.proportional - each.shared for each in samples if each.role != TRAINER)
+        store = sum(each.shared for each in samples)
+        usage.trainer_peak = max([usage.trainer_peak or 0, *trainers])
+        usage.others_peak = max(usage.others_peak or 0, others)
+        usage.store_peak = max(usage.store_peak or 0, store)
+        usage.total_peak = max(usage.total_peak or 0, sum(each.proportional for each in samples))
+        usage.processes = max(usage.processes, len(samples))
+        self._cpu.update({each.pid: (each.role, each.cpu_seconds) for each in samples})
+        usage.cpu_seconds = {}
+        for role, seconds in self._cpu.values():
+            usage.cpu_seconds[role] = usage.cpu_seconds.get(role, 0.0) + seconds
+
+
+def began(pid: int) -> str:
+    """When a process began, in ticks since boot: with its id, what tells it from a later one of the same id."""
+    return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[19]
+
+
+class PartFailed(RuntimeError):
+    """A part of a benchmark ended with an error; the message holds the end of what it printed."""
+
+
+def run_part(
+    part: str, arguments: dict[str, Any], environment: Mapping[str, str] | None = None, verbose: bool = False
+) -> tuple[dict[str, Any], Usage]:
+    """Run `kasthuri_ray.benchmarks.parts.<part>(**arguments)` in a process of its own.
+
+    environment: variables besides ours. Gives what the part returned, and what its processes used. Raises PartFailed.
+    """
+    with tempfile.TemporaryDirectory(prefix="kasthuri_ray_") as folder:
+        given, found, log = (Path(folder) / name for name in ("given.json", "found.json", "log"))
+        given.write_text(json.dumps(arguments))
+        command = [sys.executable, "-m", "kasthuri_ray.benchmarks.parts", part, str(given), str(found)]
+        with log.open("wb") as output:
+            target = None if verbose else output
+            process = subprocess.Popen(
+                command,
+                env={**_environment(), **(environment or {})},
+                stdout=target,
+                stderr=target,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            watch = Watch(process.pid, trains_itself=part != "pipeline")
+            try:
+                with watch:
+                    code = process.wait()
+            finally:
+                watch.look()
+                end(process, watch.seen)
+        if code or not found.exists():
+            raise PartFailed(f"the part {part} ended with {code}:\n{log.read_text(errors='replace')[-2000:]}")
+        return json.loads(found.read_text()), watch.usage
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what would change an allocator or the number of threads."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("MALLOC_") and name not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAY_ADDRESS")
+    }
+
+
+def end(process: subprocess.Popen, seen: Mapping[int, str], patience_s: float = 15.0) -> None:
+    """End a part and whatever of its processes is left: asked first, then killed."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(patience_s)
+    deadline = time.monotonic() + (5.0 if process.poll() is not None else 0.0)
+    while (left := _living(seen)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for pid in left:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 5.0
+    while _living(seen) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _living(seen: Mapping[int, str]) -> list[int]:
+    living = []
+    for pid, start in seen.items():
+        with suppress(OSError, IndexError):
+            if began(pid) == start and (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                living.append(pid)
+    return living

@@ -1,0 +1,251 @@
+"""How fast training is, and what it needs: the step alone, the whole pipeline, the seed's recipe, the stream alone,
+two workers, and memory. `run()` measures all of it in one go, each part in a process of its own.
+
+The parts that are held against each other take turns, since other work on a machine comes and goes.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kasthuri_ray.benchmarks.processes import Usage, run_part
+from kasthuri_ray.benchmarks.table import Line, tell
+from kasthuri_ray.geometry import Zyx
+from kasthuri_ray.layers import resolve
+
+MB, GB = 1e6, 1e9
+SMALL, LARGE = (100, 1024, 1024), (1850, 26624, 21504)  # 0.1 GB, and all of the Kasthuri volume at 3 nm
+PHANTOM_SEED = 7
+
+
+@dataclass(frozen=True)
+class Size:
+    """How long the parts run. Epochs hold `tiles` tiles, and the first, in which is compiled, does not count."""
+
+    epochs: int = 5
+    tiles: int = 224
+    rounds: int = 2  # turns of the bare step and the pipeline
+    worker_epochs: int = 4
+    worker_tiles: int = 112
+    recipe_steps: int = 5
+    stream_tiles: int = 2048
+    stream_passes: int = 4
+    phantom_tiles: int = 512
+    shape: Zyx = (20, 1024, 1024)  # of the local store, where it is made
+
+
+QUICK = Size(3, 40, 1, 3, 24, 2, 256, 3, 64, (20, 512, 512))
+
+
+@dataclass
+class Measured:
+    """What the parts gave, by name: tiles per second of every epoch that counts, memory and CPU, and whatever else."""
+
+    rates: dict[str, list[float]] = field(default_factory=dict)
+    usage: dict[str, Usage] = field(default_factory=dict)
+    waits: list[float] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, name: str, rates: list[float], usage: Usage) -> None:
+        self.rates.setdefault(name, []).extend(rates)
+        before = self.usage.get(name)
+        # Of several turns, the one that took most.
+        if before is None or (usage.total_peak or 0) > (before.total_peak or 0):
+            self.usage[name] = usage
+        print(f"  {name}: {', '.join(f'{rate:.2f}' for rate in rates)} tiles/s", flush=True)
+
+    def rate(self, name: str) -> float:
+        return statistics.median(self.rates[name])
+
+
+def run(
+    data: str | None = None, quick: bool = False, out: str = "benchmark_train.json", verbose: bool = False
+) -> list[Line]:
+    """Measure everything, print the table and write the JSON.
+
+    data: a zarr group with em and synapse of at least 17 sections, such as vnc.zarr; None makes one from the phantom.
+    """
+    size = QUICK if quick else Size()
+    found = Measured()
+    with tempfile.TemporaryDirectory(prefix="kasthuri_ray_benchmark_") as scratch:
+        store = data or make_store(f"{scratch}/phantom.zarr", size.shape)
+        _measure(store, size, scratch, found, verbose)
+    lines = judge(found)
+    used = {name: asdict(usage) for name, usage in found.usage.items()}
+    more = {"data": data or "phantom", "quick": quick, "tiles_per_second": found.rates, "usage": used, **found.facts}
+    tell("train", lines, more, out)
+    return lines
+
+
+def _measure(store: str, size: Size, scratch: str, found: Measured, verbose: bool) -> None:
+    print("the step alone, and the whole pipeline in turns", flush=True)
+    for turn in range(size.rounds):
+        _bare(store, size, scratch, found, verbose)
+        _pipeline("pipeline", store, size.epochs, size.tiles, 1, f"{scratch}/runs{turn}", found, verbose, {})
+    _bare(store, size, scratch, found, verbose)
+    print("the seed's recipe", flush=True)
+    sections = settings(store, size.epochs, size.tiles, scratch)
+    given, usage = run_part("recipe", {"settings": sections, "steps": size.recipe_steps}, verbose=verbose)
+    found.add("seed's recipe", [sections["network"]["batch_size"] / each for each in given["step_seconds"]], usage)
+    print("the stream alone", flush=True)
+    _stream("stream", settings(store, 1, size.stream_tiles, scratch), size.stream_passes, True, found, verbose)
+    print("one worker of one thread, and two", flush=True)
+    for count in (1, 2):
+        folder = f"{scratch}/workers{count}"
+        environment = {"KASTHURI_THREADS": "1"}
+        name = f"{count} x 1 thread"
+        _pipeline(name, store, size.worker_epochs, size.worker_tiles, count, folder, found, verbose, environment)
+    print("a phantom of 0.1 GB, and one of 660 GB", flush=True)
+    for name, shape in (("phantom 0.1 GB", SMALL), ("phantom 660 GB", LARGE)):
+        _stream(name, phantom_settings(shape, size.phantom_tiles, scratch), 1, False, found, verbose)
+
+
+def _bare(store: str, size: Size, scratch: str, found: Measured, verbose: bool) -> None:
+    given, usage = run_part("bare", {"settings": settings(store, size.epochs, size.tiles, scratch)}, verbose=verbose)
+    found.facts.update(threads=given["threads"], precision=given["precision"])
+    found.add("bare step", given["tiles_per_second"][1:], usage)
+
+
+def _pipeline(
+    name: str,
+    store: str,
+    epochs: int,
+    tiles: int,
+    workers: int,
+    folder: str,
+    found: Measured,
+    verbose: bool,
+    environment: dict[str, str],
+) -> None:
+    sections = settings(store, epochs, tiles, folder)
+    sections["train"]["num_workers"] = workers
+    given, usage = run_part("pipeline", {"settings": sections}, environment, verbose)
+    with open(f"{given['path']}/history.csv") as file:
+        rates = [float(row["tiles_per_second"]) for row in csv.DictReader(file)]
+    if name == "pipeline":
+        found.waits.append(json.loads(Path(given["path"], "metrics.json").read_text())["wait_share"])
+    found.add(name, rates[1:], usage)
+
+
+def _stream(name: str, sections: dict[str, Any], passes: int, cold: bool, found: Measured, verbose: bool) -> None:
+    given, usage = run_part("stream", {"settings": sections, "passes": passes, "cold": cold}, verbose=verbose)
+    rates = given["tiles_per_second"]
+    if cold:
+        found.facts["stream_cold"] = rates.pop(0)
+    found.add(name, rates, usage)
+
+
+def settings(store: str, epochs: int, tiles: int, storage: str) -> dict[str, Any]:
+    """The settings that are timed: UNet_2D with our defaults; synapse tiles, half of which have to be found."""
+    from kasthuri_ray.volumes import open_volume
+
+    _, height, width = open_volume(f"{store}/em").bounds.shape
+    task = {
+        "image_chan": f"{store}/em",
+        "annotation_chan": f"{store}/synapse",
+        "xrange_vol": [0, width],
+        "yrange_vol": [0, height],
+        "z_train": [0, 14],
+        "z_val": [14, 17],
+    }
+    return _sections(task, epochs, tiles, storage)
+
+
+def phantom_settings(shape: Zyx, tiles: int, storage: str) -> dict[str, Any]:
+    """An epoch of random tiles from all over a phantom of `shape`."""
+    given = f"shape={','.join(map(str, shape))}&seed={PHANTOM_SEED}"
+    task = {
+        "image_chan": f"phantom://em?{given}",
+        "annotation_chan": f"phantom://synapse?{given}",
+        "xrange_vol": [0, shape[2]],
+        "yrange_vol": [0, shape[1]],
+        "z_train": [0, shape[0] - 1],
+        "z_val": [shape[0] - 1, shape[0]],
+        "foreground_share": 0.0,
+    }
+    return _sections(task, 1, tiles, storage)
+
+
+def _sections(task: dict[str, Any], epochs: int, tiles: int, storage: str) -> dict[str, Any]:
+    task = {**task, "z_test": None, "threshold": False}
+    network = {"epochs": epochs, "tiles_per_epoch": tiles, "early_stopping": 0}
+    train = {"storage": storage, "compile": "on", "cache": "none"}
+    found = resolve("synapse", "UNet_2D", flags={"task": task, "network": network, "train": train})
+    return found.model_dump(mode="json")
+
+
+def make_store(path: str, shape: Zyx) -> str:
+    """A zarr of em and synapse with the phantom's voxels, in chunks of a tile."""
+    import zarr
+
+    from kasthuri_ray.volumes import open_volume
+
+    group = zarr.create_group(path)
+    for channel in ("em", "synapse"):
+        volume = open_volume(f"phantom://{channel}?shape={','.join(map(str, shape))}&seed={PHANTOM_SEED}")
+        array = group.create_array(channel, shape=shape, chunks=(1, 256, 256), dtype="uint8")
+        array.attrs["voxel_size_nm_zyx"] = list(volume.voxel_size_nm or ())
+        for box in volume.bounds.cells((1, shape[1], shape[2])):
+            array[box.slices()] = volume.read(box)
+    return path
+
+
+def judge(found: Measured) -> list[Line]:
+    """The figures held against their goals."""
+    return [*_speed(found), *_memory(found)]
+
+
+def _speed(found: Measured) -> list[Line]:
+    import torch
+
+    from kasthuri_ray.device import computes_bf16
+
+    bare, pipeline, seed = (found.rate(name) for name in ("bare step", "pipeline", "seed's recipe"))
+    faster = 4.0 if computes_bf16(torch.device("cpu")) else None
+    cold, one, two = found.facts["stream_cold"], found.rate("1 x 1 thread"), found.rate("2 x 1 thread")
+    about = f"{found.facts['precision']}, {found.facts['threads']} threads, median of epochs after the first"
+    return [
+        Line("1 bare step", bare, "tiles/s", note=about),
+        Line("2 pipeline", pipeline, "tiles/s"),
+        Line("  of the bare step", pipeline / bare, at_least=0.95),
+        Line("  wait_share", max(found.waits), at_most=0.02),
+        Line("3 seed's recipe", seed, "tiles/s", note="float32, eager, arrays in memory, default allocator"),
+        Line("  pipeline, times as fast", pipeline / seed, at_least=faster),
+        Line("4 stream alone, cold", cold, "tiles/s", note="files not in memory, Ray's readers not started"),
+        Line("  warm", found.rate("stream"), "tiles/s", note="median of the epochs after it"),
+        Line("  warm, times what training eats", found.rate("stream") / bare, at_least=10.0),
+        Line("5 one worker of one thread", one, "tiles/s"),
+        Line("  two workers of one thread", two, "tiles/s"),
+        Line("  times as fast", two / one, at_least=1.8),
+    ]
+
+
+def _memory(found: Measured) -> list[Line]:
+    bare, whole = found.usage["bare step"], found.usage["pipeline"]
+    if bare.trainer_peak is None or whole.trainer_peak is None:
+        return [Line("6 memory", None, note="is measured on Linux alone")]
+    small, large = (found.usage[name].total_peak or 0 for name in ("phantom 0.1 GB", "phantom 660 GB"))
+    others, store = whole.others_peak or 0, whole.store_peak or 0
+    other = [
+        Line(f"  {name}, everything", (usage.total_peak or 0) / GB, "GB")
+        for name, usage in found.usage.items()
+        if name in ("seed's recipe", "stream", "1 x 1 thread", "2 x 1 thread")
+    ]
+    return [
+        Line("6 bare step, peak", bare.trainer_peak / GB, "GB", note="resident"),
+        Line("  pipeline's trainer, peak", whole.trainer_peak / GB, "GB", note="resident"),
+        Line("  more than the bare step", (whole.trainer_peak - bare.trainer_peak) / MB, "MB", at_most=500.0),
+        Line("  Ray's other processes", others / GB, "GB", note=f"{whole.processes} processes, shared once"),
+        Line("  object store", store / GB, "GB"),
+        Line("  both", (others + store) / GB, "GB", at_most=2.0),
+        *other,
+        Line("  phantom of 0.1 GB, everything", small / GB, "GB"),
+        Line("  phantom of 660 GB, everything", large / GB, "GB"),
+        Line("  660 GB against 0.1 GB", large / small, at_least=0.9, at_most=1.1),
+    ]

@@ -1,0 +1,99 @@
+"""VNC: real EM with ground truth, from where it is published to a zarr that training reads.
+
+20 sections of 1024 x 1024 of the ventral nerve cord of a Drosophila larva, serial-section TEM at 4.6 x 4.6 x 45-50 nm,
+in the folder stack1 of the repository SOURCE. CC BY-NC-SA 3.0; whoever publishes with it cites CITATION.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+SOURCE = "https://github.com/unidesigner/groundtruth-drosophila-vnc"
+LICENCE = "CC BY-NC-SA 3.0"
+CITATION = (
+    "Gerhard S, Funke J, Martel J, Cardona A, Fetter R. Segmented anisotropic ssTEM dataset of neural tissue. "
+    "figshare 2013. doi:10.6084/m9.figshare.856713"
+)
+VOXEL_SIZE_NM = (45, 4.6, 4.6)  # z, y, x
+TO_BE_HAD = (
+    f"VNC is to be had by `git clone --depth 1 {SOURCE}` ({LICENCE}; cite {CITATION}); then "
+    "`python jobs/benchmark.py vnc --source groundtruth-drosophila-vnc --output vnc.zarr`"
+)
+# Of the merged labels, what each binary annotation is about (the README of SOURCE).
+CLASSES = {"membrane": (0, 32, 64, 96, 128), "mitochondria": (191,), "synapse": (223,)}
+FOLDERS = {
+    "em": "raw",
+    "labels": "labels",
+    "membrane": "membranes",
+    "mitochondria": "mitochondria",
+    "synapse": "synapses",
+}
+
+
+def convert(source: str, output: str) -> None:
+    """Write `output`, a zarr group of em, labels and the binary membrane, mitochondria and synapse, z, y, x uint8.
+
+    source: a checkout of SOURCE, or its stack1. Raises FileNotFoundError and ValueError for what is missing or odd.
+    """
+    stack = Path(source) / "stack1" if (Path(source) / "stack1").is_dir() else Path(source)
+    if Path(output).exists():
+        raise ValueError(f"{output} is already there; give another --output")
+    arrays = {name: read_sections(stack / folder) for name, folder in FOLDERS.items()}
+    for name, array in arrays.items():
+        if array.shape != arrays["em"].shape:
+            raise ValueError(f"{stack / FOLDERS[name]} is {array.shape}, the images are {arrays['em'].shape} (z,y,x)")
+    for name, values in CLASSES.items():
+        arrays[name] = foreground(arrays[name], np.isin(arrays["labels"], values), str(stack / FOLDERS[name]))
+    write(arrays, output)
+    print(output)
+
+
+def read_sections(folder: Path) -> np.ndarray:
+    """The sections in a folder, one file (.tif, .png) each, in the order of their numbers; uint8 z, y, x."""
+    files = [file for file in folder.glob("*") if file.suffix.lower() in (".tif", ".tiff", ".png")]
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no sections (.tif, .png). {TO_BE_HAD}")
+    files.sort(key=lambda file: int((re.findall(r"\d+", file.stem) or ["0"])[-1]))
+    sections = [_read(file) for file in files]
+    shapes = {section.shape for section in sections}
+    if len(shapes) > 1:
+        raise ValueError(f"the sections in {folder} have different sizes: {', '.join(map(str, sorted(shapes)))}")
+    return np.stack(sections)
+
+
+def _read(file: Path) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file) as image:
+            return np.asarray(image.convert("L"))
+    except UnidentifiedImageError:
+        raise ValueError(f"{file} is not an image; is it a pointer of Git LFS? {TO_BE_HAD}") from None
+
+
+def foreground(drawn: np.ndarray, labelled: np.ndarray, name: str) -> np.ndarray:
+    """The drawn structure as 1, the rest as 0, whether it was drawn in black or in white.
+
+    drawn: two grey levels. labelled: where the merged labels have the structure; they agree with it nearly everywhere.
+    """
+    white = drawn > 127
+    agreement = float((white == labelled).mean())
+    if 0.25 < agreement < 0.75:
+        raise ValueError(
+            f"{name} and the merged labels agree in {agreement:.0%} of the voxels: they do not belong together"
+        )
+    return (white if agreement > 0.5 else ~white).astype(np.uint8)
+
+
+def write(arrays: dict[str, np.ndarray], output: str) -> None:
+    """The arrays as a zarr group, each with its voxel size."""
+    import zarr
+
+    about = {"source": f"{SOURCE} stack1", "licence": LICENCE, "citation": CITATION}
+    group = zarr.create_group(output, attributes={"voxel_size_nm_zyx": list(VOXEL_SIZE_NM), **about})
+    for name, array in arrays.items():
+        stored = group.create_array(name, data=array, chunks=(1, *(min(256, n) for n in array.shape[1:])))
+        stored.attrs["voxel_size_nm_zyx"] = list(VOXEL_SIZE_NM)
