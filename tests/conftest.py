@@ -39,3 +39,50 @@ def boss_server(boss_server_class: type) -> Iterator[Any]:
     server = boss_server_class()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def array_volume() -> Any:
+    """`array_volume(array, ...)`: a Volume of an array in memory, whose `reads` are the boxes that were asked for."""
+    import dataclasses
+    import time
+
+    import numpy as np
+
+    from kasthuri_ray.geometry import Box
+    from kasthuri_ray.volumes import Volume
+
+    # In here, so that Ray carries the class itself: its workers cannot import the tests.
+    @dataclasses.dataclass(kw_only=True)
+    class ArrayVolume(Volume):
+        array: np.ndarray
+        seconds: float = 0.0  # that a read takes
+        reads: list[Box] = dataclasses.field(default_factory=list)
+
+        def _read(self, box: Box) -> np.ndarray:
+            self.reads.append(box)
+            time.sleep(self.seconds)
+            return np.array(self.array[box.slices(self.bounds.start)])
+
+    def make(array: np.ndarray, *, chunk=(1, 16, 16), uri="array://em", offset=(0, 0, 0), **more: Any) -> ArrayVolume:
+        more = {"voxel_size_nm": (30.0, 6.0, 6.0), "chunk_origin": offset, **more}
+        return ArrayVolume(
+            uri=uri, bounds=Box.at(offset, array.shape), dtype=array.dtype, chunk=chunk, array=array, **more
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[Any]:
+    """A Ray of two CPUs on this machine, which lives as long as the tests."""
+    import ray
+
+    from kasthuri_ray.resources import attach_or_start
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setattr(os, "cpu_count", lambda: 2)
+        attach_or_start()
+    yield ray
+    ray.shutdown()

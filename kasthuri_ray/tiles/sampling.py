@@ -6,6 +6,9 @@ tile on any machine, and `read_tile` gives its voxels.
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +19,7 @@ from kasthuri_ray.volumes.volume import Volume
 
 SEARCH_VOXELS = 64_000_000  # read at most, in search of foreground
 SEARCH_VOXELS_OF_A_TILE = 16_000_000  # where there is foreground, but far between
+LARGEST_CANDIDATE = 8_000_000  # voxels of a cutout that is looked at; of larger chunks, pieces of a tile's shape
 ALL_CANDIDATES = 4096  # up to so many cutouts each is looked at once, before any is looked at again
 
 
@@ -38,10 +42,6 @@ class Source:
     intensity: tuple[float, float] = (0.0, 255.0)
     labelling: Labelling = Labelling()
 
-    def read_image(self, box: Box) -> np.ndarray:
-        """uint8 grey levels, z, y, x."""
-        return to_uint8(self.image.read(box), self.intensity)
-
     def read_labels(self, box: Box) -> np.ndarray:
         """uint8 classes, z, y, x; IGNORE everywhere without an annotation."""
         if self.annotation is None:
@@ -55,14 +55,14 @@ class Source:
             where=f"{self.annotation.uri} {box}",
         )
 
-    def blank_chunks(self, image: np.ndarray, box: Box) -> list[str]:
+    def blank_chunks(self, stored: np.ndarray, box: Box) -> list[str]:
         """The chunks of the image volume that `box` meets and that are zero from corner to corner.
 
-        image: the voxels of `box` as stored or as uint8; a chunk is read whole only where its part of the box is zero.
+        stored: the image's voxels of `box`; a chunk is read whole only where its part of the box is zero.
         """
         volume, blank = self.image, []
         for part in box.cells(volume.chunk, volume.chunk_origin):
-            if image[part.slices(box.start)].any():
+            if stored[part.slices(box.start)].any():
                 continue
             chunk = part.grown_to_grid(volume.chunk, volume.chunk_origin).intersect(volume.bounds)
             if chunk == part or not volume.read(chunk).any():
@@ -98,7 +98,7 @@ class TrainTiles:
         rng = np.random.default_rng([self.seed, epoch, index])
         source = self._draw_source(rng)
         box = self._draw_box(self.sources[source].box, rng)
-        if self._wants_foreground(epoch, index):
+        if self._wants_foreground(index):
             voxel = self.find_foreground(source, rng, SEARCH_VOXELS_OF_A_TILE)
             # A tile for which none was found in reasonable time is an ordinary one.
             box = box if voxel is None else self._draw_box_around(voxel, self.sources[source].box, rng)
@@ -106,35 +106,42 @@ class TrainTiles:
 
     def find_foreground(self, source: int, rng: np.random.Generator, limit: int) -> Zyx | None:
         """A random foreground voxel out of cutouts drawn at random; None after `limit` voxels were looked at."""
-        here = self.sources[source]
-        assert here.annotation is not None
         looked_at = 0
-        for box in _candidates(here.box, _candidate_shape(here, self.tile), rng):
-            if looked_at + box.num_voxels > limit and looked_at:
+        for box in _candidates(self.sources[source], self.tile, rng):
+            if looked_at and looked_at + box.num_voxels > limit:
                 return None
             looked_at += box.num_voxels
-            labels = here.read_labels(box)
-            found = np.flatnonzero((labels != 0) & (labels != IGNORE))
-            if len(found):
-                voxel = np.unravel_index(found[rng.integers(len(found))], labels.shape)
-                return tuple(int(a + b) for a, b in zip(box.start, voxel, strict=True))  # type: ignore[return-value]
+            voxel = _foreground_in(self.sources[source], box, rng)
+            if voxel is not None:
+                return voxel
         return None
 
     def check_foreground(self) -> None:
         """Raise a ValueError if no foreground is found among the candidates, after at most SEARCH_VOXELS voxels."""
         rng = np.random.default_rng([self.seed, 0, 0])
-        for source in range(len(self.sources)):
-            if self.find_foreground(source, rng, SEARCH_VOXELS // len(self.sources)) is not None:
-                return
+        looked_at = 0
+        for turn in itertools.zip_longest(*(_candidates(source, self.tile, rng) for source in self.sources)):
+            for source, box in zip(self.sources, turn, strict=True):
+                if box is None:
+                    continue
+                if looked_at + box.num_voxels > SEARCH_VOXELS:
+                    raise ValueError(self._no_foreground(looked_at))
+                looked_at += box.num_voxels
+                if _foreground_in(source, box, rng) is not None:
+                    return
+        raise ValueError(self._no_foreground(looked_at))
+
+    def _no_foreground(self, looked_at: int) -> str:
         named = "; ".join(f"{s.annotation.uri if s.annotation else '-'} {s.box}" for s in self.sources)
-        raise ValueError(
-            f"annotation without foreground: none was found for training in {named}, where up to "
-            f"{SEARCH_VOXELS // 10**6} million voxels were looked at; check the boxes and task.threshold_value"
+        return (
+            f"annotation without foreground: none was found for training in {named}, where {looked_at / 1e6:.3g} "
+            "million voxels were looked at; check the boxes and task.threshold_value"
         )
 
-    def _wants_foreground(self, epoch: int, index: int) -> bool:
-        number = epoch * self.tiles_per_epoch + index
-        return int((number + 1) * self.share) > int(number * self.share)
+    def _wants_foreground(self, index: int) -> bool:
+        """Spreads them evenly over an epoch, whose share is never less than `share`."""
+        # Less a rounding error: 0.1 * 30 is a little more than 3.
+        return math.ceil((index + 1) * self.share - 1e-9) > math.ceil(index * self.share - 1e-9)
 
     def _draw_source(self, rng: np.random.Generator) -> int:
         sizes = np.array([source.box.num_voxels for source in self.sources], float)
@@ -152,21 +159,34 @@ class TrainTiles:
         return Box.at(start, self.tile)
 
 
-def _candidate_shape(source: Source, tile: Zyx) -> Zyx:
-    """Whole chunks of the annotation, enough of them to be worth a look: about a tile."""
+def _foreground_in(source: Source, box: Box, rng: np.random.Generator) -> Zyx | None:
+    """A random foreground voxel of `box`, None if it has none."""
+    labels = source.read_labels(box)
+    found = np.flatnonzero((labels != 0) & (labels != IGNORE))
+    if not len(found):
+        return None
+    voxel = np.unravel_index(found[rng.integers(len(found))], labels.shape)
+    return tuple(int(a + b) for a, b in zip(box.start, voxel, strict=True))  # type: ignore[return-value]
+
+
+def _candidates(source: Source, tile: Zyx, rng: np.random.Generator) -> Iterator[Box]:
+    """Cutouts of the source's box in random order; of a large grid with repetition.
+
+    Each is about a tile, of whole chunks of the annotation: they cost no more to read than a part of them.
+    """
     assert source.annotation is not None
-    return tuple(-(-n // c) * c for n, c in zip(tile, source.annotation.chunk, strict=True))  # type: ignore[return-value]
-
-
-def _candidates(within: Box, shape: Zyx, rng: np.random.Generator):
-    """Cutouts of a grid over `within`, in random order; of a large grid with repetition."""
-    counts = [-(-n // c) for n, c in zip(within.shape, shape, strict=True)]
-    total = int(np.prod(counts))
+    chunk, origin = source.annotation.chunk, source.annotation.chunk_origin
+    shape = tuple(-(-n // c) * c for n, c in zip(tile, chunk, strict=True))
+    if math.prod(shape) > LARGEST_CANDIDATE:
+        shape = tile
+    grid = source.box.grown_to_grid(shape, origin)
+    counts = [n // c for n, c in zip(grid.shape, shape, strict=True)]
+    total = math.prod(counts)
     order = rng.permutation(total) if total <= ALL_CANDIDATES else (int(rng.integers(total)) for _ in range(total))
     for number in order:
-        corner = np.unravel_index(int(number), counts)
-        start = [a + int(i) * c for a, i, c in zip(within.start, corner, shape, strict=True)]
-        yield Box.at(start, shape).intersect(within)
+        cell = np.unravel_index(int(number), counts)
+        start = [a + int(i) * n for a, i, n in zip(grid.start, cell, shape, strict=True)]
+        yield Box.at(start, shape).intersect(source.box)
 
 
 @dataclass(frozen=True)
@@ -195,11 +215,11 @@ def read_tile(sources: tuple[Source, ...], address: TileAddress) -> tuple[np.nda
     Labels outside `address.own` are IGNORE. Errors name the tile's box.
     """
     source = sources[address.source]
-    image = source.read_image(address.box)
+    stored = source.image.read(address.box)
     labels = source.read_labels(address.box)
     if address.own != address.box:
         counted = np.full_like(labels, IGNORE)
         own = address.own.slices(address.box.start)
         counted[own] = labels[own]
         labels = counted
-    return image, labels, source.blank_chunks(image, address.box)
+    return to_uint8(stored, source.intensity), labels, source.blank_chunks(stored, address.box)
