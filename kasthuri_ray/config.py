@@ -155,7 +155,7 @@ class Network(Section):
     classes: Annotated[int, Field(ge=2, le=254)] = 2
     n_blocks: Annotated[int, Field(ge=1, le=8)] | None = None  # None: 4, and 5 for depth
     start_filters: Count = 32
-    activation: Literal["relu", "leaky", "elu"] = "relu"
+    activation: Literal["relu", "leaky", "elu", "gelu", "silu"] = "relu"
     normalization: Literal["batch", "instance", "group", "none"] = "batch"
     conv_mode: Literal["same"] = "same"
     dim: Literal[2, 3] = 2

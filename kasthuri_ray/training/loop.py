@@ -208,8 +208,16 @@ class Learner:
 
 
 def count_voxels(logits: Tensor, labels: Tensor) -> Counts:
-    """Counts of a batch, taken on its device. logits N, classes, ...; labels N, ...; ignored voxels count nowhere."""
+    """Counts of a batch, taken on its device. logits N, classes, ...; labels N, ...; ignored voxels count nowhere.
+
+    Raises FloatingPointError for logits that are not finite.
+    """
     classes = logits.shape[1]
+    if not torch.isfinite(logits).all():
+        raise FloatingPointError(
+            "the network answers with numbers that are not finite: training diverged; lower network.learning_rate or "
+            "set network.gradient_clip=1"
+        )
     probabilities = torch.softmax(logits.float(), dim=1)
     foreground = foreground_of(probabilities)
     predicted = probabilities.argmax(dim=1)

@@ -1,0 +1,64 @@
+"""Train and judge a small network on `argv[1]` ranks of this machine; rank 0 writes what came of it to `argv[2]`.
+
+Run as a program of its own: ranks are made by fork, which is quick as long as torch has not computed yet.
+"""
+
+import os
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from kasthuri_ray.config import Network, Task
+from kasthuri_ray.models.unet import build_network
+from kasthuri_ray.tiles.stream import rank_share
+from kasthuri_ray.training.loop import Learner, Plan
+
+BATCH_SIZE, STEPS, JUDGED = 5, 3, 7
+
+
+def batch(numbers: range) -> SimpleNamespace:
+    """Tiles of noise with a label where it is bright; each follows from its number."""
+    images = np.stack([np.random.default_rng(n).integers(0, 256, (1, 16, 16), dtype=np.uint8) for n in numbers])
+    return SimpleNamespace(image=images, label=(images > 200).astype(np.uint8), number=np.array(numbers))
+
+
+def work(rank: int, size: int, out: str) -> None:
+    torch.set_num_threads(1)
+    if size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{out}.store", rank=rank, world_size=size)
+    settings = Network(
+        start_filters=2, n_blocks=2, normalization="none", optimizer="SGD", learning_rate=0.1, momentum=0.0,
+        scheduler="constant", epochs=1, batch_size=BATCH_SIZE, augmentations="basic", gradient_clip=0.5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = build_network(settings.model_dump())
+    task = Task.model_construct(task_type="synapse")
+    learner = Learner(network, settings, task, torch.device("cpu"), Plan("float32", False, STEPS))
+    share = rank_share(BATCH_SIZE, rank, size)
+    steps = [batch(range(step * 5 + share.start, step * 5 + share.stop)) for step in range(STEPS)]
+    train_loss = learner.train_epoch(0, steps, [])
+    numbers = range(100 + rank, 100 + JUDGED, size)
+    judged = [batch(numbers[i : i + 2]) for i in range(0, len(numbers), 2)] if rank < 2 else []
+    counts, val_loss = learner.evaluate(judged)
+    found = {"weights": learner.judged_weights(), "train": train_loss, "val": val_loss, "counts": counts.to_array()}
+    gathered = [None] * size
+    if size > 1:
+        dist.all_gather_object(gathered, found)
+    if rank == 0:
+        torch.save(gathered if size > 1 else [found], out)
+
+
+if __name__ == "__main__":
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    for size in map(int, sys.argv[1].split(",")):
+        children = []
+        for rank in range(size):
+            child = os.fork()
+            if not child:
+                work(rank, size, f"{sys.argv[2]}.{size}")
+                os._exit(0)
+            children.append(child)
+        assert all(os.waitpid(child, 0)[1] == 0 for child in children)
