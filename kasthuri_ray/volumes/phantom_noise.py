@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
+NEUTRAL = 0.30  # what makes a cloud of vesicles no darker than what it lies in
 TEXTURE = 512  # voxels after which a texture repeats; each section takes it at an offset of its own
 
 
@@ -33,31 +34,38 @@ def uniform(*keys: int | np.ndarray) -> np.ndarray:
     return hashed(*keys) * 2.0**-32
 
 
-def _spline(start: int, count: int, period: int) -> tuple[np.ndarray, np.ndarray]:
-    """For `count` voxels from `start` on: the first of four lattice points, and their cubic B-spline weights (4, n)."""
+@lru_cache(maxsize=256)
+def _spline(start: int, count: int, period: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For `count` voxels from `start` on: the lattice points they need, the row among them of the first of each
+    voxel's four, and the cubic B-spline weights of those four (4, count)."""
     place = (start + np.arange(count) + 0.5) / period
     first = np.floor(place)
     t = place - first
     weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6
-    return first.astype(np.int64), weights.astype(np.float32)
+    first = first.astype(np.int64)
+    return np.arange(first[0], first[-1] + 4), first - first[0], weights.astype(np.float32)
 
 
-def smooth_field(key: int, z: int, y: int, x: int, size: int, period_z: int, period: int) -> np.ndarray:
-    """A smooth random field on the square of `size` voxels at z, y, x: float32, mean 0, standard deviation near 0.2.
+def smooth_fields(keys: np.ndarray, z: int, y: int, x: int, size: int, period_z: int, period: int) -> np.ndarray:
+    """A smooth random field for each key on the square of `size` voxels at z, y, x: float32 (key, y, x).
 
-    period_z, period: voxels between its lattice points along z and in the plane.
+    Their mean is 0, their deviation near 0.2. period_z, period: voxels between lattice points along z, in the plane.
     """
-    (first_z, weights_z) = _spline(z, 1, period_z)
-    (first_y, weights_y), (first_x, weights_x) = _spline(y, size, period), _spline(x, size, period)
-    lattice_y = np.arange(first_y[0], first_y[-1] + 4)[:, None]
-    lattice_x = np.arange(first_x[0], first_x[-1] + 4)
-    plane = np.zeros((len(lattice_y), len(lattice_x)), np.float32)
-    for k in range(4):
-        lattice = uniform(key, first_z[0] + k, lattice_y, lattice_x).astype(np.float32) * 2 - 1
-        plane += weights_z[k, 0] * lattice
-    at_y, at_x = first_y - first_y[0], first_x - first_x[0]
-    rows = sum(weights_y[k][:, None] * plane[at_y + k] for k in range(4))
-    return sum(weights_x[k] * rows.take(at_x + k, axis=1) for k in range(4))  # type: ignore[return-value, union-attr]
+    lattice_z, _, weights_z = _spline(z, 1, period_z)
+    lattice_y, at_y, weights_y = _spline(y, size, period)
+    lattice_x, at_x, weights_x = _spline(x, size, period)
+    lattice = uniform(keys[:, None, None, None], lattice_z[:, None, None], lattice_y[:, None], lattice_x)
+    lattice = lattice.astype(np.float32) * 2 - 1
+    plane = _weighted([lattice[:, k] for k in range(4)], weights_z)
+    rows = _weighted([plane[:, at_y + k] for k in range(4)], weights_y[:, :, None])
+    return _weighted([rows.take(at_x + k, axis=2) for k in range(4)], weights_x)
+
+
+def _weighted(four: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    total = four[0] * weights[0]
+    for values, weight in zip(four[1:], weights[1:], strict=True):
+        total += values * weight
+    return total
 
 
 def cut_texture(texture: np.ndarray, key: int, z: int, y: int, x: int, size: int) -> np.ndarray:
@@ -77,7 +85,7 @@ def _repeated(texture: np.ndarray) -> np.ndarray:
 def grain(key: int, blur: int) -> np.ndarray:
     """A texture of normal noise, mean 0 and deviation 1, smoothed `blur` times by the (1, 2, 1) kernel."""
     lattice = np.arange(TEXTURE)
-    noise = sum(uniform(key, n, lattice[:, None], lattice) for n in range(4)) - 2
+    noise = np.sum([uniform(key, n, lattice[:, None], lattice) for n in range(4)], axis=0) - 2
     for _ in range(blur):
         for axis in (0, 1):
             noise = np.roll(noise, 1, axis) + 2 * noise + np.roll(noise, -1, axis)
@@ -106,6 +114,6 @@ def vesicle_texture(spacing: int = 8) -> tuple[np.ndarray, np.ndarray]:
             nearest = np.where(closer, distance, nearest)
             radius = np.where(closer, 2.7 + 0.7 * uniform(13, *keys), radius)
             rank = np.where(closer, uniform(14, *keys), rank)
-    rim = np.clip(1.5 - np.abs(nearest - radius), 0, 1)
-    lumen = np.clip(radius - 0.7 - nearest, 0, 1)
-    return _repeated(lumen * 0.6 - rim), _repeated(rank)
+    rim = np.clip(1.25 - np.abs(nearest - radius), 0, 1)
+    lumen = np.clip(radius - 0.5 - nearest, 0, 1)
+    return _repeated(lumen * 0.6 - rim + NEUTRAL), _repeated(rank)

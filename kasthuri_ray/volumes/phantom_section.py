@@ -5,202 +5,203 @@ from __future__ import annotations
 import numpy as np
 
 from kasthuri_ray.geometry import Zyx
-from kasthuri_ray.volumes import phantom_cells as cells_of
+from kasthuri_ray.volumes import phantom_cells as kinds
 from kasthuri_ray.volumes.phantom_cells import cells_around
-from kasthuri_ray.volumes.phantom_noise import cut_texture, grain, hashed, smooth_field, uniform, vesicle_texture
-
-VOXEL_NM: Zyx = (30, 6, 6)
-SQUARE = 128  # voxels along y and x that are painted at once
-PATCH = 32  # voxels along y and x that share a short list of cells
-NUM_CELLS = 16  # of that list
-NUM_PATCHES = (SQUARE // PATCH) ** 2
-INDEX_BITS = 4
-FAR = np.float32(1e9)
+from kasthuri_ray.volumes.phantom_noise import cut_texture, grain, hashed, smooth_fields, uniform, vesicle_texture
 
 CHANNELS = ("em", "membrane", "synapse")
+VOXEL_NM: Zyx = (30, 6, 6)
+SQUARE = 128  # voxels along y and x that are painted at once
+PATCH = 32  # voxels along y and x that share a short list of points
+PATCHES = SQUARE // PATCH
+NEAR = 16  # points on that list
+FAR = np.float32(1e9)
+
+# Gray values
+MEMBRANE, DENSITY = 58, 57
+# Nanometers from the border between two cells to where its darkness ends
+MEMBRANE_HALF = (11, 21)
+PRESYNAPTIC, POSTSYNAPTIC = 20, 40
+# A contact ends along z before the vesicles beside it do, so that a section that shows the one shows the other.
+FLATNESS = 1.6
+
+
+class Square:
+    """A square of a section: for each of its voxels where it lies, in which cell, and how far from which other.
+
+    Arrays of voxels have the shape (patch, voxel). y, x: nm from the corner, bent. mine: row in `near.reshape(-1)` of
+    the voxel's point. pair: place in a (patch, NEAR, NEAR) table of that point and the nearest of another cell.
+    border: nm to the border between those two; steep: the z part of the border's normal, 0 to 1.
+    """
+
+    def __init__(self, seed: int, z: int, row: int, column: int) -> None:
+        self.seed, self.place = seed, (z, row * SQUARE, column * SQUARE)
+        self.y, self.x = self._bent_coordinates()
+        z_nm, y_nm, x_nm = (n * nm for n, nm in zip(self.place, VOXEL_NM, strict=True))
+        self.cells = cells_around(seed, z_nm, y_nm, x_nm, SQUARE * VOXEL_NM[1])
+        self.near = self._near_points()
+        self.mine, self.pair, excess = self._owners()
+        position = self.cells.position[self.near].astype(np.float32)
+        step = position[:, :, None] - position[:, None]
+        length = np.sqrt((step**2).sum(3)) + 1e-3
+        self.border = excess * self.of_pair(0.5 / length)
+        self.steep = self.of_pair(np.abs(step[..., 0]) / length)
+
+    def of_mine(self, values: np.ndarray) -> np.ndarray:
+        """A value of each point -> of each voxel, float32."""
+        return values[self.near].astype(np.float32).take(self.mine)
+
+    def of_pair(self, table: np.ndarray) -> np.ndarray:
+        """A value of each pair of points of a patch's list -> of each voxel, float32."""
+        return table.astype(np.float32).take(self.pair)
+
+    def fields(self, salts: tuple[int, ...], period_z: int, period: int) -> list[np.ndarray]:
+        keys = hashed(self.seed, np.array(salts))
+        return [_to_patches(f) for f in smooth_fields(keys, *self.place, SQUARE, period_z, period)]
+
+    def texture(self, texture: np.ndarray, salt: int) -> np.ndarray:
+        return _to_patches(cut_texture(texture, int(hashed(self.seed, salt)[0]), *self.place, SQUARE))
+
+    def of_section(self, salt: int, low: float, high: float) -> np.float32:
+        """A random number that the whole section shares."""
+        return np.float32(low + (high - low) * uniform(self.seed, salt, self.place[0])[0])
+
+    def _bent_coordinates(self) -> list[np.ndarray]:
+        wide, narrow = self.fields((10, 11), 9, 64), self.fields((12, 13), 4, 24)
+        straight = (np.arange(SQUARE, dtype=np.float32) + np.float32(0.5)) * np.float32(VOXEL_NM[1])
+        grid = np.broadcast_to(straight, (SQUARE, SQUARE))
+        shaken = [_to_patches(axis) + self.of_section(14 + n, -6, 6) for n, axis in enumerate((grid.T, grid))]
+        return [a + b * np.float32(260) + c * np.float32(75) for a, b, c in zip(shaken, wide, narrow, strict=True)]
+
+    def _near_points(self) -> np.ndarray:
+        """Of each patch the rows of the NEAR points nearest to its middle, (patch, NEAR)."""
+        middle = PATCH * PATCH // 2 + PATCH // 2
+        z, y, x = self.cells.position.T
+        squared = (self.y[:, middle, None] - y) ** 2 + (self.x[:, middle, None] - x) ** 2 + z**2 + self.cells.weight
+        return np.argsort(squared, axis=1, kind="stable")[:, :NEAR]
+
+    def _owners(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`mine`, `pair`, and by how much the power distance to the second of the pair exceeds the first's, nm^2."""
+        z, y, x = np.moveaxis(self.cells.position[self.near].astype(np.float32), 2, 0)[..., None]
+        fixed = z * z + self.cells.weight[self.near].astype(np.float32)[..., None]
+        cell = self.cells.cell[self.near]
+        name = (cell[:, :, None] == cell[:, None]).argmax(2).astype(np.int32)[..., None]
+        first, second = (np.full(self.y.shape, FAR).view(np.int32) for _ in range(2))
+        owner = np.full(self.y.shape, -1, np.int32)
+        for k in range(NEAR):
+            distance = self.y - y[:, k]
+            distance *= distance
+            across = self.x - x[:, k]
+            across *= across
+            distance += across
+            distance += fixed[:, k]
+            # A point's number rides in the lowest bits of its distance: positive floats sort like their bits.
+            code = distance.view(np.int32)
+            code &= -NEAR
+            code |= k
+            loser = np.maximum(code, first)
+            loser |= (owner == name[:, k]).view(np.int8).astype(np.int32) << 30
+            np.minimum(second, loser, out=second)
+            owner += (name[:, k] - owner) * (code < first)
+            np.minimum(first, code, out=first)
+        mine = np.arange(PATCHES**2)[:, None] * NEAR + (first & NEAR - 1)
+        return mine, mine * NEAR + (second & NEAR - 1), second.view(np.float32) - first.view(np.float32)
 
 
 def paint(seed: int, z: int, row: int, column: int) -> np.ndarray:
     """Square `row`, `column` of section z: uint8 (channel, y, x), the channels as in CHANNELS."""
-    y, x = row * SQUARE, column * SQUARE
-    square = _Square(seed, z, y, x)
-    return square.paint()
+    square = Square(seed, z, row, column)
+    half = MEMBRANE_HALF[0] + (MEMBRANE_HALF[1] - MEMBRANE_HALF[0]) * square.of_pair(_pair_rolls(square))
+    wall = _darkness(square, half) * (1 - np.float32(0.35) * square.steep * square.steep)
+    thickening, is_synapse = _thickening(square)
+    image = _cytoplasm(square)
+    image += wall * (MEMBRANE - image)
+    image += thickening * (DENSITY - image)
+    channels = (_seen(square, image), square.border < half, is_synapse)
+    return np.stack([_from_patches(channel.astype(np.uint8)) for channel in channels])
 
 
-def _to_patches(image: np.ndarray) -> np.ndarray:
-    """(y, x) of a square -> (patch, voxel)."""
-    n = SQUARE // PATCH
-    return image.reshape(n, PATCH, n, PATCH).swapaxes(1, 2).reshape(NUM_PATCHES, PATCH * PATCH)
+def _pair_rolls(square: Square) -> np.ndarray:
+    """A random number for each pair of points, the same from both sides."""
+    names = hashed(square.cells.cell & 0xFFFFFFFF, 20)[square.near]
+    return hashed(names[:, :, None] ^ names[:, None]) * 2.0**-32
 
 
-def _from_patches(image: np.ndarray) -> np.ndarray:
-    n = SQUARE // PATCH
-    return image.reshape(n, n, PATCH, PATCH).swapaxes(1, 2).reshape(SQUARE, SQUARE)
+def _darkness(square: Square, half: np.ndarray) -> np.ndarray:
+    """How much of the section's thickness lies within `half` nm of the border, 0 to 1: steep borders look gray."""
+    blur = square.steep * np.float32(VOXEL_NM[0] / 2) + 4
+    return np.clip((half + blur - square.border) / (2 * blur), 0, 1)
 
 
-def _step(value: np.ndarray, soft: float) -> np.ndarray:
+def _thickening(square: Square) -> tuple[np.ndarray, np.ndarray]:
+    """How dark thickened contacts are, 0 to 1, and which voxels are a synapse."""
+    cells, near = square.cells, square.near
+    faces = (cells.partner[near][:, :, None] == near[:, None]) & np.isin(cells.kind, (kinds.SYNAPSE, kinds.THICK))[
+        near
+    ][..., None]
+    turned = faces.swapaxes(1, 2)
+    nobody = len(cells.kind)
+    rows = near[:, :, None]
+    owner = np.where(faces, rows, np.where(turned, near[:, None], nobody)).take(square.pair)
+    z, y, x = np.append(cells.contact.T, np.full((3, 1), 1e6), axis=1).astype(np.float32)
+    dy, dx = square.y - y.take(owner), square.x - x.take(owner)
+    z = np.maximum(np.abs(z), np.abs(np.append(cells.cloud_center[:, 0], 0).astype(np.float32)))
+    away = np.sqrt(dy * dy + dx * dx + (np.float32(FLATNESS) * z * z).take(owner))
+    within = np.append(cells.reach, 0).astype(np.float32).take(owner) - away
+    half = square.of_pair(np.where(faces, PRESYNAPTIC, np.where(turned, POSTSYNAPTIC, 0)))
+    is_synapse = np.append(cells.kind == kinds.SYNAPSE, False).take(owner)
+    return _darkness(square, half) * _ramp(within, 20), is_synapse & (within > 0) & (square.border < half)
+
+
+def _cytoplasm(square: Square) -> np.ndarray:
+    cells, of_mine = square.cells, square.of_mine
+    image = square.texture(grain(1, 3), 30) * of_mine(cells.rough) + of_mine(cells.gray)
+    body = _organelles(square, image)
+    rims, rank = (square.texture(texture, 31) for texture in vesicle_texture())
+    z, y, x = cells.cloud_center.T
+    dy, dx = square.y - of_mine(y), square.x - of_mine(x)
+    within = of_mine(cells.cloud) - np.sqrt(dy * dy + dx * dx + of_mine(z**2))
+    density = np.maximum(_ramp(within, 35) * np.float32(0.9), of_mine(cells.pores))
+    density *= np.clip((square.border - 22) / 16, 0, 1) * (1 - body)
+    image += np.clip((density - rank) * 16, 0, 1) * rims * np.float32(52)
+    return image
+
+
+def _organelles(square: Square, image: np.ndarray) -> np.ndarray:
+    """Paint mitochondria and dark plates into `image`; returns how much of each voxel they fill, 0 to 1."""
+    of_mine = square.of_mine
+    u_y, u_x, u_0, v_y, v_x, v_0, w = (of_mine(row) for row in square.cells.frame)
+    u, v = u_y * square.y + u_x * square.x + u_0, v_y * square.y + v_x * square.x + v_0
+    q = u * u + v * v + w
+    kind = of_mine(square.cells.organelle)
+    body = np.clip((1 - q) * 4, 0, 1) * np.clip((square.border - 18) / 12, 0, 1) * (kind != kinds.NONE)
+    wave = u * 5 + v * np.float32(0.4)
+    cristae = np.abs(wave - np.floor(wave) - np.float32(0.5)) * 64 - 16
+    folds = np.clip((q - np.float32(0.62)) * 5, 0, 1) * 45 + cristae
+    image += body * (of_mine(square.cells.organelle_gray) - folds * (kind == kinds.MITOCHONDRION) - image)
+    return body
+
+
+def _seen(square: Square, image: np.ndarray) -> np.ndarray:
+    """The microscope's part: contrast that drifts, sections that differ, noise. Whole gray values from 0 to 255."""
+    contrast, lift = square.fields((40, 41), 24, 512)
+    contrast = contrast * np.float32(0.5) + square.of_section(42, 0.92, 1.08)
+    image = (image - 128) * contrast + lift * 80 + (square.of_section(43, -10, 10) + np.float32(128.5))
+    noise = square.of_section(44, 9, 15)
+    image += square.texture(grain(2, 0), 45) * (noise * np.float32(0.8))
+    image += square.texture(grain(3, 1), 46) * (noise * np.float32(0.6))
+    return np.clip(image, 0, 255)
+
+
+def _ramp(value: np.ndarray, soft: float) -> np.ndarray:
     """0 below -soft, 1 above soft, linear between."""
     return np.clip(value * np.float32(0.5 / soft) + np.float32(0.5), 0, 1)
 
 
-class _Square:
-    def __init__(self, seed: int, z: int, y: int, x: int) -> None:
-        self.seed, self.place = seed, (z, y, x)
-        self.y, self.x = self._bent_coordinates()
-        z_nm = z * VOXEL_NM[0] + VOXEL_NM[0] // 2
-        self.cells = cells_around(seed, z_nm, y * VOXEL_NM[1], x * VOXEL_NM[2], SQUARE * VOXEL_NM[1])
-        self.near = self._nearest_cells()
-        self._find_cells()
+def _to_patches(image: np.ndarray) -> np.ndarray:
+    """(y, x) of a square -> (patch, voxel)."""
+    return image.reshape(PATCHES, PATCH, PATCHES, PATCH).swapaxes(1, 2).reshape(PATCHES**2, PATCH**2)
 
-    def _field(self, key: int, period_z: int, period: int) -> np.ndarray:
-        return _to_patches(smooth_field(int(hashed(self.seed, key)[0]), *self.place, SQUARE, period_z, period))
 
-    def _bent_coordinates(self) -> tuple[np.ndarray, np.ndarray]:
-        """y and x in nm from the square's corner, bent so that borders curve, and shaken a little in each section."""
-        bent = []
-        for axis in range(2):
-            shake = float(uniform(self.seed, 70 + axis, self.place[0])[0]) * 12 - 6
-            straight = (np.arange(SQUARE, dtype=np.float32) + np.float32(0.5)) * VOXEL_NM[1] + np.float32(shake)
-            straight = np.broadcast_to(straight[:, None] if axis == 0 else straight, (SQUARE, SQUARE))
-            bend = self._field(72 + axis, 9, 64) * 200 + self._field(74 + axis, 3, 16) * 30
-            bent.append(_to_patches(straight) + bend)
-        return bent[0], bent[1]
-
-    def _nearest_cells(self) -> np.ndarray:
-        """Of each patch the rows of its NUM_CELLS nearest points, (patch, NUM_CELLS)."""
-        middle = PATCH * PATCH // 2 + PATCH // 2
-        z, y, x = self.cells.position.T
-        squared = (self.y[:, middle, None] - y) ** 2 + (self.x[:, middle, None] - x) ** 2 + z**2 + self.cells.weight
-        return np.argsort(squared, axis=1, kind="stable")[:, :NUM_CELLS]
-
-    def _find_cells(self) -> None:
-        """For each voxel its point and the nearest one of another cell, by power distance."""
-        cells, near = self.cells, self.near
-        z, y, x = (cells.position[near, axis].astype(np.float32) for axis in range(3))
-        fixed = (z**2 + cells.weight[near]).astype(np.float32)
-        name = np.argmax(cells.cell[near][:, :, None] == cells.cell[near][:, None, :], axis=2).astype(np.int32)
-        shape = self.y.shape
-        # A point's number rides in the lowest bits of its distance: positive floats sort like their bits.
-        first, second = np.full(shape, FAR).view(np.int32), np.full(shape, FAR).view(np.int32)
-        owner = np.full(shape, -1, np.int32)
-        for k in range(NUM_CELLS):
-            distance = self.y - y[:, k, None]
-            distance *= distance
-            across = self.x - x[:, k, None]
-            across *= across
-            distance += across
-            distance += fixed[:, k, None]
-            code = distance.view(np.int32)
-            code &= ~np.int32(NUM_CELLS - 1)
-            code |= np.int32(k)
-            this = name[:, k, None]
-            later = np.maximum(code, first)
-            later |= (owner == this).astype(np.int32) << np.int32(30)
-            np.minimum(second, later, out=second)
-            owner = np.where(code < first, this, owner)
-            np.minimum(first, code, out=first)
-        low = np.int32(NUM_CELLS - 1)
-        patch = np.arange(NUM_PATCHES)[:, None] * NUM_CELLS
-        self.mine = patch + (first & low)
-        self.pair = self.mine * NUM_CELLS + (second & low)
-        self.gap = second.view(np.float32) - first.view(np.float32)
-
-    def _of_mine(self, values: np.ndarray) -> np.ndarray:
-        """A value of each point -> of each voxel, that of its own point."""
-        return values[self.near].astype(np.float32).take(self.mine)
-
-    def _pairs(self) -> dict[str, np.ndarray]:
-        """What pairs of points are to each other: tables (patch, NUM_CELLS, NUM_CELLS)."""
-        cells, near = self.cells, self.near
-        step = cells.position[near][:, :, None] - cells.position[near][:, None, :]
-        length = np.sqrt((step**2).sum(3)) + 1e-6
-        faces = (cells.partner[near][:, :, None] == near[:, None, :]) & (cells.kind[near] != cells_of.PLAIN)[:, :, None]
-        thick = faces & (cells.kind[near] != cells_of.CLOUD)[:, :, None]
-        turned = thick.swapaxes(1, 2)
-        tables = {"scale": 0.5 / length, "steep": np.abs(step[..., 0]) / length}
-        for axis, name in enumerate(("z", "y", "x")):
-            value = cells.contact[near, axis]
-            tables[name] = np.where(thick, value[:, :, None], np.where(turned, value[:, None, :], 1e5))
-        reach = cells.reach[near]
-        tables["reach"] = np.where(thick, reach[:, :, None], np.where(turned, reach[:, None, :], 0))
-        # The postsynaptic density is the thicker side.
-        tables["thick"] = np.where(thick, 20, np.where(turned, 40, 0))
-        synapse = faces & (cells.kind[near] == cells_of.SYNAPSE)[:, :, None]
-        tables["synapse"] = synapse | synapse.swapaxes(1, 2)
-        keys = hashed(near * 0 + 5, (cells.cell[near] & 0xFFFFFFFF))
-        mixed = keys[:, :, None] ^ keys[:, None, :]
-        tables["half"] = 12 + 5 * uniform(mixed, 6)
-        return tables
-
-    def _of_pair(self, table: np.ndarray) -> np.ndarray:
-        return table.astype(np.float32).take(self.pair)
-
-    def paint(self) -> np.ndarray:
-        pairs = self._pairs()
-        border = self.gap * self._of_pair(pairs["scale"])  # nm to the border of the cell
-        steep = self._of_pair(pairs["steep"])
-        blur = steep * np.float32(VOXEL_NM[0] / 2) + np.float32(4)
-
-        def cover(half: np.ndarray) -> np.ndarray:
-            return np.clip((half + blur - border) / (2 * blur), 0, 1)
-
-        half = self._of_pair(pairs["half"])
-        dark = cover(half) * (1 - np.float32(0.35) * steep * steep)
-        dy, dx = self.y - self._of_pair(pairs["y"]), self.x - self._of_pair(pairs["x"])
-        from_contact = np.sqrt(dy * dy + dx * dx + self._of_pair(pairs["z"] ** 2))
-        within = self._of_pair(pairs["reach"]) - from_contact
-        thick = self._of_pair(pairs["thick"])
-        dense = cover(thick) * _step(within, 20)
-        synapse = (self._of_pair(pairs["synapse"]) > 0) & (within > 0) & (border < thick)
-        membrane = border < half
-        image = self._inside(border)
-        dark = np.maximum(dark * np.float32(0.88), dense)
-        image += dark * (np.float32(55) - image)
-        image = self._seen(image)
-        return np.stack([_from_patches(a) for a in (image, membrane.astype(np.uint8), synapse.astype(np.uint8))])
-
-    def _texture(self, texture: np.ndarray, key: int) -> np.ndarray:
-        key = int(hashed(self.seed, key)[0])
-        return _to_patches(cut_texture(texture, key, *self.place, SQUARE))
-
-    def _inside(self, border: np.ndarray) -> np.ndarray:
-        """Cytoplasm with organelles and vesicles."""
-        cells = self.cells
-        image = self._texture(grain(1, 3), 80) * self._of_mine(cells.rough) + self._of_mine(cells.gray)
-        free = np.clip((border - np.float32(18)) / 12, 0, 1)
-        u_y, u_x, u_0, v_y, v_x, v_0, w = (self._of_mine(row) for row in cells.organelle_frame)
-        u = u_y * self.y + u_x * self.x + u_0
-        v = v_y * self.y + v_x * self.x + v_0
-        q = u * u + v * v + w
-        kind = self._of_mine(cells.organelle)
-        body = np.clip((1 - q) * 4, 0, 1) * free
-        stripes = np.abs((u * 5 + v * 0.4) % 1 - np.float32(0.5)) * 4 - 1
-        rim = np.clip((q - np.float32(0.62)) * 5, 0, 1)
-        is_mito = kind == cells_of.MITOCHONDRION
-        target = np.where(is_mito, 118 - rim * 45 - stripes * 16, np.float32(62))
-        body *= kind > 0
-        image += body * (target - image)
-        rim_texture, rank = (self._texture(t, 81) for t in vesicle_texture())
-        z, y, x = cells.cloud_center.T
-        dy, dx = self.y - self._of_mine(y), self.x - self._of_mine(x)
-        away = np.sqrt(dy * dy + dx * dx + self._of_mine(z**2))
-        density = np.maximum(_step(self._of_mine(cells.cloud) - away, 35) * np.float32(0.9), self._of_mine(cells.pores))
-        density *= np.clip((border - 22) / 16, 0, 1) * (1 - body)
-        shown = np.clip((density - rank) * 16, 0, 1)
-        image += shown * rim_texture * 52
-        return image
-
-    def _seen(self, image: np.ndarray) -> np.ndarray:
-        """The microscope's part: contrast that drifts, sections that differ, noise."""
-        z = self.place[0]
-        gain = 0.92 + 0.16 * float(uniform(self.seed, 90, z)[0])
-        lift = -7 + 14 * float(uniform(self.seed, 91, z)[0])
-        noise = 9 + 6 * float(uniform(self.seed, 92, z)[0])
-        contrast = self._field(93, 24, 512) * np.float32(0.5) + np.float32(gain)
-        image = (image - 128) * contrast + self._field(94, 24, 512) * 60 + np.float32(128 + lift)
-        image = (
-            image
-            + self._texture(grain(2, 0), 82) * np.float32(noise * 0.8)
-            + self._texture(grain(3, 1), 83) * np.float32(noise * 0.6)
-        )
-        return np.clip(image + np.float32(0.5), 0, 255).astype(np.uint8)
+def _from_patches(image: np.ndarray) -> np.ndarray:
+    return image.reshape(PATCHES, PATCHES, PATCH, PATCH).swapaxes(1, 2).reshape(SQUARE, SQUARE)

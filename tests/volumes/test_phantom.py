@@ -19,9 +19,9 @@ def test_any_box_shows_the_same_voxels(channel, seed):
     rng = np.random.default_rng(seed)
     boxes = [Box((0, 127, 127), (5, 129, 129)), Box((4, 299, 332), (5, 300, 333)), Box((2, 128, 0), (3, 129, 1))]
     for _ in range(40):
-        start = [rng.integers(0, n) for n in whole.bounds.shape]
-        stop = [rng.integers(a, n) + 1 for a, n in zip(start, whole.bounds.shape, strict=True)]
-        boxes += [Box(tuple(start), tuple(stop)), Box.at(start, (1, 1, 1))]
+        start = [int(rng.integers(0, n)) for n in whole.bounds.shape]
+        shape = [int(rng.integers(0, n - a)) + 1 for a, n in zip(start, whole.bounds.shape, strict=True)]
+        boxes += [Box.at(start, shape), Box.at(start, (1, 1, 1))]
     for box in boxes:
         assert np.array_equal(whole.read(box), everything[box.slices()]), box
 
@@ -47,7 +47,7 @@ def test_metadata():
 
 
 def test_the_far_corner_of_the_whole_kasthuri_volume():
-    corner = Box(tuple(n - 40 for n in LARGEST), LARGEST)
+    corner = Box.at([n - 40 for n in LARGEST], (1, 40, 40))
     tile = {c: open_phantom(f"phantom://{c}?shape=1850,26624,21504").read(corner) for c in CHANNELS}
     assert tile["em"].std() > 15
     assert set(np.unique(tile["membrane"])) == {0, 1}
