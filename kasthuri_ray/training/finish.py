@@ -193,7 +193,7 @@ def _notes(job: Job, progress: Progress, counts: metrics.Counts) -> list[str]:
         notes.append("There is no annotation for test: the figures are those of the validation box, which chose them.")
     if progress.blank_chunks:
         notes.append(
-            f"{len(progress.blank_chunks)} chunks of the image hold nothing but zeros and may be missing at the "
-            f"source, for instance {progress.blank_chunks[0]}."
+            "Chunks of the image that hold nothing but zeros and may be missing at the source: "
+            f"{len(progress.blank_chunks)}, for instance {progress.blank_chunks[0]}."
         )
     return notes

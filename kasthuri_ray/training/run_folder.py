@@ -77,7 +77,10 @@ class RunFolder:
 
     def _read_json(self, name: str) -> dict[str, Any] | None:
         data = self._read(name)
-        return None if data is None else json.loads(data)
+        try:
+            return None if data is None else json.loads(data)
+        except ValueError as error:
+            raise ValueError(f"{self.storage.path}/{name} is not JSON ({error}); give another --name") from None
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         self.storage.write_bytes(name, (json.dumps(content, indent=2) + "\n").encode())

@@ -45,6 +45,7 @@ def open_task(settings: Settings, say: Callable[[str], None]) -> TaskTiles:
     for split, found in sources.items():
         for source in found:
             _check_tile(split, source, task)
+    _check_types(sources, task)
     intensity = intensity_of(sources["train"], task, settings.network.seed)
     labelling = Labelling(task.threshold_value if task.threshold else None, settings.network.classes, task.ignore_label)
     sources = {
@@ -54,8 +55,9 @@ def open_task(settings: Settings, say: Callable[[str], None]) -> TaskTiles:
     if sources["train"][0].image.voxel_size_nm is None:
         say(f"{sources['train'][0].image.uri} does not say how large its voxels are; lengths are in voxels")
     train = _train_tiles(sources["train"], settings)
-    if task.share_on_foreground > 0:
-        train.check_foreground()
+    train.check_foreground()
+    if not any(source.annotation for source in sources["test"]):
+        say("there is no annotation for test: the figures will be those of the validation box, which chose the best")
     test = GridTiles(sources["test"], task.tile) if sources["test"] else None
     return TaskTiles(train, GridTiles(sources["val"], task.tile), test)
 
@@ -87,7 +89,7 @@ class _Opener:
         annotation = None if region.annotation is None else self.open(region.annotation)
         if annotation is not None:
             check_alike(image, annotation)
-        return Source(image, annotation, region_box(region, image.bounds, f"the {split} box"))
+        return Source(image, annotation, region_box(region, image.bounds, f"the {split} box of {image.uri}"))
 
 
 def check_alike(image: Volume, annotation: Volume) -> None:
@@ -109,7 +111,7 @@ def _check_apart(sources: Mapping[str, tuple[Source, ...]]) -> None:
     """Raise a ValueError where two splits share voxels."""
     for (one, some), (other, more) in itertools.combinations(sources.items(), 2):
         for a, b in itertools.product(some, more):
-            if a.image.uri == b.image.uri and a.box.overlaps(b.box):
+            if a.image.identity == b.image.identity and a.box.overlaps(b.box):
                 raise ValueError(
                     f"{one} and {other} share voxels: {a.box} and {b.box} of {a.image.uri} meet in "
                     f"{a.box.intersect(b.box)}; what is judged must not have been learnt"
@@ -121,6 +123,17 @@ def _check_tile(split: str, source: Source, task: Task) -> None:
         TileGrid(source.box, task.tile)
     except ValueError as error:
         raise ValueError(f"{split}: {error}; change task.tile_size, task.volume_z or the ranges") from None
+
+
+def _check_types(sources: Mapping[str, tuple[Source, ...]], task: Task) -> None:
+    """Raise a ValueError for images of several types of numbers, unless the task says which grey levels count."""
+    types = {str(source.image.dtype): source.image.uri for found in sources.values() for source in found}
+    if len(types) > 1 and not isinstance(task.image_intensity, list):
+        named = ", ".join(f"{uri} {name}" for name, uri in types.items())
+        raise ValueError(
+            f"the images hold different types of numbers, which no one range fits: {named}; give task.image_intensity "
+            "as [low, high], or convert one of them"
+        )
 
 
 def intensity_of(sources: tuple[Source, ...], task: Task, seed: int) -> tuple[float, float]:

@@ -7,7 +7,14 @@ import os
 from torch import Tensor
 
 from kasthuri_ray.config import Settings
-from kasthuri_ray.models.unet import build_network, check_shape, load_weights, pooling_factors
+from kasthuri_ray.models.unet import (
+    DEPTH_BLOCKS,
+    PLAIN_BLOCKS,
+    build_network,
+    check_shape,
+    load_weights,
+    pooling_factors,
+)
 from kasthuri_ray.models.weights import read_weights
 from kasthuri_ray.storage import read_anywhere
 
@@ -19,7 +26,7 @@ def check_network(settings: Settings) -> None:
         raise ValueError(f"a 2D network (network.dim 2) takes single sections: task.volume_z is {tile[0]}, use 1")
     shape = tile[-network.dim :]
     if "." not in network.model:
-        blocks = network.n_blocks or (5 if network.model_type == "depth" else 4)
+        blocks = network.n_blocks or (DEPTH_BLOCKS if network.model_type == "depth" else PLAIN_BLOCKS)
         try:
             check_shape(shape, pooling_factors(blocks, network.dim, network.pool_z)[-network.dim :])
         except ValueError as error:

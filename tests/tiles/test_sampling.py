@@ -85,8 +85,8 @@ def test_the_share_on_foreground_is_met_in_every_epoch(source, share, num_tiles)
     tiles = TrainTiles((source(one_voxel((16, 80, 96))),), TILE, 0, share, num_tiles)
     for epoch in range(2):
         found = sum(holds_foreground(tiles, tiles.address(epoch, index)) for index in range(num_tiles))
-        # A tile at random meets the one voxel once in a hundred times.
-        assert share * num_tiles <= found < share * num_tiles + 3
+        # A tile at random meets the one voxel, too, about once in a hundred times.
+        assert share * num_tiles <= found < share * num_tiles + 1 + 0.05 * num_tiles
 
 
 def test_foreground_is_spread_over_the_batches(source):

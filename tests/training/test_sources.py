@@ -1,0 +1,253 @@
+"""A task's volumes, held against each other before any work."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from kasthuri_ray.layers import resolve
+from kasthuri_ray.tiles.sampling import read_tile
+from kasthuri_ray.training import sources
+from kasthuri_ray.training.sources import open_task, read_boss
+
+SHAPE = (12, 40, 64)
+TASK = {
+    "image_chan": "v.zarr/em",
+    "annotation_chan": "v.zarr/labels",
+    "xrange_vol": [0, 64],
+    "yrange_vol": [8, 40],
+    "z_train": [0, 6],
+    "z_val": [6, 9],
+    "z_test": [9, 12],
+    "tile_size": [32, 16],
+    "task_type": "membrane",
+    "threshold": True,
+}
+
+
+def write(name: str, voxels: np.ndarray, voxel_size_nm=(30, 6, 6)) -> str:
+    array = zarr.create_array(name, data=voxels, chunks=(2, 16, 32), overwrite=True)
+    if voxel_size_nm:
+        array.attrs["voxel_size_nm_zyx"] = list(voxel_size_nm)
+    return name
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A folder to work in, with an image of bytes and an annotation of 64-bit ids."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    write("v.zarr/em", rng.integers(1, 256, SHAPE, dtype=np.uint8))
+    write("v.zarr/labels", (rng.random(SHAPE) < 0.2).astype(np.uint64) * np.uint64(2**40))
+    return tmp_path
+
+
+def settings(*assignments: str, **task):
+    Path("task.json").write_text(json.dumps({**TASK, **task}))
+    return resolve("task.json", None, assignments=["train.cache=none", *assignments])
+
+
+def opened(*assignments: str, **task):
+    said: list[str] = []
+    return open_task(settings(*assignments, **task), said.append), said
+
+
+def refused(*assignments: str, **task) -> str:
+    with pytest.raises(ValueError, match=r".") as caught:
+        opened(*assignments, **task)
+    return str(caught.value)
+
+
+def test_a_task_becomes_tiles(folder):
+    tiles, said = opened()
+    assert said == []
+    assert tiles.train.tile == (1, 16, 32)
+    assert (len(tiles.val), len(tiles.test)) == (3 * 2 * 2, 3 * 2 * 2)
+    assert [str(t.sources[0].box) for t in (tiles.train, tiles.val, tiles.test)] == [
+        "0:6,8:40,0:64",
+        "6:9,8:40,0:64",
+        "9:12,8:40,0:64",
+    ]
+    image, labels, blank = read_tile(tiles.val.sources, tiles.val.address(0))
+    assert (image == zarr.open_array("v.zarr/em")[6:7, 8:24, :32]).all()
+    assert (labels == (zarr.open_array("v.zarr/labels")[6:7, 8:24, :32] > 0)).all()
+    assert blank == []
+
+
+def test_an_epoch_is_whole_batches_of_the_grid_unless_it_is_said(folder, monkeypatch):
+    def num_tiles(*assignments: str) -> int:
+        return opened(*assignments)[0].train.tiles_per_epoch
+
+    assert num_tiles() == 6 * 2 * 2
+    assert num_tiles("network.batch_size=5") == 25
+    assert num_tiles("network.batch_size=5", "network.tiles_per_epoch=8") == 10
+    monkeypatch.setattr(sources, "MOST_TILES_PER_EPOCH", 16)
+    assert num_tiles() == 16
+    assert num_tiles("network.tiles_per_epoch=32") == 32
+
+
+def test_each_volume_is_opened_once(folder, monkeypatch):
+    uris, real = [], sources.open_volume
+    monkeypatch.setattr(sources, "open_volume", lambda uri, **more: uris.append(uri) or real(uri, **more))
+    opened()
+    assert uris == ["v.zarr/em", "v.zarr/labels"]
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ({"z_val": [5, 9]}, "train and val share voxels: 0:6,8:40,0:64 and 5:9,8:40,0:64 of v.zarr/em meet in 5:6,"),
+        ({"z_val": [5, 9], "z_gap": 1}, "train and val share voxels"),
+        ({"z_test": [0, 1]}, "train and test share voxels"),
+        ({"z_test": [9, 13]}, "the test box of v.zarr/em: box '9:13,8:40,0:64' is outside the volume"),
+        ({"z_test": [9, 13]}, "is not within 0:12,0:40,0:64 (z,y,x)"),
+        (
+            {"tile_size": [65, 16]},
+            "train: box 0:6,8:40,0:64 is smaller than a tile along x: it has 64 voxels, the tile 65",
+        ),
+        ({"volume_z": 4}, "val: box 6:9,8:40,0:64 is smaller than a tile along z: it has 3 voxels, the tile 4"),
+        ({"volume_z": 4}, "change task.tile_size, task.volume_z or the ranges"),
+        ({"threshold": False}, "v.zarr/labels 0:"),
+        ({"threshold": False}, "the annotation holds 1099511627776; allowed are 0 to 1"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_any_work(folder, task, words):
+    assert words in refused(**task)
+
+
+def test_splits_may_touch(folder):
+    assert opened(z_val=[6, 9])[0].val.sources[0].box.start[0] == 6
+    assert opened(z_val=[6, 9], z_gap=1)[0].val.sources[0].box.start[0] == 7
+
+
+@pytest.mark.parametrize("spelling", ["./v.zarr/em", "{}/v.zarr/em", "file://{}/v.zarr/|zarr3:em", "v.zarr/em/"])
+def test_a_volume_overlaps_itself_under_any_name(folder, spelling):
+    boxes = {
+        "train": [{"box": "0:6,:,:"}],
+        "val": [{"image": spelling.format(folder), "box": "5:8,:,:"}],
+    }
+    assert "train and val share voxels: 0:6,0:40,0:64 and 5:8,0:40,0:64" in refused(boxes=boxes)
+
+
+def test_several_volumes_train_one_network(folder):
+    rng = np.random.default_rng(1)
+    write("w.zarr/em", rng.integers(1, 256, (4, 32, 64), dtype=np.uint8))
+    write("w.zarr/labels", (rng.random((4, 32, 64)) < 0.2).astype(np.uint8))
+    other = {"image": "w.zarr/em", "annotation": "w.zarr/labels"}
+    boxes = {
+        "train": [{"box": [[0, 6], [0, 40], [0, 64]]}, {**other, "box": "0:2,:,:"}],
+        "val": [{**other, "box": "2:4,:,:"}, {"box": "6:8,:,:"}],
+        "test": [{"box": "8:12,:,:"}],
+    }
+    tiles, _ = opened(boxes=boxes)
+    assert [source.image.uri for source in tiles.train.sources] == ["v.zarr/em", "w.zarr/em"]
+    assert tiles.train.tiles_per_epoch == 6 * 3 * 2 + 2 * 2 * 2 + 4
+    assert len(tiles.val) == 2 * 2 * 2 + 2 * 3 * 2
+    assert {tiles.train.address(0, index).source for index in range(40)} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("shape", "voxel_size_nm", "words"),
+    [
+        (
+            (12, 40, 65),
+            (30, 6, 6),
+            "different shapes: v.zarr/em is 0:12,0:40,0:64, o.zarr/labels is 0:12,0:40,0:65 (z,y,x)",
+        ),
+        (
+            SHAPE,
+            (30, 12, 12),
+            "different voxel sizes: v.zarr/em (30.0, 6.0, 6.0) nm, o.zarr/labels (30.0, 12.0, 12.0) nm",
+        ),
+        (SHAPE, (30, 6.001, 6), None),
+        (SHAPE, None, None),
+    ],
+)
+def test_image_and_annotation_lie_on_one_grid(folder, shape, voxel_size_nm, words):
+    write("o.zarr/labels", np.ones(shape, np.uint8), voxel_size_nm)
+    if words is None:
+        opened(annotation_chan="o.zarr/labels")
+    else:
+        assert words in refused(annotation_chan="o.zarr/labels")
+
+
+@pytest.mark.parametrize("task_type", ["membrane", "synapse"])
+def test_an_annotation_without_foreground_is_refused(folder, task_type):
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[6:] = 1
+    write("empty.zarr/labels", labels)
+    said = refused(annotation_chan="empty.zarr/labels", task_type=task_type)
+    assert said.startswith(
+        "annotation without foreground: none was found for training in empty.zarr/labels 0:6,8:40,0:64"
+    )
+    assert "check the boxes and task.threshold_value" in said
+
+
+def test_a_task_without_a_test_annotation_is_opened_and_says_so(folder):
+    tiles, said = opened(z_test=None)
+    assert tiles.test is None
+    assert said == [
+        "there is no annotation for test: the figures will be those of the validation box, which chose the best"
+    ]
+    boxes = {"train": [{"box": "0:6,:,:"}], "val": [{"box": "6:9,:,:"}]}
+    test = {"box": "9:12,:,:", "annotation": None}
+    tiles, again = opened(boxes={**boxes, "test": [test]})
+    assert again == said
+    assert tiles.test.sources[0].annotation is None
+    assert (read_tile(tiles.test.sources, tiles.test.address(0))[1] == 255).all()
+
+
+def test_a_volume_of_unknown_voxel_size_is_opened_and_says_so(folder):
+    write("u.zarr/em", np.ones(SHAPE, np.uint8), None)
+    _, said = opened(image_chan="u.zarr/em")
+    assert said == ["u.zarr/em does not say how large its voxels are; lengths are in voxels"]
+
+
+def test_grey_levels_come_from_the_training_box_alone(folder):
+    rng = np.random.default_rng(2)
+    wide = rng.normal(3000, 100, SHAPE).astype(np.uint16)
+    wide[6:] = 60_000
+    write("wide.zarr/em", wide)
+
+    def levels(*assignments: str, image="wide.zarr/em", **task) -> tuple[float, float]:
+        tiles, _ = opened(*assignments, image_chan=image, **task)
+        assert {source.intensity for split in (tiles.train, tiles.val, tiles.test) for source in split.sources} == {
+            tiles.train.sources[0].intensity
+        }
+        return tiles.train.sources[0].intensity
+
+    low, high = levels()
+    assert (low, high) == pytest.approx(np.percentile(wide[:6], (0.5, 99.5)), abs=25)
+    assert levels() == (low, high)
+    narrow = levels(image_intensity={"percentiles": [25, 75]})
+    assert narrow == pytest.approx(np.percentile(wide[:6], (25, 75)), abs=10)
+    assert levels(image_intensity=[0, 4095]) == (0, 4095)
+    assert levels(image="v.zarr/em") == (0, 255)
+    assert levels(image="v.zarr/em", image_intensity=[10, 200]) == (10, 200)
+
+
+def test_images_of_several_types_need_their_grey_levels_said(folder):
+    write("wide.zarr/em", np.full(SHAPE, 3000, np.uint16))
+    boxes = {
+        "train": [{"box": "0:6,:,:"}, {"image": "wide.zarr/em", "box": "0:6,:,:"}],
+        "val": [{"box": "6:9,:,:"}],
+    }
+    said = refused(boxes=boxes)
+    assert "v.zarr/em uint8, wide.zarr/em uint16; give task.image_intensity as [low, high]" in said
+    opened(boxes=boxes, image_intensity=[0, 4000])
+
+
+def test_a_file_of_options_is_read_and_its_token_never_shown(tmp_path):
+    file = tmp_path / "boss.json"
+    assert read_boss(None) is None
+    file.write_text('{"protocol": "https", "host": "api.bossdb.io", "token": "secret"}')
+    assert read_boss(str(file))["host"] == "api.bossdb.io"
+    for text, words in (('{"token": "secret",}', "is not readable as JSON"), ('["secret"]', "holds no JSON object")):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=words) as caught:
+            read_boss(str(file))
+        assert "secret" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"--boss none\.json: there is no such file"):
+        read_boss("none.json")
