@@ -30,6 +30,6 @@ wheels: .venv                    ## shows that all of it comes as wheels, on x86
 	$(BIN)/python tests/wheels.py
 
 help:
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
 
 .PHONY: .venv demo test test-faults lint wheels help
