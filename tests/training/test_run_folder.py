@@ -78,7 +78,7 @@ def test_tensorboard_reads_the_history(tmp_path):
 
 def test_only_what_changes_the_result_is_a_difference():
     def written(*assignments: str) -> dict:
-        return resolve("synapse", None, assignments=assignments).model_dump(mode="json")
+        return resolve("synapse", None, assignments=["network.epochs=30", *assignments]).model_dump(mode="json")
 
     before = written()
     free = ["name=b", "storage=s3://x", "num_workers=4", "device=cpu", "cache=none", "cache_size=1GB", "verbose=true"]

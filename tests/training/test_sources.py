@@ -46,7 +46,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def settings(*assignments: str, **task):
     Path("task.json").write_text(json.dumps({**TASK, **task}))
-    return resolve("task.json", None, assignments=["train.cache=none", *assignments])
+    return resolve("task.json", None, assignments=["train.cache=none", "network.batch_size=8", *assignments])
 
 
 def opened(*assignments: str, **task):
