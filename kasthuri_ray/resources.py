@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import threading
 import time
 import uuid
@@ -22,7 +23,12 @@ ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # A node that is taken away is seen when it is gone: a run goes on from its last epoch either way.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ray lets its workers give way to everything else (15), also to what idles in a loop; of a Ray that we start.
+    "RAY_worker_niceness": "0",
     # Threads that wait by spinning take the cores from the processes that read.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
@@ -43,7 +49,10 @@ def in_ray_job() -> bool:
 
 
 def attach_or_start(verbose: bool = False) -> Cluster:
-    """Attach to the cluster of `RAY_ADDRESS`, or start Ray on this machine; gives what it holds."""
+    """Attach to the cluster of `RAY_ADDRESS`, or start Ray on this machine; gives what it holds.
+
+    Raises ValueError if nothing answers at that address.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if not any(os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
@@ -55,10 +64,30 @@ def attach_or_start(verbose: bool = False) -> Cluster:
     if not ray.is_initialized():
         level = logging.INFO if verbose else logging.ERROR
         if os.environ.get("RAY_ADDRESS"):
+            check_answers(os.environ["RAY_ADDRESS"])
             ray.init(log_to_driver=verbose, logging_level=level)
         else:
             _start(verbose, level)
     return cluster()
+
+
+def check_answers(address: str, seconds: float = 5.0) -> None:
+    """Raise a ValueError if nothing answers at HOST:PORT; Ray itself would try for many minutes."""
+    if address.startswith(("http://", "https://")):
+        raise ValueError(
+            f"RAY_ADDRESS is {address}, a dashboard, which takes jobs (ray job submit); to attach to its cluster from "
+            "here, give HOST:PORT as ray start printed it, or unset RAY_ADDRESS"
+        )
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # auto or local: Ray looks for itself
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), seconds).close()
+    except OSError as error:
+        raise ValueError(
+            f"RAY_ADDRESS is {address}, and no Ray answers there ({error}): start it (ray start --head), or unset "
+            "RAY_ADDRESS to work on this machine alone"
+        ) from None
 
 
 def _start(verbose: bool, level: int) -> None:
@@ -83,6 +112,14 @@ def cluster() -> Cluster:
     return Cluster(found.get("CPU", 0.0), found.get("GPU", 0.0), alive)
 
 
+def free() -> Cluster:
+    """What of it nobody holds."""
+    import ray
+
+    found = ray.available_resources()
+    return Cluster(found.get("CPU", 0.0), found.get("GPU", 0.0), cluster().nodes)
+
+
 @dataclass(frozen=True)
 class Demand:
     """What a run needs at once. reading_cpus: for the tasks beside the workers."""
@@ -99,46 +136,58 @@ class Demand:
     def gpus(self) -> int:
         return self.workers if self.gpu else 0
 
-    def unmet(self, cluster: Cluster) -> str:
-        """What the cluster lacks, in words with both numbers; empty if it has enough."""
+    def unmet(self, cluster: Cluster, free: str = "") -> str:
+        """What the cluster lacks, in words with both numbers; empty if it has enough. free: "free" if it is busy."""
         lacks = []
         if self.gpus > cluster.gpus:
-            lacks.append(f"{self.workers} workers need {self.gpus} GPUs, the cluster has {cluster.gpus:g}")
+            lacks.append(
+                f"{self.workers} workers need {self.gpus} GPUs, the cluster has {cluster.gpus:g} {free}".strip()
+            )
         if self.cpus > cluster.cpus:
             lacks.append(
-                f"{self.workers} workers and their reading need {self.cpus:g} CPUs, the cluster has {cluster.cpus:g}"
+                f"{self.workers} workers and their reading need {self.cpus:g} CPUs, the cluster has "
+                f"{cluster.cpus:g} {free}".strip()
             )
         return "; ".join(lacks)
 
 
-def check_demand(demand: Demand, wait_seconds: float | None, say: Callable[[str], None]) -> Cluster:
-    """The cluster, once it holds what is needed.
+FREED_AFTER_S = 60.0  # how long what others hold is waited for: a run that was killed lets go within seconds
 
-    Raises ValueError with both numbers if it does not, at once, or after `wait_seconds` in which the autoscaler is
-    asked for it and what is missing is said.
+
+def check_demand(demand: Demand, wait_seconds: float | None, say: Callable[[str], None]) -> None:
+    """Come back once the cluster holds what is needed, and holds it free.
+
+    Raises ValueError with both numbers if it is too small, at once, or after `wait_seconds` in which the autoscaler is
+    asked for it and what is missing is said; and if others keep it busy for as long.
     """
-    found = cluster()
-    unmet = demand.unmet(found)
-    if unmet and wait_seconds:
-        found, unmet = _wait(demand, wait_seconds, say)
+    unmet = demand.unmet(cluster())
+    if unmet and not wait_seconds:
+        raise ValueError(
+            f"{unmet}. Give fewer with --num-workers; --wait-for-resources SECONDS waits for the cluster to grow"
+        )
     if unmet:
-        waited = f" (waited {wait_seconds:g} s)" if wait_seconds else "; --wait-for-resources SECONDS waits for more"
-        raise ValueError(f"{unmet}{waited}. Give fewer with --num-workers")
-    return found
+        _ask_autoscaler(demand)
+    limit = wait_seconds or FREED_AFTER_S
+    unmet = _wait(demand, limit, say)
+    if unmet:
+        raise ValueError(f"{unmet} (waited {limit:g} s). Give fewer with --num-workers, or wait longer")
 
 
-def _wait(demand: Demand, seconds: float, say: Callable[[str], None]) -> tuple[Cluster, str]:
+def _ask_autoscaler(demand: Demand) -> None:
     from ray.autoscaler.sdk import request_resources
 
     bundle = {"CPU": WORKER_CPUS, "GPU": 1} if demand.gpu else {"CPU": WORKER_CPUS}
     request_resources(num_cpus=math.ceil(demand.cpus), bundles=[bundle] * demand.workers)
+
+
+def _wait(demand: Demand, seconds: float, say: Callable[[str], None]) -> str:
+    """What is lacking after at most so many seconds; empty once nothing is."""
     deadline, said = time.monotonic() + seconds, ""
     while True:
-        found = cluster()
-        unmet = demand.unmet(found)
+        unmet = demand.unmet(cluster()) or demand.unmet(free(), "free")
         left = deadline - time.monotonic()
         if not unmet or left <= 0:
-            return found, unmet
+            return unmet
         if unmet != said:
             say(f"waiting up to {left:.0f} s for resources: {unmet}")
             said = unmet

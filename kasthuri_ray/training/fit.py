@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import _thread
 import platform
+import signal
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from kasthuri_ray.cli import WorkFailed, command_again
 from kasthuri_ray.config import Settings
-from kasthuri_ray.lease import Lease
+from kasthuri_ray.lease import Lease, LeaseLost
 from kasthuri_ray.resources import (
     ENVIRONMENT,
     WORKER_CPUS,
@@ -32,6 +33,7 @@ from kasthuri_ray.resources import (
 from kasthuri_ray.storage import open_storage
 from kasthuri_ray.tiles.stream import READ_CPUS
 from kasthuri_ray.training.job import Job, Ranks
+from kasthuri_ray.training.optimize import should_stop
 from kasthuri_ray.training.progress import Reporter
 from kasthuri_ray.training.run_folder import RunFolder, differences
 from kasthuri_ray.training.sources import open_task
@@ -41,6 +43,7 @@ from kasthuri_ray.training.worker import train
 from kasthuri_ray.volumes import SourceError
 
 MAX_FAILURES = 8  # restarts of the workers, each from the last epoch, before the run gives up
+MAX_STARTS = 60  # tries, of half a minute each, to get workers at all
 PACKAGES = ("kasthuri_ray", "torch", "ray", "intern", "numpy", "zarr", "tensorstore")
 
 
@@ -50,34 +53,37 @@ def fit(settings: Settings, program: str = "jobs/train.py", given: Sequence[str]
     program, given: the command line, for the command that goes on. Raises ValueError before anything is written, and
     WorkFailed once the work has begun.
     """
-    reporter = Reporter()
-    if settings.kept:
-        reporter.line(f"carried along and not read: {', '.join(sorted(settings.kept))}")
+    notes = [f"carried along and not read: {', '.join(sorted(settings.kept))}"] if settings.kept else []
     check_trackers(settings.train)
     check_network(settings)
     weights = read_start_weights(settings)
-    tiles = open_task(settings, reporter.line)
+    tiles = open_task(settings, notes.append)
     cluster = attach_or_start(settings.train.verbose)
     name = settings.train.name or default_name(settings)
     path = f"{place_output(settings.train.storage, cluster).rstrip('/')}/{name}"
     workers, gpu = plan_workers(settings, cluster)
-    check_demand(Demand(workers[0], gpu, READ_CPUS), settings.train.wait_for_resources, reporter.line)
     check_seen_everywhere(path, cluster)
     folder = RunFolder(open_storage(path))
     check_resumable(folder, settings)
     again = command_again(program, given, name)
-    print(path, flush=True)
-    reporter.line(f"to go on after a stop: {again}")
+    print(path, flush=True)  # the first line, for scripts
+    reporter = Reporter()
+    for note in [*notes, f"to go on after a stop: {again}"]:
+        reporter.line(note)
+    check_demand(Demand(workers[0], gpu, READ_CPUS), settings.train.wait_for_resources, reporter.line)
     job = Job(
         settings, path, tiles.train, tiles.val, tiles.test, weights, extend_command(program, given, name, settings)
     )
-    with Lease.acquire(folder.storage, say=reporter.line) as lease:
+    with ending_on_sigterm(), Lease.acquire(folder.storage, say=reporter.line) as lease:
         check_resumable(folder, settings)
         folder.write_settings(describe(settings))
         try:
             _run(job, workers, gpu, reporter, lease)
         except WorkFailed as error:
             raise WorkFailed(f"{error}\nto go on: {again}") from error.__cause__
+        except (KeyboardInterrupt, SystemExit):
+            reporter.line(f"to go on: {again}")
+            raise
     print(path, flush=True)
     return path
 
@@ -96,7 +102,8 @@ def plan_workers(settings: Settings, cluster: Cluster) -> tuple[tuple[int, int],
     """The fewest and the most workers, and whether each has a GPU."""
     device = settings.train.device
     gpu = device == "cuda" or (device == "auto" and cluster.gpus >= 1)
-    fewest, most = settings.train.workers or ((max(1, int(cluster.gpus)),) * 2 if gpu else (1, 1))
+    all_gpus = min(max(1, int(cluster.gpus)), settings.network.batch_size)  # each needs at least one tile
+    fewest, most = settings.train.workers or ((all_gpus,) * 2 if gpu else (1, 1))
     if settings.network.batch_size < most:
         raise ValueError(
             f"network.batch_size {settings.network.batch_size} is smaller than the {most} workers that share it; "
@@ -110,22 +117,31 @@ def check_resumable(folder: RunFolder, settings: Settings) -> None:
     before = folder.read_settings()
     if before is None:
         return
-    now = settings.model_dump(mode="json")
+    name, epochs = folder.storage.name, before["network"]["epochs"]
     metrics = folder.read_metrics()
-    differ = differences(before, now)
-    epochs = before["network"]["epochs"]
-    name = folder.storage.name
+    differ = differences(before, settings.model_dump(mode="json"))
     longer = settings.network.epochs > epochs and [line.split(":")[0] for line in differ] == ["network.epochs"]
-    if metrics is not None and longer:
-        return
-    if differ:
+    if differ and not (metrics and longer):
         shown = "\n  ".join(differ)
         raise ValueError(f"the run {name} was begun with other settings:\n  {shown}\nGive another --name, or those.")
-    if metrics is not None and metrics["epochs"] >= min(epochs, settings.network.epochs):
+    if metrics and stopped_early(folder, settings, metrics["epochs"]):
+        raise ValueError(
+            f"the run {name} is finished: it stopped early after {metrics['epochs']} epochs, as the validation loss "
+            f"no longer fell (network.early_stopping {settings.network.early_stopping}): {folder.storage.path}. To "
+            f"train on, begin another run with --weights {folder.storage.path}"
+        )
+    if metrics and not longer and metrics["epochs"] >= epochs:
         raise ValueError(
             f"the run {name} is finished, after {metrics['epochs']} epochs: {folder.storage.path}. To train it "
             f"longer, add --set network.epochs={2 * epochs}"
         )
+
+
+def stopped_early(folder: RunFolder, settings: Settings, epochs: int) -> bool:
+    """Whether the run that ended after so many epochs ended because it no longer got better."""
+    last = folder.read_checkpoint("last")
+    losses = [row["val.loss"] for row in last.about["resume"]["progress"]["history"]] if last else []
+    return len(losses) == epochs and should_stop(settings.network, losses)
 
 
 def describe(settings: Settings) -> dict[str, Any]:
@@ -149,38 +165,85 @@ def git_commit() -> str | None:
 
 
 def _run(job: Job, workers: tuple[int, int], gpu: bool, reporter: Reporter, lease: Lease) -> None:
+    """Train on Ray's workers. Whatever ends it early ends them too, before the run's name is given back."""
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="kasthuri_ray_", ignore_cleanup_errors=True) as scratch:
+        try:
+            with Board(reporter.show) as board:
+                _wait_for(_trainer(job, workers, gpu, scratch, board).fit, lease.check)
+            lease.check()
+        except LeaseLost as error:
+            ray.shutdown()
+            raise WorkFailed(str(error)) from error
+        except Exception as error:
+            raise WorkFailed(f"training failed: {root_cause(error)}") from error
+        except BaseException:  # Ctrl-C, or the end of this process
+            ray.shutdown()
+            raise
+        finally:
+            reporter.end()
+
+
+def _trainer(job: Job, workers: tuple[int, int], gpu: bool, scratch: str, board: Board) -> Any:
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    def on_note(note: dict[str, Any]) -> None:
-        reporter.show(note)
-        if lease.lost.is_set():
-            _thread.interrupt_main()
+    return TorchTrainer(
+        _worker,
+        train_loop_config={"job": job, "show": board.post},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers[0] if workers[0] == workers[1] else workers,  # type: ignore[arg-type]
+            use_gpu=gpu,
+            resources_per_worker={"CPU": WORKER_CPUS, "GPU": 1} if gpu else {"CPU": WORKER_CPUS},
+        ),
+        run_config=ray.train.RunConfig(
+            # Ray keeps notes of its own here, and nothing that a run needs: that is in the run's folder.
+            storage_path=scratch,
+            failure_config=ray.train.FailureConfig(
+                max_failures=MAX_FAILURES,
+                controller_failure_limit=MAX_STARTS,  # type: ignore[call-arg]
+            ),
+            callbacks=[_stop_on_final_errors()],
+            worker_runtime_env={"env_vars": ENVIRONMENT},  # type: ignore[call-arg]
+        ),
+    )
 
-    with tempfile.TemporaryDirectory(prefix="kasthuri_ray_") as scratch, Board(on_note) as board:
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config={"job": job, "show": board.post},
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=workers[0] if workers[0] == workers[1] else workers,  # type: ignore[arg-type]
-                use_gpu=gpu,
-                resources_per_worker={"CPU": WORKER_CPUS, "GPU": 1} if gpu else {"CPU": WORKER_CPUS},
-            ),
-            run_config=ray.train.RunConfig(
-                # Ray keeps notes of its own here, and nothing that a run needs: that is in the run's folder.
-                storage_path=scratch,
-                failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
-                callbacks=[_stop_on_final_errors()],
-                worker_runtime_env={"env_vars": ENVIRONMENT},  # type: ignore[call-arg]
-            ),
-        )
+
+def _wait_for(work: Callable[[], Any], check: Callable[[], None]) -> None:
+    """Do the work in a thread, so that Ctrl-C is ours at any moment; `check` is called now and then and may raise."""
+    failed: list[BaseException] = []
+
+    def do() -> None:
         try:
-            trainer.fit()
-        except Exception as error:
-            raise WorkFailed(f"training failed: {root_cause(error)}") from error
-        finally:
-            reporter.end()
-        lease.check()
+            work()
+        except BaseException as error:  # raised where it is waited for
+            failed.append(error)
+
+    thread = threading.Thread(target=do, name="ray train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(timeout=0.2)
+        check()
+    if failed:
+        raise failed[0]
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM (`kill`, `ray job stop`) unwinds the stack like Ctrl-C, and the exit code is 143."""
+
+    def end(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _worker(config: dict[str, Any]) -> None:

@@ -22,7 +22,6 @@ from kasthuri_ray.storage import open_storage
 from kasthuri_ray.tiles.sampling import GridTiles
 from kasthuri_ray.tiles.stream import Plan as TilePlan
 from kasthuri_ray.tiles.stream import TileStream, grid_plan, training_plan
-from kasthuri_ray.training import finish
 from kasthuri_ray.training.job import Job, Progress, Ranks
 from kasthuri_ray.training.loop import Learner, Plan, Step
 from kasthuri_ray.training.optimize import should_stop
@@ -56,6 +55,8 @@ def train(job: Job, ranks: Ranks) -> None:
         val.close()
         if trackers is not None:
             trackers.close()
+    from kasthuri_ray.training import finish  # draws figures, which nobody needs before
+
     finish.judge_and_report(job, ranks, learner, folder, progress)
 
 

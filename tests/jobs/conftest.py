@@ -1,0 +1,313 @@
+"""What the tests of the jobs share: a Ray cluster and an S3 on loopback, and jobs as the processes that they are."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_S = 240  # for one job: seconds on a quiet machine, minutes on one that does ten other things
+TINY_TASK = {
+    "name": "tiny_task",
+    "image_chan": "phantom://em?shape=16,128,128&seed=7",
+    "annotation_chan": "phantom://membrane?shape=16,128,128&seed=7",
+    "xrange_vol": [0, 128],
+    "yrange_vol": [0, 128],
+    "z_train": [0, 8],
+    "z_val": [8, 11],
+    "z_test": [11, 16],
+    "tile_size": [64, 48],  # 128 is no multiple of 48: tiles of the grid overlap, and each voxel must count once
+    "task_type": "membrane",
+}
+TINY_NETWORK = {
+    "n_blocks": 2,
+    "start_filters": 4,
+    "optimizer": "AdamW",
+    "learning_rate": 0.01,
+    "scheduler": "one_cycle",
+    "warmup": 0.25,
+    "loss": "dice_ce",
+    "augmentations": "em",
+    "ema": 0.9,
+    "early_stopping": 0,
+    "epochs": 4,
+    "batch_size": 4,
+    "tiles_per_epoch": 16,
+    "precision": "float32",
+    "outweightfilename": "tiny",
+    "encoder_name": "resnet34",  # of the challenge's files; nobody reads it
+}
+
+
+class JobProcess:
+    """`jobs/train.py` as a process: its lines as they come, its exit code, and signals for it."""
+
+    def __init__(self, arguments: list[str], env: dict[str, str], cwd: Path, script: str = "jobs/train.py") -> None:
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", str(ROOT / script), *arguments],
+            env=env,
+            cwd=cwd,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self.errors: list[str] = []
+        self._readers = [
+            threading.Thread(target=self._collect, args=pair, daemon=True)
+            for pair in ((self.process.stdout, self.lines), (self.process.stderr, self.errors))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    @staticmethod
+    def _collect(stream: Any, lines: list[str]) -> None:
+        for line in stream:
+            lines.append(line.rstrip("\n"))
+
+    @property
+    def out(self) -> str:
+        return "\n".join(self.lines)
+
+    @property
+    def err(self) -> str:
+        return "\n".join(self.errors)
+
+    def wait(self, seconds: float = PATIENCE_S) -> "JobProcess":
+        """Wait for the end."""
+        self.process.wait(timeout=seconds)
+        for reader in self._readers:
+            reader.join(timeout=10)
+        return self
+
+    def until(self, text: str, seconds: float = PATIENCE_S) -> str:
+        """Wait for a line that holds the text, and give it."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            found = [line for line in list(self.lines) if text in line]
+            if found:
+                return found[0]
+            if self.process.poll() is not None:
+                self.wait()
+                assert text in self.out, f"ended with {self.code} before {text!r}:\n{self.out}\n{self.err}"
+            time.sleep(0.05)
+        raise AssertionError(f"no {text!r} within {seconds} s:\n{self.out}\n{self.err}")
+
+    @property
+    def code(self) -> int | None:
+        return self.process.returncode
+
+    def send(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> None:
+        """Whatever is left of it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(timeout=30)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """address: for RAY_ADDRESS. dashboard: for `ray job submit`. session: the id of all its processes."""
+
+    address: str
+    dashboard: str
+    session: int
+
+
+def processes_of(session: int) -> list[str]:
+    """The command lines of the living processes of a session."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] not in "ZX":
+                found.append((stat.parent / "cmdline").read_text().replace("\0", " ")[:100])
+    return found
+
+
+def wait_until(true: Callable[[], Any], seconds: float, what: str) -> None:
+    """Until `true()`; an assertion fails after so many seconds."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[dict[str, str]]:
+    """The environment that leads to an S3 on loopback, which has the bucket `lab`."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
+    boto3.client("s3", region_name="us-east-1", endpoint_url=url, **keys).create_bucket(Bucket="lab")
+    yield {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def clean_env(s3_server, tmp_path_factory) -> dict[str, str]:
+    """The environment of jobs: no Ray of somebody else's, a cache of our own, S3 on loopback."""
+    ours = ("RAY_", "AWS_", "KASTHURI_", "BOSSDB_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return {
+        **kept,
+        **s3_server,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+        "KASTHURI_CACHE": str(tmp_path_factory.mktemp("cache")),
+    }
+
+
+@pytest.fixture(scope="session")
+def cluster(clean_env) -> Iterator[Cluster]:
+    """A real `ray start --head` with four logical CPUs, on ports of its own; gone with all its processes afterwards."""
+    folder = tempfile.mkdtemp(prefix="kr", dir="/tmp")  # short: its sockets' names must be
+    gcs, dashboard, agent, client = free_ports(4)
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port", gcs]
+    command += ["--dashboard-port", dashboard, "--dashboard-agent-listen-port", agent]
+    command += ["--ray-client-server-port", client, "--min-worker-port", "0", "--max-worker-port", "0"]
+    command += ["--num-cpus", "4", "--object-store-memory", str(300 * 2**20), "--temp-dir", folder]
+    log = Path(folder) / "start.log"
+    with log.open("w") as output:
+        # The python of the jobs must be this one.
+        path = f"{Path(sys.executable).parent}:{clean_env['PATH']}"
+        head = subprocess.Popen(
+            command, env=clean_env | {"PATH": path}, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        for port in (gcs, dashboard):
+            wait_until(lambda port=port: answers(port), 120, f"ray start: {log.read_text()}")
+        yield Cluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", head.pid)
+    finally:
+        head.terminate()
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: not processes_of(head.pid), 60, "the end of Ray")
+        left = processes_of(head.pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGKILL)
+        head.wait(timeout=30)
+        shutil.rmtree(folder, ignore_errors=True)
+    assert not left, f"left by the cluster: {left}"
+
+
+def free_ports(number: int) -> list[str]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(contextlib.closing(socket.socket())) for _ in range(number)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [str(each.getsockname()[1]) for each in sockets]
+
+
+def answers(port: str) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", int(port)), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> list[str]:
+    """`--task` and `--network` of a task and a network that train in seconds."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "tiny_task.json").write_text(json.dumps(TINY_TASK))
+    (folder / "tiny.json").write_text(json.dumps(TINY_NETWORK))
+    return ["--task", str(folder / "tiny_task.json"), "--network", str(folder / "tiny.json")]
+
+
+@pytest.fixture(scope="session")
+def start(clean_env, tmp_path_factory) -> Iterator[Callable[..., JobProcess]]:
+    """`start(*arguments, cluster, env, cwd)` starts jobs/train.py; without a cluster it starts a Ray of its own."""
+    jobs: list[JobProcess] = []
+
+    def begin(
+        *arguments: str, cluster: Cluster | None = None, env: dict[str, str] | None = None, cwd: Path | None = None
+    ) -> JobProcess:
+        found = clean_env | ({"RAY_ADDRESS": cluster.address} if cluster else {}) | (env or {})
+        job = JobProcess([str(a) for a in arguments], found, cwd or tmp_path_factory.mktemp("here"))
+        jobs.append(job)
+        return job
+
+    yield begin
+    for job in jobs:
+        job.end()
+    wait_until(lambda: not any(processes_of(job.process.pid) for job in jobs), 30, "the end of all that jobs started")
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory) -> Path:
+    """The storage of the runs that several tests look at."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that was never interrupted: its folder, its process, and the arguments without `--name`."""
+
+    folder: Path
+    job: JobProcess
+    arguments: list[str]
+
+
+@pytest.fixture(scope="session")
+def finished(start, cluster, tiny, runs) -> Finished:
+    """The tiny run, trained once from start to end."""
+    arguments = [*tiny, "--storage", str(runs)]
+    job = start(*arguments, "--name", "whole", cluster=cluster).wait()
+    assert job.code == 0, job.out + job.err
+    return Finished(runs / "whole", job, arguments)
+
+
+def read_history(folder: Path) -> list[dict[str, str]]:
+    """history.csv without what depends on the clock."""
+    import csv
+
+    clock = {"seconds", "tiles_per_second"}
+    with (folder / "history.csv").open() as file:
+        return [{key: value for key, value in row.items() if key not in clock} for row in csv.DictReader(file)]
+
+
+def read_weights(folder: Path, name: str = "tiny_membrane.pt") -> dict[str, Any]:
+    import torch
+
+    return torch.load(folder / name, weights_only=True)
+
+
+@pytest.fixture(scope="session")
+def same_run() -> Callable[[Path, Path], None]:
+    """Asserts that two runs learnt the same, bit for bit: weights, resumable state and history."""
+
+    def check(one: Path, other: Path) -> None:
+        import torch
+
+        first, second = read_weights(one), read_weights(other)
+        assert first.keys() == second.keys()
+        differ = [name for name in first if not torch.equal(first[name], second[name])]
+        assert not differ, f"{one} and {other} differ in {differ}"
+        assert read_history(one) == read_history(other)
+
+    return check
