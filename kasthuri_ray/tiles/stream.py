@@ -179,7 +179,7 @@ def _rows(plan: Plan) -> Iterator[dict[str, np.ndarray]]:
     quiet_ray_data()
     size = max(BLOCK_TILES, -(-len(plan.numbers) // BLOCKS_AT_MOST))
     blocks = [{"numbers": list(plan.numbers[i : i + size])} for i in range(0, len(plan.numbers), size)]
-    dataset = ray.data.from_items(blocks, override_num_blocks=len(blocks))
+    dataset: Any = ray.data.from_items(blocks, override_num_blocks=len(blocks))
     # A task that died is replayed, and gives the same tiles again.
     dataset = dataset.flat_map(_TileReader(plan.sources, plan.address), num_cpus=READ_CPUS)
     options = dataset.context.execution_options
