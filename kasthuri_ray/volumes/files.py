@@ -246,6 +246,7 @@ def _volume(
         voxel_size_nm=size,
         chunk=chunk,
         chunk_origin=(0, 0, 0),
+        source_id=f"{path.resolve()}:{dataset}",
         path=str(path),
         dataset=dataset,
         axes=axes,
