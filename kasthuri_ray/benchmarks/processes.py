@@ -77,7 +77,7 @@ def role_of(command: str, is_part: bool, trains_itself: bool) -> str:
         return TRAINER if trains_itself else DRIVER
     if command.startswith("ray::RayTrainWorker"):
         return TRAINER
-    return READER if command.startswith("ray::FlatMap") else RAY
+    return READER if command.startswith("ray::MapBatches") else RAY
 
 
 def sample(pid: int, role: str) -> Sample:

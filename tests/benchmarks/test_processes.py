@@ -71,7 +71,7 @@ def test_what_a_process_is_for_shows_in_its_name() -> None:
     assert role_of("python -m kasthuri_ray.benchmarks.parts pipeline", True, False) == DRIVER
     assert role_of("python -m kasthuri_ray.benchmarks.parts bare", True, True) == TRAINER
     assert role_of("ray::RayTrainWorker.execute", False, False) == TRAINER
-    assert role_of("ray::FlatMap(_TileReader)", False, False) == READER
+    assert role_of("ray::MapBatches(_TileReader)", False, False) == READER
     assert role_of("ray::_StatsActor", False, False) == RAY
 
 

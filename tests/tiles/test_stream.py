@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kasthuri_ray.tiles.sampling import GridTiles, Source, TrainTiles, read_tile
-from kasthuri_ray.tiles.stream import BLOCK_TILES, TileStream, grid_plan, rank_share, training_plan
+from kasthuri_ray.tiles.stream import FIRST_TILES, TileStream, grid_plan, rank_share, training_plan
 from kasthuri_ray.volumes.labels import IGNORE
 
 TILE = (1, 16, 16)
@@ -67,12 +67,12 @@ def test_ranks_read_each_tile_of_a_grid_once(source):
 
 
 def test_a_stream_gives_the_tiles_of_its_plans_in_order(ray_here, source):
-    tiles = TrainTiles((source(),), TILE, 5, 0.5, 8 * BLOCK_TILES)
+    tiles = TrainTiles((source(),), TILE, 5, 0.5, 8 * FIRST_TILES)
     stream = TileStream(training_plan(tiles, epoch, 8, 0, 1) for epoch in (3, 4))
     for epoch in (3, 4):
         batches = run(stream)
         assert [len(batch.number) for batch in batches] == [8] * 16
-        assert np.concatenate([batch.number for batch in batches]).tolist() == list(range(8 * BLOCK_TILES))
+        assert np.concatenate([batch.number for batch in batches]).tolist() == list(range(8 * FIRST_TILES))
         for batch in batches:
             assert (batch.image.dtype, batch.label.dtype) == (np.uint8, np.uint8)
             for number, image, label in zip(batch.number, batch.image, batch.label, strict=True):
