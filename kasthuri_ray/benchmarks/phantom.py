@@ -17,14 +17,20 @@ from kasthuri_ray.volumes.phantom import open_phantom
 
 SCALES = (1.5, 3.0, 6.0)  # voxels, of the forest's features
 SMOOTHINGS = (0.0, 1.0, 2.0, 4.0, 8.0)  # voxels, of the thresholded intensity
-NUM_SAMPLES = 40_000  # voxels the forest learns from, half of them synapse where there are so many
 
 
-def run(seed: int = 0, shape: Zyx = (24, 512, 512), num_held_out: int = 4, num_trees: int = 100) -> dict[str, float]:
+def run(
+    seed: int = 0,
+    shape: Zyx = (30, 640, 640),
+    num_held_out: int = 6,
+    num_trees: int = 100,
+    num_samples: int = 40_000,
+) -> dict[str, float]:
     """The figures, which are printed too. F1 is that of the synapse voxels in the last `num_held_out` sections.
 
     threshold_f1 and forest_f1 are the best over all thresholds, chosen on those very sections, so that no choice of a
-    threshold could do better; the forest learns from the sections before, a gap of as many left out.
+    threshold could do better; the forest learns from `num_samples` voxels of the sections before, a gap of as many
+    sections left out, half of the voxels synapse where there are so many.
     mvoxels_per_second is that of em on one core, read in cutouts of 1 x 256 x 256 that nothing has read before.
     """
     em, membrane, synapse = (_read(channel, seed, shape) for channel in ("em", "membrane", "synapse"))
@@ -33,8 +39,9 @@ def run(seed: int = 0, shape: Zyx = (24, 512, 512), num_held_out: int = 4, num_t
         "seed": seed,
         "membrane_share": float(membrane.mean()),
         "synapse_share": float(synapse.mean()),
+        "held_out_share": float(synapse[held].mean()),
         "threshold_f1": best_threshold_f1(em[held], synapse[held]),
-        "forest_f1": forest_f1(em[learned], synapse[learned], em[held], synapse[held], num_trees, seed),
+        "forest_f1": forest_f1(em[learned], synapse[learned], em[held], synapse[held], num_trees, num_samples, seed),
         "mvoxels_per_second": mvoxels_per_second(seed + 1),
     }
     for name, value in figures.items():
@@ -77,14 +84,20 @@ def features(em: np.ndarray) -> np.ndarray:
 
 
 def forest_f1(
-    em: np.ndarray, truth: np.ndarray, held_em: np.ndarray, held_truth: np.ndarray, num_trees: int, seed: int
+    em: np.ndarray,
+    truth: np.ndarray,
+    held_em: np.ndarray,
+    held_truth: np.ndarray,
+    num_trees: int,
+    num_samples: int,
+    seed: int,
 ) -> float:
     """The highest F1, over all thresholds, of a random forest trained on em, truth and tried on the held-out ones."""
     from sklearn.ensemble import RandomForestClassifier
 
     rng = np.random.default_rng(seed)
     foreground, background = np.flatnonzero(truth), np.flatnonzero(truth == 0)
-    half = NUM_SAMPLES // 2
+    half = num_samples // 2
     chosen = np.concatenate([rng.permutation(foreground)[:half], rng.choice(background, half, replace=False)])
     forest = RandomForestClassifier(num_trees, min_samples_leaf=5, n_jobs=1, random_state=seed)
     forest.fit(features(em)[chosen], truth.reshape(-1)[chosen])

@@ -16,11 +16,12 @@ from kasthuri_ray.volumes.phantom_noise import hashed, uniform
 GRID = 350  # between points
 MISSING = 0.25  # share of the grid's places without a point, which makes neighbors larger
 DENDRITE_GRID = 1600  # room of one dendrite
-MARGIN = 2 * GRID  # how far from a voxel a point may lie that matters to it
+MARGIN = GRID * 3 // 2  # how far from a voxel a point may lie that matters to it
 
-NUM_ROLLS = 15  # random numbers that a point takes
+NUM_ROLLS = 16  # random numbers that a point takes
 PLAIN, SYNAPSE, THICK, CLOUD = 0, 1, 2, 3  # kinds of contact: THICK lacks the vesicles, CLOUD the thickening
-KINDS, SHARES = (SYNAPSE, THICK, CLOUD), (0.17, 0.74, 0.09)
+GROUP = (2, 2, 3)  # places of the grid that share one synapse, so that every region has its part
+CLOUDS = 0.12  # share of clouds among the contacts that could be a synapse
 STEEPEST = 0.66  # z part of a special contact's normal; beyond it a section does not show both sides
 SHORTEST = 50  # from a point to its special contact: vesicles need room
 NONE, MITOCHONDRION, PLATE = 0, 1, 2  # organelles; a plate is as dark as a synapse, and inside a cell
@@ -76,23 +77,22 @@ class _Rolls:
 def cells_around(seed: int, z_nm: int, y_nm: int, x_nm: int, size_nm: int) -> Cells:
     """The cells that matter to the square of `size_nm` at z, y, x, relative to its corner."""
     corner, size = np.array([z_nm, y_nm, x_nm]), np.array([0, size_nm, size_nm])
-    first, last = (corner - MARGIN) // GRID - 1, (corner + size + MARGIN) // GRID + 1
-    place = np.stack(np.meshgrid(*map(np.arange, first, last + 1), indexing="ij"))
+    # Whole groups, and around them one more place on each side, to know the neighbors of the outermost.
+    first, last = ((corner + side) // GRID // GROUP * GROUP for side in (-MARGIN, size + MARGIN))
+    place = np.stack(np.meshgrid(*map(np.arange, first - 1, last + GROUP + 1), indexing="ij"))
     key = hashed(seed, *place)
     points = place * GRID + (hashed(key, np.arange(3)[:, None, None, None]).astype(np.int64) * GRID >> 32)
     alive = uniform(key, 3) >= MISSING
     cell = _cell_names(seed, points, key)
-    nearest = _nearest_of_another_cell(points, alive, cell).reshape(-1)
-    kept = np.flatnonzero(alive & (nearest.reshape(alive.shape) >= 0))
-    row = np.full(alive.size, -1)
+    kept = np.flatnonzero(alive)
+    row = np.zeros(alive.size, np.int64)
     row[kept] = np.arange(len(kept))
-    partner = row[nearest[kept]]
     return _furnished(
         key.reshape(-1)[kept],
         (points.reshape(3, -1)[:, kept].T - corner).astype(np.float64),
         cell.reshape(-1)[kept],
-        np.where(partner < 0, np.arange(len(kept)), partner),
-        _evenly(seed, place).reshape(-1)[kept],
+        row[_nearest_of_another_cell(points, alive, cell)[kept]],
+        _group_numbers(place, first).reshape(-1)[kept],
     )
 
 
@@ -109,7 +109,7 @@ def _cell_names(seed: int, points: np.ndarray, key: np.ndarray) -> np.ndarray:
 
 
 def _nearest_of_another_cell(points: np.ndarray, alive: np.ndarray, cell: np.ndarray) -> np.ndarray:
-    """For each point the flat index of the nearest of another cell; -1 at the rim of the grid, which may hide it."""
+    """For each point the flat index of the nearest of another cell; its own at the rim of the grid."""
     strides = np.array([alive.shape[1] * alive.shape[2], alive.shape[2], 1])
     steps = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij")).reshape(3, -1).T @ strides
     here = np.arange(alive.size).reshape(alive.shape)[1:-1, 1:-1, 1:-1].reshape(-1)
@@ -117,18 +117,15 @@ def _nearest_of_another_cell(points: np.ndarray, alive: np.ndarray, cell: np.nda
     flat, name = points.reshape(3, -1), cell.reshape(-1)
     squared = ((flat[:, there] - flat[:, None, here]) ** 2).sum(0)
     squared[~alive.reshape(-1)[there] | (name[there] == name[here])] = 10**9
-    nearest = np.full(alive.size, -1)
+    nearest = np.arange(alive.size)
     nearest[here] = there[squared.argmin(0), np.arange(len(here))]
     return nearest
 
 
-def _evenly(seed: int, place: np.ndarray) -> np.ndarray:
-    """A number in [0, 1) for each place of the grid, such that neighbors differ and every region has its share.
-
-    The lattice of M. Roberts, "The unreasonable effectiveness of quasirandom sequences" (2018), in three dimensions.
-    """
-    z, y, x = place
-    return (0.8191725134 * z + 0.6710436067 * y + 0.5497004779 * x + uniform(seed, 2)[0]) % 1
+def _group_numbers(place: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """For each place a number that its group shares; `first` is the first place of the first group."""
+    z, y, x = (place - first[:, None, None, None]) // np.array(GROUP)[:, None, None, None] + 1
+    return (z * (y.max() + 1) + y) * (x.max() + 1) + x
 
 
 def _chosen(roll: np.ndarray, kinds: tuple[int, ...], shares: tuple[float, ...]) -> np.ndarray:
@@ -136,7 +133,9 @@ def _chosen(roll: np.ndarray, kinds: tuple[int, ...], shares: tuple[float, ...])
     return np.array([*kinds, 0])[np.searchsorted(np.cumsum(shares), roll, side="right")]
 
 
-def _furnished(key: np.ndarray, position: np.ndarray, cell: np.ndarray, partner: np.ndarray, even: np.ndarray) -> Cells:
+def _furnished(
+    key: np.ndarray, position: np.ndarray, cell: np.ndarray, partner: np.ndarray, group: np.ndarray
+) -> Cells:
     rolls = _Rolls(uniform(key, np.arange(NUM_ROLLS)[:, None]))
     of_cell = _Rolls(uniform(cell & 0xFFFFFFFF, np.arange(2)[:, None]))
     is_axon = cell % 2 == 0
@@ -147,8 +146,7 @@ def _furnished(key: np.ndarray, position: np.ndarray, cell: np.ndarray, partner:
     to_border = (length + (weight[partner] - weight) / length) / 2
     contact = position + normal * to_border[:, None]
     fit = (partner != np.arange(len(key))) & (np.abs(normal[:, 0]) < STEEPEST) & (to_border > SHORTEST)
-    kind = np.where(is_axon, _chosen(even, KINDS, SHARES), THICK)
-    kind = _kinds(np.where(fit, kind, PLAIN), partner)
+    kind = _kinds(fit, is_axon, partner, group, rolls.between(0, 1))
     has_cloud = (kind == SYNAPSE) | (kind == CLOUD)
     organelle = np.where(has_cloud, NONE, _chosen(rolls.between(0, 1), ORGANELLES, ORGANELLE_SHARES))
     return Cells(
@@ -170,10 +168,21 @@ def _furnished(key: np.ndarray, position: np.ndarray, cell: np.ndarray, partner:
     )
 
 
-def _kinds(kind: np.ndarray, partner: np.ndarray) -> np.ndarray:
-    """The kinds without the contacts whose partner holds vesicles too: one is to be known by its own side alone."""
-    has_vesicles = (kind == SYNAPSE) | (kind == CLOUD)
-    return np.where((kind != CLOUD) & has_vesicles[partner], PLAIN, kind)
+def _kinds(
+    fit: np.ndarray, is_axon: np.ndarray, partner: np.ndarray, group: np.ndarray, roll: np.ndarray
+) -> np.ndarray:
+    """The kind of each point's contact: a synapse for the axon with the lowest roll among its group's `fit`.
+
+    A contact whose partner holds vesicles of its own is plain: one is to be known by its own side alone.
+    """
+    axon = fit & is_axon
+    lowest = np.full(group.max() + 1, np.inf)
+    np.minimum.at(lowest, group[axon], roll[axon])
+    is_synapse = axon & (roll == lowest[group])
+    faces_synapse = np.isin(np.arange(len(fit)), partner[is_synapse])
+    is_cloud = axon & (roll > 1 - CLOUDS) & ~is_synapse & ~faces_synapse
+    kind = np.select([is_synapse, is_cloud, fit], [SYNAPSE, CLOUD, THICK], PLAIN)
+    return np.where((kind != CLOUD) & (is_synapse | is_cloud)[partner], PLAIN, kind)
 
 
 def _frame(rolls: _Rolls, position: np.ndarray, is_plate: np.ndarray) -> np.ndarray:

@@ -41,7 +41,8 @@ def _spline(start: int, count: int, period: int) -> tuple[np.ndarray, np.ndarray
     place = (start + np.arange(count) + 0.5) / period
     first = np.floor(place)
     t = place - first
-    weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6
+    s, square, cube = 1 - t, t * t, t * t * t  # no powers: libraries differ in their last bit
+    weights = np.stack([s * s * s, 3 * cube - 6 * square + 4, 3 * (square + t - cube) + 1, cube]) / 6
     first = first.astype(np.int64)
     return np.arange(first[0], first[-1] + 4), first - first[0], weights.astype(np.float32)
 
@@ -68,9 +69,9 @@ def _weighted(four: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
     return total
 
 
-def cut_texture(texture: np.ndarray, key: int, z: int, y: int, x: int, size: int) -> np.ndarray:
+def cut_texture(texture: np.ndarray, key: int, salt: int, z: int, y: int, x: int, size: int) -> np.ndarray:
     """The square of `size` voxels at y, x of section z out of a repeating texture (see `grain`)."""
-    offset_y, offset_x = (int(n) for n in hashed(key, z, np.arange(2)))
+    offset_y, offset_x = hashed(key, salt, z, np.arange(2)).tolist()
     y, x = (y + offset_y) % TEXTURE, (x + offset_x) % TEXTURE
     return texture[y : y + size, x : x + size]
 
@@ -90,7 +91,7 @@ def grain(key: int, blur: int) -> np.ndarray:
         for axis in (0, 1):
             noise = np.roll(noise, 1, axis) + 2 * noise + np.roll(noise, -1, axis)
     # Four uniforms have a variance of 1/3; the kernel applied b times is a row of binomials, whose squares sum so.
-    return _repeated(noise * (3**0.5 / math.comb(4 * blur, 2 * blur)))
+    return _repeated(noise * (math.sqrt(3) / math.comb(4 * blur, 2 * blur)))
 
 
 @lru_cache(maxsize=2)

@@ -36,6 +36,7 @@ class Square:
 
     def __init__(self, seed: int, z: int, row: int, column: int) -> None:
         self.seed, self.place = seed, (z, row * SQUARE, column * SQUARE)
+        self.rolls = uniform(seed, z, np.arange(5))
         self.y, self.x = self._bent_coordinates()
         z_nm, y_nm, x_nm = (n * nm for n, nm in zip(self.place, VOXEL_NM, strict=True))
         self.cells = cells_around(seed, z_nm, y_nm, x_nm, SQUARE * VOXEL_NM[1])
@@ -60,17 +61,17 @@ class Square:
         return [_to_patches(f) for f in smooth_fields(keys, *self.place, SQUARE, period_z, period)]
 
     def texture(self, texture: np.ndarray, salt: int) -> np.ndarray:
-        return _to_patches(cut_texture(texture, int(hashed(self.seed, salt)[0]), *self.place, SQUARE))
+        return _to_patches(cut_texture(texture, self.seed, salt, *self.place, SQUARE))
 
-    def of_section(self, salt: int, low: float, high: float) -> np.float32:
-        """A random number that the whole section shares."""
-        return np.float32(low + (high - low) * uniform(self.seed, salt, self.place[0])[0])
+    def of_section(self, roll: int, low: float, high: float) -> np.float32:
+        """A random number that the whole section shares, from one of its five rolls."""
+        return np.float32(low + (high - low) * self.rolls[roll])
 
     def _bent_coordinates(self) -> list[np.ndarray]:
         wide, narrow = self.fields((10, 11), 9, 64), self.fields((12, 13), 4, 24)
         straight = (np.arange(SQUARE, dtype=np.float32) + np.float32(0.5)) * np.float32(VOXEL_NM[1])
         grid = np.broadcast_to(straight, (SQUARE, SQUARE))
-        shaken = [_to_patches(axis) + self.of_section(14 + n, -6, 6) for n, axis in enumerate((grid.T, grid))]
+        shaken = [_to_patches(axis) + self.of_section(n, -6, 6) for n, axis in enumerate((grid.T, grid))]
         return [a + b * np.float32(260) + c * np.float32(75) for a, b, c in zip(shaken, wide, narrow, strict=True)]
 
     def _near_points(self) -> np.ndarray:
@@ -185,9 +186,9 @@ def _organelles(square: Square, image: np.ndarray) -> np.ndarray:
 def _seen(square: Square, image: np.ndarray) -> np.ndarray:
     """The microscope's part: contrast that drifts, sections that differ, noise. Whole gray values from 0 to 255."""
     contrast, lift = square.fields((40, 41), 24, 512)
-    contrast = contrast * np.float32(0.5) + square.of_section(42, 0.92, 1.08)
-    image = (image - 128) * contrast + lift * 80 + (square.of_section(43, -10, 10) + np.float32(128.5))
-    noise = square.of_section(44, 9, 15)
+    contrast = contrast * np.float32(0.5) + square.of_section(2, 0.92, 1.08)
+    image = (image - 128) * contrast + lift * 80 + (square.of_section(3, -10, 10) + np.float32(128.5))
+    noise = square.of_section(4, 9, 15)
     image += square.texture(grain(2, 0), 45) * (noise * np.float32(0.8))
     image += square.texture(grain(3, 1), 46) * (noise * np.float32(0.6))
     return np.clip(image, 0, 255)

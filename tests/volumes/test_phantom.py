@@ -81,3 +81,49 @@ def test_it_has_one_resolution():
 def test_a_box_outside_shows_the_bounds():
     with pytest.raises(ValueError, match="0:2,0:64,0:64"):
         open_phantom("phantom://em?shape=2,64,64").read(Box((0, 0, 0), (3, 64, 64)))
+
+
+def read_all(shape: str, seed: int) -> dict[str, np.ndarray]:
+    volumes = {c: open_phantom(f"phantom://{c}?shape={shape}&seed={seed}") for c in CHANNELS}
+    return {c: volume.read(volume.bounds) for c, volume in volumes.items()}
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_membranes_and_synapses_have_their_shares(seed):
+    sections = [Box((z, 0, 0), (z + 1, 768, 768)) for z in (2, 11, 20)]
+    share = {
+        c: np.mean([open_phantom(f"phantom://{c}?shape=24,768,768&seed={seed}").read(b) for b in sections])
+        for c in ("membrane", "synapse")
+    }
+    assert 0.15 < share["membrane"] < 0.25
+    assert 0.003 < share["synapse"] < 0.015
+
+
+def test_what_is_annotated_is_seen():
+    seen = read_all("3,384,384", 7)
+    em, membrane, synapse = seen["em"], seen["membrane"] > 0, seen["synapse"] > 0
+    assert em[membrane].mean() < em[~membrane].mean() - 40
+    assert em[synapse].mean() < em[membrane].mean()
+    assert em.dtype == seen["membrane"].dtype == seen["synapse"].dtype == np.uint8
+    assert (membrane & synapse).sum() > 0.2 * synapse.sum()  # a synapse lies on a border between cells
+
+
+def test_sections_shift_and_go_on():
+    volume = open_phantom("phantom://membrane?shape=12,384,384&seed=3")
+    membrane = {z: volume.read(Box.at((z, 0, 0), (1, 384, 384))).ravel() for z in (0, 1, 11)}
+    correlation = {z: np.corrcoef(membrane[0], membrane[z])[0, 1] for z in (1, 11)}
+    assert 0.3 < correlation[1] < 0.95
+    assert correlation[11] < 0.2
+
+
+def test_sections_differ_in_brightness_and_squares_have_no_seams():
+    em = read_all("6,384,384", 5)["em"].astype(float)
+    assert em.mean(axis=(1, 2)).std() > 2
+    for steps in (np.abs(np.diff(em, axis=1)).mean(axis=(0, 2)), np.abs(np.diff(em, axis=2)).mean(axis=(0, 1))):
+        assert steps[[127, 255]].max() < steps.max() * 1.05
+        assert steps[[127, 255]].mean() < steps.mean() * 1.1
+
+
+def test_another_seed_is_another_piece():
+    one, two = read_all("1,200,200", 0), read_all("1,200,200", 1)
+    assert np.mean(one["membrane"] == two["membrane"]) < 0.8
