@@ -21,7 +21,7 @@ SMOOTHINGS = (0.0, 1.0, 2.0, 4.0, 8.0)  # voxels, of the thresholded intensity
 
 def run(
     seed: int = 0,
-    shape: Zyx = (30, 640, 640),
+    shape: Zyx = (24, 640, 640),
     num_held_out: int = 6,
     num_trees: int = 100,
     num_samples: int = 40_000,

@@ -153,7 +153,7 @@ def _furnished(
         position=position,
         weight=weight,
         cell=cell,
-        gray=of_cell.between(138, 192) + np.where(is_axon, 0, 10),
+        gray=of_cell.between(130, 184) + np.where(is_axon, 0, 10),
         rough=of_cell.between(5, 13),
         pores=np.maximum(0.01, rolls.between(-0.5, 0.22)),
         kind=kind,
