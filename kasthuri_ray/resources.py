@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 OBJECT_STORE_BYTES = 512 * 2**20  # of a Ray that we start: tiles pass through it, none stay
+STARTS = 3
 WORKER_CPUS = 0.5  # logical: two fit on a CPU, and the tasks that read beside them
 # Ray is told these before it is imported; a person's own setting wins.
 ENVIRONMENT = {
@@ -59,6 +60,8 @@ def attach_or_start(verbose: bool = False) -> Cluster:
         attached = bool(os.environ.get("RAY_ADDRESS"))
         has_token = (Path.home() / ".ray" / "auth_token").exists()
         os.environ["RAY_AUTH_MODE"] = "token" if attached and has_token else "disabled"
+    if not verbose:
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # what Ray prints by itself when a process died
     import ray
 
     if not ray.is_initialized():
@@ -91,16 +94,24 @@ def check_answers(address: str, seconds: float = 5.0) -> None:
 
 
 def _start(verbose: bool, level: int) -> None:
+    """Start Ray on this machine; Ray itself gives up after 30 s, which a busy machine can take."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=os.cpu_count(),
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=verbose,
-        logging_level=level,
-    )
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=os.cpu_count(),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=verbose,
+                logging_level=level,
+            )
+            return
+        except Exception as error:
+            if left == 0 or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
 
 
 def cluster() -> Cluster:
@@ -328,7 +339,8 @@ def bottom(error: BaseException) -> BaseException:
     for _ in range(20):
         failures = getattr(error, "worker_failures", None)
         inner = next(iter(failures.values()), None) if failures else None
-        inner = inner or getattr(error, "_base_exc", None) or getattr(error, "cause", None) or error.__cause__
+        for name in ("health_check_failure", "_base_exc", "cause", "__cause__"):
+            inner = inner or getattr(error, name, None)
         if inner is None:
             break
         error = inner

@@ -24,7 +24,6 @@ from kasthuri_ray.resources import (
     Cluster,
     Demand,
     attach_or_start,
-    bottom,
     check_demand,
     check_seen_everywhere,
     place_output,
@@ -32,6 +31,7 @@ from kasthuri_ray.resources import (
 )
 from kasthuri_ray.storage import open_storage
 from kasthuri_ray.tiles.stream import READ_CPUS
+from kasthuri_ray.training.failures import stop_on_final_errors
 from kasthuri_ray.training.job import Job, Ranks
 from kasthuri_ray.training.optimize import should_stop
 from kasthuri_ray.training.progress import Reporter
@@ -40,7 +40,6 @@ from kasthuri_ray.training.sources import open_task
 from kasthuri_ray.training.start import check_network, read_start_weights
 from kasthuri_ray.training.trackers import check_trackers
 from kasthuri_ray.training.worker import train
-from kasthuri_ray.volumes import SourceError
 
 MAX_FAILURES = 8  # restarts of the workers, each from the last epoch, before the run gives up
 MAX_STARTS = 60  # tries, of half a minute each, to get workers at all
@@ -54,6 +53,7 @@ def fit(settings: Settings, program: str = "jobs/train.py", given: Sequence[str]
     WorkFailed once the work has begun.
     """
     notes = [f"carried along and not read: {', '.join(sorted(settings.kept))}"] if settings.kept else []
+    check_place(settings)
     check_trackers(settings.train)
     check_network(settings)
     weights = read_start_weights(settings)
@@ -86,6 +86,14 @@ def fit(settings: Settings, program: str = "jobs/train.py", given: Sequence[str]
             raise
     print(path, flush=True)
     return path
+
+
+def check_place(settings: Settings) -> None:
+    """Raise a ValueError if the storage is none, or if the name would lead out of it."""
+    open_storage(settings.train.storage)
+    name = settings.train.name
+    if name is not None and (name in ("", ".", "..") or "/" in name):
+        raise ValueError(f"--name {name!r} is no name of a folder; where it lies is said by --storage")
 
 
 def default_name(settings: Settings) -> str:
@@ -204,7 +212,7 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool, scratch: str, board:
                 max_failures=MAX_FAILURES,
                 controller_failure_limit=MAX_STARTS,  # type: ignore[call-arg]
             ),
-            callbacks=[_stop_on_final_errors()],
+            callbacks=[stop_on_final_errors(board.post)],
             worker_runtime_env={"env_vars": ENVIRONMENT},  # type: ignore[call-arg]
         ),
     )
@@ -261,28 +269,3 @@ def _worker(config: dict[str, Any]) -> None:
         show=config["show"],
     )
     train(config["job"], ranks)
-
-
-def is_passing(error: BaseException) -> bool:
-    """Whether another try may do better: a worker or a node died, a connection broke, a source was down."""
-    import ray
-    import torch
-
-    if isinstance(error, OSError):
-        return isinstance(error, SourceError | ConnectionError | TimeoutError)
-    # A peer that died shows in the others as a RuntimeError of gloo or NCCL.
-    return isinstance(error, ray.exceptions.RayError | RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
-
-
-def _stop_on_final_errors() -> Any:
-    """A callback of Ray Train: what would fail again in the same way is not tried again."""
-    from ray.train import UserCallback
-
-    class StopOnFinalErrors(UserCallback):
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            for error in worker_exceptions.values():
-                found = bottom(error)
-                if not is_passing(found):
-                    raise found
-
-    return StopOnFinalErrors()

@@ -66,6 +66,7 @@ class JobProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )
         self.lines: list[str] = []
         self.errors: list[str] = []
@@ -291,22 +292,16 @@ def read_history(folder: Path) -> list[dict[str, str]]:
         return [{key: value for key, value in row.items() if key not in clock} for row in csv.DictReader(file)]
 
 
-def read_weights(folder: Path, name: str = "tiny_membrane.pt") -> dict[str, Any]:
-    import torch
-
-    return torch.load(folder / name, weights_only=True)
-
-
 @pytest.fixture(scope="session")
-def same_run() -> Callable[[Path, Path], None]:
-    """Asserts that two runs learnt the same, bit for bit: weights, resumable state and history."""
+def same_run() -> Callable[..., None]:
+    """Asserts that two runs learnt the same, bit for bit: their weights and their history."""
 
-    def check(one: Path, other: Path) -> None:
+    def check(one: Path, other: Path, name: str = "tiny_membrane.pt") -> None:
         import torch
 
-        first, second = read_weights(one), read_weights(other)
+        first, second = (torch.load(folder / name, weights_only=True) for folder in (one, other))
         assert first.keys() == second.keys()
-        differ = [name for name in first if not torch.equal(first[name], second[name])]
+        differ = [key for key in first if not torch.equal(first[key], second[key])]
         assert not differ, f"{one} and {other} differ in {differ}"
         assert read_history(one) == read_history(other)
 

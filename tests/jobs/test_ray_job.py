@@ -1,0 +1,105 @@
+"""`ray job submit` to a real cluster: the run lies where the contract says, and it can be stopped, killed, resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def submit(cluster, clean_env):
+    """`submit(*arguments, env={})` gives the id of a submitted jobs/train.py; what still runs is stopped afterwards."""
+    client = _client(cluster)
+    ids = []
+
+    def send(*arguments: object, env: dict[str, str] | None = None) -> str:
+        # The command line itself, which prints the id and does not wait.
+        command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--no-wait"]
+        command += ["--address", cluster.dashboard, "--working-dir", str(ROOT)]
+        command += ["--runtime-env-json", json.dumps({"env_vars": env or {}})]
+        command += ["--", "python", "jobs/train.py", *map(str, arguments)]
+        sent = subprocess.run(command, env=clean_env, capture_output=True, text=True, timeout=240)
+        assert sent.returncode == 0, sent.stdout + sent.stderr
+        ids.append(next(word for word in sent.stdout.replace("'", " ").split() if word.startswith("raysubmit_")))
+        return ids[-1]
+
+    yield send
+    for each in ids:
+        client.stop_job(each)
+
+
+def _client(cluster):
+    from ray.job_submission import JobSubmissionClient
+
+    return JobSubmissionClient(cluster.dashboard)
+
+
+def wait_for(client, job: str, done, seconds: float = 400) -> str:
+    """The job's log once `done(status, log)`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        status, log = client.get_job_status(job).value, client.get_job_logs(job)
+        if done(status, log):
+            return log
+        assert status not in ("FAILED", "SUCCEEDED"), log
+        time.sleep(0.2)
+    raise AssertionError(f"{job}: not within {seconds} s:\n{log}")
+
+
+def drivers_of(cluster) -> list[int]:
+    """The process ids of the training drivers in the cluster."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if words[1:2] == [b"jobs/train.py"] and fields[0] not in "ZX" and int(fields[3]) == cluster.session:
+            found.append(int(folder.name))
+    return found
+
+
+def test_a_submitted_run_is_killed_and_the_same_command_goes_on(finished, submit, cluster, tmp_path, same_run):
+    client = _client(cluster)
+    # Relative to KASTHURI_STORAGE, since the job's own folder is a copy that is thrown away.
+    arguments = [*finished.arguments[:4], "--storage", "runs", "--name", "job"]
+    env = {"KASTHURI_STORAGE": str(tmp_path)}
+    first = submit(*arguments, env=env)
+    wait_for(client, first, lambda status, log: "epoch 1  " in log)
+    (driver,) = drivers_of(cluster)
+    os.kill(driver, signal.SIGKILL)
+    wait_for(client, first, lambda status, log: status == "FAILED")
+    second = submit(*arguments, env=env)
+    log = wait_for(client, second, lambda status, log: status == "SUCCEEDED")
+    lines = [line for line in log.splitlines() if line]
+    assert lines[-1] == str(tmp_path / "runs/job")
+    assert str(tmp_path / "runs/job") in lines[:-1]
+    assert "epoch 1  " not in log
+    same_run(finished.folder, tmp_path / "runs/job")
+
+
+@pytest.mark.faults
+def test_a_stopped_job_says_how_to_go_on_and_lies_in_the_home_of_a_single_node(tiny, submit, cluster, tmp_path):
+    client = _client(cluster)
+    arguments = [*tiny, "--name", "home", "--set", "network.epochs=50"]
+    env = {"HOME": str(tmp_path)}
+    job = submit(*arguments, env=env)
+    wait_for(client, job, lambda status, log: "epoch 1  " in log)
+    client.stop_job(job)
+    log = wait_for(client, job, lambda status, log: status == "STOPPED")
+    folder = tmp_path / "kasthuri_ray/outputs/home"
+    assert str(folder) in log
+    assert (folder / "checkpoint/last.pt").exists()
+    again = submit(*arguments, env=env)
+    log = wait_for(client, again, lambda status, log: "epoch " in log)
+    assert "epoch 1  " not in log
+    client.stop_job(again)
+    wait_for(client, again, lambda status, log: status == "STOPPED")

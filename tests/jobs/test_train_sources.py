@@ -1,0 +1,109 @@
+"""Training from BossDB by the real intern: the same run as from the array behind it, whatever goes wrong on the way."""
+
+import collections
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from kasthuri_ray.volumes import open_volume
+
+SHAPE = (16, 128, 128)
+TOKEN = "a-secret-token-0123456789"
+
+
+@pytest.fixture
+def volumes(boss_server, tmp_path):
+    """A Boss with image and annotation, a --boss file for it, and the same voxels as zarr arrays of the same chunks."""
+    em, synapse = (
+        volume.read(volume.bounds)
+        for volume in map(
+            open_volume, ("phantom://em?shape=16,128,128&seed=7", "phantom://membrane?shape=16,128,128&seed=7")
+        )
+    )
+    boss_server.add("Kasthuri/ac4/em", em)
+    boss_server.add("Kasthuri/ac4/synapse", synapse.astype(np.uint64))
+    boss_server.token = TOKEN
+    (tmp_path / "boss.json").write_text(json.dumps(boss_server.options))
+    chunks = open_volume("bossdb://Kasthuri/ac4/em", boss=boss_server.options).chunk
+    for name, array in (("em", em), ("synapse", synapse)):
+        stored = zarr.create_array(tmp_path / f"{name}.zarr", data=array, chunks=chunks)
+        stored.attrs["voxel_size_nm_zyx"] = [30, 6, 6]
+    return boss_server
+
+
+def test_a_boss_that_fails_now_and_then_trains_the_same_and_is_asked_once(
+    volumes, start, cluster, tiny, tmp_path, same_run
+):
+    boss = volumes
+    ranges = {"xrange_vol": "0,128", "yrange_vol": "0,128", "z_train": "0,8", "z_val": "8,11", "z_test": "11,16"}
+    small = [word for key, value in ranges.items() for word in ("--set", f"task.{key}={value}")]
+    common = ["--task", "synapse", *tiny[2:], *small, "--set", "task.tile_size=64,48", "--storage", tmp_path]
+    stored = start(
+        *(*common, "--image", tmp_path / "em.zarr", "--annotation", tmp_path / "synapse.zarr", "--name", "zarr"),
+        cluster=cluster,
+    )
+    asked = len(boss.requests)
+    boss.befall(0.2)
+    fetched = start(
+        *(*common, "--boss", tmp_path / "boss.json", "--cache", tmp_path / "cache", "--name", "boss"), cluster=cluster
+    )
+    for job in (stored, fetched):
+        job.wait()
+        assert job.code == 0, job.out + job.err
+    same_run(tmp_path / "zarr", tmp_path / "boss", "tiny_synapse.pt")
+
+    requests = boss.requests[asked:]
+    assert any(request.fault for request in requests)
+    answered = collections.Counter(request.path for request in requests if request.is_cutout and not request.fault)
+    assert answered
+    assert set(answered.values()) == {1}
+    boxes = [request.box for request in requests if request.is_cutout and not request.fault and "/em/" in request.path]
+    seen = np.zeros(SHAPE, int)
+    for box in boxes:
+        seen[tuple(slice(a, b) for a, b in box)] += 1
+    assert seen.max() == 1
+
+    assert all(request.token == TOKEN for request in requests)
+    assert TOKEN not in fetched.out + fetched.err
+    holders = [path for path in Path(tmp_path).rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+    assert holders == [tmp_path / "boss.json"]
+
+
+@pytest.mark.faults
+def test_a_boss_that_goes_down_while_training_ends_it_in_words_and_later_it_goes_on(
+    volumes, start, cluster, tiny, tmp_path
+):
+    boss = volumes
+    ranges = {"xrange_vol": "0,128", "yrange_vol": "0,128", "z_train": "0,8", "z_val": "8,11", "z_test": "11,16"}
+    small = [word for key, value in ranges.items() for word in ("--set", f"task.{key}={value}")]
+    arguments = ["--task", "synapse", *tiny[2:], *small, "--set", "task.tile_size=64,48", "--storage", tmp_path]
+    arguments += ["--boss", tmp_path / "boss.json", "--cache", "none", "--set", "network.epochs=6", "--name", "down"]
+    job = start(*arguments, cluster=cluster)
+    job.until("epoch 2  ", 600)
+    boss.fault = "403"
+    job.wait(900)
+    assert job.code == 1, job.out + job.err
+    assert "training failed: bossdb://Kasthuri/ac4/" in job.err
+    assert "to go on: python" in job.err
+    assert "Traceback" not in job.err
+    boss.fault = None
+    again = start(*arguments, cluster=cluster).wait(900)
+    assert again.code == 0, again.out + again.err
+    assert "epoch 1  " not in again.out
+
+
+@pytest.mark.faults
+def test_a_volume_network_trains_on_tiles_of_several_sections(start, cluster, tiny, tmp_path):
+    job = start(
+        *(*tiny[:2], "--network", "UNet_3D", "--storage", tmp_path, "--name", "solid"),
+        *("--set", "network.n_blocks=2", "--set", "network.start_filters=4", "--set", "task.volume_z=4"),
+        *("--set", "task.z_val=8,12", "--set", "task.z_test=12,16", "--set", "task.tile_size=32,32"),
+        *("--set", "network.epochs=2", "--set", "network.tiles_per_epoch=8", "--set", "network.batch_size=4"),
+        cluster=cluster,
+    ).wait()
+    assert job.code == 0, job.out + job.err
+    metrics = json.loads((tmp_path / "solid/metrics.json").read_text())
+    assert sum(map(sum, metrics["test"]["confusion"])) == 4 * 128 * 128
