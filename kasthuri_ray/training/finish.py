@@ -99,9 +99,13 @@ def _gather(scores: list[TileScore]) -> list[TileScore]:
 def choose_gallery(scores: list[TileScore], most: int = GALLERY) -> list[int]:
     """The numbers of the tiles to show: of those with foreground the best, the worst, and evenly what lies between.
 
-    Where no tile has foreground, tiles spread over the box.
+    Tiles that a foreground object just touches (less than half of the mean) say little and are left out. Where no
+    tile has foreground, tiles spread over the box.
     """
-    shown = sorted((s for s in scores if s.found + s.missed), key=lambda s: (s.f1, s.number)) or scores
+    sizes = [s.found + s.missed for s in scores if s.found + s.missed]
+    enough = sum(sizes) / len(sizes) / 2 if sizes else 0.0
+    shown = [s for s in scores if s.found + s.missed >= max(1.0, enough)]
+    shown = sorted(shown, key=lambda s: (s.f1, s.number)) or scores
     places = np.unique(np.linspace(0, len(shown) - 1, min(most, len(shown))).round().astype(int))
     return [shown[place].number for place in places]
 

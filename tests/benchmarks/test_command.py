@@ -71,7 +71,7 @@ def test_what_is_timed_are_the_defaults_on_synapse_tiles(tmp_path: Path) -> None
     settings = Settings.model_validate(sections)
     assert settings.task.share_on_foreground == 0.5
     assert settings.task.tile == (1, 256, 256)
-    assert (settings.network.epochs, settings.network.tiles_per_epoch, settings.network.batch_size) == (3, 40, 8)
+    assert (settings.network.epochs, settings.network.tiles_per_epoch) == (3, 40)
     assert (settings.network.loss, settings.network.augmentations) == ("dice_ce", "em")
 
 
