@@ -1,5 +1,6 @@
 """`ray job submit` to a real cluster: the run lies where the contract says, and it can be stopped, killed, resumed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -53,17 +54,14 @@ def wait_for(client, job: str, done, seconds: float = 400) -> str:
     raise AssertionError(f"{job}: not within {seconds} s:\n{log}")
 
 
-def drivers_of(cluster) -> list[int]:
-    """The process ids of the training drivers in the cluster."""
+def drivers_of(arguments: list[str]) -> list[int]:
+    """The ids of the processes that are jobs/train.py with these arguments."""
+    wanted = b"\0".join([b"jobs/train.py", *(str(each).encode() for each in arguments), b""])
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if words[1:2] == [b"jobs/train.py"] and fields[0] not in "ZX" and int(fields[3]) == cluster.session:
-            found.append(int(folder.name))
+        with contextlib.suppress(OSError):
+            if (folder / "cmdline").read_bytes().partition(b"\0")[2] == wanted:
+                found.append(int(folder.name))
     return found
 
 
@@ -74,7 +72,7 @@ def test_a_submitted_run_is_killed_and_the_same_command_goes_on(finished, submit
     env = {"KASTHURI_STORAGE": str(tmp_path)}
     first = submit(*arguments, env=env)
     wait_for(client, first, lambda status, log: "epoch 1  " in log)
-    (driver,) = drivers_of(cluster)
+    (driver,) = drivers_of(arguments)
     os.kill(driver, signal.SIGKILL)
     wait_for(client, first, lambda status, log: status == "FAILED")
     second = submit(*arguments, env=env)

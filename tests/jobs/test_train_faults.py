@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 
 def processes_named(session: int, name: str) -> list[int]:
@@ -90,7 +89,9 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(finished, start,
     same_run(finished.folder, runs / "worker")
 
 
-def test_ctrl_c_on_s3_says_how_to_go_on_and_that_command_does(finished, start, cluster, tiny, clean_env, tmp_path):
+def test_ctrl_c_on_s3_says_how_to_go_on_and_that_command_does(
+    finished, start, cluster, tiny, clean_env, tmp_path, same_run
+):
     from pyarrow.fs import LocalFileSystem, S3FileSystem, copy_files
 
     job = start(*tiny, "--storage", "s3://lab/runs", "--name", "stopped", cluster=cluster)
@@ -113,8 +114,7 @@ def test_ctrl_c_on_s3_says_how_to_go_on_and_that_command_does(finished, start, c
     ours = {str(path.relative_to(finished.folder)) for path in finished.folder.rglob("*") if path.is_file()}
     theirs = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert theirs == ours
-    whole, stopped = (torch.load(f / "tiny_membrane.pt", weights_only=True) for f in (finished.folder, tmp_path))
-    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    same_run(finished.folder, tmp_path)
 
 
 @pytest.mark.faults
@@ -178,7 +178,6 @@ def test_an_elastic_run_trains(start, cluster, tiny, tmp_path):
 
 
 FAILS = """
-import torch
 from torch import nn
 import torch.distributed as dist
 

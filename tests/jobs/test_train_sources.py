@@ -10,7 +10,9 @@ import zarr
 
 from kasthuri_ray.volumes import open_volume
 
-SHAPE = (16, 128, 128)
+SHAPE = (80, 128, 128)
+RANGES = {"xrange_vol": "0,128", "yrange_vol": "0,128", "z_train": "0,70", "z_val": "70,72", "z_test": "78,80"}
+SMALL = [word for key, value in RANGES.items() for word in ("--set", f"task.{key}={value}")]
 TOKEN = "a-secret-token-0123456789"
 
 
@@ -20,7 +22,7 @@ def volumes(boss_server, tmp_path):
     em, synapse = (
         volume.read(volume.bounds)
         for volume in map(
-            open_volume, ("phantom://em?shape=16,128,128&seed=7", "phantom://membrane?shape=16,128,128&seed=7")
+            open_volume, ("phantom://em?shape=80,128,128&seed=7", "phantom://membrane?shape=80,128,128&seed=7")
         )
     )
     boss_server.add("Kasthuri/ac4/em", em)
@@ -38,15 +40,14 @@ def test_a_boss_that_fails_now_and_then_trains_the_same_and_is_asked_once(
     volumes, start, cluster, tiny, tmp_path, same_run
 ):
     boss = volumes
-    ranges = {"xrange_vol": "0,128", "yrange_vol": "0,128", "z_train": "0,8", "z_val": "8,11", "z_test": "11,16"}
-    small = [word for key, value in ranges.items() for word in ("--set", f"task.{key}={value}")]
-    common = ["--task", "synapse", *tiny[2:], *small, "--set", "task.tile_size=64,48", "--storage", tmp_path]
+    common = ["--task", "synapse", *tiny[2:], *SMALL, "--set", "task.tile_size=64,48", "--storage", tmp_path]
     stored = start(
         *(*common, "--image", tmp_path / "em.zarr", "--annotation", tmp_path / "synapse.zarr", "--name", "zarr"),
         cluster=cluster,
     )
     asked = len(boss.requests)
     boss.befall(0.2)
+    boss.next_faults = ["500", "truncated", "short"]  # these at least
     fetched = start(
         *(*common, "--boss", tmp_path / "boss.json", "--cache", tmp_path / "cache", "--name", "boss"), cluster=cluster
     )
@@ -77,9 +78,7 @@ def test_a_boss_that_goes_down_while_training_ends_it_in_words_and_later_it_goes
     volumes, start, cluster, tiny, tmp_path
 ):
     boss = volumes
-    ranges = {"xrange_vol": "0,128", "yrange_vol": "0,128", "z_train": "0,8", "z_val": "8,11", "z_test": "11,16"}
-    small = [word for key, value in ranges.items() for word in ("--set", f"task.{key}={value}")]
-    arguments = ["--task", "synapse", *tiny[2:], *small, "--set", "task.tile_size=64,48", "--storage", tmp_path]
+    arguments = ["--task", "synapse", *tiny[2:], *SMALL, "--set", "task.tile_size=64,48", "--storage", tmp_path]
     arguments += ["--boss", tmp_path / "boss.json", "--cache", "none", "--set", "network.epochs=6", "--name", "down"]
     job = start(*arguments, cluster=cluster)
     job.until("epoch 2  ", 600)
