@@ -155,7 +155,7 @@ def _furnished(
         cell=cell,
         gray=of_cell.between(130, 184) + np.where(is_axon, 0, 10),
         rough=of_cell.between(5, 13),
-        pores=np.maximum(0.01, rolls.between(-0.5, 0.22)),
+        pores=np.maximum(0.01, rolls.between(-0.5, 0.14)),
         kind=kind,
         partner=partner,
         contact=contact,

@@ -164,7 +164,7 @@ def _cytoplasm(square: Square) -> np.ndarray:
     within = of_mine(cells.cloud) - np.sqrt(dy * dy + dx * dx + of_mine(z**2))
     density = np.maximum(_ramp(within, 35) * np.float32(0.9), of_mine(cells.pores))
     density *= np.clip((square.border - 22) / 16, 0, 1) * (1 - body)
-    image += np.clip((density - rank) * 16, 0, 1) * rims * np.float32(52)
+    image += np.clip((density - rank) * 16, 0, 1) * rims * np.float32(60)
     return image
 
 
