@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from kasthuri_ray.storage import in_ray_job
+
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 # Whatever is wrong before the work starts and that a person can mend on the command line.
 INPUT_ERRORS = (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -93,11 +95,21 @@ def run_job(main: Callable[[Sequence[str]], int | None], arguments: Sequence[str
         print("\nstopped", file=sys.stderr)
         return 130
     except INPUT_ERRORS as error:
-        return _tell(str(error), error, BAD_INPUT, given)
+        return _tell(f"{error}{_where_to_put_it(error)}", error, BAD_INPUT, given)
     except OSError as error:
         return _tell(str(error), error, FAILED, given)
     except Exception as error:
         return _tell(f"{type(error).__name__}: {error} (--verbose shows where)", error, FAILED, given)
+
+
+def _where_to_put_it(error: Exception) -> str:
+    """What to type where a Ray job, in its copy of `--working-dir`, does not find a file."""
+    if not (in_ray_job() and isinstance(error, FileNotFoundError)) or "://" in str(error):
+        return ""
+    return (
+        ". A Ray job looks for a relative path in its copy of --working-dir: put the file in there, or give s3://... "
+        "or an absolute path that every node sees"
+    )
 
 
 def _tell(message: str, error: Exception, code: int, given: Sequence[str]) -> int:

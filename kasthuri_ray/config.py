@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from kasthuri_ray.geometry import Box, Zyx, parse_box
 
 SPLITS = ("train", "val", "test")
+RANGES = ("xrange_vol", "yrange_vol", "z_train", "z_val", "z_test")  # of a task that names no boxes
 
 
 def _rising(limits: list[int]) -> list[int]:
@@ -123,11 +124,12 @@ class Task(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Task:
-        if self.boxes is None:
-            needed = ["xrange_vol", "yrange_vol", "z_train", "z_val"]
-            missing = [key for key in needed if getattr(self, key) is None]
-            if missing:
-                raise ValueError(f"needs {', '.join(missing)} (or boxes)")
+        ranges = [key for key in RANGES if getattr(self, key) is not None]
+        if self.boxes is not None and ranges:
+            raise ValueError(f"boxes and {', '.join(ranges)} are both given; boxes stand instead of the ranges")
+        missing = [key for key in RANGES if key not in (*ranges, "z_test")]
+        if self.boxes is None and missing:
+            raise ValueError(f"needs {', '.join(missing)} (or boxes)")
         self._check_gap()
         for split in SPLITS:
             for region in self.regions(split):

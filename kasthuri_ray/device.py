@@ -7,9 +7,10 @@ computes the same.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import shutil
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ import torch
 # What compiling costs is earned back over so many voxels times parameters: 100 steps of 8 x 256 x 256 of UNet_2D,
 # which save 0.5 s each, against 20-35 s.
 COMPILE_PAYS = 100 * 8 * 256 * 256 * 2_000_000
+CGROUP = Path("/sys/fs/cgroup")
 # From malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
@@ -35,10 +37,26 @@ def keep_memory() -> bool:
 
 def set_threads(processes_here: int) -> int:
     """Give torch this process's share of the CPUs of the machine, or KASTHURI_THREADS; gives the number of threads."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = int(os.environ.get("KASTHURI_THREADS") or max(1, cpus // processes_here))
+    threads = int(os.environ.get("KASTHURI_THREADS") or max(1, usable_cpus() // processes_here))
     torch.set_num_threads(threads)
     return threads
+
+
+def usable_cpus() -> int:
+    """How many CPUs this process may keep busy: those of its affinity, or fewer where its container has a limit."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.floor(min(cpus, _container_cpus())))
+
+
+def _container_cpus() -> float:
+    """The limit of CPU time that cgroups, version 2 or 1, set; infinite where there is none."""
+    with suppress(OSError, ValueError):
+        quota, period = (CGROUP / "cpu.max").read_text().split()
+        return math.inf if quota == "max" else int(quota) / int(period)
+    with suppress(OSError, ValueError):
+        quota, period = ((CGROUP / f"cpu/cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(quota) / int(period) if int(quota) > 0 else math.inf
+    return math.inf
 
 
 def computes_bf16(device: torch.device) -> bool:

@@ -1,6 +1,7 @@
 """Where settings come from, and which of two wins: flags over `--set` over `--config` over the files over the defaults.
 
-`resolve` gives `Settings`, or a ValueError that names the file, the key, what was given and what is allowed.
+`resolve` gives `Settings`, or a ValueError that names the file, the key, what was given and what is allowed; a
+FileNotFoundError where a file is not there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kasthuri_ray.config import SECTIONS, Section, Settings
+from kasthuri_ray.config import RANGES, SECTIONS, Section, Settings
 
 HERE = Path(__file__).parent
 NETWORK = "UNet_2D"  # where no other is named
@@ -36,7 +37,9 @@ def find_file(name: str, kind: str) -> Path:
     own = {path.stem.removesuffix("_task" if kind == "task" else ""): path for path in sorted(folder.glob("*.json"))}
     if stem in own and (Path(name).name == name):
         return own[stem]
-    raise ValueError(f"no {kind} {name!r}: it is neither a file nor one of {', '.join(own)}{_nearest(stem, own)}")
+    raise FileNotFoundError(
+        f"no {kind} {name!r}: it is neither a file nor one of {', '.join(own)}{_nearest(stem, own)}"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -45,6 +48,8 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error.msg} in line {error.lineno}") from None
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     if not isinstance(found, dict):
@@ -98,7 +103,7 @@ def resolve(
     """The settings that the layers add up to; see the module's first lines for which wins.
 
     task, network: names or paths of their files. config: a file of sections. assignments: `section.key=value`.
-    flags: what flags of their own set. Raises ValueError for whatever is not allowed.
+    flags: what flags of their own set. Raises ValueError for whatever is not allowed, FileNotFoundError.
     """
     above: list[Named] = [(config, read_config(Path(config)))] if config is not None else []
     above += [(f"--set {text}", parse_assignment(text)) for text in assignments]
@@ -125,6 +130,9 @@ def _merge(files: list[Named], above: list[Named]) -> Settings:
     for origin, layer in files + above:
         for section, entries in layer.items():
             origins.setdefault(section, origin)
+            if section == "task" and entries.get("boxes"):
+                for key in RANGES:  # of the layers below; in the same one they are an error
+                    values[section].pop(key, None)
             for key, value in entries.items():
                 if key in UNREAD:
                     kept[key] = value

@@ -6,13 +6,10 @@ import logging
 import math
 import os
 import socket
-import threading
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 OBJECT_STORE_BYTES = 512 * 2**20  # of a Ray that we start: tiles pass through it, none stay
 STARTS = 3
@@ -30,8 +27,8 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Ray lets its workers give way to everything else (15), also to what idles in a loop; of a Ray that we start.
     "RAY_worker_niceness": "0",
-    # Threads that wait by spinning take the cores from the processes that read.
-    "OMP_WAIT_POLICY": "PASSIVE",
+    # Threads that wait give their core away, but not at once, which would cost a sixth of the speed where it is quiet.
+    "GOMP_SPINCOUNT": "30000",
 }
 
 
@@ -42,11 +39,6 @@ class Cluster:
     cpus: float
     gpus: float
     nodes: int
-
-
-def in_ray_job() -> bool:
-    """Whether this process is the driver of a submitted Ray job, whose working directory is a temporary copy."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def attach_or_start(verbose: bool = False) -> Cluster:
@@ -97,11 +89,13 @@ def _start(verbose: bool, level: int) -> None:
     """Start Ray on this machine; Ray itself gives up after 30 s, which a busy machine can take."""
     import ray
 
+    from kasthuri_ray.device import usable_cpus
+
     for left in reversed(range(STARTS)):
         try:
             ray.init(
                 address="local",
-                num_cpus=os.cpu_count(),
+                num_cpus=usable_cpus(),
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=verbose,
@@ -203,127 +197,6 @@ def _wait(demand: Demand, seconds: float, say: Callable[[str], None]) -> str:
             say(f"waiting up to {left:.0f} s for resources: {unmet}")
             said = unmet
         time.sleep(min(1.0, left))
-
-
-def place_output(path: str, cluster: Cluster) -> str:
-    """Where a relative output path leads: as it is, but inside a Ray job, whose folder is a temporary copy.
-
-    There it is taken relative to `KASTHURI_STORAGE`, or on a cluster of one node to ~/kasthuri_ray. Raises ValueError
-    on several nodes without it, since all of them must see it.
-    """
-    if "://" in path or os.path.isabs(path):
-        return path
-    if not in_ray_job():
-        return os.path.abspath(path)
-    base = os.environ.get("KASTHURI_STORAGE")
-    if base:
-        return f"{base.rstrip('/')}/{path}"
-    if cluster.nodes == 1:
-        return str(Path.home() / "kasthuri_ray" / path)
-    raise ValueError(
-        f"the output {path!r} is relative, and this cluster has {cluster.nodes} nodes, which must all see it: give "
-        "--storage s3://bucket/folder or --storage /a/shared/folder, or set KASTHURI_STORAGE for the job "
-        '(--runtime-env-json \'{"env_vars": {"KASTHURI_STORAGE": "/a/shared/folder"}}\')'
-    )
-
-
-def check_seen_everywhere(path: str, cluster: Cluster) -> None:
-    """Raise a ValueError if a local path is not the same folder on every node of the cluster."""
-    if "://" in path or cluster.nodes == 1:
-        return
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    folder = next(parent for parent in [Path(path), *Path(path).parents] if parent.exists())
-    probe = folder / f".kasthuri_ray_probe_{uuid.uuid4().hex}"
-    probe.touch()
-    try:
-        look = ray.remote(num_cpus=0)(os.path.exists)
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        seen = ray.get(
-            [
-                look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                    str(probe)
-                )
-                for node in nodes
-            ],
-            timeout=60,
-        )
-    finally:
-        probe.unlink()
-    blind = [node["NodeManagerHostname"] for node, found in zip(nodes, seen, strict=True) if not found]
-    if blind:
-        raise ValueError(
-            f"{path} is not a folder that all {len(nodes)} nodes share: {', '.join(blind)} cannot see it; give "
-            "--storage s3://bucket/folder or a shared folder"
-        )
-
-
-class Board:
-    """A place in the cluster where workers leave notes, which a thread of the driver picks up.
-
-    `with Board(on_note) as board:`, then `board.post` goes to the workers: a picklable function that does not wait.
-    """
-
-    PERIOD_S = 0.5
-
-    def __init__(self, on_note: Callable[[dict[str, Any]], None]) -> None:
-        import ray
-
-        self.on_note = on_note
-        self._actor: Any = ray.remote(num_cpus=0)(_Notes).remote()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._poll, name="board", daemon=True)
-
-    @property
-    def post(self) -> Callable[[dict[str, Any]], None]:
-        return _Post(self._actor)
-
-    def __enter__(self) -> Board:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        import ray
-
-        self._stop.set()
-        self._thread.join(timeout=10)
-        ray.kill(self._actor)
-
-    def _poll(self) -> None:
-        while not self._stop.wait(self.PERIOD_S):
-            self._take()
-        self._take()
-
-    def _take(self) -> None:
-        import ray
-
-        try:
-            notes = ray.get(self._actor.take.remote(), timeout=5)
-        except (ray.exceptions.RayError, TimeoutError):
-            return  # the notes are for people to watch; the work does not depend on them
-        for note in notes:
-            self.on_note(note)
-
-
-class _Notes:
-    def __init__(self) -> None:
-        self.notes: list[dict[str, Any]] = []
-
-    def post(self, note: dict[str, Any]) -> None:
-        self.notes.append(note)
-
-    def take(self) -> list[dict[str, Any]]:
-        notes, self.notes = self.notes, []
-        return notes
-
-
-@dataclass(frozen=True)
-class _Post:
-    actor: Any
-
-    def __call__(self, note: dict[str, Any]) -> None:
-        self.actor.post.remote(note)
 
 
 def root_cause(error: BaseException) -> str:

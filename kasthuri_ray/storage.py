@@ -30,6 +30,11 @@ CONNECT_SECONDS = 5
 PART = ".part"  # ends the name of a file that is not whole yet
 
 
+def in_ray_job() -> bool:
+    """Whether this process is the driver of a submitted Ray job, whose working directory is a temporary copy."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 @dataclass(frozen=True)
 class Storage:
     """A folder for files, by name; names may hold folders (`checkpoint/best.pt`). Picklable.

@@ -49,6 +49,18 @@ def test_verbose_shows_the_traceback_too(capsys):
     assert shown.endswith("error: no such thing\n")
 
 
+def test_a_ray_job_says_where_a_missing_file_is_to_be_put(capsys, monkeypatch):
+    missing = raising(FileNotFoundError("there is no file mine.json"))
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert run_job(missing, []) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: there is no file mine.json. A Ray job looks for a relative path in its copy of")
+    assert "an absolute path that every node sees" in said
+    run_job(raising(FileNotFoundError("s3://lab/mine.json is not there")), [])
+    run_job(raising(ValueError("no such key")), [])
+    assert "--working-dir" not in capsys.readouterr().err
+
+
 def test_done_is_0_and_a_code_of_its_own_is_kept():
     assert run_job(lambda given: None, []) == 0
     assert run_job(lambda given: 3, []) == 3

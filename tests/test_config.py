@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kasthuri_ray.config import Network, Task, Train, region_box
+from kasthuri_ray.config import RANGES, Network, Task, Train, region_box
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.layers import resolve
 
@@ -19,10 +19,13 @@ TASK = {
 }
 
 
+NO_RANGES = {key: value for key, value in TASK.items() if key not in RANGES}
+
+
 def refused(tmp_path, **changes) -> str:
     """What is said of a task file with these changes."""
     file = tmp_path / "mine.json"
-    file.write_text(json.dumps({**TASK, **changes}))
+    file.write_text(json.dumps({**(NO_RANGES if "boxes" in changes else TASK), **changes}))
     with pytest.raises(ValueError, match=r".") as caught:
         resolve(str(file), None)
     return str(caught.value).replace(str(file), "FILE")
@@ -116,17 +119,32 @@ def test_sections_are_left_out_between_the_splits():
 def test_a_test_box_may_have_no_annotation():
     splits = {"train": [{"box": "0:4,:,:"}], "val": [{"box": "4:6,:,:"}]}
     for none in ({"annotation": None}, {"annotation": ""}):
-        task = Task(**TASK, boxes={**splits, "test": [{"box": "6:8,:,:", **none}]})
+        task = Task(**NO_RANGES, boxes={**splits, "test": [{"box": "6:8,:,:", **none}]})
         assert [region.annotation for region in task.regions("test")] == [None]
         assert task.regions("train")[0].annotation == TASK["annotation_chan"]
     assert Task(**{**TASK, "z_test": None}).regions("test") == []
-    assert Task(**TASK, boxes=splits).regions("test") == []
+    assert Task(**NO_RANGES, boxes=splits).regions("test") == []
+
+
+def test_boxes_and_ranges_are_not_both_taken(tmp_path):
+    boxes = {"train": [{"box": "0:4,:,:"}], "val": [{"box": "4:6,:,:"}]}
+    said = refused(tmp_path, boxes=boxes, z_train=[0, 4])
+    assert said == "FILE: task: boxes and z_train are both given; boxes stand instead of the ranges"
+    # Boxes from above stand instead of the file's ranges; ranges from above say that boxes are in their way.
+    ranges, boxed = tmp_path / "ranges.json", tmp_path / "boxed.json"
+    ranges.write_text(json.dumps(TASK))
+    boxed.write_text(json.dumps({**NO_RANGES, "boxes": boxes}))
+    task = resolve(str(ranges), None, assignments=[f"task.boxes={json.dumps(boxes)}"]).task
+    assert task.z_train is None
+    assert [region.box for region in task.regions("train")] == ["0:4,:,:"]
+    with pytest.raises(ValueError, match=r"boxes and z_train are both given"):
+        resolve(str(boxed), None, assignments=["task.z_train=0,4"])
 
 
 def test_boxes_read_back_as_they_were_given():
     regions = [{"box": ":,:,:"}, {"box": [[0, 1], [0, 2], [0, 3]], "image": "a.zarr", "annotation": None}]
     given = {"train": regions[:1], "val": regions[:1], "test": regions}
-    written = Task(**TASK, boxes=given).model_dump(mode="json")
+    written = Task(**NO_RANGES, boxes=given).model_dump(mode="json")
     assert written["boxes"] == given
     assert Task(**written).model_dump(mode="json") == written
 

@@ -84,6 +84,27 @@ def test_threads_are_shared_among_the_processes_of_a_machine(monkeypatch):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({"cpu.max": "250000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, 6),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 6),
+        ({"cpu.max": "garbage"}, 6),
+        ({}, 6),
+    ],
+)
+def test_a_container_may_have_fewer_cpus_than_its_machine(tmp_path, monkeypatch, files, cpus):
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(device.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    monkeypatch.setattr(device, "CGROUP", tmp_path)
+    assert device.usable_cpus() == cpus
+
+
 def test_memory_is_kept_where_glibc_is_and_nothing_fails_elsewhere(monkeypatch):
     # In a process of its own: it holds for as long as the process lives.
     with multiprocessing.get_context("fork").Pool(1) as pool:

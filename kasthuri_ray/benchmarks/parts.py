@@ -118,14 +118,20 @@ def recipe(settings: Sections, steps: int, whole: bool = False) -> dict[str, Any
     tiles = open_task(own, print)
     sources = [each.sources[0] for each in (tiles.train, tiles.val, tiles.test or tiles.val)]
     arrays = [read_tile((source,), TileAddress(0, source.box, source.box))[:2] for source in sources]
-    size, batch, epochs = own.task.tile_size[0], own.network.batch_size, own.network.epochs
-    training = Recipe(own.task.task_type, arrays[0], arrays[1], arrays[2], size, batch, own.network.seed)
+    size, epochs = own.task.tile_size[0], own.network.epochs
+    training = Recipe(own.task.task_type, arrays[0], arrays[1], arrays[2], size, seed=own.network.seed)
     if whole:
         return {**training.run(epochs), "threads": threads}
     times, judging = training.time_steps(steps), training.time_judging()
-    learning = epochs * tiles.train.tiles_per_epoch / batch * float(np.median(times))
+    learning = epochs * tiles.train.tiles_per_epoch / training.batch_size * float(np.median(times))
     seconds = learning + training.judged_batches(epochs) * judging
-    return {"step_seconds": times, "judging_seconds": judging, "seconds": seconds, "threads": threads}
+    return {
+        "step_seconds": times,
+        "batch_size": training.batch_size,
+        "judging_seconds": judging,
+        "seconds": seconds,
+        "threads": threads,
+    }
 
 
 PARTS = {part.__name__: part for part in (bare, pipeline, stream, recipe)}

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PERIOD_S = 2.0  # reading the maps of ten processes takes some 20 ms, which the parts must not feel
+PERIOD_S = 2.0  # for a minute, and then five times as long: reading the maps of twenty processes takes some 80 ms
 TRAINER, DRIVER, READER, RAY = "trainer", "driver", "reader", "ray"
 PROC = Path("/proc")
 
@@ -120,9 +120,10 @@ class Watch:
         self._thread.join()
 
     def _run(self) -> None:
+        began = time.monotonic()
         while PROC.joinpath("self/smaps_rollup").exists():
             self.look()
-            if self._stop.wait(PERIOD_S):
+            if self._stop.wait(PERIOD_S if time.monotonic() - began < 60 else 5 * PERIOD_S):
                 return
 
     def look(self) -> None:

@@ -92,7 +92,7 @@ def _measure(store: str, size: Size, scratch: str, found: Measured, verbose: boo
     print("the seed's recipe", flush=True)
     sections = settings(store, size.epochs, size.tiles, scratch)
     given, usage = run_part("recipe", {"settings": sections, "steps": size.recipe_steps}, verbose=verbose)
-    found.add("seed's recipe", [sections["network"]["batch_size"] / each for each in given["step_seconds"]], usage)
+    found.add("seed's recipe", [given["batch_size"] / each for each in given["step_seconds"]], usage)
     print("the stream alone", flush=True)
     _stream("stream", settings(store, 1, size.stream_tiles, scratch), size.stream_passes, True, found, verbose)
     print("one worker of one thread, and two", flush=True)

@@ -47,7 +47,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TilePlan:
     """What one rank reads in one pass: the tile numbers in order, and where each lies.
 
     address: from a number to the tile, called where the tile is read.
@@ -73,17 +73,17 @@ def rank_share(batch_size: int, rank: int, world_size: int) -> range:
     return range(start, start + each + (rank < more))
 
 
-def training_plan(tiles: TrainTiles, epoch: int, batch_size: int, rank: int, world_size: int) -> Plan:
+def training_plan(tiles: TrainTiles, epoch: int, batch_size: int, rank: int, world_size: int) -> TilePlan:
     """The tiles of `rank` in `epoch`: its share of every global batch. An epoch is whole batches."""
     share = rank_share(batch_size, rank, world_size)
     assert tiles.tiles_per_epoch % batch_size == 0, (tiles.tiles_per_epoch, batch_size)
     numbers = [start + i for start in range(0, tiles.tiles_per_epoch, batch_size) for i in share]
-    return Plan(tiles.sources, _EpochAddress(tiles, epoch), numbers, len(share), tiles.tile)
+    return TilePlan(tiles.sources, _EpochAddress(tiles, epoch), numbers, len(share), tiles.tile)
 
 
-def grid_plan(tiles: GridTiles, batch_size: int, rank: int, world_size: int) -> Plan:
+def grid_plan(tiles: GridTiles, batch_size: int, rank: int, world_size: int) -> TilePlan:
     """Every `world_size`-th tile of the grid, from `rank` on: all ranks together read each once."""
-    return Plan(tiles.sources, tiles.address, range(rank, len(tiles), world_size), batch_size, tiles.tile)
+    return TilePlan(tiles.sources, tiles.address, range(rank, len(tiles), world_size), batch_size, tiles.tile)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class TileStream:
     waited_seconds: how long `batches` let its caller wait.
     """
 
-    plans: Iterator[Plan]
+    plans: Iterator[TilePlan]
     blank_chunks: set[str] = field(default_factory=set)
     waited_seconds: float = 0.0
 
@@ -151,7 +151,7 @@ class _Portion:
 class _Ahead:
     """Two threads ahead of who takes the batches: one has portions read, the other cuts them into batches."""
 
-    def __init__(self, plans: Iterator[Plan]) -> None:
+    def __init__(self, plans: Iterator[TilePlan]) -> None:
         self._portions: queue.Queue[Any] = queue.Queue()
         self._batches: queue.Queue[Any] = queue.Queue(maxsize=QUEUED_BATCHES)
         self._room = threading.Semaphore(2)  # portions: the one that is eaten and the next
@@ -169,7 +169,7 @@ class _Ahead:
     def close(self) -> None:
         self._closed.set()
 
-    def _read(self, plans: Iterator[Plan]) -> None:
+    def _read(self, plans: Iterator[TilePlan]) -> None:
         """Read portion after portion, each once there is room for it."""
         tiles = FIRST_TILES
         try:
@@ -229,13 +229,13 @@ def _get(items: queue.Queue[Any], closed: threading.Event) -> Any:
     return None
 
 
-def _portion_size(plan: Plan, tiles: int) -> int:
+def _portion_size(plan: TilePlan, tiles: int) -> int:
     """How many tiles a portion has: whole batches, about `tiles`, of no more than PORTION_BYTES unless one is."""
     most = PORTION_BYTES // (2 * math.prod(plan.tile))
     return max(1, min(tiles, most) // plan.batch_size) * plan.batch_size
 
 
-def _read_portion(plan: Plan, numbers: Numbers) -> Any:
+def _read_portion(plan: TilePlan, numbers: Numbers) -> Any:
     """The tiles of `numbers`, read by Ray Data's tasks into the object store: a materialized dataset in their order."""
     import ray.data
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import signal
 import subprocess
@@ -14,19 +15,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from kasthuri_ray.board import Board
 from kasthuri_ray.cli import WorkFailed, command_again
 from kasthuri_ray.config import Settings
 from kasthuri_ray.lease import Lease, LeaseLost
+from kasthuri_ray.placement import check_seen_everywhere, place_output
+from kasthuri_ray.priority import let_helpers_give_way
 from kasthuri_ray.resources import (
     ENVIRONMENT,
     WORKER_CPUS,
-    Board,
     Cluster,
     Demand,
     attach_or_start,
     check_demand,
-    check_seen_everywhere,
-    place_output,
     root_cause,
 )
 from kasthuri_ray.storage import open_storage
@@ -42,6 +43,7 @@ from kasthuri_ray.training.trackers import check_trackers
 from kasthuri_ray.training.worker import train
 
 MAX_FAILURES = 8  # restarts of the workers, each from the last epoch, before the run gives up
+QUIET_S = 15.0  # how often new processes are told to give way
 MAX_STARTS = 60  # tries, of half a minute each, to get workers at all
 PACKAGES = ("kasthuri_ray", "torch", "ray", "intern", "numpy", "zarr", "tensorstore")
 
@@ -178,7 +180,7 @@ def _run(job: Job, workers: tuple[int, int], gpu: bool, reporter: Reporter, leas
 
     with tempfile.TemporaryDirectory(prefix="kasthuri_ray_", ignore_cleanup_errors=True) as scratch:
         try:
-            with Board(reporter.show) as board:
+            with Board(_shown_by(reporter)) as board:
                 _wait_for(_trainer(job, workers, gpu, scratch, board).fit, lease.check)
             lease.check()
         except LeaseLost as error:
@@ -191,6 +193,20 @@ def _run(job: Job, workers: tuple[int, int], gpu: bool, reporter: Reporter, leas
             raise
         finally:
             reporter.end()
+
+
+def _shown_by(reporter: Reporter) -> Callable[[dict[str, Any]], None]:
+    """What takes the workers' notes: it shows them, and now and then sees to it that they are not disturbed."""
+    last = -math.inf
+
+    def show(note: dict[str, Any]) -> None:
+        nonlocal last
+        reporter.show(note)
+        if "step" in note and time.monotonic() - last > QUIET_S:
+            last = time.monotonic()
+            let_helpers_give_way()
+
+    return show
 
 
 def _trainer(job: Job, workers: tuple[int, int], gpu: bool, scratch: str, board: Board) -> Any:

@@ -155,7 +155,7 @@ def read_boss(path: str | None) -> dict[str, Any] | None:
     try:
         found = json.loads(Path(path).read_text())
     except FileNotFoundError:
-        raise ValueError(f"--boss {path}: there is no such file") from None
+        raise FileNotFoundError(f"--boss {path}: there is no such file") from None
     except (OSError, ValueError) as error:
         # The text is not shown: it holds a token.
         raise ValueError(f"--boss {path} is not readable as JSON ({type(error).__name__})") from None

@@ -20,8 +20,7 @@ from kasthuri_ray.models.unet import build_network, load_weights
 from kasthuri_ray.models.weights import Checkpoint
 from kasthuri_ray.storage import open_storage
 from kasthuri_ray.tiles.sampling import GridTiles
-from kasthuri_ray.tiles.stream import Plan as TilePlan
-from kasthuri_ray.tiles.stream import TileStream, grid_plan, training_plan
+from kasthuri_ray.tiles.stream import TilePlan, TileStream, grid_plan, training_plan
 from kasthuri_ray.training.job import Job, Progress, Ranks
 from kasthuri_ray.training.loop import Learner, Plan, Step
 from kasthuri_ray.training.optimize import should_stop

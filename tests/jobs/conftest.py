@@ -1,6 +1,7 @@
 """What the tests of the jobs share: a Ray cluster and an S3 on loopback, and jobs as the processes that they are."""
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 240  # for one job: seconds on a quiet machine, minutes on one that does ten other things
 TINY_TASK = {
@@ -52,6 +54,13 @@ TINY_NETWORK = {
 }
 
 
+def _prepare() -> None:
+    """In a process of ours, before it is what it shall be: Ctrl-C reaches it, and it does not outlive the tests."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class JobProcess:
     """`jobs/train.py` as a process: its lines as they come, its exit code, and signals for it."""
 
@@ -66,7 +75,7 @@ class JobProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+            preexec_fn=_prepare,
         )
         self.lines: list[str] = []
         self.errors: list[str] = []
@@ -217,7 +226,9 @@ def started(command: list[str], env: dict[str, str], log: Path, tries: int = 3) 
     """`ray start`, once it has; a busy machine can take longer than the 30 s that Ray allows itself."""
     for _ in range(tries):
         with log.open("w") as output:
-            head = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+            head = subprocess.Popen(
+                command, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_prepare
+            )
         wait_until(lambda: "Ray runtime started" in log.read_text() or head.poll() is not None, 120, "ray start")  # noqa: B023
         if head.poll() is None:
             return head

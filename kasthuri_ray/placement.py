@@ -1,0 +1,64 @@
+"""Where outputs lie on a cluster: in a folder that outlives a Ray job, and that every node sees."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+from kasthuri_ray.resources import Cluster
+from kasthuri_ray.storage import in_ray_job
+
+
+def place_output(path: str, cluster: Cluster) -> str:
+    """Where a relative output path leads: as it is, but inside a Ray job, whose folder is a temporary copy.
+
+    There it is taken relative to `KASTHURI_STORAGE`, or on a cluster of one node to ~/kasthuri_ray. Raises ValueError
+    on several nodes without it, since all of them must see it.
+    """
+    if "://" in path or os.path.isabs(path):
+        return path
+    if not in_ray_job():
+        return os.path.abspath(path)
+    base = os.environ.get("KASTHURI_STORAGE")
+    if base:
+        return f"{base.rstrip('/')}/{path}"
+    if cluster.nodes == 1:
+        return str(Path.home() / "kasthuri_ray" / path)
+    raise ValueError(
+        f"the output {path!r} is relative, and this cluster has {cluster.nodes} nodes, which must all see it: give "
+        "--storage s3://bucket/folder or --storage /a/shared/folder, or set KASTHURI_STORAGE for the job "
+        '(--runtime-env-json \'{"env_vars": {"KASTHURI_STORAGE": "/a/shared/folder"}}\')'
+    )
+
+
+def check_seen_everywhere(path: str, cluster: Cluster) -> None:
+    """Raise a ValueError if a local path is not the same folder on every node of the cluster."""
+    if "://" in path or cluster.nodes == 1:
+        return
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    folder = next(parent for parent in [Path(path), *Path(path).parents] if parent.exists())
+    probe = folder / f".kasthuri_ray_probe_{uuid.uuid4().hex}"
+    probe.touch()
+    try:
+        look = ray.remote(num_cpus=0)(os.path.exists)
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        seen = ray.get(
+            [
+                look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                    str(probe)
+                )
+                for node in nodes
+            ],
+            timeout=60,
+        )
+    finally:
+        probe.unlink()
+    blind = [node["NodeManagerHostname"] for node, found in zip(nodes, seen, strict=True) if not found]
+    if blind:
+        raise ValueError(
+            f"{path} is not a folder that all {len(nodes)} nodes share: {', '.join(blind)} cannot see it; give "
+            "--storage s3://bucket/folder or a shared folder"
+        )
