@@ -82,7 +82,7 @@ def ray_here() -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setattr(os, "cpu_count", lambda: 2)
+        patch.setattr("kasthuri_ray.device.usable_cpus", lambda: 2)
         attach_or_start()
     yield ray
     ray.shutdown()

@@ -31,11 +31,12 @@ class Usage:
     """What the processes of a part used, in bytes and seconds.
 
     trainer_peak: resident memory of the largest process that trains (or is the part itself, where it has no Ray).
-    others_peak: proportional memory of all other processes together; store_peak: of the shared memory of all, which
-    is Ray's object store. total_peak: of everything. cpu_seconds: by role. None where it cannot be measured.
+    driver_peak: proportional memory of the part itself, where it drives Ray; others_peak: of all further processes
+    together; store_peak: of the shared memory of all, which is Ray's object store. total_peak: of everything. cpu_seconds: by role. None where it cannot be measured.
     """
 
     trainer_peak: int | None = None
+    driver_peak: int | None = None
     others_peak: int | None = None
     store_peak: int | None = None
     total_peak: int | None = None
@@ -145,9 +146,11 @@ class Watch:
     def _add(self, samples: list[Sample]) -> None:
         usage = self.usage
         trainers = [each.peak for each in samples if each.role == TRAINER]
-        others = sum(each.proportional - each.shared for each in samples if each.role != TRAINER)
+        drivers = sum(each.proportional - each.shared for each in samples if each.role == DRIVER)
+        others = sum(each.proportional - each.shared for each in samples if each.role not in (TRAINER, DRIVER))
         store = sum(each.shared for each in samples)
         usage.trainer_peak = max([usage.trainer_peak or 0, *trainers])
+        usage.driver_peak = max(usage.driver_peak or 0, drivers)
         usage.others_peak = max(usage.others_peak or 0, others)
         usage.store_peak = max(usage.store_peak or 0, store)
         usage.total_peak = max(usage.total_peak or 0, sum(each.proportional for each in samples))

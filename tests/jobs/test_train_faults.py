@@ -35,14 +35,16 @@ def wait_for_worker(session: int, known: set[int] = frozenset()) -> int:
     raise AssertionError("no Train worker")
 
 
-def test_a_live_run_is_refused_and_a_killed_one_goes_on_to_the_same_weights(finished, start, tiny, tmp_path, same_run):
-    """Without a cluster: each of these starts a Ray of its own, as on a laptop."""
+def test_a_live_run_is_refused_and_a_killed_one_goes_on_to_the_same_weights(
+    finished, start, cluster, tiny, tmp_path, same_run
+):
+    """The first starts a Ray of its own, as on a laptop; what goes on does so on a cluster."""
     arguments = [*tiny, "--storage", tmp_path, "--name", "killed"]
     first = start(*arguments)
     first.until("epoch 1  ")
     worker = wait_for_worker(first.process.pid)
     os.kill(worker, signal.SIGSTOP)  # alive, and not done before the twin has looked
-    twin = start(*arguments).wait()
+    twin = start(*arguments, cluster=cluster).wait()
     os.kill(worker, signal.SIGCONT)
     time.sleep(random.uniform(0, 0.5))
     first.send(signal.SIGKILL)
@@ -52,7 +54,7 @@ def test_a_live_run_is_refused_and_a_killed_one_goes_on_to_the_same_weights(fini
     assert "--name" in twin.err
     assert "Traceback" not in twin.err
 
-    second = start(*arguments)
+    second = start(*arguments, cluster=cluster)
     seconds = _until_it_holds_the_name(second, tmp_path / "killed")
     second.wait()
     assert second.code == 0, second.out + second.err

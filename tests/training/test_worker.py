@@ -1,0 +1,102 @@
+"""A run from the first epoch to the page, in this process: what a worker does, without Ray Train around it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from kasthuri_ray.layers import resolve
+from kasthuri_ray.models.unet import build_network
+from kasthuri_ray.training import worker
+from kasthuri_ray.training.job import Job, Ranks
+from kasthuri_ray.training.sources import open_task
+from kasthuri_ray.training.start import check_network, read_start_weights
+
+PHANTOM = {
+    "image_chan": "phantom://em?shape=16,128,128&seed=7",
+    "annotation_chan": "phantom://membrane?shape=16,128,128&seed=7",
+    "xrange_vol": [0, 128],
+    "yrange_vol": [0, 128],
+    "z_train": [0, 8],
+    "z_val": [8, 11],
+    "tile_size": [64, 64],
+    "task_type": "membrane",
+}
+OWN_NETWORK = """
+from torch import nn
+
+class MyNet(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 2, 1))
+
+    def forward(self, image):
+        return self.layers(image)
+"""
+
+
+@pytest.fixture
+def train_here(ray_here, tmp_path, monkeypatch):
+    """`train_here(task, network, **train)` gives the run's folder, and all that was said."""
+    monkeypatch.setattr(worker.hardware, "keep_memory", lambda: True)  # it would hold for all tests that follow
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def run(task: dict, network: dict, **train: object) -> tuple[Path, list[str]]:
+        Path("task.json").write_text(json.dumps(task))
+        Path("net.json").write_text(json.dumps({"epochs": 1, "batch_size": 4, "tiles_per_epoch": 8, **network}))
+        settings = resolve("task.json", "net.json", flags={"train": {"cache": "none", **train}})
+        said: list[str] = []
+        check_network(settings)
+        tiles = open_task(settings, said.append)
+        folder = tmp_path / "run"
+        weights = read_start_weights(settings)
+        job = Job(settings, str(folder), tiles.train, tiles.val, tiles.test, weights, "the command that goes on")
+        here = Ranks(0, 1, 1, torch.device("cpu"), report=lambda row: None, show=lambda note: said.append(str(note)))
+        threads = torch.get_num_threads()
+        try:
+            worker.train(job, here)
+        finally:
+            torch.set_num_threads(threads)
+        return folder, said
+
+    return run
+
+
+def test_a_network_from_the_current_folder_trains_without_test_annotation(train_here, tmp_path):
+    (tmp_path / "my_nets.py").write_text(OWN_NETWORK)
+    folder, said = train_here(PHANTOM, {"model": "my_nets.MyNet", "model_args": {"width": 4}})
+    assert any("no annotation for test" in line for line in said)
+    assert "no annotation for test" in (folder / "index.html").read_text()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["test"] is None
+    assert sum(map(sum, metrics["val"]["confusion"])) == 3 * 128 * 128
+    assert torch.load(folder / "net_membrane.pt", weights_only=True)["layers.0.weight"].shape == (4, 1, 3, 3)
+
+
+def test_real_em_trains_from_published_weights(train_here, test_data, tmp_path):
+    small = {"n_blocks": 2, "start_filters": 4}
+    torch.manual_seed(5)
+    began = build_network(small).state_dict()
+    torch.save(began, tmp_path / "published.pt")
+    vnc = test_data / "vnc.zarr"
+    real = {
+        "image_chan": f"file://{vnc}/|zarr3:em",
+        "annotation_chan": f"{vnc}/synapse",
+        "xrange_vol": [0, 256],
+        "yrange_vol": [0, 256],
+        "z_train": [0, 14],
+        "z_val": [14, 15],
+        "z_test": [17, 18],
+        "tile_size": [64, 64],
+        "task_type": "synapse",
+    }
+    folder, _ = train_here(real, {**small, "learning_rate": 1e-12}, weights=str(tmp_path / "published.pt"))
+    ended = torch.load(folder / "net_synapse.pt", weights_only=True)
+    assert ended.keys() == began.keys()
+    # At such a rate nothing is learnt but the statistics of the norms: it did begin with those weights.
+    for name in (name for name in began if "running" not in name and "num_batches" not in name):
+        torch.testing.assert_close(ended[name], began[name], rtol=0, atol=1e-6)
+    assert any(not torch.equal(ended[name], began[name]) for name in began if "running" in name)
+    assert sum(map(sum, json.loads((folder / "metrics.json").read_text())["test"]["confusion"])) == 256 * 256
