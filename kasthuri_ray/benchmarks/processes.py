@@ -31,8 +31,9 @@ class Usage:
     """What the processes of a part used, in bytes and seconds.
 
     trainer_peak: resident memory of the largest process that trains (or is the part itself, where it has no Ray).
-    driver_peak: proportional memory of the part itself, where it drives Ray; others_peak: of all further processes
-    together; store_peak: of the shared memory of all, which is Ray's object store. total_peak: of everything. cpu_seconds: by role. None where it cannot be measured.
+    driver_peak: proportional memory of the part itself, where it drives Ray. others_peak: of all further processes
+    together. store_peak: of the shared memory of all, which is Ray's object store. total_peak: of everything.
+    cpu_seconds: by role. None where it cannot be measured.
     """
 
     trainer_peak: int | None = None
