@@ -22,6 +22,37 @@ def test_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def s3_server() -> Iterator[dict[str, str]]:
+    """The environment that leads to an S3 on loopback, which has the bucket `lab`."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
+    boto3.client("s3", region_name="us-east-1", endpoint_url=url, **keys).create_bucket(Bucket="lab")
+    yield {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A client of an S3 on loopback with the empty bucket `some-bucket`, which the environment points to."""
+    import boto3
+
+    for name, value in s3_server.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3", region_name="us-east-1", endpoint_url=s3_server["AWS_ENDPOINT_URL"])
+    client.create_bucket(Bucket="some-bucket")
+    yield client
+    for item in client.list_objects_v2(Bucket="some-bucket").get("Contents", []):
+        client.delete_object(Bucket="some-bucket", Key=item["Key"])
+    client.delete_bucket(Bucket="some-bucket")
+
+
+@pytest.fixture(scope="session")
 def boss_server_class() -> type:
     """`BossServer` of tests/boss_server.py: a Boss on loopback, with faults on demand."""
     spec = importlib.util.spec_from_file_location("boss_server", ROOT / "tests" / "boss_server.py")

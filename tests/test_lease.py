@@ -9,9 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from kasthuri_ray import lease as lease_module
 from kasthuri_ray.lease import Lease, LeaseHeld, LeaseLost
@@ -34,26 +32,12 @@ except LeaseHeld as error:
 """
 
 
-@pytest.fixture(scope="module")
-def s3_url() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    patch = pytest.MonkeyPatch()
-    environment = {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "ENDPOINT_URL": f"http://{host}:{port}"}
-    for name, value in environment.items():
-        patch.setenv(f"AWS_{name}", value)
-    client = boto3.client("s3", region_name="us-east-1", endpoint_url=f"http://{host}:{port}")
-    client.create_bucket(Bucket="lease-bucket")
-    yield "s3://lease-bucket/runs"
-    patch.undo()
-    server.stop()
-
-
 @pytest.fixture(params=["disk", "s3"])
 def storage(request, tmp_path) -> Storage:
-    folder = str(tmp_path) if request.param == "disk" else request.getfixturevalue("s3_url")
-    return open_storage(folder).child(request.node.name.partition("[")[0])
+    if request.param == "disk":
+        return open_storage(str(tmp_path))
+    request.getfixturevalue("s3")
+    return open_storage("s3://some-bucket/runs")
 
 
 @pytest.fixture

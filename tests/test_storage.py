@@ -9,35 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from kasthuri_ray.storage import open_storage, read_anywhere
-
-
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def s3(s3_server, monkeypatch) -> Iterator:
-    """A client of an S3 on loopback with the bucket `some-bucket`, which the environment points to."""
-    for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "ENDPOINT_URL": s3_server}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    client = boto3.client("s3", region_name="us-east-1", endpoint_url=s3_server)
-    client.create_bucket(Bucket="some-bucket")
-    yield client
-    for item in client.list_objects_v2(Bucket="some-bucket").get("Contents", []):
-        client.delete_object(Bucket="some-bucket", Key=item["Key"])
-    client.delete_bucket(Bucket="some-bucket")
 
 
 @pytest.fixture(params=["disk", "s3"])

@@ -173,22 +173,6 @@ def wait_until(true: Callable[[], Any], seconds: float, what: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[dict[str, str]]:
-    """The environment that leads to an S3 on loopback, which has the bucket `lab`."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
-    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
-    boto3.client("s3", region_name="us-east-1", endpoint_url=url, **keys).create_bucket(Bucket="lab")
-    yield {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
-    server.stop()
-
-
-@pytest.fixture(scope="session")
 def clean_env(s3_server, tmp_path_factory) -> dict[str, str]:
     """The environment of jobs: no Ray of somebody else's, a cache of our own, S3 on loopback."""
     ours = ("RAY_", "AWS_", "KASTHURI_", "BOSSDB_")

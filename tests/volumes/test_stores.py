@@ -10,15 +10,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import numpy as np
 import pytest
 import tensorstore as ts
 import zarr
-from moto.server import ThreadedMotoServer
 
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.volumes import SourceError, keyvalue, open_volume
@@ -400,33 +397,11 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def s3(s3_server, monkeypatch) -> Iterator:
-    """A client of an S3 on loopback with the bucket `store-bucket`, which the environment points to."""
-    for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "ENDPOINT_URL": s3_server}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    client = boto3.client("s3", region_name="us-east-1", endpoint_url=s3_server)
-    client.create_bucket(Bucket="store-bucket")
-    yield client
-    for item in client.list_objects_v2(Bucket="store-bucket").get("Contents", []):
-        client.delete_object(Bucket="store-bucket", Key=item["Key"])
-    client.delete_bucket(Bucket="store-bucket")
-
-
 def upload(client, folder: Path, prefix: str, **more: str) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             key = f"{prefix}/{path.relative_to(folder).as_posix()}"
-            client.put_object(Bucket="store-bucket", Key=key, Body=path.read_bytes(), **more)
+            client.put_object(Bucket="some-bucket", Key=key, Body=path.read_bytes(), **more)
 
 
 @pytest.mark.parametrize("access", ["public-read", "private"])
@@ -436,8 +411,8 @@ def test_s3_is_read_anonymously_or_else_with_credentials(tmp_path, voxels, s3, a
     write_precomputed(tmp_path / "p", [voxels], offset=(100, 200, 7))
     for name in ("x.zarr", "p"):
         upload(s3, tmp_path / name, f"data/{name}", ACL=access)
-    zarrs = ["s3://store-bucket/data/x.zarr/em", "s3://store-bucket/data/x.zarr/|zarr3:em"]
-    for uri in [*zarrs, "s3://store-bucket/data/p", "s3://store-bucket/data/p/|neuroglancer-precomputed:"]:
+    zarrs = ["s3://some-bucket/data/x.zarr/em", "s3://some-bucket/data/x.zarr/|zarr3:em"]
+    for uri in [*zarrs, "s3://some-bucket/data/p", "s3://some-bucket/data/p/|neuroglancer-precomputed:"]:
         volume = open_volume(uri)
         check(volume, voxels)
         assert volume.remote
@@ -453,24 +428,24 @@ def test_s3_errors_are_of_the_right_kind(tmp_path, voxels, s3, monkeypatch):
     for name in ("em", "membrane"):
         group.create_array(name, data=voxels, chunks=(4, 16, 16))
     upload(s3, tmp_path / "x.zarr", "data/x.zarr", ACL="public-read")
-    with pytest.raises(ValueError, match=r"s3://store-bucket/data/x.zarr is a group, not an array; name one: em, memb"):
-        open_store("s3://store-bucket/data/x.zarr")
+    with pytest.raises(ValueError, match=r"s3://some-bucket/data/x.zarr is a group, not an array; name one: em, memb"):
+        open_store("s3://some-bucket/data/x.zarr")
     with pytest.raises(
         FileNotFoundError, match=r"x.zarr/nope: nothing is there \(looked for .*x.zarr/ holds: em, memb"
     ):
-        open_store("s3://store-bucket/data/x.zarr/nope")
+        open_store("s3://some-bucket/data/x.zarr/nope")
     with pytest.raises(FileNotFoundError, match=r"s3://no-such-bucket/x.zarr: nothing is there \(looked for"):
         open_store("s3://no-such-bucket/x.zarr")
-    volume = open_store("s3://store-bucket/data/x.zarr/em")
-    s3.put_object(Bucket="store-bucket", Key="data/x.zarr/em/c/0/0/0", Body=b"no zstd", ACL="public-read")
+    volume = open_store("s3://some-bucket/data/x.zarr/em")
+    s3.put_object(Bucket="some-bucket", Key="data/x.zarr/em/c/0/0/0", Body=b"no zstd", ACL="public-read")
     with pytest.raises(SourceError, match=r"x.zarr/em: the cutout 0:1,0:1,0:1 \(z,y,x\) could not be read"):
         volume.read(Box((0, 0, 0), (1, 1, 1)))
     upload(s3, tmp_path / "x.zarr", "mine/x.zarr", ACL="private")
     monkeypatch.setattr(keyvalue, "with_access", lambda kvstore: iter([keyvalue._with_s3(kvstore, "anonymous")]))
     with pytest.raises(
-        PermissionError, match=r"s3://store-bucket/mine/x.zarr/em refuses access: .*check the credentials"
+        PermissionError, match=r"s3://some-bucket/mine/x.zarr/em refuses access: .*check the credentials"
     ):
-        open_store("s3://store-bucket/mine/x.zarr/em")
+        open_store("s3://some-bucket/mine/x.zarr/em")
 
 
 def test_a_dead_endpoint_is_an_error_within_20_seconds(monkeypatch):
