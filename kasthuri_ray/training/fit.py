@@ -69,6 +69,11 @@ def fit(settings: Settings, program: str = "jobs/train.py", given: Sequence[str]
     check_resumable(folder, settings)
     again = command_again(program, given, name)
     print(path, flush=True)  # the first line, for scripts
+    if gpu and settings.train.workers is None and workers[1] < int(cluster.gpus):
+        notes.append(
+            f"{workers[1]} of {cluster.gpus:g} GPUs are used: each takes at least one tile of network.batch_size "
+            f"{settings.network.batch_size}; a larger one uses more"
+        )
     reporter = Reporter()
     for note in [*notes, f"to go on after a stop: {again}"]:
         reporter.line(note)
