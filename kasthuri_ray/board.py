@@ -14,7 +14,7 @@ class Board:
     `with Board(on_note) as board:`, then `board.post` goes to the workers: a picklable function that does not wait.
     """
 
-    PERIOD_S = 0.5
+    PERIOD_S = 1.0
 
     def __init__(self, on_note: Callable[[dict[str, Any]], None]) -> None:
         import ray

@@ -6,12 +6,23 @@ Where they come from, and which of two wins, is in `layers.py`.
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from kasthuri_ray.geometry import Box, Zyx, parse_box
 
+SMALLEST_BATCH = 2  # tiles, where a network file leaves it open
 SPLITS = ("train", "val", "test")
 RANGES = ("xrange_vol", "yrange_vol", "z_train", "z_val", "z_test")  # of a task that names no boxes
 
@@ -181,11 +192,17 @@ class Network(Section):
     class_weights: list[NotNegative] | None = None  # for weighted_cross_entropy; None: from each batch
     augmentations: Literal["none", "basic", "em"] = "basic"
     epochs: Count = 10
-    batch_size: Count = 8  # of all workers together
+    batch_size: Count | None = 8  # of all workers together; null: 2, which learns most of few tiles, or one a worker
     tiles_per_epoch: Count | None = None  # None: the grid tiles of the training boxes, at most 4096
     precision: Literal["auto", "float32", "bf16"] = "auto"
     outweightfilename: str = "network"
     seed: NotNegativeInt = 0
+
+    @property
+    def batch(self) -> int:
+        """The batch size of a run that has begun."""
+        assert self.batch_size is not None
+        return self.batch_size
 
     @field_validator("augmentations", mode="before")
     @classmethod
@@ -216,6 +233,11 @@ class Train(Section):
     mlflow: str | None = None  # tracking URI
     wandb: str | None = None  # project
     verbose: bool = False
+
+    @field_serializer("weights", "mlflow")
+    def _without_secrets(self, url: str | None) -> str | None:
+        # Of a signed URL the signature, of a server the password: neither is written anywhere.
+        return None if url is None else re.sub(r"//[^/@]*@", "//", url.partition("?")[0])
 
     @field_validator("num_workers", mode="before")
     @classmethod

@@ -16,6 +16,7 @@ def place_output(path: str, cluster: Cluster) -> str:
     There it is taken relative to `KASTHURI_STORAGE`, or on a cluster of one node to ~/kasthuri_ray. Raises ValueError
     on several nodes without it, since all of them must see it.
     """
+    path = os.path.expanduser(path.removeprefix("file://"))
     if "://" in path or os.path.isabs(path):
         return path
     if not in_ray_job():

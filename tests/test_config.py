@@ -126,6 +126,14 @@ def test_a_test_box_may_have_no_annotation():
     assert Task(**NO_RANGES, boxes=splits).regions("test") == []
 
 
+def test_no_secret_of_a_url_is_written():
+    train = Train(weights="https://host/w.pt?X-Amz-Signature=abc", mlflow="https://me:secret@host/mlflow")
+    assert train.weights.endswith("Signature=abc")
+    written = train.model_dump(mode="json")
+    assert (written["weights"], written["mlflow"]) == ("https://host/w.pt", "https://host/mlflow")
+    assert Train(weights="runs/a@b/best.pt").model_dump(mode="json")["weights"] == "runs/a@b/best.pt"
+
+
 def test_boxes_and_ranges_are_not_both_taken(tmp_path):
     boxes = {"train": [{"box": "0:4,:,:"}], "val": [{"box": "4:6,:,:"}]}
     said = refused(tmp_path, boxes=boxes, z_train=[0, 4])

@@ -62,7 +62,7 @@ def test_compiling_is_for_long_runs_and_where_there_is_a_compiler(monkeypatch):
     for setting in ("auto", "on"):
         compiled, line = device.choose_compile(setting, CPU, LARGE, UNET_2D)
         assert not compiled
-        assert line.startswith("no C++ compiler here: the network runs uncompiled")
+        assert line.startswith("no C++ compiler with Python's headers here: the network runs uncompiled")
     assert device.choose_compile("auto", CPU, SMALL, UNET_2D) == (False, "")
 
 

@@ -15,6 +15,8 @@ def test_here_it_is_where_one_stands(monkeypatch):
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     monkeypatch.setenv("KASTHURI_STORAGE", "/elsewhere")
     assert place_output("runs", THREE) == f"{os.getcwd()}/runs"
+    assert place_output("file:///data/runs", THREE) == "/data/runs"
+    assert place_output("~/runs", THREE) == str(Path.home() / "runs")
 
 
 def test_in_a_ray_job_it_is_where_it_outlives_the_job(monkeypatch):

@@ -41,7 +41,7 @@ def bare(settings: Sections) -> dict[str, Any]:
     device = torch.device("cuda" if own.train.device != "cpu" and torch.cuda.is_available() else "cpu")
     ranks = Ranks(0, 1, 1, device, report=print, show=print)
     learner = make_learner(Job(own, "", tiles.train, tiles.val, None, None, ""), ranks, None)
-    size, total = own.network.batch_size, tiles.train.tiles_per_epoch
+    size, total = own.network.batch, tiles.train.tiles_per_epoch
     read = [read_tile(tiles.train.sources, tiles.train.address(0, number))[:2] for number in range(size)]
     images, labels = (np.stack(each) for each in zip(*read, strict=True))
     batch = Batch(images, labels, np.arange(size))
@@ -82,7 +82,7 @@ def stream(settings: Sections, passes: int = 2, cold: bool = False) -> dict[str,
     for number in range(passes):
         # Each pass has a stream of its own, so that none is read while the pass before is timed.
         start, taken = time.perf_counter(), 0
-        running = TileStream(iter([training_plan(tiles, number, own.network.batch_size, 0, 1)]))
+        running = TileStream(iter([training_plan(tiles, number, own.network.batch, 0, 1)]))
         for batch in running.batches():
             taken += len(batch.number)
         running.close()

@@ -16,6 +16,7 @@ from typing import Any
 
 from kasthuri_ray.benchmarks.processes import Usage, run_part
 from kasthuri_ray.benchmarks.table import Line, tell
+from kasthuri_ray.config import SMALLEST_BATCH
 from kasthuri_ray.geometry import Zyx
 from kasthuri_ray.layers import resolve
 
@@ -174,7 +175,7 @@ def phantom_settings(shape: Zyx, tiles: int, storage: str) -> dict[str, Any]:
 
 def _sections(task: dict[str, Any], epochs: int, tiles: int, storage: str) -> dict[str, Any]:
     task = {**task, "z_test": None, "threshold": False}
-    network = {"epochs": epochs, "tiles_per_epoch": tiles, "early_stopping": 0}
+    network = {"epochs": epochs, "tiles_per_epoch": tiles, "early_stopping": 0, "batch_size": SMALLEST_BATCH}
     train = {"storage": storage, "compile": "on", "cache": "none"}
     found = resolve("synapse", "UNet_2D", flags={"task": task, "network": network, "train": train})
     return found.model_dump(mode="json")

@@ -34,7 +34,7 @@ class RunReport:
     metrics: what metrics.json holds; "test" is None where there is no annotation for test.
     history: the rows of history.csv. counts: of the split `counts_of` ("test", or "val" without test).
     gallery: test sections. threshold: the one chosen on val. settings: sections of settings, as settings.json.
-    notes: sentences to warn with. next_command: what to type next.
+    notes: sentences to warn with. next_command: what to type next, if anything, and next_words: what for.
     num_tiles: tiles trained on; None works it out from the history.
     pixel_size_nm: (y, x) for a scale bar; None draws none.
     """
@@ -49,6 +49,7 @@ class RunReport:
     threshold: float
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    next_words: str = ""
     next_command: str = ""
     counts_of: str = "test"
     num_tiles: int | None = None
@@ -180,8 +181,8 @@ def _gallery(run: RunReport) -> str:
     slices = "\n".join(_slice(run, section, rating) for section, rating in ranked)
     return (
         "<section>\n<h2>What it sees</h2>\n"
-        "<p>Test sections as the microscope took them, and what the network made of them. "
-        "In truth and prediction blue is the foreground: the paler, the less sure.</p>\n"
+        f"<p>{'Test' if run.tested else 'Validation'} sections as the microscope took them, and what the network made "
+        "of them. In truth and prediction blue is the foreground: the paler, the less sure.</p>\n"
         f"{legend}{slices}\n</section>"
     )
 
@@ -275,9 +276,8 @@ def _chart(figure: Any, title: str, caption: str) -> str:
 def _next(run: RunReport) -> str:
     if not run.next_command:
         return ""
-    words = f"Let this network find {run.foreground.many} in a whole volume:"
     command = f"<pre><code>{escape(run.next_command)}</code></pre>"
-    return f"<section>\n<h2>What to do next</h2>\n<p>{escape(words)}</p>\n{command}\n</section>"
+    return f"<section>\n<h2>What to do next</h2>\n<p>{escape(run.next_words)}</p>\n{command}\n</section>"
 
 
 def _settings(run: RunReport) -> str:

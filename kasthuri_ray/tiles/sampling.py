@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -92,6 +92,10 @@ class TrainTiles:
     seed: int
     share: float
     tiles_per_epoch: int
+
+    def in_whole_batches(self, batch_size: int) -> TrainTiles:
+        """With as many tiles more as make whole batches of an epoch."""
+        return replace(self, tiles_per_epoch=math.ceil(self.tiles_per_epoch / batch_size) * batch_size)
 
     def address(self, epoch: int, index: int) -> TileAddress:
         """The tile `index` of `epoch`; reads annotation where the tile is to hold foreground."""

@@ -252,12 +252,12 @@ def _read_portion(plan: TilePlan, numbers: Numbers) -> Any:
 
 def _num_readers(sources: tuple[Source, ...]) -> int:
     """How many tasks read at once: few where they compute, since Ray ends idle processes beyond a node's CPUs and
-    starts them anew for the next portion."""
+    starts them anew for the next portion, and one that idles costs something too."""
     import ray
 
     if any(source.image.remote for source in sources):
         return REMOTE_READERS
-    return max(2, int(ray.cluster_resources().get("CPU", 0)) // 2)
+    return max(1, int(ray.cluster_resources().get("CPU", 0)) // 2)
 
 
 def quiet_ray_data() -> None:

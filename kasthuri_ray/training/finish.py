@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from kasthuri_ray.evaluation import metrics
@@ -18,8 +18,8 @@ from kasthuri_ray.reports.page import RunReport, run_page
 from kasthuri_ray.reports.slices import TestSlice
 from kasthuri_ray.tiles.sampling import GridTiles, read_tile
 from kasthuri_ray.tiles.stream import Batch, TileStream, grid_plan
-from kasthuri_ray.training.job import Job, Progress, Ranks
-from kasthuri_ray.training.loop import Learner, foreground_of, world_size
+from kasthuri_ray.training.job import WITHOUT_FOREGROUND, Job, Progress, Ranks
+from kasthuri_ray.training.loop import Learner, foreground_of, gather_over_ranks
 from kasthuri_ray.training.run_folder import RunFolder
 
 GALLERY = 6  # tiles shown: the best, the worst and what lies between
@@ -48,7 +48,7 @@ def judge_and_report(job: Job, ranks: Ranks, learner: Learner, folder: RunFolder
     load_weights(learner.network, best.weights)
     learner.average = None  # best.pt holds the averaged weights already
     tiles = job.test or job.val
-    counts, scores = _judge(job, ranks, learner, tiles, progress.best["threshold"])
+    counts, scores = _judge(job, ranks, learner, tiles, progress)
     if ranks.rank:
         return
     _write_report(job, learner, folder, progress, tiles, counts, scores)
@@ -62,10 +62,11 @@ def _weights_name(job: Job) -> str:
 
 
 def _judge(
-    job: Job, ranks: Ranks, learner: Learner, tiles: GridTiles, threshold: float
+    job: Job, ranks: Ranks, learner: Learner, tiles: GridTiles, progress: Progress
 ) -> tuple[metrics.Counts, list[TileScore]]:
-    scores: list[TileScore] = []
-    batch_size = max(1, job.settings.network.batch_size // ranks.size)
+    assert progress.best is not None
+    threshold, scores = progress.best["threshold"], list[TileScore]()
+    batch_size = max(1, job.settings.network.batch // ranks.size)
     stream = TileStream(iter([grid_plan(tiles, batch_size, ranks.rank, ranks.size)]))
 
     def score(batch: Any, logits: Tensor, labels: Tensor) -> None:
@@ -79,21 +80,15 @@ def _judge(
         counts, _ = learner.evaluate(stream.batches(), score)
     finally:
         stream.close()
-    return counts, sorted(_gather(scores), key=lambda each: each.number)
+    progress.add_blank_chunks(itertools.chain.from_iterable(gather_over_ranks(stream.blank_chunks)))
+    every = itertools.chain.from_iterable(gather_over_ranks(scores))
+    return counts, sorted(every, key=lambda each: each.number)
 
 
 def _whole(tiles: GridTiles, scores: list[TileScore]) -> list[TileScore]:
     """The scores of tiles that own all their voxels, which are the ones that a picture of the tile shows; if any."""
     addresses = [tiles.address(score.number) for score in scores]
     return [s for s, address in zip(scores, addresses, strict=True) if address.own == address.box] or scores
-
-
-def _gather(scores: list[TileScore]) -> list[TileScore]:
-    if world_size() == 1:
-        return scores
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, scores)
-    return [score for part in found for score in part]
 
 
 def choose_gallery(scores: list[TileScore], most: int = GALLERY) -> list[int]:
@@ -144,7 +139,8 @@ def _write_report(
         threshold=threshold,
         settings=job.settings.model_dump(mode="json"),
         notes=_notes(job, progress, counts),
-        next_command=job.next_command,
+        next_words="Train it for longer, from where it is now:",
+        next_command=job.next_command if progress.epoch == job.settings.network.epochs else "",
         num_tiles=progress.epoch * job.train.tiles_per_epoch,
         pixel_size_nm=voxel_size[1:] if voxel_size else None,
     )
@@ -193,6 +189,8 @@ def _all_metrics(job: Job, progress: Progress, counts: metrics.Counts) -> dict[s
 
 def _notes(job: Job, progress: Progress, counts: metrics.Counts) -> list[str]:
     notes = []
+    if progress.without_foreground:
+        notes.append(WITHOUT_FOREGROUND)
     if job.test is None or not counts.num_voxels:
         notes.append("There is no annotation for test: the figures are those of the validation box, which chose them.")
     if progress.blank_chunks:

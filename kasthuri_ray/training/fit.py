@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 from kasthuri_ray.board import Board
 from kasthuri_ray.cli import WorkFailed, command_again
-from kasthuri_ray.config import Settings
+from kasthuri_ray.config import SMALLEST_BATCH, Settings
 from kasthuri_ray.lease import Lease, LeaseLost
 from kasthuri_ray.placement import check_seen_everywhere, place_output
 from kasthuri_ray.priority import let_helpers_give_way
@@ -63,23 +63,25 @@ def fit(settings: Settings, program: str = "jobs/train.py", given: Sequence[str]
     cluster = attach_or_start(settings.train.verbose)
     name = settings.train.name or default_name(settings)
     path = f"{place_output(settings.train.storage, cluster).rstrip('/')}/{name}"
+    folder = RunFolder(open_storage(path))
+    settings = settle_batch_size(settings, cluster, folder.read_settings())
     workers, gpu = plan_workers(settings, cluster)
     check_seen_everywhere(path, cluster)
-    folder = RunFolder(open_storage(path))
     check_resumable(folder, settings)
     again = command_again(program, given, name)
     print(path, flush=True)  # the first line, for scripts
     if gpu and settings.train.workers is None and workers[1] < int(cluster.gpus):
         notes.append(
             f"{workers[1]} of {cluster.gpus:g} GPUs are used: each takes at least one tile of network.batch_size "
-            f"{settings.network.batch_size}; a larger one uses more"
+            f"{settings.network.batch}; a larger one uses more"
         )
     reporter = Reporter()
     for note in [*notes, f"to go on after a stop: {again}"]:
         reporter.line(note)
     check_demand(Demand(workers[0], gpu, READ_CPUS), settings.train.wait_for_resources, reporter.line)
+    train_tiles = tiles.train.in_whole_batches(settings.network.batch)
     job = Job(
-        settings, path, tiles.train, tiles.val, tiles.test, weights, extend_command(program, given, name, settings)
+        settings, path, train_tiles, tiles.val, tiles.test, weights, extend_command(program, given, name, settings)
     )
     with ending_on_sigterm(), Lease.acquire(folder.storage, say=reporter.line) as lease:
         check_resumable(folder, settings)
@@ -113,15 +115,31 @@ def extend_command(program: str, given: Sequence[str], name: str, settings: Sett
     return f"{command_again(program, given, name)} --set network.epochs={2 * settings.network.epochs}"
 
 
+def settle_batch_size(settings: Settings, cluster: Cluster, before: Mapping[str, Any] | None) -> Settings:
+    """The settings with a batch size: where they leave it open that of the run `before`, or else a tile a worker, and
+    no fewer than SMALLEST_BATCH."""
+    if settings.network.batch_size is not None:
+        return settings
+    gpus = int(cluster.gpus) if uses_gpus(settings, cluster) else 1
+    _, most = settings.train.workers or (1, gpus)
+    size = before["network"]["batch_size"] if before else max(SMALLEST_BATCH, most)
+    network = settings.network.model_copy(update={"batch_size": size})
+    return settings.model_copy(update={"network": network})
+
+
+def uses_gpus(settings: Settings, cluster: Cluster) -> bool:
+    device = settings.train.device
+    return device == "cuda" or (device == "auto" and cluster.gpus >= 1)
+
+
 def plan_workers(settings: Settings, cluster: Cluster) -> tuple[tuple[int, int], bool]:
     """The fewest and the most workers, and whether each has a GPU."""
-    device = settings.train.device
-    gpu = device == "cuda" or (device == "auto" and cluster.gpus >= 1)
-    all_gpus = min(max(1, int(cluster.gpus)), settings.network.batch_size)  # each needs at least one tile
+    gpu = uses_gpus(settings, cluster)
+    all_gpus = min(max(1, int(cluster.gpus)), settings.network.batch)  # each needs at least one tile
     fewest, most = settings.train.workers or ((all_gpus,) * 2 if gpu else (1, 1))
-    if settings.network.batch_size < most:
+    if settings.network.batch < most:
         raise ValueError(
-            f"network.batch_size {settings.network.batch_size} is smaller than the {most} workers that share it; "
+            f"network.batch_size {settings.network.batch} is smaller than the {most} workers that share it; "
             "each needs at least one tile"
         )
     return (fewest, most), gpu
@@ -135,11 +153,14 @@ def check_resumable(folder: RunFolder, settings: Settings) -> None:
     name, epochs = folder.storage.name, before["network"]["epochs"]
     metrics = folder.read_metrics()
     differ = differences(before, settings.model_dump(mode="json"))
-    longer = settings.network.epochs > epochs and [line.split(":")[0] for line in differ] == ["network.epochs"]
-    if differ and not (metrics and longer):
+    early = metrics is not None and stopped_early(folder, settings, metrics["epochs"])
+    ended = early or (metrics is not None and metrics["epochs"] >= epochs)  # an extension that was cut off has not
+    more = settings.network.epochs > epochs
+    longer = ended and more and [line.split(":")[0] for line in differ] == ["network.epochs"]
+    if differ and not longer:
         shown = "\n  ".join(differ)
         raise ValueError(f"the run {name} was begun with other settings:\n  {shown}\nGive another --name, or those.")
-    if metrics and stopped_early(folder, settings, metrics["epochs"]):
+    if metrics and early:
         raise ValueError(
             f"the run {name} is finished: it stopped early after {metrics['epochs']} epochs, as the validation loss "
             f"no longer fell (network.early_stopping {settings.network.early_stopping}): {folder.storage.path}. To "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,12 @@ class Ranks:
     show: Callable[[dict[str, Any]], None]
 
 
+WITHOUT_FOREGROUND = (
+    "The validation box holds no foreground: nothing there can tell a good network from a poor one, and the epoch with "
+    "the lowest loss is kept. Give it a larger box."
+)
+
+
 @dataclass
 class Progress:
     """How far a run is: what `last.pt` holds beside the learner."""
@@ -52,3 +58,8 @@ class Progress:
     best: dict[str, Any] | None = None  # epoch, average_precision, threshold
     waited: float = 0.0  # seconds
     blank_chunks: list[str] = field(default_factory=list)
+    without_foreground: bool = False  # the validation box
+
+    def add_blank_chunks(self, more: Iterable[str]) -> None:
+        """Take in further image chunks that hold nothing but zeros."""
+        self.blank_chunks = sorted({*self.blank_chunks, *more})

@@ -130,7 +130,7 @@ class Learner:
         loss = self.loss(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         # DDP takes the mean over ranks; a rank with one tile more counts for more.
-        (loss * (len(seeds) * world_size() / self.settings.batch_size)).backward()
+        (loss * (len(seeds) * world_size() / self.settings.batch)).backward()
         gradient_norm_clipped(self.network.parameters(), self.settings.gradient_clip)
         self.optimizer.step()
         if self.average is not None:
@@ -154,7 +154,7 @@ class Learner:
         on_batch: sees each batch with its logits and labels.
         """
         counts, loss_sum, voxels = Counts.zeros(self.settings.classes), 0.0, 0
-        synchronise_statistics(self.network)
+        synchronise_statistics(self.network, self.average)
         with self.judged():
             for batch in batches:
                 images, labels = self.load(batch)
@@ -251,11 +251,22 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def synchronise_statistics(network: nn.Module) -> None:
+def synchronise_statistics(network: nn.Module, average: AveragedWeights | None) -> None:
     """Give every rank the running statistics of rank 0, which are the ones that are saved."""
     if world_size() > 1:
-        for buffer in network.buffers():
+        for name, buffer in network.named_buffers():
             dist.broadcast(buffer, 0)
+            if average is not None and name in average.weights:
+                dist.broadcast(average.weights[name], 0)
+
+
+def gather_over_ranks(found: Any) -> list[Any]:
+    """What each rank found, in their order, on every rank."""
+    if world_size() == 1:
+        return [found]
+    each: list[Any] = [None] * world_size()
+    dist.all_gather_object(each, found)
+    return each
 
 
 def _to_device(array: np.ndarray, device: torch.device) -> Tensor:

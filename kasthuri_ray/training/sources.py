@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +65,7 @@ def _train_tiles(sources: tuple[Source, ...], settings: Settings) -> TrainTiles:
     network, task = settings.network, settings.task
     grid = sum(len(TileGrid(source.box, task.tile)) for source in sources)
     tiles = network.tiles_per_epoch or min(grid, MOST_TILES_PER_EPOCH)
-    whole_batches = math.ceil(tiles / network.batch_size) * network.batch_size
-    return TrainTiles(sources, task.tile, network.seed, task.share_on_foreground, whole_batches)
+    return TrainTiles(sources, task.tile, network.seed, task.share_on_foreground, tiles)
 
 
 class _Opener:

@@ -5,6 +5,7 @@ Every rank goes the same way; rank 0 alone writes. It knows nothing of Ray Train
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -21,8 +22,8 @@ from kasthuri_ray.models.weights import Checkpoint
 from kasthuri_ray.storage import open_storage
 from kasthuri_ray.tiles.sampling import GridTiles
 from kasthuri_ray.tiles.stream import TilePlan, TileStream, grid_plan, training_plan
-from kasthuri_ray.training.job import Job, Progress, Ranks
-from kasthuri_ray.training.loop import Learner, Plan, Step
+from kasthuri_ray.training.job import WITHOUT_FOREGROUND, Job, Progress, Ranks
+from kasthuri_ray.training.loop import Learner, Plan, Step, gather_over_ranks
 from kasthuri_ray.training.optimize import should_stop
 from kasthuri_ray.training.run_folder import RunFolder
 from kasthuri_ray.training.trackers import Trackers
@@ -36,6 +37,8 @@ def train(job: Job, ranks: Ranks) -> None:
     checkpoint = folder.read_checkpoint("last")
     last = checkpoint.about["resume"] if checkpoint else None
     progress = Progress(**last["progress"]) if last else Progress()
+    if checkpoint and ranks.rank == 0:
+        _write_what_follows(folder, checkpoint, progress)
     settings = job.settings.network
     stream = _training_stream(job, ranks, progress.epoch)
     learner = make_learner(job, ranks, last)
@@ -86,20 +89,20 @@ def _decide(job: Job, ranks: Ranks, network: nn.Module) -> Plan:
     return Plan(
         precision=hardware.choose_precision(settings.precision, ranks.device),
         compile=compiled,
-        steps_per_epoch=job.train.tiles_per_epoch // settings.batch_size,
+        steps_per_epoch=job.train.tiles_per_epoch // settings.batch,
     )
 
 
 def _training_stream(job: Job, ranks: Ranks, epoch: int) -> TileStream:
     def plans() -> Iterator[TilePlan]:
         for number in range(epoch, job.settings.network.epochs):
-            yield training_plan(job.train, number, job.settings.network.batch_size, ranks.rank, ranks.size)
+            yield training_plan(job.train, number, job.settings.network.batch, ranks.rank, ranks.size)
 
     return TileStream(plans())
 
 
 def _grid_stream(tiles: GridTiles, job: Job, ranks: Ranks, times: int) -> TileStream:
-    batch_size = max(1, job.settings.network.batch_size // ranks.size)
+    batch_size = max(1, job.settings.network.batch // ranks.size)
     return TileStream(grid_plan(tiles, batch_size, ranks.rank, ranks.size) for _ in range(times))
 
 
@@ -120,7 +123,8 @@ def _run_epoch(
     _, f1 = metrics.best_threshold(counts)
     progress.epoch += 1
     progress.waited += stream.waited_seconds - waited
-    progress.blank_chunks = sorted({*progress.blank_chunks, *stream.blank_chunks, *val.blank_chunks})
+    _count_blank_chunks(ranks, progress, stream.blank_chunks | val.blank_chunks)
+    _see_foreground(ranks, progress, counts)
     progress.history.append(
         {
             "epoch": progress.epoch,
@@ -138,34 +142,59 @@ def _run_epoch(
     ranks.show({"epoch_done": progress.history[-1], "background": metrics.calls_background_everywhere(counts)})
 
 
+def _count_blank_chunks(ranks: Ranks, progress: Progress, met: set[str]) -> None:
+    """Take in what all ranks met, and say so when the first is met."""
+    first = not progress.blank_chunks
+    progress.add_blank_chunks(itertools.chain.from_iterable(gather_over_ranks(met)))
+    if first and progress.blank_chunks and ranks.rank == 0:
+        words = "chunks of the image hold nothing but zeros and may be missing at the source, for instance"
+        ranks.show({"line": f"{len(progress.blank_chunks)} {words} {progress.blank_chunks[0]}"})
+
+
+def _see_foreground(ranks: Ranks, progress: Progress, counts: metrics.Counts) -> None:
+    """Say once that the validation box can judge nothing."""
+    none = not counts.histogram[1].any()
+    if none and not progress.without_foreground and ranks.rank == 0:
+        ranks.show({"line": WITHOUT_FOREGROUND})
+    progress.without_foreground = none
+
+
 def _keep_best(progress: Progress, counts: metrics.Counts) -> None:
-    score = progress.history[-1]["val.average_precision"]
-    if progress.best is None or score > progress.best["average_precision"]:
+    """The epoch with the highest average precision is the best; among equals the one with the lowest loss."""
+    row = progress.history[-1]
+    score, loss = row["val.average_precision"], row["val.loss"]
+    if progress.best is None or (score, -loss) > (progress.best["average_precision"], -progress.best["loss"]):
         threshold, _ = metrics.best_threshold(counts)
         progress.best = {
             "epoch": progress.epoch,
             "average_precision": score,
+            "loss": loss,
             "threshold": threshold,
             "val": metrics.test_metrics(counts, threshold),
         }
 
 
 def _save(job: Job, folder: RunFolder, learner: Learner, progress: Progress) -> None:
-    """Leave the epoch behind: `last.pt` comes last of what resuming needs, so it is never ahead of `best.pt`."""
-    assert progress.best is not None
-    settings = job.settings.model_dump(mode="json")
-    weights = learner.judged_weights()
-    about = {"best": progress.best, "image_intensity": list(job.train.sources[0].intensity)}
-    if progress.best["epoch"] == progress.epoch:
-        folder.write_checkpoint("best", Checkpoint(weights, settings, about))
+    """Leave the epoch behind."""
     resume = {"learner": learner.state_dict(), "plan": asdict(learner.plan), "progress": asdict(progress)}
-    folder.write_checkpoint("last", Checkpoint(weights, settings, {**about, "resume": resume}))
+    about = {"best": progress.best, "image_intensity": list(job.train.sources[0].intensity), "resume": resume}
+    last = Checkpoint(learner.judged_weights(), job.settings.model_dump(mode="json"), about)
+    folder.write_checkpoint("last", last)
+    _write_what_follows(folder, last, progress)
+
+
+def _write_what_follows(folder: RunFolder, last: Checkpoint, progress: Progress) -> None:
+    """What follows from `last.pt`, and is written anew where a run was killed in between: the best epoch, history."""
+    assert progress.best is not None
+    if progress.best["epoch"] == progress.epoch:
+        about = {name: value for name, value in last.about.items() if name != "resume"}
+        folder.write_checkpoint("best", Checkpoint(last.weights, last.settings, about))
     folder.write_history(progress.history)
     folder.write_events(progress.history)
 
 
 class _Watch:
-    """Tells how an epoch goes, at most twice a second."""
+    """Tells how an epoch goes, at most once a second."""
 
     def __init__(self, job: Job, ranks: Ranks, progress: Progress, stream: TileStream) -> None:
         self.job, self.ranks, self.progress, self.stream = job, ranks, progress, stream
@@ -174,8 +203,8 @@ class _Watch:
 
     def step(self, step: Step) -> None:
         now = time.perf_counter()
-        steps = self.job.train.tiles_per_epoch // self.job.settings.network.batch_size
-        if self.ranks.rank or (now - self.told < 0.5 and step.number + 1 < steps):
+        steps = self.job.train.tiles_per_epoch // self.job.settings.network.batch
+        if self.ranks.rank or (now - self.told < 1 and step.number + 1 < steps):
             return
         self.told = now
         done = self.progress.epoch + (step.number + 1) / steps
@@ -189,7 +218,7 @@ class _Watch:
                 "step": step.number + 1,
                 "steps": steps,
                 "loss": float(step.loss),
-                "tiles_per_second": (step.number + 1) * self.job.settings.network.batch_size / (now - self.start),
+                "tiles_per_second": (step.number + 1) * self.job.settings.network.batch / (now - self.start),
                 "seconds_left": (self.job.settings.network.epochs - done) * sum(each) / len(each),
                 "wait_share": (self.stream.waited_seconds - self.waited) / (now - self.start),
             }

@@ -93,10 +93,18 @@ def find_node(documents: Mapping[str, Document], driver: str | None = None) -> N
 
 def in_nanometers(sizes: Sequence[float], units: Sequence[str | None]) -> Nm | None:
     """Three lengths with their units in nm; None where a unit is missing or no length, or a size is not positive."""
-    factors = [NANOMETERS.get(unit.lower().rstrip("s") if len(unit) > 2 else unit) if unit else None for unit in units]
+    factors = [_nanometers_of(unit) for unit in units]
     if any(factor is None for factor in factors):
         return None
     return _positive(size * factor for size, factor in zip(sizes, factors, strict=True))  # type: ignore[operator]
+
+
+def _nanometers_of(unit: str | None) -> float | None:
+    """How many nm a unit has, in the singular, the plural or as its sign; None for what is no length."""
+    if not unit:
+        return None
+    name = unit.lower() if len(unit) > 2 else unit
+    return NANOMETERS.get(name, NANOMETERS.get(name.removesuffix("s")))
 
 
 def _positive(sizes: Any) -> Nm | None:
@@ -135,8 +143,8 @@ def _ome_level(dataset: Document, axes: list[dict[str, Any]], whole: Sequence[Do
         return Level(dataset["path"], names, None, (0.0, 0.0, 0.0))
     units = [axes[axis].get("unit") for axis in order]
     size = in_nanometers([scale[axis] for axis in order], units)
-    shift = tuple(translation[axis] * NANOMETERS[str(units[i]).lower()] for i, axis in enumerate(order)) if size else ()
-    return Level(dataset["path"], names, size, shift or (0.0, 0.0, 0.0))  # type: ignore[arg-type]
+    shift = tuple(translation[axis] * (_nanometers_of(units[i]) or 0.0) for i, axis in enumerate(order))
+    return Level(dataset["path"], names, size, shift if size else (0.0, 0.0, 0.0))  # type: ignore[arg-type]
 
 
 def zyx_of(names: Sequence[str | None] | None) -> tuple[int, int, int] | None:

@@ -74,7 +74,8 @@ def run(task_type="synapse", side=64, slices=6, **changes):
         metrics={"test": figures, "val": figures, "best_epoch": 7, "epochs": 8, "seconds": 400.0},
         history=history, counts=counts, gallery=gallery, threshold=0.5,
         settings={"task": {"image_chan": "bossdb://Kasthuri/ac4/em", "z_train": [0, 80]}, "network": {"dim": 2}},
-        next_command="python jobs/segment.py --weights outputs/my_run",
+        next_words="Train it for longer:",
+        next_command="python jobs/train.py --name my_run",
     )  # fmt: skip
     for key, value in changes.items():
         setattr(report, key, value)
@@ -113,7 +114,7 @@ def test_the_page_says_what_the_figures_say():
     (found, wrong), (missed, right) = metrics.foreground_counts(report.counts, 0.5)
     for count in (found, wrong, missed, right, found + wrong + missed + right):
         assert f"{count:,}" in text
-    assert "python jobs/segment.py --weights outputs/my_run" in text
+    assert "python jobs/train.py --name my_run" in text
     assert "Synapses are" in text
 
 

@@ -78,13 +78,13 @@ def test_a_task_becomes_tiles(folder):
     assert blank == []
 
 
-def test_an_epoch_is_whole_batches_of_the_grid_unless_it_is_said(folder, monkeypatch):
-    def num_tiles(*assignments: str) -> int:
-        return opened(*assignments)[0].train.tiles_per_epoch
+def test_an_epoch_is_the_grid_unless_it_is_said(folder, monkeypatch):
+    def num_tiles(*assignments: str, batch_size: int = 8) -> int:
+        return opened(*assignments)[0].train.in_whole_batches(batch_size).tiles_per_epoch
 
     assert num_tiles() == 6 * 2 * 2
-    assert num_tiles("network.batch_size=5") == 25
-    assert num_tiles("network.batch_size=5", "network.tiles_per_epoch=8") == 10
+    assert num_tiles(batch_size=5) == 25
+    assert num_tiles("network.tiles_per_epoch=8", batch_size=5) == 10
     monkeypatch.setattr(sources, "MOST_TILES_PER_EPOCH", 16)
     assert num_tiles() == 16
     assert num_tiles("network.tiles_per_epoch=32") == 32
@@ -145,7 +145,7 @@ def test_several_volumes_train_one_network(folder):
     }
     tiles, _ = opened(boxes=boxes)
     assert [source.image.uri for source in tiles.train.sources] == ["v.zarr/em", "w.zarr/em"]
-    assert tiles.train.tiles_per_epoch == 6 * 3 * 2 + 2 * 2 * 2 + 4
+    assert tiles.train.tiles_per_epoch == 6 * 3 * 2 + 2 * 2 * 2
     assert len(tiles.val) == 2 * 2 * 2 + 2 * 3 * 2
     assert {tiles.train.address(0, index).source for index in range(40)} == {0, 1}
 

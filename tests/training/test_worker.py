@@ -5,17 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
+import zarr
 
+from kasthuri_ray.geometry import Box
 from kasthuri_ray.layers import resolve
 from kasthuri_ray.models.unet import build_network
 from kasthuri_ray.training import worker
 from kasthuri_ray.training.job import Job, Ranks
 from kasthuri_ray.training.sources import open_task
 from kasthuri_ray.training.start import check_network, read_start_weights
+from kasthuri_ray.volumes import open_volume
 
+LABELS = "annotation_chan"
 PHANTOM = {
     "image_chan": "phantom://em?shape=16,128,128&seed=7",
-    "annotation_chan": "phantom://membrane?shape=16,128,128&seed=7",
+    LABELS: "phantom://membrane?shape=16,128,128&seed=7",
     "xrange_vol": [0, 128],
     "yrange_vol": [0, 128],
     "z_train": [0, 8],
@@ -52,7 +56,8 @@ def train_here(ray_here, tmp_path, monkeypatch):
         tiles = open_task(settings, said.append)
         folder = tmp_path / "run"
         weights = read_start_weights(settings)
-        job = Job(settings, str(folder), tiles.train, tiles.val, tiles.test, weights, "the command that goes on")
+        drawn = tiles.train.in_whole_batches(settings.network.batch)
+        job = Job(settings, str(folder), drawn, tiles.val, tiles.test, weights, "the command that goes on")
         here = Ranks(0, 1, 1, torch.device("cpu"), report=lambda row: None, show=lambda note: said.append(str(note)))
         threads = torch.get_num_threads()
         try:
@@ -100,3 +105,30 @@ def test_real_em_trains_from_published_weights(train_here, test_data, tmp_path):
         torch.testing.assert_close(ended[name], began[name], rtol=0, atol=1e-6)
     assert any(not torch.equal(ended[name], began[name]) for name in began if "running" in name)
     assert sum(map(sum, json.loads((folder / "metrics.json").read_text())["test"]["confusion"])) == 256 * 256
+
+
+def test_a_volume_network_trains_on_tiles_of_several_sections_and_names_missing_chunks(train_here, tmp_path):
+    em, membrane = (open_volume(PHANTOM[key]).read(Box((0, 0, 0), (16, 128, 128))) for key in ("image_chan", LABELS))
+    em[12:, :64, :64] = 0
+    for name, array in (("em", em), ("membrane", membrane)):
+        zarr.create_array(tmp_path / f"{name}.zarr", data=array, chunks=(4, 64, 64))
+    stored = {"image_chan": str(tmp_path / "em.zarr"), LABELS: str(tmp_path / "membrane.zarr")}
+    task = {**PHANTOM, **stored, "z_val": [8, 12], "z_test": [12, 16], "volume_z": 4, "tile_size": [32, 32]}
+    folder, _ = train_here(task, {"dim": 3, "n_blocks": 2, "start_filters": 4})
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert sum(map(sum, metrics["test"]["confusion"])) == 4 * 128 * 128
+    assert metrics["blank_chunks"] == 1
+    assert "nothing but zeros" in (folder / "index.html").read_text()
+
+
+def test_a_validation_box_without_foreground_is_said_and_the_lowest_loss_is_kept(train_here, tmp_path):
+    labels = open_volume(PHANTOM[LABELS]).read(Box((0, 0, 0), (16, 128, 128)))
+    labels[8:] = 0
+    zarr.create_array(tmp_path / "labels.zarr", data=labels, chunks=(1, 64, 64))
+    small = {"n_blocks": 2, "start_filters": 4, "epochs": 3, "learning_rate": 0.01}
+    folder, said = train_here({**PHANTOM, LABELS: str(tmp_path / "labels.zarr")}, small)
+    assert len([line for line in said if "holds no foreground" in line]) == 1
+    assert "holds no foreground" in (folder / "index.html").read_text()
+    rows = [line.split(",") for line in (folder / "history.csv").read_text().splitlines()[1:]]
+    best = min(rows, key=lambda row: float(row[2]))
+    assert json.loads((folder / "metrics.json").read_text())["best_epoch"] == int(best[0])

@@ -1,0 +1,28 @@
+"""What is settled before a run begins: its workers and its batches."""
+
+import pytest
+
+from kasthuri_ray.layers import resolve
+from kasthuri_ray.resources import Cluster
+from kasthuri_ray.training.fit import plan_workers, settle_batch_size
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus", "before", "batch_size", "workers"),
+    [
+        (None, 0, None, 2, 1),
+        ({"num_workers": 4}, 0, None, 4, 4),
+        ({"num_workers": "2-8"}, 0, None, 8, 8),
+        (None, 6, None, 6, 6),
+        (None, 8, 4, 4, 4),  # begun on four GPUs
+    ],
+)
+def test_a_batch_size_that_is_left_open_has_a_tile_for_every_worker(given, gpus, before, batch_size, workers):
+    settings = resolve("membrane", "UNet_2D_attention", flags={"train": given or {}})
+    cluster = Cluster(16, gpus, 1)
+    begun = {"network": {"batch_size": before}} if before else None
+    settled = settle_batch_size(settings, cluster, begun)
+    assert settled.network.batch == batch_size
+    assert plan_workers(settled, cluster)[0][1] == workers
+    fixed = resolve("membrane", "UNet_2D", assignments=["network.batch_size=3"])
+    assert settle_batch_size(fixed, cluster, begun) == fixed
