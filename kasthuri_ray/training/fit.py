@@ -58,7 +58,7 @@ def fit(settings: Settings, program: str = "jobs/train.py", given: Sequence[str]
     check_place(settings)
     check_trackers(settings.train)
     check_network(settings)
-    weights = read_start_weights(settings)
+    weights, lacking = _start_weights(settings)
     tiles = open_task(settings, notes.append)
     cluster = attach_or_start(settings.train.verbose)
     name = settings.train.name or default_name(settings)
@@ -68,6 +68,8 @@ def fit(settings: Settings, program: str = "jobs/train.py", given: Sequence[str]
     workers, gpu = plan_workers(settings, cluster)
     check_seen_everywhere(path, cluster)
     check_resumable(folder, settings)
+    if lacking is not None and not folder.storage.exists("checkpoint/last.pt"):
+        raise lacking
     again = command_again(program, given, name)
     print(path, flush=True)  # the first line, for scripts
     if gpu and settings.train.workers is None and workers[1] < int(cluster.gpus):
@@ -95,6 +97,16 @@ def fit(settings: Settings, program: str = "jobs/train.py", given: Sequence[str]
             raise
     print(path, flush=True)
     return path
+
+
+def _start_weights(settings: Settings) -> tuple[dict[str, Any] | None, Exception | None]:
+    """The weights to start from, or why there are none: a run that goes on by its name does not need them again."""
+    try:
+        return read_start_weights(settings), None
+    except (ValueError, OSError) as error:
+        if settings.train.name is None:
+            raise
+        return None, error
 
 
 def check_place(settings: Settings) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from kasthuri_ray.layers import resolve
 from kasthuri_ray.resources import Cluster
+from kasthuri_ray.training import fit
 from kasthuri_ray.training.fit import plan_workers, settle_batch_size
 
 
@@ -26,3 +27,12 @@ def test_a_batch_size_that_is_left_open_has_a_tile_for_every_worker(given, gpus,
     assert plan_workers(settled, cluster)[0][1] == workers
     fixed = resolve("membrane", "UNet_2D", assignments=["network.batch_size=3"])
     assert settle_batch_size(fixed, cluster, begun) == fixed
+
+
+def test_a_run_that_goes_on_by_its_name_does_not_need_its_first_weights_again(tmp_path):
+    gone = {"weights": str(tmp_path / "gone.pt")}
+    with pytest.raises(FileNotFoundError, match="gone.pt"):
+        fit._start_weights(resolve("membrane", "UNet_2D", flags={"train": gone}))
+    weights, lacking = fit._start_weights(resolve("membrane", "UNet_2D", flags={"train": {**gone, "name": "run"}}))
+    assert weights is None
+    assert "gone.pt" in str(lacking)
