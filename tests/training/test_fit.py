@@ -31,7 +31,7 @@ def test_a_batch_size_that_is_left_open_has_a_tile_for_every_worker(given, gpus,
 
 def test_a_run_that_goes_on_by_its_name_does_not_need_its_first_weights_again(tmp_path):
     gone = {"weights": str(tmp_path / "gone.pt")}
-    with pytest.raises(FileNotFoundError, match="gone.pt"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.pt"):
         fit._start_weights(resolve("membrane", "UNet_2D", flags={"train": gone}))
     weights, lacking = fit._start_weights(resolve("membrane", "UNet_2D", flags={"train": {**gone, "name": "run"}}))
     assert weights is None
