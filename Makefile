@@ -11,7 +11,7 @@ BIN := .venv/bin
 
 DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
 demo: .venv                      ## train on a synthetic cortex, and leave a page to look at
-	$(BIN)/python jobs/train.py --task phantom_synapse --set network.epochs=4 --set network.tiles_per_epoch=352 --name $(DEMO)
+	$(BIN)/python jobs/train.py --task phantom_synapse --set network.epochs=4 --set network.tiles_per_epoch=352 --set network.batch_size=4 --name $(DEMO)
 	@echo "Open outputs/$(DEMO)/index.html in a browser."
 
 test: .venv                      ## the whole suite
