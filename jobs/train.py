@@ -26,7 +26,7 @@ def make_parser() -> SettingFlags:
     parser.setting(group, "--num-workers", "train", metavar="N|MIN-MAX", help="default: all GPUs, else 1")
     add_settings_flags(parser)
     add_reading_flags(parser, "train")
-    add_computing_flags(parser, "train")
+    add_computing_flags(parser, "train", precision="network")
     group = parser.add_argument_group("watching")
     parser.setting(group, "--mlflow", "train", metavar="URI", help="log to this MLflow server or file")
     parser.setting(group, "--wandb", "train", metavar="PROJECT", help="log to Weights & Biases")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from kasthuri_ray.storage import in_ray_job
 
-DONE, FAILED, BAD_INPUT = 0, 1, 2
+DONE, FAILED, BAD_INPUT, SET_ASIDE = 0, 1, 2, 3
 # Whatever is wrong before the work starts and that a person can mend on the command line.
 INPUT_ERRORS = (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
@@ -62,11 +65,11 @@ def add_reading_flags(parser: SettingFlags, section: str) -> None:
     parser.setting(group, "--cache-size", section, metavar="SIZE", help="limit of the cache, such as 20GB")
 
 
-def add_computing_flags(parser: SettingFlags, section: str) -> None:
-    """What is computed on."""
+def add_computing_flags(parser: SettingFlags, section: str, precision: str) -> None:
+    """What is computed on. precision: the section that holds it."""
     group = parser.add_argument_group("computing")
     parser.setting(group, "--device", section, choices=["auto", "cpu", "cuda"], help="auto: GPUs if there are any")
-    parser.setting(group, "--precision", "network", choices=["auto", "float32", "bf16"], help="of the network")
+    parser.setting(group, "--precision", precision, choices=["auto", "float32", "bf16"], help="of the network")
     parser.setting(group, "--compile", section, choices=["auto", "on", "off"], help="torch.compile; auto: if it pays")
     parser.setting(
         group,
@@ -130,3 +133,20 @@ def command_again(program: str, given: Sequence[str], name: str) -> str:
         else:
             kept.append(word)
     return shlex.join(["python", program, *kept, "--name", name])
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM (`kill`, `ray job stop`) unwinds the stack like Ctrl-C, and the exit code is 143."""
+
+    def end(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

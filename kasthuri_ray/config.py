@@ -6,12 +6,14 @@ Where they come from, and which of two wins, is in `layers.py`.
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     field_serializer,
@@ -217,6 +219,21 @@ class Network(Section):
         return self
 
 
+def _number_or_range(value: Any) -> Any:
+    """What `N` or `MIN-MAX` stands for: a number, or the text of a range."""
+    low, dash, high = (str(value) if value is not None else "1").partition("-")
+    if not low.isdigit() or (dash and not high.isdigit()) or not 1 <= int(low) <= int(high or low):
+        raise ValueError("expected N or MIN-MAX, such as 4 or 2-8")
+    return value if value is None or dash else int(low)
+
+
+def _fewest_and_most(given: int | str | None) -> tuple[int, int] | None:
+    if given is None or isinstance(given, int):
+        return None if given is None else (given, given)
+    low, _, high = given.partition("-")
+    return int(low), int(high)
+
+
 class Train(Section):
     """How and where a training run works; none of it changes what is learnt, save weights and compile."""
 
@@ -239,33 +256,90 @@ class Train(Section):
         # Of a signed URL the signature, of a server the password: neither is written anywhere.
         return None if url is None else re.sub(r"//[^/@]*@", "//", url.partition("?")[0])
 
-    @field_validator("num_workers", mode="before")
-    @classmethod
-    def _workers(cls, value: Any) -> Any:
-        low, dash, high = (str(value) if value is not None else "1").partition("-")
-        if not low.isdigit() or (dash and not high.isdigit()) or not 1 <= int(low) <= int(high or low):
-            raise ValueError("expected N or MIN-MAX, such as 4 or 2-8")
-        return value if value is None or dash else int(low)
+    _num_workers = field_validator("num_workers", mode="before")(_number_or_range)
 
     @property
     def workers(self) -> tuple[int, int] | None:
         """The fewest and the most workers; None where the cluster decides."""
-        if self.num_workers is None or isinstance(self.num_workers, int):
-            return None if self.num_workers is None else (self.num_workers, self.num_workers)
-        low, _, high = self.num_workers.partition("-")
-        return int(low), int(high)
+        return _fewest_and_most(self.num_workers)
+
+
+def _split(value: Any) -> Any:
+    """A flag's `64,512,512` as a list of numbers; anything else as it is."""
+    parts = value.split(",") if isinstance(value, str) else []
+    return [json.loads(part) for part in parts] if len(parts) == 3 and all(map(_is_number, parts)) else value
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"\s*\d+(\.\d*)?\s*", text) is not None
+
+
+ThreeCounts = Annotated[list[Count], Field(min_length=3, max_length=3), BeforeValidator(_split)]
+ThreeNotNegative = Annotated[list[NotNegativeInt], Field(min_length=3, max_length=3), BeforeValidator(_split)]
+ThreeLengths = Annotated[
+    list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3), BeforeValidator(_split)
+]
+
+
+class Segment(Section):
+    """What is segmented by which weights, and how. Boxes, blocks and the like are z, y, x, in voxels."""
+
+    weights: str | None = None
+    image: str | None = None  # None: the one that the task trained on
+    output: str | None = None
+    box: str | None = None  # None: all
+    mip: NotNegativeInt | None = None  # None: nearest to the training's voxel size
+    voxel_size: ThreeLengths | None = None  # nm, where the image does not say it
+    mask: str | None = None
+    block: ThreeCounts | None = None  # None, here and below: by a rule
+    halo: ThreeNotNegative | None = None
+    tile: ThreeCounts | None = None
+    batch: Count | None = None
+    shard: ThreeCounts | None = None
+    chunk: ThreeCounts | None = None
+    threshold: Share | None = None  # None: the run's, 0.5 for a bare .pt
+    tta: bool = False
+    save_mask: bool = False
+    objects: bool = False
+    precomputed: str | None = None
+    skip_blank: bool = True
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    actors: Count | str | None = None  # N or MIN-MAX; None: what the cluster holds
+    gpus_per_actor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    wait_for_resources: NotNegative | None = None  # seconds
+    dry_run: bool = False
+    price_per_hour: NotNegative | None = None
+    overwrite: bool = False
+    boss: str | None = None  # a file; its token is never written anywhere
+    cache: str | None = None  # None: KASTHURI_CACHE or ~/.cache/kasthuri_ray
+    cache_size: str = "20GB"
+    verbose: bool = False
+
+    _actors = field_validator("actors", mode="before")(_number_or_range)
+
+    @property
+    def crew(self) -> tuple[int, int] | None:
+        """The fewest and the most actors; None where the cluster decides."""
+        return _fewest_and_most(self.actors)
 
 
 class Settings(Section):
-    """All settings of a training run, and `kept`: keys of the files that are carried along and nothing reads."""
+    """All settings of a job, and `kept`: keys of the files that are carried along and nothing reads."""
 
     task: Task
     network: Network
-    train: Train
+    train: Train = Train()
+    segment: Segment = Segment()
     kept: dict[str, Any] = {}
 
+    def of_training(self) -> dict[str, Any]:
+        """What a training run leaves of them, as JSON has it."""
+        return self.model_dump(mode="json", exclude={"segment"})
 
-SECTIONS: dict[str, type[Section]] = {"task": Task, "network": Network, "train": Train}
+
+SECTIONS: dict[str, type[Section]] = {"task": Task, "network": Network, "train": Train, "segment": Segment}
 
 
 def region_box(region: Region, bounds: Box, what: str) -> Box:

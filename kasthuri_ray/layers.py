@@ -99,23 +99,37 @@ def resolve(
     config: str | None = None,
     assignments: Iterable[str] = (),
     flags: Layer | None = None,
+    base: Named | None = None,
 ) -> Settings:
     """The settings that the layers add up to; see the module's first lines for which wins.
 
     task, network: names or paths of their files. config: a file of sections. assignments: `section.key=value`.
-    flags: what flags of their own set. Raises ValueError for whatever is not allowed, FileNotFoundError.
+    flags: what flags of their own set. base: sections below the files, of a run whose weights are used.
+    Raises ValueError for whatever is not allowed, FileNotFoundError.
     """
-    above: list[Named] = [(config, read_config(Path(config)))] if config is not None else []
-    above += [(f"--set {text}", parse_assignment(text)) for text in assignments]
-    above.append(("the command line", flags or {}))
-    path = find_file(network or NETWORK, "network")
-    files: list[Named] = [(str(path), {"network": {"outweightfilename": path.stem, **read_json(path)}})]
+    above = layers_above(config, assignments, flags)
+    files: list[Named] = [base] if base is not None else []
+    if network is not None or base is None:
+        path = find_file(network or NETWORK, "network")
+        files.append((str(path), {"network": {"outweightfilename": path.stem, **read_json(path)}}))
     if task is not None:
         path = find_file(task, "task")
         files.append((str(path), {"task": read_json(path)}))
-    elif not any("task" in layer for _, layer in above):
+    elif base is None and not any("task" in layer for _, layer in above):
         raise ValueError(f"no task: give --task, one of {', '.join(own_tasks())} or a file of your own")
     return _merge(files, above)
+
+
+def layers_above(config: str | None, assignments: Iterable[str], flags: Layer | None) -> list[Named]:
+    """What stands above the files, the lowest first."""
+    above: list[Named] = [(config, read_config(Path(config)))] if config is not None else []
+    above += [(f"--set {text}", parse_assignment(text)) for text in assignments]
+    return [*above, ("the command line", flags or {})]
+
+
+def given_value(section: str, key: str, above: Iterable[Named]) -> Any:
+    """What the layers above the files say of one setting, before any other is looked at; None if nothing."""
+    return next((layer[section][key] for _, layer in reversed(list(above)) if key in layer.get(section, {})), None)
 
 
 def own_tasks() -> list[str]:

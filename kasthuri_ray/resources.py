@@ -127,30 +127,37 @@ def free() -> Cluster:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a run needs at once. reading_cpus: for the tasks beside the workers."""
+    """What a job needs at once: so many processes of so many logical CPUs and GPUs each, and CPUs beside them.
 
-    workers: int
-    gpu: bool
-    reading_cpus: float
+    noun: what they are called, and `flag` says how many of them there are.
+    """
+
+    number: int
+    cpus_each: float
+    gpus_each: float = 0.0
+    reading_cpus: float = 0.0
+    noun: str = "workers"
+    flag: str = "--num-workers"
 
     @property
     def cpus(self) -> float:
-        return self.workers * WORKER_CPUS + self.reading_cpus
+        return self.number * self.cpus_each + self.reading_cpus
 
     @property
-    def gpus(self) -> int:
-        return self.workers if self.gpu else 0
+    def gpus(self) -> float:
+        return self.number * self.gpus_each
 
     def unmet(self, cluster: Cluster, free: str = "") -> str:
         """What the cluster lacks, in words with both numbers; empty if it has enough. free: "free" if it is busy."""
         lacks = []
         if self.gpus > cluster.gpus:
             lacks.append(
-                f"{self.workers} workers need {self.gpus} GPUs, the cluster has {cluster.gpus:g} {free}".strip()
+                f"{self.number} {self.noun} need {self.gpus:g} GPUs, the cluster has {cluster.gpus:g} {free}".strip()
             )
         if self.cpus > cluster.cpus:
+            reading = " and their reading" if self.reading_cpus else ""
             lacks.append(
-                f"{self.workers} workers and their reading need {self.cpus:g} CPUs, the cluster has "
+                f"{self.number} {self.noun}{reading} need {self.cpus:g} CPUs, the cluster has "
                 f"{cluster.cpus:g} {free}".strip()
             )
         return "; ".join(lacks)
@@ -168,21 +175,21 @@ def check_demand(demand: Demand, wait_seconds: float | None, say: Callable[[str]
     unmet = demand.unmet(cluster())
     if unmet and not wait_seconds:
         raise ValueError(
-            f"{unmet}. Give fewer with --num-workers; --wait-for-resources SECONDS waits for the cluster to grow"
+            f"{unmet}. Give fewer with {demand.flag}; --wait-for-resources SECONDS waits for the cluster to grow"
         )
     if unmet:
         _ask_autoscaler(demand)
     limit = wait_seconds or FREED_AFTER_S
     unmet = _wait(demand, limit, say)
     if unmet:
-        raise ValueError(f"{unmet} (waited {limit:g} s). Give fewer with --num-workers, or wait longer")
+        raise ValueError(f"{unmet} (waited {limit:g} s). Give fewer with {demand.flag}, or wait longer")
 
 
 def _ask_autoscaler(demand: Demand) -> None:
     from ray.autoscaler.sdk import request_resources
 
-    bundle = {"CPU": WORKER_CPUS, "GPU": 1} if demand.gpu else {"CPU": WORKER_CPUS}
-    request_resources(num_cpus=math.ceil(demand.cpus), bundles=[bundle] * demand.workers)
+    bundle = {"CPU": demand.cpus_each} | ({"GPU": demand.gpus_each} if demand.gpus_each else {})
+    request_resources(num_cpus=math.ceil(demand.cpus), bundles=[bundle] * demand.number)
 
 
 def _wait(demand: Demand, seconds: float, say: Callable[[str], None]) -> str:

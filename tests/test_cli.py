@@ -71,7 +71,7 @@ def test_flags_that_are_given_and_no_others_become_settings():
     parser.setting(parser, "--image", "task", key="image_chan")
     parser.setting(parser, "--num-workers", "train")
     add_reading_flags(parser, "train")
-    add_computing_flags(parser, "train")
+    add_computing_flags(parser, "train", precision="network")
 
     def layer(line: str) -> dict:
         return parser.layer(parser.parse_args(shlex.split(line)))

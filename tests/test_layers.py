@@ -227,7 +227,7 @@ def test_settings_written_are_a_config_that_gives_them_again(files):
         assignments=["network.loss=focal", "task.loss=tversky", "task.z_test=null", "train.num_workers=1-2"],
         flags={"train": {"name": "a"}},
     )
-    written = {**settings.model_dump(mode="json"), "seed": 0, "versions": {}, "git_commit": None}
+    written = {**settings.of_training(), "seed": 0, "versions": {}, "git_commit": None}
     again = resolve(None, None, config=files("settings.json", written))
     assert again.model_dump(exclude={"kept"}) == settings.model_dump(exclude={"kept"})
     assert read_config(Path("settings.json")).keys() == {"task", "network", "train"}

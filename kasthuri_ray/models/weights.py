@@ -7,6 +7,7 @@ Where bytes come from and go to is the caller's. Needs torch alone.
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import re
 import zipfile
@@ -22,6 +23,12 @@ WRAPPED_IN = ("weights", "state_dict", "model_state_dict", "model")  # where oth
 ZIP = b"PK\x03\x04"
 BEFORE_TORCH_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, pickled
 PLAIN = (type(None), bool, int, float, str, bytes)
+
+
+def weights_file(path: str) -> str:
+    """The file that `--weights` means: of a run's folder its best checkpoint."""
+    is_folder = os.path.isdir(path) or (path.startswith("s3://") and not path.endswith((".pt", ".pth")))
+    return f"{path.rstrip('/')}/checkpoint/best.pt" if is_folder else path
 
 
 @dataclass

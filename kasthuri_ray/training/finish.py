@@ -137,7 +137,7 @@ def _write_report(
         counts_of="test" if found["test"] else "val",
         gallery=gallery,
         threshold=threshold,
-        settings=job.settings.model_dump(mode="json"),
+        settings=job.settings.of_training(),
         notes=_notes(job, progress, counts),
         next_words="Train it for longer, from where it is now:",
         next_command=job.next_command if progress.epoch == job.settings.network.epochs else "",

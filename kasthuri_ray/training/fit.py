@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 import platform
-import signal
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from kasthuri_ray.board import Board
-from kasthuri_ray.cli import WorkFailed, command_again
+from kasthuri_ray.cli import WorkFailed, command_again, ending_on_sigterm
 from kasthuri_ray.config import SMALLEST_BATCH, Settings
 from kasthuri_ray.lease import Lease, LeaseLost
 from kasthuri_ray.placement import check_seen_everywhere, place_output
 from kasthuri_ray.priority import let_helpers_give_way
+from kasthuri_ray.progress import Reporter
 from kasthuri_ray.resources import (
     ENVIRONMENT,
     WORKER_CPUS,
@@ -35,7 +35,7 @@ from kasthuri_ray.tiles.stream import READ_CPUS
 from kasthuri_ray.training.failures import stop_on_final_errors
 from kasthuri_ray.training.job import Job, Ranks
 from kasthuri_ray.training.optimize import should_stop
-from kasthuri_ray.training.progress import Reporter
+from kasthuri_ray.training.progress import show as show_note
 from kasthuri_ray.training.run_folder import RunFolder, differences
 from kasthuri_ray.training.sources import open_task
 from kasthuri_ray.training.start import check_network, read_start_weights
@@ -80,7 +80,7 @@ def fit(settings: Settings, program: str = "jobs/train.py", given: Sequence[str]
     reporter = Reporter()
     for note in [*notes, f"to go on after a stop: {again}"]:
         reporter.line(note)
-    check_demand(Demand(workers[0], gpu, READ_CPUS), settings.train.wait_for_resources, reporter.line)
+    check_demand(Demand(workers[0], WORKER_CPUS, int(gpu), READ_CPUS), settings.train.wait_for_resources, reporter.line)
     train_tiles = tiles.train.in_whole_batches(settings.network.batch)
     job = Job(
         settings, path, train_tiles, tiles.val, tiles.test, weights, extend_command(program, given, name, settings)
@@ -164,7 +164,7 @@ def check_resumable(folder: RunFolder, settings: Settings) -> None:
         return
     name, epochs = folder.storage.name, before["network"]["epochs"]
     metrics = folder.read_metrics()
-    differ = differences(before, settings.model_dump(mode="json"))
+    differ = differences(before, settings.of_training())
     early = metrics is not None and stopped_early(folder, settings, metrics["epochs"])
     ended = early or (metrics is not None and metrics["epochs"] >= epochs)  # an extension that was cut off has not
     more = settings.network.epochs > epochs
@@ -195,7 +195,7 @@ def stopped_early(folder: RunFolder, settings: Settings, epochs: int) -> bool:
 def describe(settings: Settings) -> dict[str, Any]:
     """What settings.json holds: everything that would be needed to do it again, and no secret."""
     return {
-        **settings.model_dump(mode="json"),
+        **settings.of_training(),
         "seed": settings.network.seed,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "git_commit": git_commit(),
@@ -239,7 +239,7 @@ def _shown_by(reporter: Reporter) -> Callable[[dict[str, Any]], None]:
 
     def show(note: dict[str, Any]) -> None:
         nonlocal last
-        reporter.show(note)
+        show_note(reporter, note)
         if "step" in note and time.monotonic() - last > QUIET_S:
             last = time.monotonic()
             let_helpers_give_way()
@@ -289,23 +289,6 @@ def _wait_for(work: Callable[[], Any], check: Callable[[], None]) -> None:
         check()
     if failed:
         raise failed[0]
-
-
-@contextmanager
-def ending_on_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM (`kill`, `ray job stop`) unwinds the stack like Ctrl-C, and the exit code is 143."""
-
-    def end(number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _worker(config: dict[str, Any]) -> None:

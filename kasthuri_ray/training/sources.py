@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from kasthuri_ray.config import SPLITS, Region, Settings, Task, region_box
 from kasthuri_ray.geometry import TileGrid
 from kasthuri_ray.tiles.sampling import GridTiles, Labelling, Source, TrainTiles
-from kasthuri_ray.volumes import Volume, open_volume
-from kasthuri_ray.volumes.cache import open_cache
+from kasthuri_ray.volumes import Volume
 from kasthuri_ray.volumes.labels import intensity_window
+from kasthuri_ray.volumes.opener import Opener
 
 MOST_TILES_PER_EPOCH = 4096
 INTENSITY_SAMPLES = 32  # tiles looked at for percentiles
@@ -38,8 +35,9 @@ def open_task(settings: Settings, say: Callable[[str], None]) -> TaskTiles:
     Raises ValueError that names the split, the volume and the numbers for whatever does not fit.
     """
     task = settings.task
-    opened = _Opener(settings)
-    sources = {split: tuple(opened.source(split, region) for region in task.regions(split)) for split in SPLITS}
+    train = settings.train
+    opener = Opener(train.boss, train.cache, train.cache_size)
+    sources = {split: tuple(_source(opener, split, region) for region in task.regions(split)) for split in SPLITS}
     _check_apart(sources)
     for split, found in sources.items():
         for source in found:
@@ -53,12 +51,12 @@ def open_task(settings: Settings, say: Callable[[str], None]) -> TaskTiles:
     }
     if sources["train"][0].image.voxel_size_nm is None:
         say(f"{sources['train'][0].image.uri} does not say how large its voxels are; lengths are in voxels")
-    train = _train_tiles(sources["train"], settings)
-    train.check_foreground()
+    tiles = _train_tiles(sources["train"], settings)
+    tiles.check_foreground()
     if not any(source.annotation for source in sources["test"]):
         say("there is no annotation for test: the figures will be those of the validation box, which chose the best")
     test = GridTiles(sources["test"], task.tile) if sources["test"] else None
-    return TaskTiles(train, GridTiles(sources["val"], task.tile), test)
+    return TaskTiles(tiles, GridTiles(sources["val"], task.tile), test)
 
 
 def _train_tiles(sources: tuple[Source, ...], settings: Settings) -> TrainTiles:
@@ -68,26 +66,13 @@ def _train_tiles(sources: tuple[Source, ...], settings: Settings) -> TrainTiles:
     return TrainTiles(sources, task.tile, network.seed, task.share_on_foreground, tiles)
 
 
-class _Opener:
-    """Opens each volume once."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.boss = read_boss(settings.train.boss)
-        self.cache = open_cache(settings.train.cache, settings.train.cache_size)
-        self.volumes: dict[str, Volume] = {}
-
-    def open(self, uri: str) -> Volume:
-        if uri not in self.volumes:
-            self.volumes[uri] = open_volume(uri, boss=self.boss, cache=self.cache)
-        return self.volumes[uri]
-
-    def source(self, split: str, region: Region) -> Source:
-        assert region.image is not None
-        image = self.open(region.image)
-        annotation = None if region.annotation is None else self.open(region.annotation)
-        if annotation is not None:
-            check_alike(image, annotation)
-        return Source(image, annotation, region_box(region, image.bounds, f"the {split} box of {image.uri}"))
+def _source(opener: Opener, split: str, region: Region) -> Source:
+    assert region.image is not None
+    image = opener.open(region.image)
+    annotation = None if region.annotation is None else opener.open(region.annotation)
+    if annotation is not None:
+        check_alike(image, annotation)
+    return Source(image, annotation, region_box(region, image.bounds, f"the {split} box of {image.uri}"))
 
 
 def check_alike(image: Volume, annotation: Volume) -> None:
@@ -144,19 +129,3 @@ def intensity_of(sources: tuple[Source, ...], task: Task, seed: int) -> tuple[fl
     addresses = [tiles.address(0, index) for index in range(INTENSITY_SAMPLES)]
     sample = np.concatenate([sources[a.source].image.read(a.box).ravel() for a in addresses])
     return intensity_window(sample, image.dtype, task.image_intensity)
-
-
-def read_boss(path: str | None) -> dict[str, Any] | None:
-    """The options in a `--boss` file; None without one."""
-    if path is None:
-        return None
-    try:
-        found = json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"--boss {path}: there is no such file") from None
-    except (OSError, ValueError) as error:
-        # The text is not shown: it holds a token.
-        raise ValueError(f"--boss {path} is not readable as JSON ({type(error).__name__})") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"--boss {path} holds no JSON object with protocol, host and token")
-    return found

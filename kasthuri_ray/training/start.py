@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from torch import Tensor
 
 from kasthuri_ray.config import Settings
@@ -15,7 +13,7 @@ from kasthuri_ray.models.unet import (
     load_weights,
     pooling_factors,
 )
-from kasthuri_ray.models.weights import read_weights
+from kasthuri_ray.models.weights import read_weights, weights_file
 from kasthuri_ray.storage import read_anywhere
 
 
@@ -46,9 +44,3 @@ def read_start_weights(settings: Settings) -> dict[str, Tensor] | None:
     except ValueError as error:
         raise ValueError(f"--weights {path}: {error}") from None
     return weights
-
-
-def weights_file(path: str) -> str:
-    """The file that `--weights` means: of a run's folder its best checkpoint."""
-    is_folder = os.path.isdir(path) or (path.startswith("s3://") and not path.endswith((".pt", ".pth")))
-    return f"{path.rstrip('/')}/checkpoint/best.pt" if is_folder else path

@@ -177,8 +177,15 @@ def _keep_best(progress: Progress, counts: metrics.Counts) -> None:
 def _save(job: Job, folder: RunFolder, learner: Learner, progress: Progress) -> None:
     """Leave the epoch behind."""
     resume = {"learner": learner.state_dict(), "plan": asdict(learner.plan), "progress": asdict(progress)}
-    about = {"best": progress.best, "image_intensity": list(job.train.sources[0].intensity), "resume": resume}
-    last = Checkpoint(learner.judged_weights(), job.settings.model_dump(mode="json"), about)
+    source = job.train.sources[0]
+    size = source.image.voxel_size_nm
+    about = {
+        "best": progress.best,
+        "image_intensity": list(source.intensity),
+        "voxel_size_nm": list(size) if size else None,
+        "resume": resume,
+    }
+    last = Checkpoint(learner.judged_weights(), job.settings.of_training(), about)
     folder.write_checkpoint("last", last)
     _write_what_follows(folder, last, progress)
 

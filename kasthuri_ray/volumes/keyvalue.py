@@ -36,12 +36,12 @@ DRIVERS = {
 }
 
 
-@lru_cache(maxsize=1)
-def context() -> ts.Context:
+@lru_cache(maxsize=2)
+def context(cache_bytes: int = CACHE_BYTES) -> ts.Context:
     """This process's limits: chunks kept decoded, threads, requests at once, and retries that end within seconds."""
     return ts.Context(
         {
-            "cache_pool": {"total_bytes_limit": CACHE_BYTES},
+            "cache_pool": {"total_bytes_limit": cache_bytes},
             "data_copy_concurrency": {"limit": 2},
             "file_io_concurrency": {"limit": 4},
             "s3_request_concurrency": {"limit": 16},
@@ -119,8 +119,20 @@ def with_access(kvstore: Json) -> Iterator[Json]:
     """The ways to read `kvstore`: as it is, or for S3 first anonymously and then with credentials."""
     yield _with_s3(kvstore, "anonymous")
     if "s3" in (layer["driver"] for layer in _layers(kvstore)):
-        keys = os.environ.get("AWS_ACCESS_KEY_ID") and os.environ.get("AWS_SECRET_ACCESS_KEY")
-        yield _with_s3(kvstore, "environment" if keys else "default")
+        yield _with_s3(kvstore, _credentials())
+
+
+def writable(path: str) -> Json:
+    """The key-value store of a folder that is written, with credentials on S3; `path` as `open_storage` gives it."""
+    if not path.startswith("s3://"):
+        return {"driver": "file", "path": f"{path.rstrip('/')}/"}
+    bucket, _, key = path.removeprefix("s3://").partition("/")
+    return _with_s3({"driver": "s3", "bucket": bucket, "path": f"{key.strip('/')}/".lstrip("/")}, _credentials())
+
+
+def _credentials() -> str:
+    keys = os.environ.get("AWS_ACCESS_KEY_ID") and os.environ.get("AWS_SECRET_ACCESS_KEY")
+    return "environment" if keys else "default"
 
 
 def _layers(kvstore: Json) -> Iterator[Json]:

@@ -190,11 +190,18 @@ def _volume(raw: ts.TensorStore, spec: dict[str, Any], axes: Zyx, uri: str, plac
         chunk=tuple(n or m for n, m in zip(layout.read_chunk.shape, store.shape, strict=True)),  # type: ignore[arg-type]
         chunk_origin=tuple(int(start) for start in layout.grid_origin),  # type: ignore[arg-type]
         remote=place.remote,
+        fill_value=_fill_value(raw),
         source_id=_source_id(spec),
         spec=json.dumps(spec),
         axes=axes,
         opened=f"{os.getpid()}-{time.time_ns()}-{next(_opened)}",
     )
+
+
+def _fill_value(raw: ts.TensorStore) -> float:
+    """What is read where no chunk is stored; 0 where the format does not say."""
+    value = None if raw.fill_value is None else float(np.asarray(raw.fill_value).item())
+    return 0.0 if value is None or np.isnan(value) else value
 
 
 def _source_id(spec: dict[str, Any]) -> str:

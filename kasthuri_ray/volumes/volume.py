@@ -25,6 +25,7 @@ class Volume(ABC):
     chunk: z, y, x; what the source fetches at once. A read that is aligned to the chunk grid wastes nothing.
     chunk_origin: a voxel at a corner of the chunk grid.
     remote: whether a read crosses the network, so that a cache pays.
+    fill_value: what the source gives where nothing is stored.
     source_id: names the voxels where the uri alone does not, since it leaves out the server or the bucket.
     """
 
@@ -35,6 +36,7 @@ class Volume(ABC):
     chunk: Zyx
     chunk_origin: Zyx
     remote: bool = False
+    fill_value: float = 0
     source_id: str | None = None
 
     @property

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from kasthuri_ray.models.unet import UNet, load_weights
-from kasthuri_ray.models.weights import Checkpoint, pack, read_checkpoint, read_weights, unpack
+from kasthuri_ray.models.weights import Checkpoint, pack, read_checkpoint, read_weights, unpack, weights_file
 
 SEED = Path(__file__).parent / "seed_unet"
 
@@ -160,3 +160,13 @@ def test_what_is_no_weights_is_refused_in_words(data, words):
 def test_what_could_not_be_read_safely_is_not_packed(content, words):
     with pytest.raises(ValueError, match=words):
         pack(content)
+
+
+def test_weights_may_be_a_file_or_a_run(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoint").mkdir(parents=True)
+    assert weights_file(str(run)) == f"{run}/checkpoint/best.pt"
+    assert weights_file(f"{run}/") == f"{run}/checkpoint/best.pt"
+    assert weights_file("s3://bucket/runs/a/") == "s3://bucket/runs/a/checkpoint/best.pt"
+    for file in ("s3://bucket/UNet_2D_synapse.pt", "s3://bucket/a.pth", "https://host/a.pt", "a.pt"):
+        assert weights_file(file) == file

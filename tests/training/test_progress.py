@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from kasthuri_ray.training.progress import PLAIN_PERIOD_S, Reporter, duration
+from kasthuri_ray.progress import PLAIN_PERIOD_S, Reporter, duration
+from kasthuri_ray.training.progress import show
 
 STEP = {
     "epoch": 1, "epochs": 30, "step": 5, "steps": 28, "loss": 0.61254, "tiles_per_second": 7.86, "seconds_left": 130.0,
@@ -30,10 +31,10 @@ class Terminal(io.StringIO):
 def test_a_terminal_has_one_live_line():
     stream = Terminal()
     reporter = Reporter(stream)
-    reporter.show(STEP)
-    reporter.show(STEP)
+    show(reporter, STEP)
+    show(reporter, STEP)
     assert stream.getvalue() == f"\r\033[K{STEP_LINE[:79]}" * 2
-    reporter.show(EPOCH)
+    show(reporter, EPOCH)
     told = stream.getvalue().split("\n")
     assert told[1:] == [EPOCH_LINE, "  the network calls background everywhere so far", ""]
     reporter.end()
@@ -46,12 +47,12 @@ def test_elsewhere_lines_are_plain_and_seldom(monkeypatch):
     stream = io.StringIO()
     reporter = Reporter(stream)
     for _ in range(10):
-        reporter.show(STEP)
+        show(reporter, STEP)
     assert stream.getvalue() == ""
     now[0] += PLAIN_PERIOD_S
-    reporter.show(STEP)
-    reporter.show(STEP)
-    reporter.show({"line": "no C++ compiler here"})
+    show(reporter, STEP)
+    show(reporter, STEP)
+    show(reporter, {"line": "no C++ compiler here"})
     assert stream.getvalue().splitlines() == [STEP_LINE, "no C++ compiler here"]
     assert "\r" not in stream.getvalue()
 

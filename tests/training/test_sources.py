@@ -11,7 +11,8 @@ from kasthuri_ray.config import RANGES
 from kasthuri_ray.layers import resolve
 from kasthuri_ray.tiles.sampling import read_tile
 from kasthuri_ray.training import sources
-from kasthuri_ray.training.sources import open_task, read_boss
+from kasthuri_ray.training.sources import open_task
+from kasthuri_ray.volumes import opener
 
 SHAPE = (12, 40, 64)
 TASK = {
@@ -91,8 +92,8 @@ def test_an_epoch_is_the_grid_unless_it_is_said(folder, monkeypatch):
 
 
 def test_each_volume_is_opened_once(folder, monkeypatch):
-    uris, real = [], sources.open_volume
-    monkeypatch.setattr(sources, "open_volume", lambda uri, **more: uris.append(uri) or real(uri, **more))
+    uris, real = [], opener.open_volume
+    monkeypatch.setattr(opener, "open_volume", lambda uri, **more: uris.append(uri) or real(uri, **more))
     opened()
     assert uris == ["v.zarr/em", "v.zarr/labels"]
 
@@ -239,17 +240,3 @@ def test_images_of_several_types_need_their_grey_levels_said(folder):
     said = refused(boxes=boxes)
     assert "v.zarr/em uint8, wide.zarr/em uint16; give task.image_intensity as [low, high]" in said
     opened(boxes=boxes, image_intensity=[0, 4000])
-
-
-def test_a_file_of_options_is_read_and_its_token_never_shown(tmp_path):
-    file = tmp_path / "boss.json"
-    assert read_boss(None) is None
-    file.write_text('{"protocol": "https", "host": "api.bossdb.io", "token": "secret"}')
-    assert read_boss(str(file))["host"] == "api.bossdb.io"
-    for text, words in (('{"token": "secret",}', "is not readable as JSON"), ('["secret"]', "holds no JSON object")):
-        file.write_text(text)
-        with pytest.raises(ValueError, match=words) as caught:
-            read_boss(str(file))
-        assert "secret" not in str(caught.value)
-    with pytest.raises(FileNotFoundError, match=r"--boss none\.json: there is no such file"):
-        read_boss("none.json")

@@ -5,7 +5,7 @@ import torch
 
 from kasthuri_ray.layers import resolve
 from kasthuri_ray.models.unet import build_network
-from kasthuri_ray.training.start import check_network, read_start_weights, weights_file
+from kasthuri_ray.training.start import check_network, read_start_weights
 
 
 def settings(*assignments: str):
@@ -47,16 +47,6 @@ def test_tiles_that_it_cannot_halve_name_what_works(assignments, words):
     with pytest.raises(ValueError, match=r".") as caught:
         check_network(settings(*assignments))
     assert words in str(caught.value)
-
-
-def test_weights_may_be_a_file_or_a_run(tmp_path):
-    run = tmp_path / "run"
-    (run / "checkpoint").mkdir(parents=True)
-    assert weights_file(str(run)) == f"{run}/checkpoint/best.pt"
-    assert weights_file(f"{run}/") == f"{run}/checkpoint/best.pt"
-    assert weights_file("s3://bucket/runs/a/") == "s3://bucket/runs/a/checkpoint/best.pt"
-    for file in ("s3://bucket/UNet_2D_synapse.pt", "s3://bucket/a.pth", "https://host/a.pt", "a.pt"):
-        assert weights_file(file) == file
 
 
 def test_weights_to_start_from_are_held_against_the_network(tmp_path):

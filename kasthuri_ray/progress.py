@@ -1,0 +1,50 @@
+"""How a job is told to who watches it: one live line in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from typing import TextIO
+
+PLAIN_PERIOD_S = 30.0  # between lines about how far it is where there is no terminal
+
+
+class Reporter:
+    """Writes lines, and in a terminal keeps one of them alive."""
+
+    def __init__(self, stream: TextIO | None = None, plain_period_s: float = PLAIN_PERIOD_S) -> None:
+        self.stream = stream or sys.stdout
+        self.terminal = self.stream.isatty()
+        self.plain_period_s = plain_period_s
+        self._live = False
+        self._told = time.monotonic()
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        self.end()
+        print(text, file=self.stream, flush=True)
+
+    def live(self, text: str) -> None:
+        """How far it is: in a terminal in place of what was said before, elsewhere a line now and then."""
+        if self.terminal:
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\033[K{text[:width]}", end="", file=self.stream, flush=True)
+            self._live = True
+        elif time.monotonic() - self._told >= self.plain_period_s:
+            self._told = time.monotonic()
+            self.line(text)
+
+    def end(self) -> None:
+        """Leave the live line behind."""
+        if self._live:
+            print(file=self.stream, flush=True)
+            self._live = False
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 45 s, 12 min, 3 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
