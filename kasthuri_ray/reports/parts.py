@@ -1,0 +1,166 @@
+"""What the pages of runs and of evaluations are made of: pieces of HTML, each from what it is told."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib import resources
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from kasthuri_ray.evaluation.metrics import Counts, precision_recall_at
+from kasthuri_ray.reports import figures
+from kasthuri_ray.reports.slices import LEGEND, TestSlice, jpeg, rank
+from kasthuri_ray.reports.words import Foreground, bar_length_nm, share_words
+
+LARGE, SMALL = 960, 480
+"""Longest side in pixels of the panel of errors of the best and the worst section, and of all other panels."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Sections to look at. threshold: from which a voxel is called foreground. pixel_size_nm: (y, x) for a scale bar;
+    None draws none."""
+
+    sections: Sequence[TestSlice]
+    threshold: float
+    foreground: Foreground
+    pixel_size_nm: tuple[float, float] | None = None
+
+    def html(self, words: str) -> str:
+        """A part of the page; empty without sections. words: text that says what they are."""
+        if not self.sections:
+            return ""
+        colours = "".join(f'<li><i style="background: rgb{c}"></i>{label} ({word})</li>\n' for c, label, word in LEGEND)
+        legend = f'<ul class="legend" aria-label="Colours of the errors">\n{colours}</ul>\n'
+        if all(section.truth is None for section in self.sections):
+            legend = ""  # no errors are shown
+        slices = "\n".join(self._slice(*each) for each in rank(list(self.sections), self.threshold))
+        return f"<section>\n<h2>What it sees</h2>\n<p>{escape(words)}</p>\n{legend}{slices}\n</section>"
+
+    def _slice(self, section: TestSlice, rating: str) -> str:
+        """One section: its panels and a caption; the best and the worst with the errors large."""
+        panels = section.panels(self.threshold)
+        kind = "large" if rating and len(panels) == 4 else "few" if len(panels) < 4 else ""
+        pictures = []
+        for name, pixels in panels.items():
+            data = jpeg(pixels, LARGE if kind == "large" and name == "errors" else SMALL)
+            bar = self._scale_bar(section) if name in ("image", "errors") else ""
+            pictures.append(
+                f'<div class="panel {name}"><img alt="{escape(f"{name}, section z {section.z}")}" '
+                f'src="data:image/jpeg;base64,{base64.b64encode(data).decode()}"><span>{name}</span>{bar}</div>\n'
+            )
+        caption = f"<figcaption>{self._caption(section, rating)}</figcaption>\n"
+        inside, after = (caption, "") if kind == "large" else ("", caption)
+        return (
+            f'<figure class="slice {kind}">\n<div class="panels">\n{"".join(pictures)}{inside}</div>\n{after}</figure>'
+        )
+
+    def _caption(self, section: TestSlice, rating: str) -> str:
+        f1 = section.f1(self.threshold)
+        title = f"Section z {section.z}" if not rating else f"The {rating} section, z\u00a0{section.z}"
+        if section.truth is None:
+            words = "no annotation to compare with."
+        elif f1 is None:
+            words = f"no {self.foreground.name} here, and none marked."
+        else:
+            found, missed, wrong = (int(mask.sum()) for mask in section.outcomes(self.threshold))
+            words = f"F1 {f1:.3f}. {found:,} pixels found, {missed:,} missed, {wrong:,} wrongly marked."
+        box = f" Box {section.box}." if section.box else ""
+        return f"<b>{escape(title)}{'' if rating else ':'}</b> {escape(words + box)}"
+
+    def _scale_bar(self, section: TestSlice) -> str:
+        if self.pixel_size_nm is None:
+            return ""
+        width = section.image.shape[1] * self.pixel_size_nm[1]
+        length = bar_length_nm(width)
+        words = f"{length:g} nm" if length < 1000 else f"{length / 1000:g} µm"
+        return f'<span class="bar" style="width: {100 * length / width:.2f}%">{words}</span>'
+
+
+def document(title: str, body: str) -> str:
+    """A whole HTML document with our style around `body` (HTML); `title` is text."""
+    style = resources.files("kasthuri_ray.reports").joinpath("page.css").read_text(encoding="utf-8")
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def headline(counts: Counts, threshold: float, foreground: Foreground) -> str:
+    """What a network can do, in a sentence about voxels."""
+    precision, recall = precision_recall_at(counts, threshold)
+    if recall == 0:
+        return f"The network finds none of the {foreground.name} voxels."
+    return (
+        f"The network finds {share_words(recall)} {foreground.name} voxels; "
+        f"of those it marks, {share_words(precision)} are right."
+    )
+
+
+def header(over: Sequence[str], headline: str, ledes: Sequence[str]) -> str:
+    """The head of a page; over: small words above the headline."""
+    return (
+        f'<header>\n<p class="run">{" · ".join(escape(part) for part in over)}</p>\n'
+        f"<h1>{escape(headline)}</h1>\n"
+        + "".join(f'<p class="lede">{escape(text)}</p>\n' for text in ledes if text)
+        + "</header>"
+    )
+
+
+def notes(texts: Iterable[str]) -> str:
+    """What a person must know before believing the figures; empty where there is nothing."""
+    paragraphs = "".join(f"<p>{escape(text)}</p>\n" for text in dict.fromkeys(texts))
+    return f'<aside class="notes" aria-label="Notes">\n{paragraphs}</aside>' if paragraphs else ""
+
+
+def cells(entries: Iterable[tuple[str, str, str]], label: str) -> str:
+    """Large figures in a row: (name, figure, what it means)."""
+    shown = "".join(
+        f'<div><dt>{escape(name)}</dt><dd><b>{escape(figure)}</b><span class="soft">{escape(words)}</span></dd></div>\n'
+        for name, figure, words in entries
+    )
+    return f'<dl class="figures" aria-label="{escape(label)}">\n{shown}</dl>'
+
+
+def charts(title: str, charts: Iterable[str]) -> str:
+    return f'<section>\n<h2>{title}</h2>\n<div class="charts">\n{"".join(charts)}</div>\n</section>'
+
+
+def chart(figure: Figure, title: str, caption: str) -> str:
+    return (
+        f'<figure class="chart">\n{figures.svg(figure, title)}\n<figcaption>{escape(caption)}</figcaption>\n</figure>\n'
+    )
+
+
+def next_step(words: str, command: str) -> str:
+    """What to type next; empty without a command."""
+    if not command:
+        return ""
+    shown = f"<pre><code>{escape(command)}</code></pre>"
+    return f"<section>\n<h2>What to do next</h2>\n<p>{escape(words)}</p>\n{shown}\n</section>"
+
+
+def settings_tables(settings: Mapping[str, Any]) -> str:
+    """All settings, folded away: a table a section."""
+    if not settings:
+        return ""
+    sections = {key: value for key, value in settings.items() if isinstance(value, Mapping)}
+    alone = {key: value for key, value in settings.items() if key not in sections}
+    tables = []
+    for name, entries in {**sections, **({"other": alone} if alone else {})}.items():
+        rows = "".join(
+            f'<tr><th scope="row">{escape(str(key))}</th><td>{escape(_shown(value))}</td></tr>\n'
+            for key, value in entries.items()
+        )
+        tables.append(f"<table>\n<caption>{escape(name)}</caption>\n<tbody>\n{rows}</tbody>\n</table>\n")
+    return f'<details>\n<summary>Settings</summary>\n<div class="settings">\n{"".join(tables)}</div>\n</details>'
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
