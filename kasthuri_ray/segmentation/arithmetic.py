@@ -1,0 +1,264 @@
+"""What changes a voxel's arithmetic, decided once for a whole job: `decide`. Needs torch and numpy alone.
+
+A rule from the network, the settings and the kind of machine, never a stopwatch: every actor, and every run that goes
+on, computes the same bytes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import platform
+import weakref
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from kasthuri_ray import device as hardware
+from kasthuri_ray.geometry import Zyx
+from kasthuri_ray.models.receptive_field import FACTORS, Reach
+from kasthuri_ray.segmentation.tiling import check_tile, choose_tile
+
+# Voxels times parameters over which compiling is earned back: it saves 0.06 us a voxel of UNet_2D on two cores, and
+# takes up to a minute where a job has tiles of several shapes. A GPU saves less a voxel.
+COMPILE_PAYS = {"cpu": 1_000_000_000 * 2_000_000, "cuda": 20_000_000_000 * 2_000_000}
+# What a tile may hold: wider ones compute hardly less twice. In 3D margins weigh more.
+MOST_VOXELS = {"cpu": {2: 5_000_000, 3: 16_000_000}, "cuda": {2: 16_000_000, 3: 32_000_000}}
+MOST_ELEMENTS = 2**31 - 1  # of one tensor: above it libraries take slower ways, or fail
+MEMORY_SHARE = {"cpu": 0.4, "cuda": 0.7}  # of an actor's part of the machine, for activations
+MOST_THREADS = 4  # of one actor: more scale worse than more actors, fewer take more memory
+PROCESS_BYTES = {"cpu": 600 << 20, "cuda": 3 << 30}  # Python, torch, its libraries and what they keep
+# What the peak of live tensors leaves out: scratch space of libraries, and holes between tensors in memory.
+OVERHEAD = {"cpu": 1.6, "cuda": 1.15}
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How the network is run. asdict() of it is JSON.
+
+    device: cpu or cuda. precision: float32 or bf16. threads: of an actor, on the CPU. tile: the largest that goes
+    through the network, margins included, z, y, x; blocks that need less take smaller ones. batch: tiles at once.
+    tta: whether probabilities are the mean over flips and turns.
+    """
+
+    device: str
+    precision: str
+    compile: bool
+    threads: int
+    tile: Zyx
+    batch: int
+    tta: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tile", tuple(int(n) for n in self.tile))  # JSON has lists
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The kind of machine that actors run on.
+
+    device: cpu or cuda. name: of the processor's kind or the card. memory_bytes: of the card, or of the whole machine.
+    cpus: that this process may use. bf16: whether it multiplies bf16 itself. compiler: whether torch.compile works.
+    """
+
+    device: str
+    name: str
+    memory_bytes: int
+    cpus: int
+    bf16: bool
+    compiler: bool
+
+    @classmethod
+    def here(cls, device: str = "auto") -> Machine:
+        """This machine. device: auto, cpu or cuda; ValueError for cuda where there is no card."""
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device is cuda, and torch finds no CUDA card here; use cpu")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        shared: dict[str, Any] = {
+            "device": device,
+            "cpus": hardware.usable_cpus(),
+            "bf16": hardware.computes_bf16(torch.device(device)),
+            "compiler": hardware.find_compiler() is not None,
+        }
+        if device == "cuda":
+            card = torch.cuda.get_device_properties(torch.cuda.current_device())
+            return cls(name=card.name, memory_bytes=card.total_memory, **shared)
+        return cls(name=platform.machine(), memory_bytes=_memory_here(), **shared)
+
+
+def decide(
+    network: nn.Module,
+    dim: int,
+    reach: Reach,
+    machine: Machine,
+    *,
+    block: Zyx,
+    voxels: int,
+    phase: Zyx = (0, 0, 0),
+    halo: Zyx | None = None,
+    precision: str = "auto",
+    compile: str = "auto",
+    tile: Zyx | None = None,
+    batch: int | None = None,
+    tta: bool = False,
+    share: float = 1.0,
+) -> Arithmetic:
+    """How to run the network on machines of this kind.
+
+    block: the shape of a whole block; phase: where it begins in the pooling grid (`tiling.phase_of`). voxels: how many
+    the job computes. halo: where it is smaller than the reach, as `Predictor` takes it. precision, compile, tile,
+    batch: of the user, auto or None for the rule. share: of a card that an actor has. Raises ValueError for a tile
+    that the network cannot work with.
+    """
+    reach = reach.turned() if tta else reach
+    margin = margin_of(reach, halo)
+    if precision == "auto":
+        precision = "bf16" if machine.bf16 else "float32"
+    threads = choose_threads(machine.cpus) if machine.device == "cpu" else 1
+    most = _most_voxels(network, dim, precision, machine, threads, share)
+    if tile is None:
+        chosen = choose_tile(block, margin, reach.factors, most, dim, phase)
+    else:
+        chosen = check_tile(tile, margin, reach.factors, dim)
+    if batch is None:
+        batch = max(1, min(most // math.prod(chosen), block[0])) if machine.device == "cuda" and dim == 2 else 1
+    return Arithmetic(
+        device=machine.device,
+        precision=precision,
+        compile=compiles(compile, machine, voxels * num_parameters(network) * (8 if tta else 1)),
+        threads=threads,
+        tile=chosen,
+        batch=batch,
+        tta=tta,
+    )
+
+
+def margin_of(reach: Reach, halo: Zyx | None) -> Zyx:
+    """The margin of tiles: as far as the network sees, or no farther than a halo that was asked for."""
+    return reach.margin if halo is None else tuple(map(min, reach.margin, halo))  # type: ignore[return-value]
+
+
+def compiles(setting: str, machine: Machine, work: int) -> bool:
+    """Whether the network is compiled. work: voxels to be computed times parameters. Where it cannot be, it is not."""
+    wanted = setting == "on" or (setting == "auto" and work >= COMPILE_PAYS[machine.device])
+    return wanted and machine.compiler
+
+
+def choose_threads(cpus: int) -> int:
+    """Threads of one actor: at most 4, so many that hardly a CPU is left over; KASTHURI_THREADS wins."""
+    if os.environ.get("KASTHURI_THREADS"):
+        return max(1, int(os.environ["KASTHURI_THREADS"]))
+    return next(n for n in range(min(MOST_THREADS, cpus), 0, -1) if cpus % n <= cpus / 5)
+
+
+def num_parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def memory_bytes(network: nn.Module, dim: int, arithmetic: Arithmetic) -> int:
+    """What the network takes while it runs on a batch of the largest tiles: activations and weights, of CPU or card."""
+    voxels = math.prod(arithmetic.tile) * arithmetic.batch
+    activations = activation_bytes_per_voxel(network, arithmetic.precision, dim, arithmetic.device) * voxels
+    return int(activations) + 8 * num_parameters(network)  # weights, and their copies in bf16 or rearranged
+
+
+def actor_bytes(
+    network: nn.Module, dim: int, arithmetic: Arithmetic, block: Zyx, halo: Zyx, classes: int, itemsize: int = 1
+) -> int:
+    """The memory of an actor's process on its node, at its peak: one block computed, the next read, the last written.
+
+    block, halo: z, y, x. itemsize: bytes of a voxel of the image.
+    """
+    read = math.prod(n + 2 * h for n, h in zip(block, halo, strict=True)) * (itemsize + (itemsize > 1))
+    written = math.prod(block) * (classes - 1)
+    network_here = memory_bytes(network, dim, arithmetic) if arithmetic.device == "cpu" else 0
+    return PROCESS_BYTES[arithmetic.device] + network_here + 2 * (read + written)
+
+
+def activation_bytes_per_voxel(network: nn.Module, precision: str, dim: int, device: str = "cpu") -> float:
+    """The most bytes that are alive at once, for each voxel of a tile, while the network runs and its answer is used.
+
+    Counted from what a copy of the network allocates on small tiles, on the CPU, and somewhat rounded up.
+    """
+    return OVERHEAD[device] * _activations(network, precision, dim)[0]
+
+
+def _most_voxels(network: nn.Module, dim: int, precision: str, machine: Machine, threads: int, share: float) -> int:
+    """The most voxels that go through the network at once."""
+    live, elements = _activations(network, precision, dim)
+    actors = max(1, machine.cpus // threads) if machine.device == "cpu" else 1 / share
+    memory = machine.memory_bytes * MEMORY_SHARE[machine.device] / actors
+    return min(
+        MOST_VOXELS[machine.device][dim],
+        int(MOST_ELEMENTS / elements),
+        int(memory / (OVERHEAD[machine.device] * live)),
+    )
+
+
+@torch.no_grad()
+def _activations(network: nn.Module, precision: str, dim: int) -> tuple[float, float]:
+    """What a voxel more of a tile takes: bytes alive at the peak, and elements of the largest tensor."""
+    cpu = torch.device("cpu")
+    copied = copy.deepcopy(network).to(cpu, memory_format=hardware.channels_last(dim)).eval()  # type: ignore[call-overload]
+    sides = getattr(network, "factors", (FACTORS[-1],) * dim)
+    shape = [max(f, least) for f, least in zip(sides, (16, 32, 32) if dim == 3 else (64, 64), strict=True)]
+    peaks, largest = [], []
+    for width in (shape[-1], 2 * shape[-1]):
+        image = torch.zeros((1, getattr(network, "in_channels", 1), *shape[:-1], width))
+        with _Watch() as watch, hardware.autocast(precision, cpu):
+            torch.softmax(copied(image).float(), dim=1)
+        peaks.append(watch.peak)
+        largest.append(watch.largest)
+    voxels = math.prod(shape)
+    # The difference leaves out what does not grow, such as weights in another precision.
+    return (peaks[1] - peaks[0]) / voxels, max(1.0, largest[1] / (2 * voxels))
+
+
+class _Watch(TorchDispatchMode):
+    """Counts the bytes of tensors that are made, while they are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = self.largest = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {_pointer(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and _pointer(tensor) not in self.known | given:
+                self._add(tensor)
+        return made
+
+    def _add(self, tensor: torch.Tensor) -> None:
+        pointer, size = _pointer(tensor), tensor.untyped_storage().nbytes()
+        self.known.add(pointer)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        self.largest = max(self.largest, tensor.numel())
+        weakref.finalize(tensor.untyped_storage(), self._drop, pointer, size)
+
+    def _drop(self, pointer: int, size: int) -> None:
+        self.known.discard(pointer)
+        self.live -= size
+
+
+def _pointer(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _memory_here() -> int:
+    """Bytes of memory of this machine, or of its container; in whole GiB, so that machines of one kind agree."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            sizes.append(int((hardware.CGROUP / Path(name)).read_text()))
+    return min(sizes) >> 30 << 30

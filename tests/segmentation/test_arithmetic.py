@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from kasthuri_ray.models.receptive_field import reach_of
+from kasthuri_ray.models.unet import UNet
+from kasthuri_ray.segmentation.arithmetic import (
+    Arithmetic,
+    Machine,
+    _activations,
+    activation_bytes_per_voxel,
+    actor_bytes,
+    choose_threads,
+    decide,
+    memory_bytes,
+)
+
+NETWORK = UNet(start_filters=4, n_blocks=3)
+REACH = reach_of(NETWORK, 2)
+BLOCK = (64, 2048, 2048)
+LAPTOP = Machine("cpu", "x86_64", 16 << 30, 8, True, True)
+CARD = Machine("cuda", "a card", 80 << 30, 16, True, True)
+
+
+def decided(machine=LAPTOP, network=NETWORK, dim=2, block=BLOCK, voxels=10**6, **settings):
+    return decide(network, dim, reach_of(network, dim), machine, block=block, voxels=voxels, **settings)
+
+
+def test_a_decision_is_json_and_comes_back_as_it_was():
+    arithmetic = decided(tta=True)
+    assert Arithmetic(**json.loads(json.dumps(asdict(arithmetic)))) == arithmetic
+
+
+def test_precision_and_threads_follow_the_machine(monkeypatch):
+    monkeypatch.delenv("KASTHURI_THREADS", raising=False)
+    assert decided().precision == "bf16"
+    assert decided(replace(LAPTOP, bf16=False)).precision == "float32"
+    assert decided(precision="float32").precision == "float32"
+    assert [choose_threads(n) for n in (1, 2, 3, 4, 5, 6, 7, 8, 11, 16)] == [1, 2, 3, 4, 4, 3, 3, 4, 3, 4]
+    monkeypatch.setenv("KASTHURI_THREADS", "5")
+    assert decided().threads == 5
+
+
+def test_compiling_follows_the_work_and_the_machine():
+    assert not decided().compile
+    assert decided(compile="on").compile
+    much = 10**15
+    assert decided(voxels=much).compile
+    assert not decided(voxels=much, compile="off").compile
+    assert not decided(replace(LAPTOP, compiler=False), voxels=much).compile
+
+
+def test_tiles_on_a_cpu_are_wide_and_one_at_a_time():
+    arithmetic = decided()
+    assert arithmetic.batch == 1
+    assert math.prod(arithmetic.tile) <= 5_000_000
+    assert arithmetic.tile == (1, 2048 + 2 * REACH.margin[1], 2048 + 2 * REACH.margin[2])
+    assert memory_bytes(NETWORK, 2, decided(replace(LAPTOP, memory_bytes=1 << 30))) < 0.25 * (1 << 30)
+
+
+def test_a_batch_on_a_card_fits_its_share_of_the_memory():
+    assert decided(CARD).batch > 1
+    for memory, share in ((80 << 30, 1.0), (8 << 30, 1.0), (8 << 30, 0.25), (1 << 28, 1.0)):
+        arithmetic = decided(replace(CARD, memory_bytes=memory), share=share)
+        assert memory_bytes(NETWORK, 2, arithmetic) <= memory * share
+    assert decided(CARD, batch=3).batch == 3
+
+
+def test_a_tile_of_ones_own_is_taken_or_refused():
+    assert decided(tile=(1, 512, 256)).tile == (1, 512, 256)
+    with pytest.raises(ValueError, match=r"tile .* has 510 voxels along y"):
+        decided(tile=(1, 510, 256))
+    deep = UNet(start_filters=2, n_blocks=3, dim=3)
+    with pytest.raises(ValueError, match="more than the margins"):
+        decided(network=deep, dim=3, tile=(8, 128, 128))
+
+
+def test_a_smaller_halo_makes_smaller_margins():
+    assert decided(halo=(0, 8, 8)).tile == (1, 2048 + 16, 2048 + 16)
+
+
+def test_activations_are_counted_at_their_peak():
+    network = UNet(start_filters=8, n_blocks=1, normalization="none", classes=2).eval()
+    live, largest = _activations(network, "float32", 2)
+    # Image, first convolution, its activation, the second convolution's: 1 + 8 + 8 (+ 8) numbers of 4 bytes.
+    assert 4 * 16 <= live <= 4 * 26
+    assert largest == 8
+    assert activation_bytes_per_voxel(network, "float32", 2) > live
+    half, _ = _activations(network, "bf16", 2)
+    assert half < 0.7 * live
+
+
+def test_an_actors_memory_grows_with_what_it_holds():
+    arithmetic = decided()
+    small = actor_bytes(NETWORK, 2, arithmetic, (64, 512, 512), (0, 16, 16), 2)
+    large = actor_bytes(NETWORK, 2, arithmetic, BLOCK, (0, 16, 16), 2)
+    assert large - small >= 2 * 2 * (math.prod(BLOCK) - 64 * 512 * 512)
+    assert small > memory_bytes(NETWORK, 2, arithmetic)
+
+
+def test_this_machine_is_found_and_a_card_that_is_not_there_is_told(monkeypatch):
+    machine = Machine.here("cpu")
+    assert machine.device == "cpu"
+    assert machine.cpus >= 1
+    assert machine.memory_bytes >= 1 << 30
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert Machine.here().device == "cpu"
+    with pytest.raises(ValueError, match="torch finds no CUDA card here; use cpu"):
+        Machine.here("cuda")
