@@ -61,17 +61,19 @@ class Lease:
         heartbeat_s: float = 3.0,
         patience_s: float = 20.0,
         say: Callable[[str], Any] = print,
+        instead: str = "another --name",
     ) -> Lease:
         """The lease of the run whose folder is `storage`; waits at most about `patience_s` for a run that is gone.
 
         name: of the file that says who holds the run. say: gets a line when there is something to wait for.
-        Raises LeaseHeld, with who holds it and since when, where another run is alive.
+        instead: what to give if the name is held. Raises LeaseHeld, with who holds it and since when, where another
+        run is alive.
         """
         lease = cls(storage, name, heartbeat_s, patience_s)
         while True:
             seen = lease._read()
             if seen is not None and not _is_dead(seen):
-                seen = lease._watch(seen, say)
+                seen = lease._watch(seen, say, instead)
             if lease._claim(seen):
                 lease._thread.start()
                 return lease
@@ -118,7 +120,7 @@ class Lease:
     def _bytes(self) -> bytes:
         return json.dumps(self.record).encode().ljust(RECORD_BYTES)
 
-    def _watch(self, seen: bytes, say: Callable[[str], Any]) -> bytes | None:
+    def _watch(self, seen: bytes, say: Callable[[str], Any], instead: str) -> bytes | None:
         """What is there once it has stood still for `patience_s`, or None once it is gone; LeaseHeld if it moves."""
         say(f"waiting to see whether the run that holds {self.storage.name!r} is still alive ...")
         end = _clock() + self.patience_s
@@ -128,7 +130,7 @@ class Lease:
             if now is None or _is_dead(now):
                 return now
             if now != seen:
-                raise LeaseHeld(_held_words(self.storage, self.name, now))
+                raise LeaseHeld(_held_words(self.storage, self.name, now, instead))
         return seen
 
     def _claim(self, seen: bytes | None) -> bool:
@@ -212,10 +214,10 @@ def _is_dead(seen: bytes) -> bool:
     return _started(record["pid"]) not in (None, record["started"])
 
 
-def _held_words(storage: Storage, name: str, seen: bytes) -> str:
+def _held_words(storage: Storage, name: str, seen: bytes, instead: str) -> str:
     record = _parsed(seen)
     who = f"process {record.get('pid', '?')} on {record.get('host', '?')}, since {record.get('since', '?')}"
     return (
         f"the run {storage.name!r} is held by another live run: {who} ({storage.path}/{name}); wait for it, stop it, "
-        "or give this one another --name"
+        f"or give this one {instead}"
     )

@@ -10,8 +10,8 @@ from kasthuri_ray.resources import Cluster
 from kasthuri_ray.storage import in_ray_job
 
 
-def place_output(path: str, cluster: Cluster) -> str:
-    """Where a relative output path leads: as it is, but inside a Ray job, whose folder is a temporary copy.
+def place_output(path: str, cluster: Cluster, flag: str = "--storage") -> str:
+    """Where a relative output path, given by `flag`, leads: as it is, but inside a Ray job, whose folder is temporary.
 
     There it is taken relative to `KASTHURI_STORAGE`, or on a cluster of one node to ~/kasthuri_ray. Raises ValueError
     on several nodes without it, since all of them must see it.
@@ -28,12 +28,12 @@ def place_output(path: str, cluster: Cluster) -> str:
         return str(Path.home() / "kasthuri_ray" / path)
     raise ValueError(
         f"the output {path!r} is relative, and this cluster has {cluster.nodes} nodes, which must all see it: give "
-        "--storage s3://bucket/folder or --storage /a/shared/folder, or set KASTHURI_STORAGE for the job "
+        f"{flag} s3://bucket/folder or {flag} /a/shared/folder, or set KASTHURI_STORAGE for the job "
         '(--runtime-env-json \'{"env_vars": {"KASTHURI_STORAGE": "/a/shared/folder"}}\')'
     )
 
 
-def check_seen_everywhere(path: str, cluster: Cluster) -> None:
+def check_seen_everywhere(path: str, cluster: Cluster, flag: str = "--storage") -> None:
     """Raise a ValueError if a local path is not the same folder on every node of the cluster."""
     if "://" in path or cluster.nodes == 1:
         return
@@ -61,5 +61,5 @@ def check_seen_everywhere(path: str, cluster: Cluster) -> None:
     if blind:
         raise ValueError(
             f"{path} is not a folder that all {len(nodes)} nodes share: {', '.join(blind)} cannot see it; give "
-            "--storage s3://bucket/folder or a shared folder"
+            f"{flag} s3://bucket/folder or a shared folder"
         )

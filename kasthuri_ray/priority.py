@@ -14,7 +14,7 @@ from pathlib import Path
 
 # By the start or the end of argv[0]; ray::IDLE is a reader between two tasks. Were raylet and gcs_server starved by
 # other programs, the node would be taken for dead.
-WORKING = ("ray::RayTrainWorker", "ray::MapBatches", "ray::IDLE")
+WORKING = ("ray::RayTrainWorker", "ray::MapBatches", "ray::Segmenter", "ray::IDLE")
 VITAL = ("/raylet", "/gcs_server")
 
 

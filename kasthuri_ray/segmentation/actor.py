@@ -1,0 +1,221 @@
+"""What an actor of a segmentation does: `Segmenter.work(phase, block)`, for each phase in turn. Knows nothing of Ray.
+
+The actor is called by several threads at once, one block each: while the network runs on one, the next is read and the
+last is written. The network has a thread of its own, since torch keeps threads and memory for each that calls it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numcodecs.zstd import Zstd
+
+from kasthuri_ray.evaluation.components import Components
+from kasthuri_ray.evaluation.objects import label_block
+from kasthuri_ray.geometry import Box, Zyx
+from kasthuri_ray.models.unet import build_network, load_weights
+from kasthuri_ray.segmentation.grid import BlockGrid, name_of
+from kasthuri_ray.segmentation.job import Job
+from kasthuri_ray.segmentation.ledger import Ledger
+from kasthuri_ray.segmentation.output import Output, mask_of
+from kasthuri_ray.segmentation.precomputed import Precomputed
+from kasthuri_ray.segmentation.predictor import CannotCompile, CardTooSmall, Machine, Predictor, prepare
+from kasthuri_ray.segmentation.prepare import is_outside
+from kasthuri_ray.segmentation.tiling import blank_chunks
+from kasthuri_ray.segmentation.verdicts import Unfit
+from kasthuri_ray.volumes.labels import to_uint8
+
+SEGMENT, OBJECTS, COPY = "s0", "objects", "precomputed-"
+UNFIT = (CardTooSmall, CannotCompile)  # of predictor: the machine, not the block
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """A block of the image with its halo: grey levels uint8 of `box`; keep: the output chunks that are not blank."""
+
+    box: Box
+    voxels: np.ndarray
+    keep: np.ndarray | None
+
+
+def phases(job: Job) -> list[str]:
+    """The phases of a job, in their order: the network, the pyramid, the table of objects, the copy."""
+    levels = [level.name for level in job.levels]
+    copies = [f"{COPY}{name}" for name in levels] if job.precomputed else []
+    return [*levels, *([OBJECTS] if job.objects else []), *copies]
+
+
+def grid_of(job: Job, phase: str) -> BlockGrid:
+    """The blocks of a phase. Of the finest level they are in voxels of the image, of any other in the output's."""
+    if phase == SEGMENT:
+        return BlockGrid(job.box, job.block)
+    level = job.levels[0 if phase == OBJECTS else int(phase.removeprefix(COPY)[1:])]
+    block = job.block if level.number == 0 else job.spec.level_layout(level.number).shard
+    return BlockGrid(level.box, block)
+
+
+class Segmenter:
+    """Makes the blocks of a job. `ready` sets it up, once, and raises Unfit where this machine cannot do it."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.ledger = Ledger.beside(job.output)
+        self.output = Output(job.output, job.spec)
+        self._computing = ThreadPoolExecutor(1, "network")
+
+    def ready(self) -> dict[str, Any]:
+        """Build the network on its device. What it gives names the machine."""
+        return self._computing.submit(self._set_up).result()
+
+    def _set_up(self) -> dict[str, Any]:
+        job, arithmetic = self.job, self.job.arithmetic
+        try:
+            machine = Machine.here(arithmetic.device)
+        except ValueError as error:
+            raise Unfit(str(error)) from error
+        if arithmetic.precision == "bf16" and not machine.bf16 and job.record["asked"]["precision"] == "auto":
+            raise Unfit(f"the run was begun in bf16, and {machine.name} does not multiply it")
+        prepare(arithmetic)
+        network = build_network(job.network)
+        load_weights(network, job.weights)
+        try:
+            self.predictor = Predictor(network, job.network["dim"], job.classes, job.reach, arithmetic, job.halo)
+        except UNFIT as error:
+            raise Unfit(str(error)) from error
+        return {"machine": machine.name}
+
+    def work(self, phase: str, index: Zyx) -> dict[str, Any]:
+        """Make a block, write it, and then its record; gives the record.
+
+        Raises Unfit, OSError for a full disk, and RuntimeError that names the block for whatever else.
+        """
+        box = self._grid(phase).box(index)
+        try:
+            if phase == SEGMENT:
+                info, blank = self._segment(box)
+            elif phase == OBJECTS:
+                info, blank = self._find_objects(box, name_of(index))
+            elif phase.startswith(COPY):
+                info, blank = {}, not self._copy.copy_block(self.output, int(phase.removeprefix(COPY)[1:]), box)
+            else:
+                info, blank = {}, not self.output.build_block(int(phase[1:]), box)
+        except UNFIT as error:
+            raise Unfit(str(error)) from error
+        except OSError:
+            raise  # says already what was read or written
+        except Exception as error:
+            raise RuntimeError(f"{phase} of block {box} (z,y,x): {type(error).__name__}: {error}") from error
+        self.ledger.record(phase, name_of(index), info, blank=blank)
+        return info | {"blank": blank}
+
+    def _grid(self, phase: str) -> BlockGrid:
+        return grid_of(self.job, phase)
+
+    def _segment(self, block: Box) -> tuple[dict[str, Any], bool]:
+        """Run the network over a block and write it; its record, and whether nothing was written."""
+        job = self.job
+        if job.mask is not None and is_outside(block, job.mask, job.image):
+            return {"outside": True}, True
+        cutout = self._fetch(block)
+        if cutout.keep is not None and not cutout.keep.any():
+            return {"skipped": int(cutout.keep.size)}, True
+        probabilities = self._computing.submit(self._predict, cutout, block).result()
+        place = shifted(block, job.box.start)
+        wrote = self.output.write_block(0, place, probabilities)
+        if job.save_mask:
+            wrote |= self.output.write_mask(0, place, mask_of(probabilities, job.threshold))
+        skipped = 0 if cutout.keep is None else int((~cutout.keep).sum())
+        return {"skipped": skipped} if skipped else {}, not wrote
+
+    def _fetch(self, block: Box) -> Cutout:
+        job = self.job
+        box = job.grown(block)
+        stored = job.image.read(box)
+        keep = None
+        if job.skip_blank:
+            keep = ~blank_chunks(
+                stored, box, block, job.image.bounds, job.layout.chunk, job.box.start, job.halo, job.image.fill_value
+            )
+        return Cutout(box, to_uint8(stored, job.intensity), keep)
+
+    def _predict(
+        self, cutout: Cutout, block: Box, on_voxels: Callable[[int], None] = lambda voxels: None
+    ) -> np.ndarray:
+        job = self.job
+        return self.predictor.predict(
+            cutout.voxels,
+            cutout.box,
+            block,
+            job.image.bounds,
+            keep=cutout.keep,
+            chunk=job.layout.chunk,
+            chunk_origin=job.box.start,
+            on_voxels=on_voxels,
+        )
+
+    def _find_objects(self, block: Box, name: str) -> tuple[dict[str, Any], bool]:
+        """Label a block and leave its components in the ledger."""
+        whole = self.job.levels[0].box
+        shell = Box(block.start, tuple(b + 1 for b in block.stop)).intersect(whole)  # type: ignore[arg-type]
+        probabilities = self.output.read(0, shell)
+        # Of several classes the foreground's probability is their sum.
+        foreground = np.minimum(probabilities.sum(0, dtype=np.uint16), 255).astype(np.uint8)
+        found = label_block(foreground, block, self.job.threshold)
+        self.ledger.storage.write_bytes(components_file(name), found.to_bytes())
+        return {}, False
+
+    @cached_property
+    def _copy(self) -> Precomputed:
+        assert self.job.precomputed is not None
+        return Precomputed(self.job.precomputed, self.job.spec)
+
+    # what a plan asks
+
+    def time_tiles(self, block: Box) -> dict[str, Any]:
+        """What the network takes for a small block once it is warm: the fields of `plan.Timing`."""
+        job = self.job
+        cutout = self._cutout(block, job.halo)
+        probabilities = self._computing.submit(self._predict, cutout, block).result()
+        computed: list[int] = []
+        start = time.perf_counter()
+        self._computing.submit(self._predict, cutout, block, computed.append).result()
+        seconds = time.perf_counter() - start
+        packed = len(Zstd(level=1).encode(np.ascontiguousarray(probabilities)))
+        error = None
+        if job.halo != job.reach.margin:
+            exact = Segmenter(replace(job, halo=job.reach.margin, arithmetic=replace(job.arithmetic, compile=False)))
+            exact.ready()
+            cutout = exact._cutout(block, exact.job.halo)
+            whole = exact._computing.submit(exact._predict, cutout, block).result()
+            error = float(np.abs(whole.astype(np.int16) - probabilities).max()) / 255
+        return {
+            "seconds": seconds,
+            "computed": sum(computed),
+            "compression": max(1.0, probabilities.size / packed),
+            "halo_error": error,
+        }
+
+    def _cutout(self, block: Box, halo: Zyx) -> Cutout:
+        """The block with its halo, none of it left out."""
+        box = replace(self.job, halo=halo).grown(block)
+        return Cutout(box, to_uint8(self.job.image.read(box), self.job.intensity), None)
+
+
+def components_file(name: str) -> str:
+    """Where in the ledger the components of a block lie."""
+    return f"components/{name}.npz"
+
+
+def read_components(ledger: Ledger, name: str) -> Components:
+    return Components.from_bytes(ledger.storage.read_bytes(components_file(name)))
+
+
+def shifted(box: Box, origin: Zyx) -> Box:
+    """A box of the image as voxels of the output, whose first is the image's voxel `origin`."""
+    return Box.at([a - o for a, o in zip(box.start, origin, strict=True)], box.shape)

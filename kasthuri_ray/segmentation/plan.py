@@ -1,0 +1,159 @@
+"""What a segmentation will take, before it begins: voxels, bytes, memory, hours, money. Pure arithmetic."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from kasthuri_ray.progress import duration
+from kasthuri_ray.segmentation.grid import BlockGrid
+from kasthuri_ray.segmentation.job import Job
+from kasthuri_ray.segmentation.predictor import actor_bytes
+from kasthuri_ray.segmentation.tiling import voxels_computed
+
+COMPRESSION = 8.0  # of probabilities by zstd, where no sample says
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a few tiles took. seconds: one actor's, for `computed` voxels. compression: of their probabilities.
+
+    halo_error: of 1, the largest that a smaller halo made on the sample; None where the halo is whole.
+    """
+
+    seconds: float
+    computed: int
+    compression: float
+    halo_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `<output>.plan.json` holds.
+
+    voxels: of the box, each once. bytes_read: of the image's chunks that blocks and halos meet, each once, as they are
+    decoded. bytes_written: of all levels, compressed, as estimated. computed_twice: the share of voxels that are
+    computed on top, in margins and halos. mvoxels_per_second: voxels of the box, by all actors. hours, gpu_hours,
+    cost: of the blocks that are not done; None where nothing was timed.
+    """
+
+    blocks: int
+    done: int
+    voxels: int
+    bytes_read: int
+    bytes_written: int
+    computed_twice: float
+    memory_per_actor_bytes: int
+    actors: int
+    mvoxels_per_second: float | None = None
+    hours: float | None = None
+    gpu_hours: float | None = None
+    cost: float | None = None
+    halo_error: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def make_plan(
+    job: Job,
+    network: nn.Module,
+    done: int,
+    actors: int,
+    gpus_per_actor: float,
+    price_per_hour: float | None,
+    timing: Timing | None,
+) -> Plan:
+    """The plan of what is left of a job. done: its finished blocks. price_per_hour: of a GPU, or of an actor."""
+    grid = BlockGrid(job.box, job.block)
+    unique, computed = job.box.num_voxels, computed_voxels(job)
+    rate = hours = gpu_hours = cost = None
+    if timing is not None:
+        rate = actors * timing.computed / timing.seconds * unique / computed / 1e6
+        hours = unique * (1 - done / len(grid)) / rate / 1e6 / 3600
+        gpu_hours = hours * actors * gpus_per_actor
+        if price_per_hour is not None:
+            cost = price_per_hour * (gpu_hours if gpus_per_actor else hours * actors)
+    return Plan(
+        blocks=len(grid),
+        done=done,
+        voxels=unique,
+        bytes_read=read_voxels(job) * job.image.dtype.itemsize,
+        bytes_written=round(written_voxels(job) / (timing.compression if timing else COMPRESSION)),
+        computed_twice=computed / unique - 1,
+        memory_per_actor_bytes=memory_of_actor(job, network),
+        actors=actors,
+        mvoxels_per_second=rate,
+        hours=hours,
+        gpu_hours=gpu_hours,
+        cost=cost,
+        halo_error=timing.halo_error if timing else None,
+    )
+
+
+def computed_voxels(job: Job) -> int:
+    """How many voxels go through the network, blank ones included."""
+    how = (job.image.bounds.start, job.halo, job.reach.factors, job.arithmetic.tile)
+    return sum(number * voxels_computed(block, *how) for number, block in BlockGrid(job.box, job.block).kinds())
+
+
+def read_voxels(job: Job) -> int:
+    """Voxels of the chunks that the box and its halo meet."""
+    chunks = job.grown(job.box).grown_to_grid(job.image.chunk, job.image.chunk_origin)
+    return chunks.intersect(job.image.bounds).num_voxels
+
+
+def written_voxels(job: Job) -> int:
+    """Of all levels and channels, and of mask and copy if there are any."""
+    channels = job.classes - 1
+    arrays = channels + (channels if job.precomputed else 0) + (1 if job.save_mask else 0)
+    return arrays * sum(math.prod(level.shape) for level in job.levels)
+
+
+def memory_of_actor(job: Job, network: nn.Module) -> int:
+    """What an actor's process takes at most, its cache of decoded chunks aside."""
+    shape = tuple(min(b, n) for b, n in zip(job.block, job.box.shape, strict=True))
+    return actor_bytes(
+        network,
+        job.network["dim"],
+        job.arithmetic,
+        shape,
+        job.halo,
+        job.classes,
+        job.image.dtype.itemsize,  # type: ignore[arg-type]
+    )
+
+
+def describe_plan(plan: Plan, job: Job) -> list[str]:
+    """The plan in a few lines."""
+    arithmetic = job.arithmetic
+    how = f"{arithmetic.precision} on {arithmetic.device}{', compiled' if arithmetic.compile else ''}"
+    lines = [
+        f"{plan.blocks:,} blocks of {_zyx(job.block)} (z,y,x), {plan.done:,} done; {plan.voxels / 1e6:,.1f} Mvoxels; "
+        f"reads {_size(plan.bytes_read)}, writes about {_size(plan.bytes_written)}",
+        f"tiles of {_zyx(arithmetic.tile)} in {how}, halo {_zyx(job.halo)}: {plan.computed_twice:.1%} computed twice; "
+        f"{_size(plan.memory_per_actor_bytes)} of memory an actor",
+    ]
+    if plan.hours is not None and plan.mvoxels_per_second is not None:
+        took = [f"{plan.mvoxels_per_second:.2f} Mvoxels/s", duration(plan.hours * 3600)]
+        took += [f"{plan.gpu_hours:,.1f} GPU-hours"] if plan.gpu_hours else []
+        took += [f"{plan.cost:,.2f} at the price given"] if plan.cost is not None else []
+        lines.append(f"with {plan.actors} actor{'s' * (plan.actors != 1)}: about {', '.join(took)}")
+    if plan.halo_error is not None:
+        lines.append(f"the smaller halo changes probabilities of a sample by up to {plan.halo_error:.3f}")
+    return lines
+
+
+def _zyx(values: tuple[int, ...]) -> str:
+    return " x ".join(map(str, values))
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 1000 or unit == "TB":
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    raise AssertionError
