@@ -15,7 +15,7 @@ demo: .venv                      ## train on a synthetic cortex, and leave a pag
 	@echo "Open outputs/$(DEMO)/index.html in a browser."
 
 test: .venv                      ## the whole suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup
 
 test-faults: .venv               ## the long trials: kills at random moments
 	$(BIN)/python -m pytest -m faults

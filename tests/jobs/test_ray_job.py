@@ -65,11 +65,15 @@ def drivers_of(arguments: list[str]) -> list[int]:
     return found
 
 
-def test_a_submitted_run_is_killed_and_the_same_command_goes_on(finished, submit, cluster, tmp_path, same_run):
+def test_a_submitted_run_on_s3_is_killed_and_the_same_command_goes_on(
+    finished, submit, cluster, clean_env, tmp_path, same_run
+):
+    from pyarrow.fs import LocalFileSystem, S3FileSystem, copy_files
+
     client = _client(cluster)
     # Relative to KASTHURI_STORAGE, since the job's own folder is a copy that is thrown away.
     arguments = [*finished.arguments[:4], "--storage", "runs", "--name", "job"]
-    env = {"KASTHURI_STORAGE": str(tmp_path)}
+    env = {"KASTHURI_STORAGE": "s3://lab"}
     first = submit(*arguments, env=env)
     wait_for(client, first, lambda status, log: "epoch 1  " in log)
     (driver,) = drivers_of(arguments)
@@ -78,10 +82,17 @@ def test_a_submitted_run_is_killed_and_the_same_command_goes_on(finished, submit
     second = submit(*arguments, env=env)
     log = wait_for(client, second, lambda status, log: status == "SUCCEEDED")
     lines = [line for line in log.splitlines() if line]
-    assert lines[-1] == str(tmp_path / "runs/job")
-    assert str(tmp_path / "runs/job") in lines[:-1]
+    assert lines[-1] == "s3://lab/runs/job"
+    assert "s3://lab/runs/job" in lines[:-1]
     assert "epoch 1  " not in log
-    same_run(finished.folder, tmp_path / "runs/job")
+    files = S3FileSystem(
+        endpoint_override=clean_env["AWS_ENDPOINT_URL"], access_key="key", secret_key="secret", region="us-east-1"
+    )
+    copy_files("lab/runs/job", str(tmp_path), source_filesystem=files, destination_filesystem=LocalFileSystem())
+    ours = {str(path.relative_to(finished.folder)) for path in finished.folder.rglob("*") if path.is_file()}
+    theirs = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert theirs == ours
+    same_run(finished.folder, tmp_path)
 
 
 @pytest.mark.faults

@@ -129,17 +129,3 @@ def test_two_workers_learn_from_the_same_tiles_and_count_each_voxel_once(finishe
     # The same tiles, but each rank normalizes by the statistics of its own half of a batch.
     assert other == pytest.approx(one, rel=0.1)
     assert other != one
-
-
-def test_a_run_is_extended_from_where_it_was(finished, start, cluster, runs):
-    import shutil
-
-    shutil.copytree(finished.folder, runs / "longer")
-    before = (runs / "longer/history.csv").read_text().splitlines()
-    longer = start(*finished.arguments, "--name", "longer", "--set", "network.epochs=5", cluster=cluster).wait()
-    assert longer.code == 0, longer.out + longer.err
-    after = (runs / "longer/history.csv").read_text().splitlines()
-    assert after[:5] == before
-    assert len(after) == 6
-    assert json.loads((runs / "longer/metrics.json").read_text())["epochs"] == 5
-    assert json.loads((runs / "longer/settings.json").read_text())["network"]["epochs"] == 5

@@ -91,6 +91,7 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(finished, start,
     same_run(finished.folder, runs / "worker")
 
 
+@pytest.mark.faults
 def test_ctrl_c_on_s3_says_how_to_go_on_and_that_command_does(
     finished, start, cluster, tiny, clean_env, tmp_path, same_run
 ):

@@ -80,6 +80,18 @@ def test_a_network_from_the_current_folder_trains_without_test_annotation(train_
     assert torch.load(folder / "net_membrane.pt", weights_only=True)["layers.0.weight"].shape == (4, 1, 3, 3)
 
 
+def test_a_run_is_extended_from_where_it_was(train_here):
+    small = {"n_blocks": 2, "start_filters": 4, "epochs": 2}
+    folder, _ = train_here(PHANTOM, small)
+    before = (folder / "history.csv").read_text().splitlines()
+    assert json.loads((folder / "metrics.json").read_text())["epochs"] == 2
+    train_here(PHANTOM, {**small, "epochs": 3})
+    after = (folder / "history.csv").read_text().splitlines()
+    assert after[:3] == before
+    assert len(after) == 4
+    assert json.loads((folder / "metrics.json").read_text())["epochs"] == 3
+
+
 def test_real_em_trains_from_published_weights(train_here, test_data, tmp_path):
     small = {"n_blocks": 2, "start_filters": 4}
     torch.manual_seed(5)
