@@ -35,8 +35,9 @@ MOST_ELEMENTS = 2**31 - 1  # of one tensor: above it libraries take slower ways,
 MEMORY_SHARE = {"cpu": 0.4, "cuda": 0.7}  # of an actor's part of the machine, for activations
 MOST_THREADS = 4  # of one actor: more scale worse than more actors, fewer take more memory
 PROCESS_BYTES = {"cpu": 600 << 20, "cuda": 3 << 30}  # Python, torch, its libraries and what they keep
-# What the peak of live tensors leaves out: scratch space of libraries, and holes between tensors in memory.
-OVERHEAD = {"cpu": 1.6, "cuda": 1.15}
+# What the peak of live tensors leaves out: scratch space of libraries, and holes in memory that is kept.
+OVERHEAD = {"cpu": 1.8, "cuda": 1.15}
+OVERHEAD_COMPILED = {"cpu": 1.1, "cuda": 1.15}  # layers are joined, and fewer tensors made
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,8 @@ def num_parameters(network: nn.Module) -> int:
 def memory_bytes(network: nn.Module, dim: int, arithmetic: Arithmetic) -> int:
     """What the network takes while it runs on a batch of the largest tiles: activations and weights, of CPU or card."""
     voxels = math.prod(arithmetic.tile) * arithmetic.batch
-    activations = activation_bytes_per_voxel(network, arithmetic.precision, dim, arithmetic.device) * voxels
+    overhead = (OVERHEAD_COMPILED if arithmetic.compile else OVERHEAD)[arithmetic.device]
+    activations = overhead * activation_bytes_per_voxel(network, arithmetic.precision, dim) * voxels
     return int(activations) + 8 * num_parameters(network)  # weights, and their copies in bf16 or rearranged
 
 
@@ -183,12 +185,12 @@ def actor_bytes(
     return PROCESS_BYTES[arithmetic.device] + network_here + 2 * (read + written)
 
 
-def activation_bytes_per_voxel(network: nn.Module, precision: str, dim: int, device: str = "cpu") -> float:
-    """The most bytes that are alive at once, for each voxel of a tile, while the network runs and its answer is used.
+def activation_bytes_per_voxel(network: nn.Module, precision: str, dim: int) -> float:
+    """The most bytes of tensors that are alive at once, for each voxel of a tile, until its answer is used.
 
-    Counted from what a copy of the network allocates on small tiles, on the CPU, and somewhat rounded up.
+    Counted from what a copy of the network allocates on small tiles, on the CPU. See OVERHEAD for what comes on top.
     """
-    return OVERHEAD[device] * _activations(network, precision, dim)[0]
+    return _activations(network, precision, dim)[0]
 
 
 def _most_voxels(network: nn.Module, dim: int, precision: str, machine: Machine, threads: int, share: float) -> int:

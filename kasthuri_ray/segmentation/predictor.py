@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +76,9 @@ class Predictor:
         with _errors_in_words(arithmetic):
             layout = hardware.channels_last(dim)
             network = network.eval().to(self.device, memory_format=layout)  # type: ignore[call-overload]
-            self.network = _compiled(network, self.device) if arithmetic.compile else network
+            self.network: Callable[[Tensor], Tensor] = network
+            if arithmetic.compile:
+                self.network = _compiled(network, self.device)
 
     def tiles(self, block: Box, bounds: Box) -> list[Tile]:
         """The tiles of a block."""
@@ -264,14 +265,18 @@ def _check(voxels: np.ndarray, box: Box, block: Box, bounds: Box) -> None:
         raise ValueError(f"block {block} must lie in {box}, what was read, and that in the volume, {bounds}")
 
 
-def _compiled(network: nn.Module, device: torch.device) -> Any:
+def _compiled(network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
     """`network`, compiled at its first call for each shape; its weights become constants."""
     if hardware.find_compiler() is None and device.type == "cpu":
         raise CannotCompile("there is no C++ compiler with Python's headers on this machine")
-    torch._inductor.config.freezing = True
-    torch._dynamo.config.recompile_limit = MOST_SHAPES
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    return torch.compile(network, dynamic=False)
+    compiled = torch.compile(network, dynamic=False)
+    limits = {"recompile_limit": MOST_SHAPES, "fail_on_recompile_limit_hit": True}
+
+    def run(image: Tensor) -> Tensor:
+        with torch._inductor.config.patch(freezing=True), torch._dynamo.config.patch(limits):
+            return compiled(image)
+
+    return run
 
 
 @contextmanager

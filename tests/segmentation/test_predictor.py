@@ -280,7 +280,8 @@ def test_a_card_that_is_too_small_says_so(monkeypatch):
         predictor.predict(np.zeros((1, 20, 20), np.uint8), bounds, bounds, bounds)
 
 
-def test_compiled_is_eager_within_rounding():
+def test_compiled_is_eager_within_rounding_and_never_silently_uncompiled(monkeypatch):
+    monkeypatch.setattr("kasthuri_ray.segmentation.predictor.MOST_SHAPES", 1)
     torch.manual_seed(0)
     network = UNet(start_filters=2, n_blocks=1).eval()
     with torch.no_grad():
@@ -294,6 +295,10 @@ def test_compiled_is_eager_within_rounding():
     assert np.ptp(found) > 50
     assert difference(found, eager / 255).max() <= 1
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert not torch._inductor.config.freezing  # nor is any other setting of torch left changed
+    smaller = Box.at((0, 0, 0), (1, 8, 8))
+    with pytest.raises(CannotCompile, match="recompile"):
+        compiled.predict(image, bounds, smaller, bounds)
 
 
 def test_a_machine_that_cannot_compile_says_so_and_does_not_run_uncompiled(monkeypatch):
