@@ -31,6 +31,9 @@ NETWORKS = {
     "UNet_3D": {"dim": 3},
     "shallow_3D": {"dim": 3, "n_blocks": 3, "pool_z": 1},
     "tiny_3D": {"dim": 3, "n_blocks": 2},
+    "attention_3D": {"dim": 3, "n_blocks": 2, "model_type": "attention"},
+    "residual_3D": {"dim": 3, "n_blocks": 2, "model_type": "residual", "pool_z": 1},
+    "depth_3D": {"dim": 3, "n_blocks": 2, "model_type": "depth"},
     "three_classes": {"classes": 3, "n_blocks": 3},
 }
 EAGER = Arithmetic(device="cpu", precision="float32", compile=False, threads=1, tile=(1, 1, 1), batch=1)
@@ -128,6 +131,9 @@ CASES = {
     "UNet_3D": ((5, 8, 16), (2, 1, 3), ((2, 1, 3), (7, 9, 19)), (5, 8, 8), (128, 120, 120)),
     "shallow_3D": ((5, 20, 25), (1, 2, 3), ((1, 2, 3), (6, 22, 28)), (4, 20, 16), (32, 64, 72)),
     "tiny_3D": ((7, 14, 9), (1, 2, 3), ((1, 3, 3), (7, 16, 12)), (6, 8, 9), (26, 30, 34)),
+    "attention_3D": ((8, 5, 11), (1, 1, 1), ((1, 1, 2), (9, 6, 12)), (3, 5, 6), (30, 26, 28)),
+    "residual_3D": ((3, 14, 9), (0, 2, 3), ((0, 3, 3), (3, 16, 12)), (2, 8, 9), (34, 44, 50)),
+    "depth_3D": ((7, 9, 14), (1, 0, 0), ((1, 0, 0), (8, 9, 14)), (7, 4, 8), (32, 30, 28)),
     "three_classes": ((2, 50, 45), (0, 0, 7), ((0, 2, 7), (2, 50, 52)), (1, 25, 45), (1, 68, 80)),
 }
 
