@@ -10,9 +10,12 @@ BIN := .venv/bin
 	touch $@
 
 DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
-demo: .venv                      ## train on a synthetic cortex, and leave a page to look at
-	$(BIN)/python jobs/train.py --task phantom_synapse --set network.epochs=4 --set network.tiles_per_epoch=352 --set network.batch_size=4 --name $(DEMO)
-	@echo "Open outputs/$(DEMO)/index.html in a browser."
+RUN := outputs/$(DEMO)
+demo: .venv                      ## train on a synthetic cortex, segment a part that training never saw, say how good it is
+	$(BIN)/python jobs/train.py --task phantom_synapse --set network.start_filters=16 --set network.epochs=4 --set network.tiles_per_epoch=352 --set network.batch_size=4 --name $(DEMO)
+	$(BIN)/python jobs/segment.py --weights $(RUN) --output $(RUN)/synapses.zarr --box 74:80,0:1024,0:1024 --objects
+	$(BIN)/python jobs/evaluate.py --prediction $(RUN)/synapses.zarr --annotation 'phantom://synapse?shape=80,2048,2048&seed=7'
+	@echo "Open these in a browser: $(RUN)/index.html (what was trained), $(RUN)/synapses.zarr.evaluation/index.html (what it finds)"
 
 test: .venv                      ## the whole suite
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup
