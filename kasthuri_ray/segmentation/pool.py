@@ -315,7 +315,7 @@ class Pool:
             refs = list(member.blocks)
             found, _ = ray.wait(refs, num_returns=len(refs), timeout=LAST_NEWS_S)
             self._take_in(found)
-        death = self._work.died(member.number, reason)
+        death = self._work.died(member.number, reason, plain(error))
         self._end(member)
         if death:
             self._verdicts.append(_Verdict(death, time.monotonic()))
@@ -373,9 +373,11 @@ class Pool:
         for _ in range(0 if shut else more):
             self._start()
         nobody_can = shut and not members
-        self._work.coming = sum(not member.is_ready for member in members)
+        ready = sum(member.is_ready for member in members)
+        self._work.coming = len(members) - ready
         placed = sum(member.placed is not None for member in members)
-        if reason := self._staffing.why_stop(now, placed, list(self._left_out.values()), nobody_can):
+        reasons = list(self._left_out.values())
+        if reason := self._staffing.why_stop(now, placed, ready, reasons, nobody_can):
             raise PoolStopped(f"{reason} ({self._view.lack()})")
         self._say_what_lacks(now, placed, len(members) - placed)
 
@@ -391,11 +393,11 @@ class Pool:
     def _say_what_lacks(self, now: float, placed: int, unplaced: int) -> None:
         if self._staffing.says_now(now):
             left = max(0.0, self.patience.cluster - self._staffing.waited(now))
-            self.say(f"waiting up to {left:.0f} s more for the cluster: {self._view.lack()}")
+            self.say(f"no actor has started, {unplaced} are to; waiting up to {left:.0f} s more: {self._view.lack()}")
         waits_long = any(m.placed is None and now - m.created > 10 for m in self._members.values())
         if placed and waits_long and not self._lacking_said:
             self._lacking_said = True
-            self.say(f"{placed} of {placed + unplaced} actors have a place, the others wait: {self._view.lack()}")
+            self.say(f"{placed} of {placed + unplaced} actors have started, the others wait: {self._view.lack()}")
 
 
 @contextmanager

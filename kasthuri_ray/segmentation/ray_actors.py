@@ -93,12 +93,23 @@ def plain(error: BaseException) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", str(error))
 
 
+# What Ray says of an actor that is gone, and what a person is told.
+_GONE = {
+    r"out of memory|OOM killer|memory usage threshold": None,  # Ray says it well
+    r"node has died|node died|raylet died": "its node is gone",
+    r"is unavailable|Connection|Socket closed": "it does not answer any more",
+    r"End of file|SYSTEM_ERROR|worker process has died": "its process ended suddenly: it was killed, or it crashed",
+}
+
+
 def one_line(error: BaseException) -> str:
-    """What an error says, on one line: of Ray's death notices what comes after the names and numbers."""
+    """What an error says, on one line; of Ray's death notices what they come to."""
     lines = [line.strip() for line in plain(error).splitlines() if line.strip()] or ["no words"]
     if not type(error).__name__.startswith(("ActorDied", "ActorUnavailable")):
         return f"{type(error).__name__}: {lines[0]}"[:LONGEST_LINE]
     if "creation task" in lines[0]:  # a traceback follows
         return lines[-1][:LONGEST_LINE]
-    told = [line for line in lines[1:] if not re.match(r"(class_name|actor_id|pid|name|namespace|ip): ", line)]
-    return re.split(r" (?:There are some|Some common|Please check)", (told or lines)[0])[0][:LONGEST_LINE]
+    words = [line for line in lines[1:] if not re.match(r"(class_name|actor_id|pid|name|namespace|ip): ", line)]
+    told = re.split(r" (?:There are some|Some common|Please check)", (words or lines)[0])[0]
+    found = next((known for pattern, known in _GONE.items() if re.search(pattern, told)), None)
+    return (found or told)[:LONGEST_LINE]

@@ -69,6 +69,7 @@ class Staffing:
     not_before: float = 0.0
     _last_failure: float = float("-inf")
     _nobody_since: float | None = None
+    _unready_since: float | None = None
     _say_next: float = 0.0
 
     def num_to_start(self, now: float, have: int, unplaced: int, wanted: int, room: int) -> int:
@@ -94,22 +95,32 @@ class Staffing:
         self.failed_in_a_row += 1
         self.not_before = now + min(LONGEST_PAUSE_S, 2.0 ** (self.failed_in_a_row - 1))
 
-    def why_stop(self, now: float, placed: int, left_out: Sequence[str], nobody_can: bool) -> str:
+    def why_stop(self, now: float, placed: int, ready: int, left_out: Sequence[str], nobody_can: bool) -> str:
         """Why no actor is worth waiting for; empty if one is. left_out: reasons, of machines that cannot do it.
 
-        placed: actors on a node. nobody_can: whether every machine that is large enough is left out.
+        placed: actors on a node. ready: of these. nobody_can: whether every machine that is large enough is left out.
         """
-        if placed:
-            self._nobody_since = None
-        elif self._nobody_since is None:
-            self._nobody_since, self._say_next = now, now + SAY_AFTER_S
+        self._note(now, placed, ready)
         if not self.ever_ready and self.failed_in_a_row >= STARTS:
             return f"no actor came up, {STARTS} times in a row: {self.reason}"
         if nobody_can and not self.crew.ask:
             return f"no machine of the cluster can do this: {left_out[0]}"
         if self.waited(now) >= self.patience.cluster:
-            return f"waited {self.patience.cluster:g} s, and there is no place for an actor"
+            return f"waited {self.patience.cluster:g} s, and no actor has started"
+        without = 0.0 if self._unready_since is None else now - self._unready_since
+        if self.failed_in_a_row >= STARTS and without >= self.patience.cluster:
+            return f"waited {self.patience.cluster:g} s for an actor that comes up; the last did not: {self.reason}"
         return ""
+
+    def _note(self, now: float, placed: int, ready: int) -> None:
+        if placed:
+            self._nobody_since = None
+        elif self._nobody_since is None:
+            self._nobody_since, self._say_next = now, now + SAY_AFTER_S
+        if ready:
+            self._unready_since = None
+        elif self._unready_since is None:
+            self._unready_since = now
 
     def waited(self, now: float) -> float:
         """Seconds without an actor that has a place."""

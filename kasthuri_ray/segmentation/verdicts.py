@@ -52,11 +52,15 @@ class Aside:
 
 @dataclass(frozen=True)
 class Death:
-    """An actor that died with these blocks in hand; whether they are to blame depends on its node."""
+    """An actor that died with these blocks in hand; whether they are to blame depends on its node.
+
+    reason: one line. words: all that is known of it.
+    """
 
     blocks: tuple[Block, ...]
     node: str
     reason: str
+    words: str
 
 
 @dataclass
@@ -149,7 +153,7 @@ class Verdicts:
         self._queue(block)
         return []
 
-    def died(self, actor: int, reason: str) -> Death | None:
+    def died(self, actor: int, reason: str, words: str = "") -> Death | None:
         """An actor died. What it held is done again; `fate` of what comes back says later who is to blame."""
         node = self._node[actor]
         blocks = tuple(self._remove(actor))
@@ -161,7 +165,7 @@ class Verdicts:
                 trouble.own += 1
                 trouble.blamed.add(node)
             self._queue(block)
-        return Death(blocks, node, reason) if blocks else None
+        return Death(blocks, node, reason, words or reason) if blocks else None
 
     def fate(self, death: Death, lives: bool) -> list[Aside]:
         """The node of a death lives, or went, which blames nobody; gives the blocks that are set aside now."""
@@ -175,7 +179,7 @@ class Verdicts:
             trouble.deaths += lives
             if trouble.deaths >= FAILURES:
                 reason = f"{FAILURES} actors died on it, on nodes that live: {death.reason}"
-                asides.append(self._set_aside(block, reason, death.reason))
+                asides.append(self._set_aside(block, reason, death.words))
             elif held and not trouble.held:
                 self._queue(block)
             elif block in self._suspects and not trouble.suspect:
