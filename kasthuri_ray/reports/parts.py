@@ -24,12 +24,13 @@ LARGE, SMALL = 960, 480
 @dataclass(frozen=True)
 class Gallery:
     """Sections to look at. threshold: from which a voxel is called foreground. pixel_size_nm: (y, x) for a scale bar;
-    None draws none."""
+    None draws none. noun: what each of them is."""
 
     sections: Sequence[TestSlice]
     threshold: float
     foreground: Foreground
     pixel_size_nm: tuple[float, float] | None = None
+    noun: str = "section"
 
     def html(self, words: str) -> str:
         """A part of the page; empty without sections. words: text that says what they are."""
@@ -62,7 +63,7 @@ class Gallery:
 
     def _caption(self, section: TestSlice, rating: str) -> str:
         f1 = section.f1(self.threshold)
-        title = f"Section z {section.z}" if not rating else f"The {rating} section, z\u00a0{section.z}"
+        title = f"Section z {section.z}" if not rating else f"The {rating} {self.noun}, z\u00a0{section.z}"
         if section.truth is None:
             words = "no annotation to compare with."
         elif f1 is None:
