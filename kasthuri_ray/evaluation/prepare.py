@@ -1,0 +1,165 @@
+"""From a command line to a comparison that can begin: all is opened, held against each other and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kasthuri_ray.evaluation.alignment import Grid, shared_box, shift_between
+from kasthuri_ray.evaluation.blocks import Comparison
+from kasthuri_ray.evaluation.provenance import (
+    Truth,
+    open_prediction,
+    read_record,
+    start_of,
+    truth_of,
+    unfinished_words,
+)
+from kasthuri_ray.geometry import Box, Zyx, parse_box
+from kasthuri_ray.volumes import Volume
+from kasthuri_ray.volumes.opener import Opener
+
+THRESHOLD = 0.5  # where neither the command line nor the provenance says one
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `jobs/evaluate.py` is told, as its flags.
+
+    out: None stands for `<prediction>.evaluation`. threshold, task: None takes those of the prediction's provenance.
+    """
+
+    prediction: str
+    annotation: str
+    task: str | None = None
+    instances: str | None = None
+    threshold: float | None = None
+    box: str | None = None
+    out: str | None = None
+    boss: str | None = None
+    cache: str | None = None
+    cache_size: str = "20GB"
+    wait_for_resources: float | None = None
+    verbose: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A comparison, and what its page shows beside it.
+
+    record: the prediction's provenance, empty for another tool's. image: None where nobody can say which it is.
+    image_shift: from the annotation's voxels to the image's.
+    """
+
+    comparison: Comparison
+    truth: Truth
+    record: Mapping[str, Any]
+    image: Volume | None
+    image_shift: Zyx
+    notes: tuple[str, ...]
+
+
+def prepare(options: Options) -> Prepared:
+    """Open and check everything. Raises ValueError, FileNotFoundError, PermissionError or SourceError in words."""
+    notes: list[str] = []
+    _check_threshold(options.threshold)
+    opener = Opener(options.boss, options.cache, options.cache_size)
+    record = read_record(options.prediction)
+    truth = truth_of(options.task, options.prediction, record)
+    classes = int(record.get("network", {}).get("classes", 2))
+    prediction = open_prediction(options.prediction, opener, classes)
+    annotation = opener.open(options.annotation)
+    _check_annotation(annotation, truth)
+    start = start_of(record, prediction)
+    own, grid = Grid.of(prediction, start), Grid.of(annotation)
+    shift = shift_between(grid, own)
+    box = _box(options.box, grid, shared_box(grid, own, shift), notes.append)
+    _note_sizes(own, grid, notes.append)
+    if words := unfinished_words(options.prediction):
+        notes.append(words)
+    threshold = options.threshold if options.threshold is not None else record.get("threshold", THRESHOLD)
+    comparison = Comparison(
+        prediction=prediction,
+        annotation=annotation,
+        box=box,
+        shift=shift,
+        threshold=float(threshold),
+        threshold_value=truth.threshold_value,
+        num_classes=classes,
+        ignore_label=truth.ignore_label,
+        instances=_open_instances(options, opener, annotation, truth),
+        objects=truth.task_type != "membrane",
+    )
+    image, image_shift = _open_image(record, truth, annotation, opener, notes.append)
+    return Prepared(comparison, truth, record, image, image_shift, tuple(notes))
+
+
+def _check_threshold(threshold: float | None) -> None:
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"--threshold {threshold} is no probability; it lies between 0 and 1")
+
+
+def _check_annotation(annotation: Volume, truth: Truth) -> None:
+    if annotation.dtype.kind not in "bui" and truth.threshold_value is None:
+        raise ValueError(
+            f"{annotation.uri} holds {annotation.dtype}; an annotation holds integers, or the task {truth.name} sets "
+            "`threshold` to true, to take the voxels above its `threshold_value`"
+        )
+
+
+def _box(text: str | None, grid: Grid, shared: Box, say: Callable[[str], None]) -> Box:
+    """What is compared: of the overlap what `--box` asks for."""
+    if text is None:
+        return shared
+    asked = parse_box(text, grid.bounds)
+    box = asked.intersect(shared)
+    if box.num_voxels == 0:
+        raise ValueError(f"--box {asked} is not where the prediction lies: the two overlap in {shared} (z,y,x)")
+    if box != asked:
+        say(f"Of the box {asked} the prediction holds {box}, and that is what is compared.")
+    return box
+
+
+def _note_sizes(prediction: Grid, annotation: Grid, say: Callable[[str], None]) -> None:
+    unknown = [grid.name for grid in (prediction, annotation) if grid.size_nm is None]
+    if len(unknown) == 2:
+        say(f"Neither {unknown[0]} nor {unknown[1]} says how large its voxels are: they are compared by their index.")
+    elif unknown:
+        say(f"{unknown[0]} does not say how large its voxels are: they are taken to be as large as the other's.")
+
+
+def _open_instances(options: Options, opener: Opener, annotation: Volume, truth: Truth) -> Volume | None:
+    if options.instances is None:
+        return None
+    if truth.task_type != "membrane":
+        raise ValueError(
+            f"--instances are the cells that membranes enclose; the task {truth.name} is {truth.task_type}"
+        )
+    instances = opener.open(options.instances)
+    if instances.bounds != annotation.bounds:
+        raise ValueError(
+            f"instances and annotation have different shapes: {instances.uri} is {instances.bounds}, "
+            f"{annotation.uri} is {annotation.bounds} (z,y,x)"
+        )
+    shift_between(Grid.of(instances), Grid.of(annotation))
+    if instances.dtype.kind not in "ui":
+        raise ValueError(f"{instances.uri} holds {instances.dtype}; instances are integers, one for each cell")
+    return instances
+
+
+def _open_image(
+    record: Mapping[str, Any], truth: Truth, annotation: Volume, opener: Opener, say: Callable[[str], None]
+) -> tuple[Volume | None, Zyx]:
+    """The image that was segmented, to be shown: the provenance's, else that of the task's own annotation."""
+    uri = record.get("image")
+    if uri is None and annotation.uri == truth.annotation:
+        uri = truth.image
+    if uri is None:
+        return None, (0, 0, 0)
+    try:
+        image = opener.open(uri)
+        return image, shift_between(Grid.of(annotation), Grid.of(image))
+    except (OSError, ValueError) as error:
+        say(f"The image is not shown: {error}")
+        return None, (0, 0, 0)

@@ -1,0 +1,148 @@
+"""What a prediction says of itself: its task, its threshold, where it lies, how far it got."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kasthuri_ray.config import Task
+from kasthuri_ray.geometry import Box, Zyx
+from kasthuri_ray.layers import own_tasks, resolve
+from kasthuri_ray.segmentation.output import Output
+from kasthuri_ray.storage import open_storage
+from kasthuri_ray.volumes import Volume
+from kasthuri_ray.volumes.opener import Opener
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What of a task says what an annotation's labels mean, and what is looked for."""
+
+    name: str
+    task_type: str
+    threshold_value: float | None
+    ignore_label: int | None
+    image: str | None = None
+    annotation: str | None = None
+
+    @classmethod
+    def of(cls, task: Mapping[str, Any]) -> Truth:
+        return cls(
+            name=task["name"],
+            task_type=task["task_type"],
+            threshold_value=task["threshold_value"] if task["threshold"] else None,
+            ignore_label=task["ignore_label"],
+            image=task.get("image_chan"),
+            annotation=task.get("annotation_chan"),
+        )
+
+
+def read_record(uri: str) -> dict[str, Any]:
+    """The provenance that a segmentation of ours left in its group; empty for anything else."""
+    path = group_path(uri)
+    if path is None:
+        return {}
+    for place in (path, path.rpartition("/")[0]):  # of the group, or of one of its arrays
+        try:
+            document = json.loads(open_storage(place).read_bytes("zarr.json"))
+            return dict(document["attributes"]["kasthuri_ray"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return {}
+
+
+def group_path(uri: str) -> str | None:
+    """The path or s3:// of a URI that is no more than that; None for other kinds."""
+    path = re.sub(r"#mip=\d+$", "", uri).rstrip("/")
+    plain = "|" not in path and (path.startswith(("s3://", "file://")) or "://" not in path)
+    return path if plain and path else None
+
+
+def truth_of(task: str | None, prediction: str, record: Mapping[str, Any]) -> Truth:
+    """The task that was named, else the one of the provenance. ValueError where there is neither."""
+    if task is not None:
+        return Truth.of(resolve(task, None).task.model_dump())
+    known = record.get("task")
+    if known is None:
+        raise ValueError(
+            f"{prediction} does not say which task it was made for: give --task, one of "
+            f"{', '.join(own_tasks())} or a task file"
+        )
+    defaults = {
+        name: Task.model_fields[name].default for name in ("name", "threshold", "threshold_value", "ignore_label")
+    }
+    return Truth.of({**defaults, "task_type": "", **known})
+
+
+@dataclass(kw_only=True)
+class ClassesVolume(Volume):
+    """The foreground of an output with several classes: their probabilities added up, at most 255."""
+
+    output: Output
+    translation_nm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def _read(self, box: Box) -> np.ndarray:
+        total = self.output.read(0, box).sum(axis=0, dtype=np.uint16)
+        return np.minimum(total, 255).astype(np.uint8)
+
+
+def open_prediction(uri: str, opener: Opener, classes: int) -> Volume:
+    """The probability of foreground as a volume of uint8, floats or bools. ValueError for other types."""
+    path = group_path(uri)
+    if classes > 2 and path is not None:
+        return _open_classes(path)
+    volume = opener.open(uri)
+    if volume.dtype not in (np.uint8, bool) and volume.dtype.kind != "f":
+        raise ValueError(
+            f"{volume.uri} holds {volume.dtype}; a prediction is probabilities, uint8 (255 is 1) or floats from 0 to "
+            "1, or a mask of bools"
+        )
+    return volume
+
+
+def _open_classes(path: str) -> Volume:
+    output = Output.open(path)
+    level = output.spec.levels[0]
+    known = output.spec.nanometers
+    return ClassesVolume(
+        uri=output.path,
+        bounds=level.box,
+        dtype=np.dtype(np.uint8),
+        voxel_size_nm=level.scale if known else None,
+        chunk=output.spec.layout.chunk,
+        chunk_origin=(0, 0, 0),
+        output=output,
+        translation_nm=level.translation if known else (0.0, 0.0, 0.0),
+    )
+
+
+def start_of(record: Mapping[str, Any], prediction: Volume) -> Zyx | None:
+    """Where a prediction of ours begins in its image, which an OME-Zarr without a unit cannot say."""
+    if prediction.voxel_size_nm is not None or not re.fullmatch(r"[-\d:,]+", str(record.get("box", ""))):
+        return None
+    starts = [int(part.partition(":")[0]) for part in record["box"].split(",")]
+    return (starts[0], starts[1], starts[2])
+
+
+def unfinished_words(uri: str) -> str:
+    """What to tell of a segmentation that is not done and holds zeros where blocks are missing; empty for any other."""
+    path = group_path(uri)
+    if path is None:
+        return ""
+    folder, _, name = path.rpartition("/")
+    try:
+        progress = json.loads(open_storage(folder or ".").read_bytes(f"{name}.progress.json"))
+        state, done, blocks = progress["state"], progress["done"], progress["blocks"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    if state == "done":
+        return ""
+    return (
+        f"The segmentation is not finished ({state}: {done} of {blocks} blocks). What is missing counts as background "
+        "here; run it to its end first, or give --box of a part that is done."
+    )
