@@ -29,8 +29,8 @@ SMALL = {"num_cpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": 
 
 
 class Worker:
-    def __init__(self, log):
-        self.log = log
+    def __init__(self, log, seconds):
+        self.log, self.seconds = log, seconds
 
     def ready(self):
         return {"pid": os.getpid()}
@@ -38,7 +38,7 @@ class Worker:
     def work(self, phase, block):
         with open(self.log, "a") as log:
             log.write(f"{block}\n")
-        time.sleep(0.5)
+        time.sleep(self.seconds)
         if block == 7:  # the one that is bad: it kills its actor every time
             os._exit(1)
         return {}
@@ -80,7 +80,7 @@ def run(cluster, nodes, log, rng, kind):
     crew = Crew(2, 4, 1.0, in_flight=IN_FLIGHT)
     begin = time.monotonic()
     with Pool(
-        lambda options: remote.options(**options).remote(str(log)),
+        lambda options: remote.options(**options).remote(str(log), 0.2 if kind == "raylets" else 0.5),
         crew,
         said.append,
         patience=Patience(verdict=5.0, cluster=120.0),
