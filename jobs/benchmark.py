@@ -1,4 +1,4 @@
-"""How fast, how lean and how good it is: `python jobs/benchmark.py train`."""
+"""How fast, how lean and how good it is: `python jobs/benchmark.py train`, `segment`, `predictor`, `accuracy`, ..."""
 
 import argparse
 import signal
@@ -9,9 +9,12 @@ from kasthuri_ray.cli import run_job
 
 EXAMPLES = """examples:
   python jobs/benchmark.py train --quick
+  python jobs/benchmark.py segment --data vnc.zarr --weights outputs/my_run
+  python jobs/benchmark.py predictor --device cuda
   python jobs/benchmark.py vnc --source groundtruth-drosophila-vnc --output vnc.zarr
   python jobs/benchmark.py accuracy --data vnc.zarr --task synapse --seeds 0 1 2
 """
+NETWORKS = ["UNet_2D", "UNet_2D_attention", "UNet_2D_residual", "UNet_2D_depth", "UNet_3D"]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -22,11 +25,23 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="train|accuracy|phantom|vnc")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="train|segment|predictor|accuracy|phantom|vnc")
 
     train = kinds.add_parser("train", help="speed and memory of training, against their goals")
     train.add_argument("--data", metavar="DIR", help="a zarr with em and synapse (default: made from the phantom)")
     train.add_argument("--quick", action="store_true", help="fewer steps: shows that it works, says little")
+
+    segment = kinds.add_parser("segment", help="speed and memory of segmentation, against their goals")
+    segment.add_argument("--data", metavar="DIR", help="a zarr with em and labels (default: the phantom is segmented)")
+    segment.add_argument(
+        "--weights", metavar="RUN", help="a run of UNet_2D that learnt those labels: also measures what precision costs"
+    )
+    segment.add_argument("--quick", action="store_true", help="fewer voxels: shows that it works, says little")
+
+    predictor = kinds.add_parser("predictor", help="the five networks on this device, against what it can do")
+    predictor.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a card if any")
+    predictor.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS, metavar="NAME")
+    predictor.add_argument("--quick", action="store_true", help="small blocks: shows that it works, says little")
 
     accuracy = kinds.add_parser("accuracy", help="what the defaults reach on real EM (VNC), and in what time")
     accuracy.add_argument("--data", metavar="DIR", default="vnc.zarr", help="vnc.zarr, or the folder that holds it")
@@ -46,10 +61,10 @@ def make_parser() -> argparse.ArgumentParser:
     vnc.add_argument("--source", required=True, metavar="CHECKOUT", help="the folder that holds stack1")
     vnc.add_argument("--output", default="vnc.zarr", metavar="DIR")
 
-    for kind in (train, accuracy, phantom):
+    for kind in (train, segment, predictor, accuracy, phantom):
         name = kind.prog.split()[-1]
         kind.add_argument("--out", metavar="FILE", default=f"benchmark_{name}.json", help="default: %(default)s")
-    for kind in (train, accuracy, phantom, vnc):
+    for kind in (train, segment, predictor, accuracy, phantom, vnc):
         kind.add_argument("--verbose", action="store_true", help="show what the parts print, and tracebacks")
     return parser
 
@@ -62,6 +77,14 @@ def main(given: Sequence[str]) -> None:
         from kasthuri_ray.benchmarks import train
 
         train.run(**options)
+    elif kind == "segment":
+        from kasthuri_ray.benchmarks import segment
+
+        segment.run(**options)
+    elif kind == "predictor":
+        from kasthuri_ray.benchmarks import predictor
+
+        predictor.run(**options)
     elif kind == "accuracy":
         from kasthuri_ray.benchmarks import accuracy
 

@@ -6,9 +6,7 @@ Each part takes and gives what JSON can hold; `processes.run_part` starts them.
 from __future__ import annotations
 
 import itertools
-import json
 import os
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from kasthuri_ray.benchmarks.processes import be_a_part
 from kasthuri_ray.config import Settings
 
 Sections = dict[str, Any]  # settings as a --config file holds them
@@ -134,13 +133,5 @@ def recipe(settings: Sections, steps: int, whole: bool = False) -> dict[str, Any
     }
 
 
-PARTS = {part.__name__: part for part in (bare, pipeline, stream, recipe)}
-
-
-def main(part: str, given: str, found: str) -> None:
-    result = PARTS[part](**json.loads(Path(given).read_text()))  # type: ignore[operator]
-    Path(found).write_text(json.dumps(result))
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    be_a_part({part.__name__: part for part in (bare, pipeline, stream, recipe)})

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,9 @@ from typing import Any
 
 PERIOD_S = 2.0  # for a minute, and then five times as long: reading the maps of twenty processes takes some 80 ms
 TRAINER, DRIVER, READER, RAY = "trainer", "driver", "reader", "ray"
+COMPUTES = ("ray::RayTrainWorker", "ray::Segmenter")
+PARTS = "kasthuri_ray.benchmarks.parts"
+DRIVES = ("pipeline", "job", "schedule")  # parts that have Ray's workers do the work
 PROC = Path("/proc")
 
 
@@ -30,7 +33,8 @@ PROC = Path("/proc")
 class Usage:
     """What the processes of a part used, in bytes and seconds.
 
-    trainer_peak: resident memory of the largest process that trains (or is the part itself, where it has no Ray).
+    trainer_peak: resident memory of the largest process that trains or segments (or is the part itself, where it has no
+    Ray).
     driver_peak: proportional memory of the part itself, where it drives Ray. others_peak: of all further processes
     together. store_peak: of the shared memory of all, which is Ray's object store. total_peak: of everything.
     cpu_seconds: by role. None where it cannot be measured.
@@ -77,7 +81,7 @@ def role_of(command: str, is_part: bool, trains_itself: bool) -> str:
     """What a process is for, by its command line: Ray's workers carry their work's name."""
     if is_part:
         return TRAINER if trains_itself else DRIVER
-    if command.startswith("ray::RayTrainWorker"):
+    if command.startswith(COMPUTES):
         return TRAINER
     return READER if command.startswith("ray::MapBatches") else RAY
 
@@ -172,16 +176,21 @@ class PartFailed(RuntimeError):
 
 
 def run_part(
-    part: str, arguments: dict[str, Any], environment: Mapping[str, str] | None = None, verbose: bool = False
+    part: str,
+    arguments: dict[str, Any],
+    environment: Mapping[str, str] | None = None,
+    verbose: bool = False,
+    module: str = PARTS,
 ) -> tuple[dict[str, Any], Usage]:
-    """Run `kasthuri_ray.benchmarks.parts.<part>(**arguments)` in a process of its own.
+    """Run the part of that name of `module` with these arguments in a process of its own.
 
-    environment: variables besides ours. Gives what the part returned, and what its processes used. Raises PartFailed.
+    module: one that ends in `be_a_part`. environment: variables besides ours. Gives what the part returned, and what
+    its processes used. Raises PartFailed.
     """
     with tempfile.TemporaryDirectory(prefix="kasthuri_ray_") as folder:
         given, found, log = (Path(folder) / name for name in ("given.json", "found.json", "log"))
         given.write_text(json.dumps(arguments))
-        command = [sys.executable, "-m", "kasthuri_ray.benchmarks.parts", part, str(given), str(found)]
+        command = [sys.executable, "-m", module, part, str(given), str(found)]
         with log.open("wb") as output:
             target = None if verbose else output
             process = subprocess.Popen(
@@ -192,7 +201,7 @@ def run_part(
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-            watch = Watch(process.pid, trains_itself=part != "pipeline")
+            watch = Watch(process.pid, trains_itself=part not in DRIVES)
             try:
                 with watch:
                     code = process.wait()
@@ -202,6 +211,13 @@ def run_part(
         if code or not found.exists():
             raise PartFailed(f"the part {part} ended with {code}:\n{log.read_text(errors='replace')[-2000:]}")
         return json.loads(found.read_text()), watch.usage
+
+
+def be_a_part(parts: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
+    """What a module of parts ends in: `python -m MODULE PART GIVEN.json FOUND.json`, as `run_part` starts it."""
+    part, given, found = sys.argv[1:]
+    result = parts[part](**json.loads(Path(given).read_text()))
+    Path(found).write_text(json.dumps(result))
 
 
 def _environment() -> dict[str, str]:

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from kasthuri_ray.benchmarks import accuracy, train
+from kasthuri_ray.benchmarks import accuracy, predictor, segment, train
 from kasthuri_ray.benchmarks.processes import Usage
 from kasthuri_ray.config import Settings
 
@@ -43,6 +43,8 @@ def test_the_words_reach_the_benchmark(job: ModuleType, monkeypatch: pytest.Monk
     called = []
     monkeypatch.setattr(train, "run", lambda **options: called.append(options))
     monkeypatch.setattr(accuracy, "run", lambda **options: called.append(options))
+    monkeypatch.setattr(segment, "run", lambda **options: called.append(options))
+    monkeypatch.setattr(predictor, "run", lambda **options: called.append(options))
     job.main(["train", "--quick"])
     job.main(["accuracy", "--data", "d", "--task", "synapse", "--seeds", "3", "4", "--seed-recipe", "full"])
     assert called[0] == {"data": None, "quick": True, "out": "benchmark_train.json", "verbose": False}
@@ -52,6 +54,15 @@ def test_the_words_reach_the_benchmark(job: ModuleType, monkeypatch: pytest.Monk
         "seeds": [3, 4],
         "seed_recipe": "full",
         "out": "benchmark_accuracy.json",
+        "verbose": False,
+    }
+    job.main(["segment", "--data", "d", "--weights", "r"])
+    job.main(["predictor", "--device", "cpu"])
+    assert called[2] == {
+        **{"data": "d", "weights": "r", "quick": False, "out": "benchmark_segment.json", "verbose": False}
+    }
+    assert called[3] == {
+        **{"device": "cpu", "networks": list(predictor.FIVE), "quick": False, "out": "benchmark_predictor.json"},
         "verbose": False,
     }
 
