@@ -47,8 +47,17 @@ class Comparison:
     objects: bool = False
 
     def read_probability(self, box: Box) -> np.ndarray:
-        """The probability of foreground: uint8 (255 is 1) or float, z,y,x. `box` in voxels of the annotation."""
-        voxels = self.prediction.read(moved(box, self.shift))
+        """The probability of foreground: uint8 (255 is 1) or float, z,y,x. `box` in voxels of the annotation.
+
+        Raises ValueError for floats that are no probabilities.
+        """
+        there = moved(box, self.shift)
+        voxels = self.prediction.read(there)
+        if voxels.dtype.kind == "f" and not (voxels.min() >= 0 and voxels.max() <= 1 + 1e-6):
+            raise ValueError(
+                f"{self.prediction.uri} {there} holds {voxels.min():.4g} to {voxels.max():.4g}; probabilities are "
+                "floats from 0 to 1, or uint8, of which 255 is 1"
+            )
         return voxels * np.uint8(255) if voxels.dtype == bool else voxels
 
     def read_classes(self, box: Box) -> np.ndarray:

@@ -28,6 +28,7 @@ from kasthuri_ray.evaluation.components import (
     Joiner,
     label_block,
 )
+from kasthuri_ray.geometry import Zyx
 from kasthuri_ray.storage import open_storage
 
 __all__ = ["Components", "ObjectTable", "join", "label_block", "tabulate", "write_table"]
@@ -61,7 +62,10 @@ class ObjectTable:
         return self.stats[:, SUM_Z : SUM_Z + 3] / self.stats[:, SIZE, None]
 
     def rows(
-        self, voxel_size_nm: Sequence[float] | None, translation_nm: Sequence[float] = (0.0, 0.0, 0.0)
+        self,
+        voxel_size_nm: Sequence[float] | None,
+        translation_nm: Sequence[float] = (0.0, 0.0, 0.0),
+        start: Zyx = (0, 0, 0),
     ) -> Iterator[str]:
         """The lines of the table as CSV, header first; see `write_table`."""
         yield HEADER.format(unit="_voxels" if voxel_size_nm is None else "_nm")
@@ -69,7 +73,7 @@ class ObjectTable:
         centroids = self.centroid * scale + np.array(translation_nm, np.float64)
         mean = self.stats[:, PROBABILITY_SUM] / self.stats[:, SIZE] / 255
         for row, (stats, centroid) in enumerate(zip(self.stats.tolist(), centroids.tolist(), strict=True)):
-            box = [stats[column + axis] for axis in range(3) for column in (START_Z, STOP_Z)]
+            box = [stats[column + axis] + start[axis] for axis in range(3) for column in (START_Z, STOP_Z)]
             place = ",".join(f"{value:.3f}" for value in centroid)
             chance = f"{mean[row]:.6f},{stats[HIGHEST] / 255:.6f}"
             yield f"{row + 1},{place},{stats[SIZE]},{chance},{','.join(map(str, box))}"
@@ -110,12 +114,14 @@ def write_table(
     path: str,
     voxel_size_nm: Sequence[float] | None,
     translation_nm: Sequence[float] = (0.0, 0.0, 0.0),
+    start: Zyx = (0, 0, 0),
 ) -> None:
     """Write the table as CSV to a path or `s3://` URL, whole or not at all.
 
     Centroids are index * voxel size + translation in nm; in voxels, and the header says so, where no size is known.
-    Boxes are half-open, in voxels of the volume. Probabilities are from 0 to 1.
+    Boxes are half-open, in voxels; `start` is added to them: of an output, where it begins in its image. Probabilities
+    are from 0 to 1.
     """
     folder, _, name = path.rpartition("/")
-    lines = table.rows(voxel_size_nm, translation_nm)
+    lines = table.rows(voxel_size_nm, translation_nm, start)
     open_storage(folder or ".").write_bytes(name, "".join(f"{line}\n" for line in lines).encode())

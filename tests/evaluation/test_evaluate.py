@@ -272,6 +272,9 @@ def test_predictions_of_other_tools_are_floats_or_masks(synapses, tmp_path):
     mask = probability / 255 >= 0.4
     bools, _ = figures("bools.zarr", mask)
     assert (bools["foreground_f1"], bools["objects"]) == (floats["foreground_f1"], ours)
+    for name, wrong in (("of255", probability.astype(np.float32)), ("nan", np.full(PART, np.nan, np.float32))):
+        with pytest.raises(ValueError, match=rf"{name}.zarr .* holds .*; probabilities are floats from 0 to 1"):
+            figures(f"{name}.zarr", wrong)
     ones, notes = figures("ones.zarr", mask.astype(np.uint8))
     assert ones["foreground_f1"] == 0
     assert "nothing above 1 of 255" in notes[0]

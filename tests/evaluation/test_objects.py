@@ -137,6 +137,9 @@ def test_the_table_is_csv_in_nanometers(tmp_path):
         "z_start": "11", "z_stop": "12", "y_start": "1", "y_stop": "2", "x_start": "1", "x_stop": "3",
     }  # fmt: skip
     assert second["centroid_z_nm"] == "345.000"
+    shifted = next(csv.DictReader(table.rows(SIZE_NM, (0.0, 600.0, 0.0), start=(1000, 20, 3))))
+    moved = {"z_start": "1011", "z_stop": "1012", "y_start": "21", "y_stop": "22", "x_start": "4", "x_stop": "6"}
+    assert shifted == first | moved
     assert [second[f"z_{end}"] for end in ("start", "stop")] == ["11", "13"]
 
 
