@@ -12,14 +12,13 @@ that is done.
 from __future__ import annotations
 
 import errno
-import signal
-import threading
 import time
-from collections.abc import Callable, Container, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Container, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from kasthuri_ray.cli import ending_on_sigterm
 from kasthuri_ray.segmentation.cluster_view import ClusterView
 from kasthuri_ray.segmentation.ray_actors import Member, kill, one_line, plain, results_of, start
 from kasthuri_ray.segmentation.staffing import Crew, Patience, Staffing
@@ -97,7 +96,7 @@ class Pool:
         self._lacking_said = False
 
     def __enter__(self) -> Pool:
-        self._sigterm = _ending_on_sigterm()
+        self._sigterm = ending_on_sigterm()
         self._sigterm.__enter__()
         return self
 
@@ -398,20 +397,3 @@ class Pool:
         if placed and waits_long and not self._lacking_said:
             self._lacking_said = True
             self.say(f"{placed} of {placed + unplaced} actors have started, the others wait: {self._view.lack()}")
-
-
-@contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM unwinds the stack as Ctrl-C does, and the exit code is 143."""
-
-    def end(number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
