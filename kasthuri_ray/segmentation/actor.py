@@ -6,9 +6,11 @@ last is written. The network has a thread of its own, since torch keeps threads 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -23,21 +25,22 @@ from kasthuri_ray.models.unet import build_network, load_weights
 from kasthuri_ray.segmentation.grid import BlockGrid, name_of
 from kasthuri_ray.segmentation.job import Job
 from kasthuri_ray.segmentation.ledger import Ledger
+from kasthuri_ray.segmentation.mask import is_outside
 from kasthuri_ray.segmentation.output import Output, mask_of
 from kasthuri_ray.segmentation.precomputed import Precomputed
 from kasthuri_ray.segmentation.predictor import CannotCompile, CardTooSmall, Machine, Predictor, prepare
-from kasthuri_ray.segmentation.prepare import is_outside
 from kasthuri_ray.segmentation.tiling import blank_chunks
 from kasthuri_ray.segmentation.verdicts import Unfit
 from kasthuri_ray.volumes.labels import to_uint8
 
 SEGMENT, OBJECTS, COPY = "s0", "objects", "precomputed-"
 UNFIT = (CardTooSmall, CannotCompile)  # of predictor: the machine, not the block
+BLOCKS_HELD = 2  # of an actor, before and after the network: the memory that it needs is bounded by this
 
 
 @dataclass(frozen=True)
 class Cutout:
-    """A block of the image with its halo: grey levels uint8 of `box`; keep: the output chunks that are not blank."""
+    """A block of the image with its halo: uint8 grey levels of `box`. keep: the output's chunks that are not blank."""
 
     box: Box
     voxels: np.ndarray
@@ -68,6 +71,7 @@ class Segmenter:
         self.ledger = Ledger.beside(job.output)
         self.output = Output(job.output, job.spec)
         self._computing = ThreadPoolExecutor(1, "network")
+        self._reading, self._writing = threading.Semaphore(BLOCKS_HELD), threading.Semaphore(BLOCKS_HELD)
 
     def ready(self) -> dict[str, Any]:
         """Build the network on its device. What it gives names the machine."""
@@ -79,7 +83,7 @@ class Segmenter:
             machine = Machine.here(arithmetic.device)
         except ValueError as error:
             raise Unfit(str(error)) from error
-        if arithmetic.precision == "bf16" and not machine.bf16 and job.record["asked"]["precision"] == "auto":
+        if arithmetic.precision == "bf16" and not machine.bf16 and not job.emulate_bf16:
             raise Unfit(f"the run was begun in bf16, and {machine.name} does not multiply it")
         prepare(arithmetic)
         network = build_network(job.network)
@@ -118,20 +122,27 @@ class Segmenter:
         return grid_of(self.job, phase)
 
     def _segment(self, block: Box) -> tuple[dict[str, Any], bool]:
-        """Run the network over a block and write it; its record, and whether nothing was written."""
+        """Run the network over a block and write it; what there is to say of it, and whether nothing was written."""
         job = self.job
         if job.mask is not None and is_outside(block, job.mask, job.image):
             return {"outside": True}, True
-        cutout = self._fetch(block)
-        if cutout.keep is not None and not cutout.keep.any():
-            return {"skipped": int(cutout.keep.size)}, True
-        probabilities = self._computing.submit(self._predict, cutout, block).result()
-        place = shifted(block, job.box.start)
+        with ExitStack() as writing:
+            with self._reading:
+                cutout = self._fetch(block)
+                blank = 0 if cutout.keep is None else int((~cutout.keep).sum())
+                if cutout.keep is not None and blank == cutout.keep.size:
+                    return {"blank_chunks": blank}, True
+                writing.enter_context(self._writing)
+                probabilities = self._computing.submit(self._predict, cutout, block).result()
+                del cutout
+            wrote = self._write(shifted(block, job.box.start), probabilities)
+        return {"computed": True} | ({"blank_chunks": blank} if blank else {}), not wrote
+
+    def _write(self, place: Box, probabilities: np.ndarray) -> bool:
         wrote = self.output.write_block(0, place, probabilities)
-        if job.save_mask:
-            wrote |= self.output.write_mask(0, place, mask_of(probabilities, job.threshold))
-        skipped = 0 if cutout.keep is None else int((~cutout.keep).sum())
-        return {"skipped": skipped} if skipped else {}, not wrote
+        if self.job.save_mask:
+            wrote |= self.output.write_mask(0, place, mask_of(probabilities, self.job.threshold))
+        return wrote
 
     def _fetch(self, block: Box) -> Cutout:
         job = self.job
@@ -189,7 +200,7 @@ class Segmenter:
         packed = len(Zstd(level=1).encode(np.ascontiguousarray(probabilities)))
         error = None
         if job.halo != job.reach.margin:
-            exact = Segmenter(replace(job, halo=job.reach.margin, arithmetic=replace(job.arithmetic, compile=False)))
+            exact = Segmenter(replace(job, halo=job.reach.margin))
             exact.ready()
             cutout = exact._cutout(block, exact.job.halo)
             whole = exact._computing.submit(exact._predict, cutout, block).result()

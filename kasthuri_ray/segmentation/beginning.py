@@ -7,21 +7,20 @@ import os
 import shlex
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from kasthuri_ray.segmentation import predictor
-from kasthuri_ray.segmentation.existing import remove, what_is_there
+from kasthuri_ray.segmentation.actor import COPY
+from kasthuri_ray.segmentation.existing import names_in, remove, remove_folder, what_is_there
 from kasthuri_ray.segmentation.job import Job
 from kasthuri_ray.segmentation.ledger import Ledger, differences
 from kasthuri_ray.segmentation.plan import Plan
-from kasthuri_ray.segmentation.predictor import Arithmetic, Machine
+from kasthuri_ray.segmentation.predictor import Arithmetic
 from kasthuri_ray.segmentation.prepare import Prepared
-from kasthuri_ray.segmentation.staffing import Crew, num_that_fit
-from kasthuri_ray.segmentation.tiling import phase_of
 from kasthuri_ray.storage import Storage, open_storage
 
 SPARED_BYTES = 500_000_000  # of a disk, for others
+COPY_FILE = "copy.json"  # of a ledger: where the precomputed copy is that it tells of
 
 
 def absolute(path: str) -> str:
@@ -29,16 +28,17 @@ def absolute(path: str) -> str:
     return open_storage(path).path
 
 
-def begun_with(output: str, ledger: Ledger) -> dict[str, Any] | None:
-    """The record of the segmentation that was begun at `output`, None where nothing is there.
+def begun_with(output: str, overwrite: bool) -> dict[str, Any] | None:
+    """The record of the segmentation that was begun at `output`; None where nothing is there, or it is to go.
 
     Raises ValueError where something else is there, or half of a segmentation.
     """
-    found, record = what_is_there(output), ledger.settings()
-    if found is None and record is None:
-        return None
+    ledger, found = Ledger.beside(output), what_is_there(output)
     if found is not None and not found.ours:
         raise ValueError(f"{found.words}; choose another --output")
+    record = None if overwrite else ledger.settings()
+    if overwrite or (found is None and record is None):
+        return None
     if record is None:
         raise ValueError(
             f"{output} is a segmentation whose ledger, {ledger.storage.path}, is gone: nobody knows which blocks "
@@ -51,141 +51,109 @@ def begun_with(output: str, ledger: Ledger) -> dict[str, Any] | None:
     return record
 
 
-def check_same(begun: dict[str, Any] | None, job: Job, output: str) -> None:
+def check_same(begun: dict[str, Any] | None, job: Job) -> None:
     """Raise a ValueError, with the difference, where the output was begun with other settings."""
     differ = differences(begun, job.record) if begun is not None else []
     if differ:
         shown = "\n  ".join(differ)
         raise ValueError(
-            f"{output} was begun with other settings:\n  {shown}\nGive another --output, or those; --overwrite begins "
-            "it anew"
+            f"{job.output} was begun with other settings:\n  {shown}\nGive another --output, or those; --overwrite "
+            "begins it anew"
         )
 
 
 def arithmetic_of(begun: dict[str, Any], prepared: Prepared) -> Arithmetic:
-    """How the blocks of a segmentation that was begun are computed. Raises ValueError for another device."""
-    arithmetic = Arithmetic(**begun["arithmetic"])
-    asked = prepared.settings.segment.device
-    if asked not in ("auto", arithmetic.device):
-        raise ValueError(f"the segmentation was begun on {arithmetic.device}, and --device is {asked}")
-    return arithmetic
+    """How the blocks of a segmentation that was begun are computed: as then, unless something else is asked for now.
 
-
-def decide(prepared: Prepared, gpu: bool) -> Arithmetic:
-    """How blocks are computed on the kind of machine that the cluster has.
-
-    Raises ValueError for tiles that the network cannot work with, and for blocks that do not fit in memory.
+    What differs is found by `check_same`. Raises ValueError for a record that is not of this version.
     """
-    asked, network = prepared.settings.segment, prepared.network
-    machine = machine_of_actors(gpu, asked.gpus_per_actor)
-    shape = tuple(min(b, n) for b, n in zip(prepared.block, prepared.box.shape, strict=True))
-    arithmetic = predictor.decide(
-        network,
-        prepared.settings.network.dim,
-        replace(prepared.reach, margin=prepared.halo),
-        machine,
-        block=shape,  # type: ignore[arg-type]
-        voxels=prepared.box.num_voxels,
-        phase=phase_of(prepared.box.start, prepared.image.bounds.start, prepared.reach.factors),
-        precision=asked.precision,
-        compile=asked.compile,
-        tile=tuple(asked.tile) if asked.tile else None,  # type: ignore[arg-type]
-        batch=asked.batch,
-        tta=asked.tta,
-        share=asked.gpus_per_actor if gpu else 1.0,
-    )
-    needs = predictor.actor_bytes(
-        network,
-        prepared.settings.network.dim,
-        arithmetic,
-        shape,  # type: ignore[arg-type]
-        prepared.halo,
-        prepared.classes,
-        prepared.image.dtype.itemsize,
-    )
-    if machine.device == "cpu" and needs > machine.memory_bytes:
-        raise ValueError(
-            f"an actor with blocks of {shape} and tiles of {arithmetic.tile} (z,y,x) needs {needs / 1e9:.1f} GB, and a "
-            f"machine here has {machine.memory_bytes / 1e9:.1f} GB; give a smaller --block, or --tile"
-        )
-    return arithmetic
+    asked = prepared.settings.segment
+    told = {
+        "device": asked.device,
+        "precision": asked.precision,
+        "compile": False if asked.compile == "off" else "auto",  # "on" is off where there is no compiler
+        "tile": asked.tile or "auto",
+        "batch": asked.batch or "auto",
+        "tta": asked.tta,
+    }
+    try:
+        return Arithmetic(**begun["arithmetic"] | {name: value for name, value in told.items() if value != "auto"})
+    except (KeyError, TypeError):
+        raise ValueError("it was begun by another version of this program; --overwrite begins it anew") from None
 
 
-def machine_of_actors(gpu: bool, gpus_per_actor: float) -> Machine:
-    """The kind of machine that actors will be on, seen from one of them."""
-    import ray
-
-    look: Any = ray.remote(num_cpus=0.1, num_gpus=gpus_per_actor if gpu else 0)(_machine)
-    return ray.get(look.remote("cuda" if gpu else "cpu"), timeout=120)
-
-
-def _machine(device: str) -> Machine:
-    return Machine.here(device)
-
-
-def room_for(crew: Crew) -> int:
-    """For how many actors the cluster has room."""
-    import ray
-
-    return max(1, num_that_fit(crew.needs, ray.cluster_resources()))
-
-
-def with_copy(job: Job, path: str) -> Job:
-    """The job with a precomputed copy at an absolute path."""
-    found = what_is_there(path)
+def check_copy(job: Job, overwrite: bool) -> None:
+    """Raise a ValueError where the precomputed copy would be written over something else."""
+    found = what_is_there(job.precomputed) if job.precomputed else None
     if found is not None and not found.ours:
         raise ValueError(f"{found.words}; choose another place for --precomputed")
-    return replace(job, precomputed=path)
+    if found is not None and found.record != job.record and not overwrite:
+        raise ValueError(f"{found.words}, with other settings; choose another place for --precomputed, or --overwrite")
 
 
-def check_room(output: str, plan: Plan) -> None:
-    """Raise a ValueError where the disk has no room for what is left to be written, as it is estimated."""
-    folder = open_storage(output).folder
+def check_room(job: Job, plan: Plan) -> str:
+    """What is free and what is left to be written, in a line; empty on S3. ValueError where the disk has no room."""
+    folder = open_storage(job.output).folder
     if folder is None:
-        return
-    there = next(parent for parent in [folder, *folder.parents] if parent.exists())
+        return ""
+    there = _existing(folder)
     if not os.access(there, os.W_OK):
         raise PermissionError(f"{there} cannot be written to; choose another --output")
-    free = shutil.disk_usage(there).free - SPARED_BYTES
+    free = max(0, shutil.disk_usage(there).free - SPARED_BYTES)
     needed = plan.bytes_written * (1 - plan.done / plan.blocks)
+    words = (
+        f"{there} has room for {free / 1e9:.2f} GB, and what is left to write takes about {needed / 1e9:.2f} GB, "
+        "compressed"
+    )
     if needed > free:
-        raise ValueError(
-            f"{there} has room for {max(0, free) / 1e9:.2f} GB, and what is left of {output} will take about "
-            f"{needed / 1e9:.2f} GB, compressed; free some space or choose another --output"
-        )
+        raise ValueError(f"{words}; free some space or choose another --output than {job.output}")
+    return words
+
+
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in [folder, *folder.parents] if parent.exists())
 
 
 def table_path(job: Job) -> str:
     """Where the table of objects lies."""
-    return f"{job.output}.{job.task_type}s.csv" if job.task_type == "synapse" else f"{job.output}.objects.csv"
-
-
-def beside(path: str) -> tuple[Storage, str]:
-    """The storage and the name of a file."""
-    folder, _, name = path.rpartition("/")
-    return open_storage(folder), name
+    return f"{job.output}.synapses.csv" if job.task_type == "synapse" else f"{job.output}.objects.csv"
 
 
 def write_plan(output: str, plan: Plan) -> None:
     """Write `<output>.plan.json`."""
-    storage, name = beside(f"{output}.plan.json")
+    storage, name = _beside(f"{output}.plan.json")
     storage.write_bytes(name, (json.dumps(plan.to_json(), indent=2) + "\n").encode())
 
 
-def remove_all(output: str, job: Job) -> None:
+def _beside(path: str) -> tuple[Storage, str]:
+    """The storage and the name of a file."""
+    folder, _, name = path.rpartition("/")
+    return open_storage(folder or "/"), name
+
+
+def remove_all(job: Job) -> None:
     """Remove an earlier segmentation and all that lies beside it; its ledger's lock, which is ours now, stays."""
-    found, ledger = what_is_there(output), Ledger.beside(output)
-    if found is not None and not found.ours:
-        raise ValueError(f"{found.words}; choose another --output")
-    remove(output)
-    for name in ledger.storage.list():
-        if name != "lock.json":
-            ledger.storage.delete(name)
-    for path in (f"{output}.progress.json", table_path(job)):
-        storage, name = beside(path)
+    Ledger.beside(job.output).clear()  # first: what it says is done must be there
+    remove(job.output)
+    for path in (f"{job.output}.progress.json", table_path(job)):
+        storage, name = _beside(path)
         storage.delete(name)
-    if job.precomputed and what_is_there(job.precomputed) is not None:
+    if job.precomputed:
         remove(job.precomputed)
+
+
+def begin_copy(job: Job, ledger: Ledger) -> None:
+    """Have the ledger forget what it says of a precomputed copy that is elsewhere, or gone."""
+    try:
+        before = json.loads(ledger.storage.read_bytes(COPY_FILE))["path"]
+    except (FileNotFoundError, ValueError, KeyError):
+        before = None
+    assert job.precomputed is not None
+    if before != job.precomputed or what_is_there(job.precomputed) is None:
+        for name in names_in(ledger.storage):
+            if name.startswith(COPY):
+                remove_folder(ledger.storage.child(name))
+        ledger.storage.write_bytes(COPY_FILE, json.dumps({"path": job.precomputed}).encode())
 
 
 def command_again(program: str, given: Sequence[str]) -> str:

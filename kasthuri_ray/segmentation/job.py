@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kasthuri_ray.geometry import Box, Zyx
@@ -31,7 +32,8 @@ class Job:
     network: the settings of ARCHITECTURE. weights: its state dict, on the CPU. intensity: the grey levels that become
     0 and 255. box: what is segmented, in voxels of the image. halo: what a block reads around itself, z, y, x; the
     reach's margin unless a smaller one was asked for. block: z, y, x. threshold: of mask and objects.
-    record: what the output's attributes and the ledger keep; see `record_of`.
+    precomputed: where a copy goes, if there is one. emulate_bf16: whether bf16 was asked for by name, so that machines
+    which cannot multiply it do it all the same. record: what the output's attributes and the ledger keep.
     """
 
     image: Volume
@@ -53,6 +55,7 @@ class Job:
     objects: bool
     precomputed: str | None
     skip_blank: bool
+    emulate_bf16: bool
     record: dict[str, Any]
 
     @property
@@ -86,7 +89,7 @@ def hash_of(weights: Mapping[str, Tensor]) -> str:
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().tobytes() if tensor.dtype.itemsize != 2 else tensor.view(-1).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return digest.hexdigest()
 
 

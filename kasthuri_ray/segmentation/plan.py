@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from kasthuri_ray.geometry import Zyx
 from kasthuri_ray.progress import duration
 from kasthuri_ray.segmentation.grid import BlockGrid
 from kasthuri_ray.segmentation.job import Job
@@ -73,7 +74,7 @@ def make_plan(
     rate = hours = gpu_hours = cost = None
     if timing is not None:
         rate = actors * timing.computed / timing.seconds * unique / computed / 1e6
-        hours = unique * (1 - done / len(grid)) / rate / 1e6 / 3600
+        hours = unique * (1 - done / len(grid)) / (rate * 1e6 * 3600)
         gpu_hours = hours * actors * gpus_per_actor
         if price_per_hour is not None:
             cost = price_per_hour * (gpu_hours if gpus_per_actor else hours * actors)
@@ -82,7 +83,7 @@ def make_plan(
         done=done,
         voxels=unique,
         bytes_read=read_voxels(job) * job.image.dtype.itemsize,
-        bytes_written=round(written_voxels(job) / (timing.compression if timing else COMPRESSION)),
+        bytes_written=bytes_written(job, timing.compression if timing else COMPRESSION),
         computed_twice=computed / unique - 1,
         memory_per_actor_bytes=memory_of_actor(job, network),
         actors=actors,
@@ -106,16 +107,17 @@ def read_voxels(job: Job) -> int:
     return chunks.intersect(job.image.bounds).num_voxels
 
 
-def written_voxels(job: Job) -> int:
-    """Of all levels and channels, and of mask and copy if there are any."""
+def bytes_written(job: Job, compression: float) -> int:
+    """Of all levels: the channels and the mask, compressed, and a precomputed copy, which is not."""
+    voxels = sum(math.prod(level.shape) for level in job.levels)
     channels = job.classes - 1
-    arrays = channels + (channels if job.precomputed else 0) + (1 if job.save_mask else 0)
-    return arrays * sum(math.prod(level.shape) for level in job.levels)
+    raw = voxels * channels if job.precomputed else 0
+    return round(voxels * (channels + job.save_mask) / compression) + raw
 
 
 def memory_of_actor(job: Job, network: nn.Module) -> int:
     """What an actor's process takes at most, its cache of decoded chunks aside."""
-    shape = tuple(min(b, n) for b, n in zip(job.block, job.box.shape, strict=True))
+    shape: Zyx = tuple(min(b, n) for b, n in zip(job.block, job.box.shape, strict=True))  # type: ignore[assignment]
     return actor_bytes(
         network,
         job.network["dim"],
@@ -123,7 +125,7 @@ def memory_of_actor(job: Job, network: nn.Module) -> int:
         shape,
         job.halo,
         job.classes,
-        job.image.dtype.itemsize,  # type: ignore[arg-type]
+        job.image.dtype.itemsize,
     )
 
 
@@ -141,7 +143,8 @@ def describe_plan(plan: Plan, job: Job) -> list[str]:
         took = [f"{plan.mvoxels_per_second:.2f} Mvoxels/s", duration(plan.hours * 3600)]
         took += [f"{plan.gpu_hours:,.1f} GPU-hours"] if plan.gpu_hours else []
         took += [f"{plan.cost:,.2f} at the price given"] if plan.cost is not None else []
-        lines.append(f"with {plan.actors} actor{'s' * (plan.actors != 1)}: about {', '.join(took)}")
+        faster = "; timed uncompiled, compiled it is faster" if arithmetic.compile else ""
+        lines.append(f"with {plan.actors} actor{'s' * (plan.actors != 1)}: about {', '.join(took)}{faster}")
     if plan.halo_error is not None:
         lines.append(f"the smaller halo changes probabilities of a sample by up to {plan.halo_error:.3f}")
     return lines

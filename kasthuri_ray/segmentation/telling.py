@@ -3,40 +3,55 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from kasthuri_ray.geometry import Zyx
 from kasthuri_ray.progress import Reporter, duration
-from kasthuri_ray.segmentation.actor import COPY, OBJECTS, SEGMENT
+from kasthuri_ray.segmentation.actor import COPY, OBJECTS, SEGMENT, grid_of
 from kasthuri_ray.segmentation.grid import name_of
 from kasthuri_ray.segmentation.job import Job
 from kasthuri_ray.segmentation.ledger import write_progress
 from kasthuri_ray.segmentation.pool import Progress
-from kasthuri_ray.segmentation.verdicts import Aside
+from kasthuri_ray.segmentation.todo import Todo
 
 FILE_PERIOD_S = 5.0
 
 
 class Telling:
-    """Tells how far a job is. `begin` a phase, then `tick` about once a second, then `finish`."""
+    """Tells how far a job is: `begin` each phase, `tick` about once a second, then `finish`, or `fail`.
 
-    def __init__(self, job: Job, reporter: Reporter) -> None:
-        self.job, self.reporter = job, reporter
-        self.state: dict[str, Any] = {"state": "running", "blocks": 0, "done": 0, "skipped": 0, "set_aside": []}
+    state: what `<output>.progress.json` holds. blocks, done, skipped: of the network's phase; skipped are those of
+    which nothing is stored. set_aside: names of blocks, those of other phases as `phase/name`.
+    """
+
+    def __init__(self, job: Job, todo: Todo, reporter: Reporter) -> None:
+        self.job, self.todo, self.reporter = job, todo, reporter
+        self.state: dict[str, Any] = {"state": "running", "blocks": len(grid_of(job, SEGMENT))}
+        self.state |= {"done": len(todo.done(SEGMENT)), "skipped": todo.num_blank(SEGMENT), "set_aside": []}
+        self.state |= {"mvoxels_per_second": None, "seconds_left": None}
         self._metrics = _metrics()
+        self._voxels = 0
         self._written = 0.0
-        self._rate: float | None = None
-        self._asides = 0
 
-    def begin(self, phase: str, blocks: int, done: int) -> None:
-        """A phase begins, of so many blocks, of which some are done."""
-        self.phase, self.blocks, self.before = phase, blocks, done
+    def begin(self, phase: str) -> None:
+        """A phase begins."""
+        self.phase, self.blocks = phase, len(grid_of(self.job, phase))
+        self.before = len(self.todo.done(phase))
         self.began: float | None = None
-        if phase == SEGMENT:
-            self.state.update(blocks=blocks, done=done)
-        elif done < blocks:
-            self.reporter.line(f"{_phase_words(phase)}: {blocks - done} blocks")
+        if phase != SEGMENT and self.before < self.blocks:
+            self.reporter.line(f"{phase_words(phase)}: {self.blocks - self.before} of {self.blocks} blocks to do")
+        self._write()
+
+    def note_done(self, index: Zyx, computed: bool) -> None:
+        """A block is done. computed: whether the network ran on it."""
+        if computed:
+            self._voxels += grid_of(self.job, self.phase).box(index).num_voxels
+
+    def note_aside(self, index: Zyx) -> None:
+        """A block is set aside."""
+        name = name_of(index)
+        self.state["set_aside"].append(name if self.phase == SEGMENT else f"{self.phase}/{name}")
         self._write()
 
     def tick(self, progress: Progress) -> None:
@@ -45,50 +60,53 @@ class Telling:
         if progress.actors and self.began is None:
             self.began = now
         seconds = now - self.began if self.began is not None else 0.0
-        left = self._seconds_left(progress, seconds)
+        done = len(self.todo.done(self.phase))
+        left = self._seconds_left(progress, done, seconds)
         if self.phase == SEGMENT:
-            self._rate = progress.done * self._block_voxels() / seconds / 1e6 if progress.done and seconds else None
-            self.state.update(done=self.before + progress.done)
-        self.state.update(mvoxels_per_second=self._rate, seconds_left=left)
-        self.reporter.live(self.line(progress, left))
-        for name, value in (("blocks_done", self.before + progress.done), ("set_aside", progress.set_aside)):
-            self._metrics[name].set(value, tags={"phase": self.phase})
-        self._metrics["mvoxels_per_second"].set(self._rate or 0.0, tags={"phase": self.phase})
-        self._metrics["actors"].set(progress.actors, tags={"phase": self.phase})
-        if now - self._written >= FILE_PERIOD_S or progress.set_aside != self._asides:
-            self._asides = progress.set_aside
+            rate = self._voxels / seconds / 1e6 if self._voxels and seconds else None
+            self.state.update(done=done, skipped=self.todo.num_blank(SEGMENT), mvoxels_per_second=rate)
+        self.state.update(seconds_left=left)
+        self.reporter.live(self.line(progress, done, left))
+        self._measure(progress, done)
+        if now - self._written >= FILE_PERIOD_S:
             self._write()
 
-    def line(self, progress: Progress, left: float | None) -> str:
+    def line(self, progress: Progress, done: int, left: float | None) -> str:
         """The live line."""
-        words = [f"{_phase_words(self.phase)}: {self.before + progress.done}/{self.blocks} blocks"]
+        words = [f"{phase_words(self.phase)}: {done}/{self.blocks} blocks"]
         words.append(f"{progress.actors} actor{'s' * (progress.actors != 1)}")
-        if self.phase == SEGMENT and self._rate is not None:
-            words.append(f"{self._rate:.2f} Mvoxels/s")
+        rate = self.state["mvoxels_per_second"]
+        if self.phase == SEGMENT and rate is not None:
+            words.append(f"{rate:.2f} Mvoxels/s")
         if left is not None:
             words.append(f"{duration(left)} left")
-        if progress.set_aside:
-            words.append(f"{progress.set_aside} set aside")
+        if self.state["set_aside"]:
+            words.append(f"{len(self.state['set_aside'])} set aside")
         return "  ".join(words)
 
-    def skip(self, chunks_or_block: bool) -> None:
-        """A block was recorded without running the network."""
-        self.state["skipped"] += chunks_or_block
-
-    def finish(self, asides: Sequence[Aside]) -> None:
+    def finish(self) -> None:
         """The job has ended by itself."""
+        self._end("set aside" if self.state["set_aside"] else "done", 0.0)
+
+    def fail(self) -> None:
+        """The job has ended before its time."""
+        self._end("failed", None)
+
+    def _end(self, state: str, seconds_left: float | None) -> None:
         self.reporter.end()
-        names = [name_of(aside.block) for aside in asides]  # type: ignore[arg-type]
-        self.state.update(state="set aside" if asides else "done", set_aside=names, seconds_left=0.0)
+        done = len(self.todo.done(SEGMENT))
+        self.state.update(state=state, done=done, skipped=self.todo.num_blank(SEGMENT), seconds_left=seconds_left)
         self._write()
 
-    def _seconds_left(self, progress: Progress, seconds: float) -> float | None:
-        left = self.blocks - self.before - progress.done - progress.set_aside
-        return seconds / progress.done * left if progress.done else None
+    def _seconds_left(self, progress: Progress, done: int, seconds: float) -> float | None:
+        here = done - self.before
+        return seconds / here * (self.blocks - done - progress.set_aside) if here > 0 and seconds else None
 
-    def _block_voxels(self) -> float:
-        """Of a block on average: the last ones are smaller."""
-        return self.job.box.num_voxels / self.blocks
+    def _measure(self, progress: Progress, done: int) -> None:
+        values: dict[str, float] = {"blocks_done": done, "set_aside": progress.set_aside, "actors": progress.actors}
+        values["mvoxels_per_second"] = self.state["mvoxels_per_second"] or 0.0
+        for name, value in values.items():
+            self._metrics[name].set(value, tags={"phase": self.phase})
 
     def _write(self) -> None:
         self._written = time.monotonic()
@@ -96,7 +114,7 @@ class Telling:
             write_progress(self.job.output, self.state)
 
 
-def _phase_words(phase: str) -> str:
+def phase_words(phase: str) -> str:
     if phase == SEGMENT:
         return "segmenting"
     if phase == OBJECTS:

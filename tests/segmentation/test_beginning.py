@@ -1,0 +1,161 @@
+"""What may be at the place of an output: nothing, or the same segmentation; another only if it is to go."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from kasthuri_ray.segmentation import beginning
+from kasthuri_ray.segmentation.ledger import Ledger
+from kasthuri_ray.segmentation.output import Output
+from kasthuri_ray.segmentation.plan import make_plan
+from kasthuri_ray.segmentation.precomputed import Precomputed
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, write_run):
+    return write_run(tmp_path_factory.mktemp("run") / "run")
+
+
+@pytest.fixture(scope="module")
+def em(tmp_path_factory, stores):
+    return stores.zarr(tmp_path_factory.mktemp("em") / "em.zarr", stores.image((2, 64, 64)))
+
+
+@pytest.fixture
+def job(tmp_path, run, em, job_of):
+    return job_of(run, tmp_path / "out.zarr", image=em, copy=str(tmp_path / "copy"), shard=[2, 32, 32])
+
+
+def begin(job):
+    ledger = Ledger.beside(job.output)
+    ledger.begin(job.record)
+    Output.create(job.output, job.spec)
+    return ledger
+
+
+def test_nothing_is_begun_where_nothing_is(job):
+    assert beginning.begun_with(job.output, False) is None
+
+
+def test_the_same_goes_on_and_other_settings_are_shown(job, run, em, job_of, tmp_path):
+    begin(job)
+    begun = beginning.begun_with(job.output, False)
+    beginning.check_same(begun, job)
+    other = job_of(run, tmp_path / "out.zarr", image=em, shard=[2, 16, 32], box="0:1,:,:")
+    with pytest.raises(ValueError, match=r"was begun with other settings:\n  block: \[2, 64, 64\]") as caught:
+        beginning.check_same(begun, other)
+    assert 'box: "0:2,0:64,0:64" -> "0:1,0:64,0:64"' in str(caught.value)
+    assert "shard: [2, 32, 32] -> [1, 16, 32]" in str(caught.value)
+    assert beginning.begun_with(job.output, True) is None
+
+
+def test_a_foreign_zarr_folder_or_file_is_never_written_over(job, em, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for place in (em, tmp_path / "folder", tmp_path / "file"):
+        for overwrite in (False, True):
+            with pytest.raises(ValueError, match="choose another --output"):
+                beginning.begun_with(str(place), overwrite)
+
+
+def test_half_of_a_segmentation_is_said(job, tmp_path):
+    ledger = begin(job)
+    ledger.storage.delete("settings.json")
+    with pytest.raises(ValueError, match=r"ledger, .*out\.zarr\.ledger, is gone"):
+        beginning.begun_with(job.output, False)
+    ledger.begin(job.record)
+    beginning.remove(job.output)
+    assert beginning.begun_with(job.output, False) == job.record  # it had not done anything yet
+    ledger.record("s0", "0_0_0")
+    with pytest.raises(ValueError, match="says that blocks are done, and"):
+        beginning.begun_with(job.output, False)
+
+
+def test_all_of_an_earlier_one_goes_but_the_lock_and_what_others_put_there(job, tmp_path, content_of):
+    ledger = begin(job)
+    ledger.record("s0", "0_0_0")
+    ledger.set_aside("s0", "0_0_1", {})
+    ledger.storage.write_bytes("lock.json", b"{}")
+    Precomputed.create(job.precomputed, job.spec)
+    for name in ("out.zarr.progress.json", "out.zarr.synapses.csv", "other.txt"):
+        (tmp_path / name).write_text("{}")
+    beginning.remove_all(job)
+    assert set(content_of(tmp_path)) == {"out.zarr.ledger/lock.json", "other.txt"}
+
+
+def asked(**more):
+    given = {"device": "auto", "precision": "auto", "compile": "auto", "tile": None, "batch": None, "tta": False}
+    return SimpleNamespace(settings=SimpleNamespace(segment=SimpleNamespace(**given | more)))
+
+
+def test_the_arithmetic_of_the_ledger_is_kept_unless_another_is_asked_for(job):
+    begun = json.loads(json.dumps(job.record))
+    for same in ({}, {"device": "cpu"}, {"precision": "float32"}, {"compile": "on"}, {"tile": job.arithmetic.tile}):
+        assert beginning.arithmetic_of(begun, asked(**same)) == job.arithmetic
+    for other in ({"device": "cuda"}, {"precision": "bf16"}, {"tile": [1, 32, 32]}, {"batch": 4}, {"tta": True}):
+        assert beginning.arithmetic_of(begun, asked(**other)) != job.arithmetic
+    with pytest.raises(ValueError, match="another version"):
+        beginning.arithmetic_of({"arithmetic": {"speed": 3}}, asked())
+
+
+def test_a_copy_that_is_elsewhere_or_gone_is_made_again(job, changed, tmp_path):
+    ledger = begin(job)
+    beginning.begin_copy(job, ledger)
+    Precomputed.create(job.precomputed, job.spec)
+    ledger.record("precomputed-s0", "0_0_0")
+    ledger.record("s0", "0_0_0")
+    beginning.begin_copy(job, ledger)
+    assert ledger.done("precomputed-s0") == {"0_0_0": True}
+    beginning.begin_copy(changed(job, precomputed=str(tmp_path / "other")), ledger)
+    assert ledger.done("precomputed-s0") == {}
+    beginning.begin_copy(job, ledger)
+    ledger.record("precomputed-s0", "0_0_0")
+    beginning.remove(job.precomputed)
+    beginning.begin_copy(job, ledger)
+    assert ledger.done("precomputed-s0") == {}
+    assert ledger.done("s0") == {"0_0_0": True}
+
+
+def test_a_copy_of_something_else_is_not_written_over(job, run, em, job_of, tmp_path):
+    beginning.check_copy(job, False)
+    Precomputed.create(job.precomputed, job.spec)
+    beginning.check_copy(job, False)
+    other = job_of(run, tmp_path / "out.zarr", image=em, copy=job.precomputed, threshold=0.9)
+    with pytest.raises(ValueError, match="with other settings; choose another place for --precomputed"):
+        beginning.check_copy(other, False)
+    beginning.check_copy(other, True)
+    foreign = job_of(run, tmp_path / "out.zarr", image=em, copy=em)
+    with pytest.raises(ValueError, match="choose another place for --precomputed"):
+        beginning.check_copy(foreign, True)
+
+
+def test_a_disk_without_room_is_said_with_both_numbers(job, prepared_for, run, em, monkeypatch, tmp_path):
+    plan = make_plan(job, prepared_for(run, image=em).network, 0, 1, 0.0, None, None)
+    usage = SimpleNamespace(free=beginning.SPARED_BYTES + plan.bytes_written)
+    monkeypatch.setattr(beginning.shutil, "disk_usage", lambda path: usage)
+    assert f"{tmp_path} has room for" in beginning.check_room(job, plan)
+    usage.free -= 1
+    with pytest.raises(ValueError, match=rf"{tmp_path} has room for 0\.00 GB, and what is left to write takes about"):
+        beginning.check_room(job, plan)
+
+
+def test_a_folder_that_cannot_be_written_to(job, prepared_for, run, em, monkeypatch):
+    plan = make_plan(job, prepared_for(run, image=em).network, 0, 1, 0.0, None, None)
+    monkeypatch.setattr(beginning.os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match="cannot be written to; choose another --output"):
+        beginning.check_room(job, plan)
+
+
+def test_the_command_that_goes_on_does_not_begin_anew():
+    given = ["--weights", "a run", "--output", "x.zarr", "--overwrite", "--tta"]
+    assert (
+        beginning.command_again("jobs/segment.py", given)
+        == "python jobs/segment.py --weights 'a run' --output x.zarr --tta"
+    )
+
+
+def test_tables_are_named_by_what_they_hold(job, changed):
+    assert beginning.table_path(job) == f"{job.output}.synapses.csv"
+    assert beginning.table_path(changed(job, task_type="membrane")) == f"{job.output}.objects.csv"
