@@ -247,14 +247,18 @@ def tiny(tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def start(clean_env, tmp_path_factory) -> Iterator[Callable[..., JobProcess]]:
-    """`start(*arguments, cluster, env, cwd)` starts jobs/train.py; without a cluster it starts a Ray of its own."""
+    """`start(*arguments, cluster, env, cwd, script)` starts a job; without a cluster it starts a Ray of its own."""
     jobs: list[JobProcess] = []
 
     def begin(
-        *arguments: str, cluster: Cluster | None = None, env: dict[str, str] | None = None, cwd: Path | None = None
+        *arguments: str,
+        cluster: Cluster | None = None,
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        script: str = "jobs/train.py",
     ) -> JobProcess:
         found = clean_env | ({"RAY_ADDRESS": cluster.address} if cluster else {}) | (env or {})
-        job = JobProcess([str(a) for a in arguments], found, cwd or tmp_path_factory.mktemp("here"))
+        job = JobProcess([str(a) for a in arguments], found, cwd or tmp_path_factory.mktemp("here"), script)
         jobs.append(job)
         return job
 
