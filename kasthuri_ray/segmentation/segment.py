@@ -83,11 +83,11 @@ def segment(settings: Settings, trained: Trained, program: str = "jobs/segment.p
     copy = asked.precomputed and _placed(asked.precomputed, "--precomputed", cluster, asked.dry_run)
     begun = beginning.begun_with(output, asked.overwrite)
     again = beginning.command_again(program, given)
+    print(output, flush=True)  # the first line, for scripts
     with ending_on_sigterm(), ExitStack() as held:
         lease = None
         if not asked.dry_run and Ledger.beside(output).storage.exists("lock.json"):
             lease = held.enter_context(_lease(output, reporter))  # refused at once where another run is alive
-        print(output, flush=True)  # the first line, for scripts
         job, crew = _plan_job(prepared, output, copy, begun, cluster, reporter)
         for note in notes:
             reporter.line(note)
@@ -257,7 +257,8 @@ def _finish(job: Job, todo: Todo, aside: list[tuple[str, Aside]], telling: Telli
     if job.objects and todo.is_whole(OBJECTS):
         path, finest = beginning.table_path(job), job.levels[0]
         table = join(read_components(todo.ledger, name) for name in todo.written(OBJECTS))
-        write_table(table, path, finest.scale if job.spec.nanometers else None, finest.translation)
+        size = finest.scale if job.spec.nanometers else None
+        write_table(table, path, size, finest.translation, start=job.box.start)
         reporter.line(f"{len(table)} objects: {path}")
     telling.finish()
     for phase, each in aside:

@@ -29,7 +29,7 @@ def segmented(start, cluster, tmp_path_factory):
     return arguments, folder / "out.zarr"
 
 
-def write_run(folder: Path) -> Path:
+def write_run(folder: Path, **network: int) -> Path:
     """What training leaves, of random weights."""
     import torch
 
@@ -37,7 +37,7 @@ def write_run(folder: Path) -> Path:
     from kasthuri_ray.models.weights import Checkpoint, pack
 
     torch.manual_seed(0)
-    network = {"n_blocks": 2, "start_filters": 4}
+    network = {"n_blocks": 2, "start_filters": 4} | network
     task = {"name": "tiny", "task_type": "synapse", "image_chan": "x", "annotation_chan": "y"}
     ranges = {"xrange_vol": [0, 9], "yrange_vol": [0, 9], "z_train": [0, 1], "z_val": [1, 2]}
     about = {"best": {"threshold": 0.5}, "image_intensity": [0.0, 255.0], "voxel_size_nm": [30.0, 6.0, 6.0]}
@@ -159,13 +159,13 @@ def test_ctrl_c_on_s3_ends_the_actors_and_the_command_that_it_names_goes_on(
 
 
 def test_bytes_of_a_boss_are_read_once_for_all_actors(start, cluster, boss_server, tmp_path):
-    """UNet_2D in default settings: the halos of neighbours come from the cache, whoever read them first."""
-    image = np.random.default_rng(0).integers(1, 255, (32, 1100, 1100), np.uint8)
+    """Halos as wide as those of UNet_2D: what neighbours share comes from the cache, whoever read it first."""
+    image = np.random.default_rng(0).integers(1, 255, (16, 1100, 1100), np.uint8)
     uri = boss_server.add("Kasthuri/em/em", image)
     (tmp_path / "boss.json").write_text(json.dumps(boss_server.options))
-    run = write_run(tmp_path / "run")
+    run = write_run(tmp_path / "run", n_blocks=4, start_filters=2)  # sees as far as UNet_2D
     arguments = ["--weights", run, "--image", uri, "--boss", tmp_path / "boss.json", "--cache", tmp_path / "cache"]
-    arguments += ["--shard", "16,256,256", "--block", "16,512,256", "--actors", "2", "--box", "0:32,40:1100,:"]
+    arguments += ["--shard", "16,256,256", "--block", "16,512,512", "--actors", "2"]
     job = start(*arguments, "--output", tmp_path / "out.zarr", cluster=cluster, script="jobs/segment.py").wait()
     assert job.code == 0, job.out + job.err
     asked = [np.prod([b - a for a, b in request.box]) for request in boss_server.cutouts]
