@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from kasthuri_ray.storage import in_ray_job
+from kasthuri_ray.storage import in_ray_job, without_secrets
 
 DONE, FAILED, BAD_INPUT, SET_ASIDE = 0, 1, 2, 3
 # Whatever is wrong before the work starts and that a person can mend on the command line.
@@ -132,7 +132,7 @@ def command_again(program: str, given: Sequence[str], name: str) -> str:
             skip = True
         else:
             kept.append(word)
-    return shlex.join(["python", program, *kept, "--name", name])
+    return shlex.join(["python", program, *map(without_secrets, kept), "--name", name])
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from kasthuri_ray.geometry import Box, Zyx, parse_box
+from kasthuri_ray.storage import without_secrets
 
 SMALLEST_BATCH = 2  # tiles, where a network file leaves it open
 SPLITS = ("train", "val", "test")
@@ -69,7 +70,8 @@ class Region(Section):
     @model_serializer(mode="wrap")
     def _as_given(self, write: Any) -> dict[str, Any]:
         # An annotation that was left out and one that is null differ, also when read back.
-        return {key: value for key, value in write(self).items() if key in self.model_fields_set}
+        given = {key: value for key, value in write(self).items() if key in self.model_fields_set}
+        return {key: without_secrets(value) if isinstance(value, str) else value for key, value in given.items()}
 
 
 class Boxes(Section):
@@ -102,6 +104,10 @@ class Task(Section):
     image_intensity: Annotated[list[float], Field(min_length=2, max_length=2)] | dict[str, list[float]] | None = None
     foreground_share: Share | None = None  # None: half for synapses, else none
     loss: LOSSES | None = None  # wins over the network file's
+
+    @field_serializer("image_chan", "annotation_chan")
+    def _shown(self, uri: str | None) -> str | None:
+        return None if uri is None else without_secrets(uri)
 
     @property
     def tile(self) -> Zyx:
@@ -254,7 +260,7 @@ class Train(Section):
     @field_serializer("weights", "mlflow")
     def _without_secrets(self, url: str | None) -> str | None:
         # Of a signed URL the signature, of a server the password: neither is written anywhere.
-        return None if url is None else re.sub(r"//[^/@]*@", "//", url.partition("?")[0])
+        return None if url is None else without_secrets(url)
 
     _num_workers = field_validator("num_workers", mode="before")(_number_or_range)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 # other programs, the node would be taken for dead.
 WORKING = ("ray::RayTrainWorker", "ray::MapBatches", "ray::Segmenter", "ray::IDLE")
 VITAL = ("/raylet", "/gcs_server")
+STARTING = ("/default_worker.py", "/setup_worker.py")  # Ray's program, until it has a name: it may become an actor
 
 
 def let_helpers_give_way(pid: int | None = None) -> int:
@@ -25,8 +26,8 @@ def let_helpers_give_way(pid: int | None = None) -> int:
     helpers = 0
     for child in _below(pid or os.getpid()):
         with suppress(OSError):
-            name = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
-            if name.startswith(WORKING) or name.endswith(VITAL):
+            words = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace").split("\0")
+            if words[0].startswith(WORKING) or words[0].endswith(VITAL) or any(w.endswith(STARTING) for w in words):
                 continue
             for thread in os.listdir(f"/proc/{child}/task"):
                 os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))

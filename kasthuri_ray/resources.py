@@ -219,7 +219,7 @@ def bottom(error: BaseException) -> BaseException:
     for _ in range(20):
         failures = getattr(error, "worker_failures", None)
         inner = next(iter(failures.values()), None) if failures else None
-        for name in ("health_check_failure", "_base_exc", "cause", "__cause__"):
+        for name in ("controller_failure", "health_check_failure", "_base_exc", "cause", "__cause__"):
             inner = inner or getattr(error, name, None)
         if inner is None:
             break

@@ -35,6 +35,12 @@ def in_ray_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
+def without_secrets(text: str) -> str:
+    """A web address without what may be secret in it: its query, a signature, and who asks. Other text as it is."""
+    bare = re.sub(r"((?:https?|s3|gs)://[^?\s]*)\?[^\s|]*", r"\1", text)
+    return re.sub(r"((?:https?|s3|gs)://)[^/@\s]*@", r"\1", bare)
+
+
 @dataclass(frozen=True)
 class Storage:
     """A folder for files, by name; names may hold folders (`checkpoint/best.pt`). Picklable.

@@ -187,3 +187,17 @@ def test_class_weights_are_one_a_class():
     assert Network(class_weights=[1, 2.5]).class_weights == [1, 2.5]
     with pytest.raises(ValueError, match="class_weights has 3 values for 2 classes"):
         Network(class_weights=[1, 2, 3])
+
+
+def test_no_secret_of_a_volumes_address_is_written():
+    from kasthuri_ray.layers import resolve
+
+    signed = "https://me:pw@lab.org/em.zarr?token=secret"
+    boxes = {name: [{"image": signed, "box": f"{n}:{n + 2},:,:"}] for n, name in enumerate(("train", "val"))}
+    for task in ({"image_chan": signed, "annotation_chan": signed}, {"boxes": boxes, "annotation_chan": signed}):
+        settings = resolve("membrane", "UNet_2D", flags={"task": task, "train": {"weights": signed}})
+        assert settings.task.annotation_chan == signed
+        written = json.dumps(settings.of_training())
+        assert "secret" not in written
+        assert "pw@" not in written
+        assert "https://lab.org/em.zarr" in written

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -117,6 +119,38 @@ def test_memory_is_kept_where_glibc_is_and_nothing_fails_elsewhere(monkeypatch):
     assert device.keep_memory() is False
 
 
-def test_convolutions_keep_channels_last():
-    assert torch.empty(2, 3, 4, 4).to(memory_format=device.channels_last(2)).stride() == (48, 1, 12, 3)
-    assert torch.empty(2, 3, 4, 4, 4).to(memory_format=device.channels_last(3)).stride()[1] == 1
+def test_convolutions_keep_channels_last_where_that_computes_right():
+    cpu, card = torch.device("cpu"), torch.device("cuda")
+    assert torch.empty(2, 3, 4, 4).to(memory_format=device.memory_format(2, cpu)).stride() == (48, 1, 12, 3)
+    assert torch.empty(2, 3, 4, 4, 4).to(memory_format=device.memory_format(3, card)).stride()[1] == 1
+    assert torch.empty(2, 3, 4, 4, 4).to(memory_format=device.memory_format(3, cpu)).is_contiguous()
+
+
+LITTERED = """
+import torch
+from kasthuri_ray import device
+from kasthuri_ray.models.unet import UNet
+
+def litter():  # what is freed, and handed out again as it was
+    [torch.full((size,), float("nan")) for size in (10_000, 100_000, 1_000_000, 3_000_000) for _ in range(6)]
+
+device.keep_memory()
+cpu = torch.device("cpu")
+for dim, size in ((2, (64, 64)), (3, (4, 32, 32))):
+    for seed in range(5):
+        torch.manual_seed(seed)
+        layout = device.memory_format(dim, cpu)
+        network = UNet(n_blocks=2, start_filters=4, dim=dim).to(memory_format=layout)
+        image = torch.rand(4, 1, *size).to(memory_format=layout)
+        litter()
+        with device.autocast("bf16", cpu):
+            answer = network(image)
+        litter()
+        answer.float().square().mean().backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters()), (dim, seed)
+"""
+
+
+@pytest.mark.skipif(not device.computes_bf16(torch.device("cpu")), reason="this processor has no bf16 instructions")
+def test_what_lay_in_memory_before_does_not_enter_a_network():
+    subprocess.run([sys.executable, "-c", LITTERED], check=True, timeout=120)

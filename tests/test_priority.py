@@ -19,6 +19,8 @@ NAMES = {
     "/somewhere/gcs/gcs_server": os.SCHED_OTHER,
     "python": os.SCHED_IDLE,
 }
+# What Ray starts an actor as, before it gives it its name.
+STARTING = f"{sys.executable} -c 'import time; time.sleep(60)' /somewhere/ray/_private/workers/default_worker.py 60"
 
 
 def test_helpers_give_way_and_the_others_do_not():
@@ -34,6 +36,17 @@ def test_helpers_give_way_and_the_others_do_not():
         finally:
             for pid in pids:
                 os.kill(pid, 9)
+
+
+def test_what_may_become_an_actor_does_not_give_way():
+    with subprocess.Popen(["bash", "-c", f"{STARTING} & echo $!; wait"], stdout=subprocess.PIPE, text=True) as shell:
+        pid = int(shell.stdout.readline())
+        try:
+            wait_for_names([pid])
+            let_helpers_give_way()
+            assert os.sched_getscheduler(pid) == os.SCHED_OTHER
+        finally:
+            os.kill(pid, 9)
 
 
 def wait_for_names(pids: list[int]) -> None:

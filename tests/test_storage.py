@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from kasthuri_ray.storage import open_storage, read_anywhere
+from kasthuri_ray.storage import open_storage, read_anywhere, without_secrets
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -251,3 +251,18 @@ def test_local_files_are_read_anywhere(tmp_path):
         read_anywhere(str(tmp_path / "none.pt"))
     with pytest.raises(ValueError, match="is a folder; a file is expected"):
         read_anywhere(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("uri", "clean"),
+    [
+        ("https://me:secret@lab.org/em/|zarr3:?X-Amz-Signature=secret", "https://lab.org/em/|zarr3:"),
+        ("http://lab.org/em.zarr?token=secret|zarr3:s1", "http://lab.org/em.zarr|zarr3:s1"),
+        ("s3://bucket/em.zarr", "s3://bucket/em.zarr"),
+        ("phantom://em?shape=4,64,64&seed=1", "phantom://em?shape=4,64,64&seed=1"),
+        ("bossdb://Kasthuri/ac4/em/0", "bossdb://Kasthuri/ac4/em/0"),
+        ("/data/em.zarr#mip=1", "/data/em.zarr#mip=1"),
+    ],
+)
+def test_no_secret_of_an_address_is_kept(uri, clean):
+    assert without_secrets(uri) == clean

@@ -103,7 +103,7 @@ def resident(predictor: Predictor) -> Callable[[], Tensor]:
     arithmetic, dim = predictor.arithmetic, predictor.dim
     shape = (arithmetic.batch, 1, *arithmetic.tile[-dim:])
     grey = torch.randint(0, 256, shape, dtype=torch.uint8, device=predictor.device)
-    image = grey.contiguous(memory_format=hardware.channels_last(dim)).float().div_(255)
+    image = grey.contiguous(memory_format=hardware.memory_format(dim, predictor.device)).float().div_(255)
 
     @torch.inference_mode()
     def run() -> Tensor:

@@ -56,10 +56,10 @@ def _run_job(actor: type[Segmenter], weights: str, output: str, flags: dict[str,
 
     asked = {name: value for name, value in flags.items() if value is not None}
     asked |= {"weights": weights, "output": output, "cache": "none", "device": "cpu"}
-    layers = {"config": None, "assignments": [], "flags": {"segment": asked}}
-    named = ("synapse", NETWORK) if weights.endswith(".pt") else (None, None)
+    layers: dict[str, Any] = {"config": None, "assignments": [], "flags": {"segment": asked}}
+    task, network = ("synapse", NETWORK) if weights.endswith(".pt") else (None, None)
     with mock.patch.object(crew, "Segmenter", actor):
-        return segment.segment_as_told(*named, layers, "segment.py", [])
+        return segment.segment_as_told(task, network, layers, "segment.py", [])
 
 
 def bare(block: Zyx, seconds: float, compile: str = "on") -> dict[str, Any]:

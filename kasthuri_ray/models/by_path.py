@@ -24,6 +24,10 @@ def import_network(path: str, model_args: Any) -> nn.Module:
             f"network.model is {path!r}, and importing {module_name!r} failed: {error}. Install it, or put the folder "
             "that holds it on PYTHONPATH"
         ) from error
+    except (Exception, SystemExit) as error:  # whatever somebody else's module may raise
+        raise ValueError(
+            f"network.model is {path!r}, and importing {module_name!r} failed: {type(error).__name__}: {error}"
+        ) from error
     made = getattr(module, class_name, None)
     if made is None:
         near = difflib.get_close_matches(class_name, dir(module), n=1)
@@ -35,7 +39,7 @@ def import_network(path: str, model_args: Any) -> nn.Module:
         raise ValueError(f"network.model_args is {model_args!r}; it must be an object of arguments for {path}")
     try:
         return made(**model_args)
-    except (TypeError, ValueError) as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{path} cannot be made with network.model_args {dict(model_args)!r}: {error}") from error
 
 

@@ -209,7 +209,7 @@ def _most_voxels(network: nn.Module, dim: int, precision: str, machine: Machine,
 def _activations(network: nn.Module, precision: str, dim: int) -> tuple[float, float]:
     """What a voxel more of a tile takes: bytes alive at the peak, and elements of the largest tensor."""
     cpu = torch.device("cpu")
-    copied = copy.deepcopy(network).to(cpu, memory_format=hardware.channels_last(dim)).eval()  # type: ignore[call-overload]
+    copied = copy.deepcopy(network).to(cpu, memory_format=hardware.memory_format(dim, cpu)).eval()  # type: ignore[call-overload]
     sides = getattr(network, "factors", (FACTORS[-1],) * dim)
     shape = [max(f, least) for f, least in zip(sides, (16, 32, 32) if dim == 3 else (64, 64), strict=True)]
     peaks, largest = [], []

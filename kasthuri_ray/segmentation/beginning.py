@@ -17,7 +17,7 @@ from kasthuri_ray.segmentation.ledger import Ledger, differences
 from kasthuri_ray.segmentation.plan import Plan
 from kasthuri_ray.segmentation.predictor import Arithmetic
 from kasthuri_ray.segmentation.prepare import Prepared
-from kasthuri_ray.storage import Storage, open_storage
+from kasthuri_ray.storage import Storage, open_storage, without_secrets
 
 SPARED_BYTES = 500_000_000  # of a disk, for others
 COPY_FILE = "copy.json"  # of a ledger: where the precomputed copy is that it tells of
@@ -158,4 +158,4 @@ def begin_copy(job: Job, ledger: Ledger) -> None:
 
 def command_again(program: str, given: Sequence[str]) -> str:
     """The command that goes on: the same, but that it does not begin anew."""
-    return shlex.join(["python", program, *(word for word in given if word != "--overwrite")])
+    return shlex.join(["python", program, *(without_secrets(word) for word in given if word != "--overwrite")])

@@ -74,7 +74,7 @@ class Predictor:
         self.margin = margin_of(self.reach, halo)
         self.device = torch.device(arithmetic.device)
         with _errors_in_words(arithmetic):
-            layout = hardware.channels_last(dim)
+            layout = hardware.memory_format(dim, self.device)
             network = network.eval().to(self.device, memory_format=layout)  # type: ignore[call-overload]
             self.network: Callable[[Tensor], Tensor] = network
             if arithmetic.compile:
@@ -165,7 +165,7 @@ class Predictor:
 
     def _logits(self, image: Tensor, view: View) -> Tensor:
         """The network's answer to uint8 N, 1, [z], y, x, scaled as in training; turned, and turned back."""
-        turned = _turn(image, view).contiguous(memory_format=hardware.channels_last(self.dim))
+        turned = _turn(image, view).contiguous(memory_format=hardware.memory_format(self.dim, self.device))
         with hardware.autocast(self.arithmetic.precision, self.device):
             logits = self.network(turned.float().div_(255))
         return _turn_back(logits, view)

@@ -18,6 +18,7 @@ from kasthuri_ray.segmentation.job import ARCHITECTURE, Job, hash_of, plain
 from kasthuri_ray.segmentation.mask import check_mask
 from kasthuri_ray.segmentation.predictor import Arithmetic
 from kasthuri_ray.segmentation.trained import Trained, build_trained
+from kasthuri_ray.storage import without_secrets
 from kasthuri_ray.volumes import Volume
 from kasthuri_ray.volumes.opener import Opener
 
@@ -90,7 +91,7 @@ class Prepared:
         told = ("name", "task_type", "threshold", "threshold_value", "ignore_label", "annotation_chan")
         return plain(
             {
-                "image": shown(self.image.uri),
+                "image": without_secrets(self.image.uri),
                 "box": str(self.box),
                 "voxel_size_nm": self.image.voxel_size_nm,
                 "intensity": self.intensity,
@@ -100,7 +101,7 @@ class Prepared:
                 "threshold": self.threshold,
                 "save_mask": segment.save_mask,
                 "skip_blank": segment.skip_blank,
-                "mask": self.mask and shown(self.mask.uri),
+                "mask": self.mask and without_secrets(self.mask.uri),
                 "arithmetic": arithmetic,
                 "halo": self.halo,
                 "margin": self.reach.margin,
@@ -155,15 +156,6 @@ def prepare(settings: Settings, trained: Trained, say: Callable[[str], None]) ->
 
 def _zyx(values: Sequence[int] | None) -> Zyx | None:
     return None if values is None else (values[0], values[1], values[2])
-
-
-def shown(uri: str) -> str:
-    """A URI without what may be secret: of a web address its query, and who asks."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator or scheme not in ("http", "https", "s3", "gs"):
-        return uri
-    place, slash, path = rest.partition("/")
-    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
 
 
 def check_halo(halo: Sequence[int] | None, reach: Reach, say: Callable[[str], None]) -> Zyx:

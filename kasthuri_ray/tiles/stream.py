@@ -264,7 +264,9 @@ def quiet_ray_data() -> None:
     """Leave the progress to us."""
     import ray.data
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # what a reader says, and whether another try may mend it
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 

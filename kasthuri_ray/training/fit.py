@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 import subprocess
 import tempfile
@@ -16,7 +17,7 @@ from typing import Any
 
 from kasthuri_ray.board import Board
 from kasthuri_ray.cli import WorkFailed, command_again, ending_on_sigterm
-from kasthuri_ray.config import SMALLEST_BATCH, Settings
+from kasthuri_ray.config import SMALLEST_BATCH, SPLITS, Settings
 from kasthuri_ray.lease import Lease, LeaseLost
 from kasthuri_ray.placement import check_seen_everywhere, place_output
 from kasthuri_ray.priority import let_helpers_give_way
@@ -30,7 +31,7 @@ from kasthuri_ray.resources import (
     check_demand,
     root_cause,
 )
-from kasthuri_ray.storage import open_storage
+from kasthuri_ray.storage import in_ray_job, open_storage
 from kasthuri_ray.tiles.stream import READ_CPUS
 from kasthuri_ray.training.failures import stop_on_final_errors
 from kasthuri_ray.training.job import Job, Ranks
@@ -54,6 +55,7 @@ def fit(settings: Settings, program: str = "jobs/train.py", given: Sequence[str]
     program, given: the command line, for the command that goes on. Raises ValueError before anything is written, and
     WorkFailed once the work has begun.
     """
+    settings = with_absolute_paths(settings)
     notes = [f"carried along and not read: {', '.join(sorted(settings.kept))}"] if settings.kept else []
     check_place(settings)
     check_trackers(settings.train)
@@ -109,12 +111,43 @@ def _start_weights(settings: Settings) -> tuple[dict[str, Any] | None, Exception
         return None, error
 
 
+def with_absolute_paths(settings: Settings) -> Settings:
+    """The settings with volumes of this machine by their whole paths: a run goes on from anywhere on the same ones.
+
+    A Ray job looks for relative paths in its copy of the working directory, which is another one each time: they stay.
+    """
+    if in_ray_job():
+        return settings
+    task = settings.task.model_copy(deep=True)
+    named: list[Any] = [
+        region for boxes in (task.boxes,) if boxes for split in SPLITS for region in getattr(boxes, split)
+    ]
+    for holder, keys in [
+        (task, ("image_chan", "annotation_chan")),
+        *((region, ("image", "annotation")) for region in named),
+    ]:
+        for key in keys:
+            uri = getattr(holder, key)
+            if uri and "://" not in uri and "|" not in uri and key in holder.model_fields_set:
+                setattr(holder, key, os.path.abspath(os.path.expanduser(uri)))
+    return settings.model_copy(update={"task": task})
+
+
 def check_place(settings: Settings) -> None:
-    """Raise a ValueError if the storage is none, or if the name would lead out of it."""
+    """Raise a ValueError if the storage is none, or if a name that becomes a file's would lead out of it."""
     open_storage(settings.train.storage)
-    name = settings.train.name
-    if name is not None and (name in ("", ".", "..") or "/" in name):
+    name, task = settings.train.name, settings.task
+    if name is not None and not is_file_name(name):
         raise ValueError(f"--name {name!r} is no name of a folder; where it lies is said by --storage")
+    named = {"task.name": task.name, "task.task_type": task.task_type}
+    for key, value in {**named, "network.outweightfilename": settings.network.outweightfilename}.items():
+        if not is_file_name(value):
+            raise ValueError(f"{key} is {value!r}: it becomes a part of files' names, which have no / and end no line")
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name can be a file's or a folder's, in one line and not too long."""
+    return name not in ("", ".", "..") and "/" not in name and name.isprintable() and len(name.encode()) <= 200
 
 
 def default_name(settings: Settings) -> str:

@@ -64,7 +64,7 @@ class Learner:
 
     def __init__(self, network: nn.Module, settings: Network, task: Task, device: torch.device, plan: Plan) -> None:
         self.settings, self.device, self.plan = settings, device, plan
-        self.network = network.to(device, memory_format=hardware.channels_last(settings.dim))  # type: ignore[call-overload]
+        self.network = network.to(device, memory_format=hardware.memory_format(settings.dim, device))  # type: ignore[call-overload]
         self.loss = make_loss(
             settings.loss, classes=settings.classes, class_weights=settings.class_weights, ignore_index=IGNORE_LABEL
         )
@@ -142,7 +142,7 @@ class Learner:
         image, label = _to_device(batch.image, self.device), _to_device(batch.label, self.device)
         if self.settings.dim == 2:
             image, label = image[:, 0], label[:, 0]
-        images = image.unsqueeze(1).to(memory_format=hardware.channels_last(self.settings.dim))
+        images = image.unsqueeze(1).to(memory_format=hardware.memory_format(self.settings.dim, self.device))
         return images.float().div_(255), label.contiguous()
 
     @torch.no_grad()

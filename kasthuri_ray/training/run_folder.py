@@ -32,8 +32,11 @@ class RunFolder:
     storage: Storage
 
     def read_settings(self) -> dict[str, Any] | None:
-        """What settings.json holds; None where no run has been."""
-        return self._read_json("settings.json")
+        """What settings.json holds; None where no run has been. Raises ValueError for what is not a run's."""
+        found = self._read_json("settings.json")
+        if found is not None and not (isinstance(found, dict) and {"task", "network", "train"} <= found.keys()):
+            raise ValueError(f"{self.storage.path}/settings.json is not that of a run; give another --name")
+        return found
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         self._write_json("settings.json", settings)
@@ -47,8 +50,15 @@ class RunFolder:
 
     def read_checkpoint(self, name: str) -> Checkpoint | None:
         """The checkpoint `best` or `last`, tensors on the CPU; None if there is none."""
-        data = self._read(f"checkpoint/{name}.pt")
-        return None if data is None else read_checkpoint(data, f"{self.storage.path}/checkpoint/{name}.pt")
+        data, folder = self._read(f"checkpoint/{name}.pt"), f"{self.storage.path}/checkpoint"
+        try:
+            return None if data is None else read_checkpoint(data, f"{folder}/{name}.pt")
+        except ValueError as error:
+            if name != "last":
+                raise
+            raise ValueError(
+                f"{error}. Or begin another run from the best epoch: --weights {folder}/best.pt"
+            ) from error
 
     def write_checkpoint(self, name: str, checkpoint: Checkpoint) -> None:
         self.storage.write_bytes(f"checkpoint/{name}.pt", pack(checkpoint))

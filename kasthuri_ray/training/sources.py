@@ -91,7 +91,14 @@ def check_alike(image: Volume, annotation: Volume) -> None:
 
 
 def _check_apart(sources: Mapping[str, tuple[Source, ...]]) -> None:
-    """Raise a ValueError where two splits share voxels."""
+    """Raise a ValueError where two splits share voxels, or where one that is judged holds a voxel twice."""
+    for split in ("val", "test"):
+        for a, b in itertools.combinations(sources[split], 2):
+            if a.image.identity == b.image.identity and a.box.overlaps(b.box):
+                raise ValueError(
+                    f"two boxes of {split} share voxels, which would count twice: {a.box} and {b.box} of {a.image.uri} "
+                    f"meet in {a.box.intersect(b.box)}"
+                )
     for (one, some), (other, more) in itertools.combinations(sources.items(), 2):
         for a, b in itertools.product(some, more):
             if a.image.identity == b.image.identity and a.box.overlaps(b.box):

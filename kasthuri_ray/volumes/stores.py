@@ -205,12 +205,13 @@ def _fill_value(raw: ts.TensorStore) -> float:
 
 
 def _source_id(spec: dict[str, Any]) -> str:
-    """The spec as text, without how access was gained: endpoint and bucket tell equal names apart."""
+    """The spec as text, without how access was gained and through which links: what tells equal names apart."""
 
     def bare(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        return {name: bare(item) for name, item in value.items() if name != "aws_credentials"}
+        real = {"path": os.path.realpath(value["path"])} if value.get("driver") == "file" else {}
+        return {name: bare(item) for name, item in {**value, **real}.items() if name != "aws_credentials"}
 
     return json.dumps(bare(spec), sort_keys=True)
 

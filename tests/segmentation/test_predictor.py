@@ -288,6 +288,7 @@ def test_a_card_that_is_too_small_says_so(monkeypatch):
 
 def test_compiled_is_eager_within_rounding_and_never_silently_uncompiled(monkeypatch):
     monkeypatch.setattr("kasthuri_ray.segmentation.predictor.MOST_SHAPES", 1)
+    torch._dynamo.reset()  # what other tests compiled counts too
     torch.manual_seed(0)
     network = UNet(start_filters=2, n_blocks=1).eval()
     with torch.no_grad():

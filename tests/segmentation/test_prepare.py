@@ -10,7 +10,6 @@ import torch
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.segmentation.image import nearest
 from kasthuri_ray.segmentation.mask import is_outside, mask_box
-from kasthuri_ray.segmentation.prepare import shown
 
 
 @pytest.fixture(scope="module")
@@ -219,20 +218,6 @@ def test_the_record_tells_what_changes_a_byte_and_nothing_else(run, em, prepared
     other = ({"box": "0:2,:,:"}, {"shard": [2, 32, 32]}, {"chunk": [4, 50, 70]}, {"halo": [0, 2, 2]})
     for flags in (*other, {"threshold": 0.9}, {"save_mask": True}, {"skip_blank": False}, {"mask": em}):
         assert record_of(prepared_for(run, image=em, **flags)) != record
-
-
-@pytest.mark.parametrize(
-    ("uri", "clean"),
-    [
-        ("https://me:secret@lab.org/em/|zarr3:?X-Amz-Signature=secret", "https://lab.org/em/|zarr3:"),
-        ("s3://bucket/em.zarr", "s3://bucket/em.zarr"),
-        ("phantom://em?shape=4,64,64&seed=1", "phantom://em?shape=4,64,64&seed=1"),
-        ("bossdb://Kasthuri/ac4/em/0", "bossdb://Kasthuri/ac4/em/0"),
-        ("/data/em.zarr#mip=1", "/data/em.zarr#mip=1"),
-    ],
-)
-def test_no_secret_of_an_address_is_kept(uri, clean):
-    assert shown(uri) == clean
 
 
 def test_a_mask_is_laid_over_the_image_by_nanometers(array_volume):

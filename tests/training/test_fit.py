@@ -64,3 +64,36 @@ def test_an_extension_that_was_cut_off_goes_on(finished):
     longer = resolve("membrane", "UNet_2D", assignments=["network.epochs=5"])
     finished.write_settings(longer.of_training())
     fit.check_resumable(finished, longer)
+
+
+@pytest.mark.parametrize("key", ["task.name", "task.task_type", "network.outweightfilename"])
+@pytest.mark.parametrize("value", ["../x", "a/b", "a\nb", ""])
+def test_a_name_that_leads_out_of_the_storage_is_refused_before_any_work(key, value):
+    section, name = key.split(".")
+    settings = resolve("membrane", "UNet_2D", flags={section: {name: value}})
+    with pytest.raises(ValueError, match=key):
+        fit.check_place(settings)
+
+
+def test_volumes_of_this_machine_are_known_by_their_whole_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    flags = {"task": {"image_chan": "em.zarr", "annotation_chan": "phantom://membrane?shape=4,64,64"}}
+    task = fit.with_absolute_paths(resolve("membrane", "UNet_2D", flags=flags)).task
+    assert task.image_chan == f"{tmp_path}/em.zarr"
+    assert task.annotation_chan == "phantom://membrane?shape=4,64,64"
+    boxes = {name: [{"image": "em.zarr", "box": f"{n}:{n + 2},:,:"}] for n, name in enumerate(("train", "val"))}
+    flags = {"task": {"boxes": boxes, "annotation_chan": "labels.h5:classes"}}
+    task = fit.with_absolute_paths(resolve("membrane", "UNet_2D", flags=flags)).task
+    assert [region.image for region in task.regions("val")] == [f"{tmp_path}/em.zarr"]
+    assert task.annotation_chan == f"{tmp_path}/labels.h5:classes"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert (
+        fit.with_absolute_paths(resolve("membrane", "UNet_2D", flags=flags)).task.annotation_chan == "labels.h5:classes"
+    )
+
+
+def test_a_folder_with_somebody_elses_settings_is_no_run(tmp_path):
+    (tmp_path / "settings.json").write_text('{"editor.fontSize": 12}')
+    with pytest.raises(ValueError, match="is not that of a run; give another --name"):
+        RunFolder(open_storage(str(tmp_path))).read_settings()

@@ -240,3 +240,11 @@ def test_images_of_several_types_need_their_grey_levels_said(folder):
     said = refused(boxes=boxes)
     assert "v.zarr/em uint8, wide.zarr/em uint16; give task.image_intensity as [low, high]" in said
     opened(boxes=boxes, image_intensity=[0, 4000])
+
+
+def test_a_voxel_that_would_be_judged_twice_is_refused(folder):
+    box = {"image": "v.zarr/em", "annotation": "v.zarr/labels"}
+    boxes = {"train": [{**box, "box": "0:4,:,:"}], "val": [{**box, "box": "6:8,:,:"}], "test": []}
+    for split in ("val", "test"):
+        twice = {**boxes, split: [{**box, "box": "8:11,:,:"}, {**box, "box": "10:12,:,:"}]}
+        assert f"two boxes of {split} share voxels" in refused(boxes=twice)
