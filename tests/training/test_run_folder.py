@@ -29,12 +29,13 @@ def test_an_empty_folder_holds_no_run(folder):
 
 
 def test_what_is_written_is_read_again(folder):
-    folder.write_settings({"network": {"epochs": 3}})
+    settings = {"task": {"name": "a"}, "network": {"epochs": 3}, "train": {}}
+    folder.write_settings(settings)
     folder.write_metrics({"epochs": 3, "test": None})
     folder.write_checkpoint("best", Checkpoint({"w": torch.arange(3.0)}, {"task": {}}, {"best": {"epoch": 2}}))
     folder.write("test_outputs/slice_0.png", b"png")
     folder.write("report.rpt", "µm")
-    assert folder.read_settings() == {"network": {"epochs": 3}}
+    assert folder.read_settings() == settings
     assert folder.read_metrics() == {"epochs": 3, "test": None}
     found = folder.read_checkpoint("best")
     assert torch.equal(found.weights["w"], torch.arange(3.0))
