@@ -21,19 +21,23 @@ import torch
 COMPILE_PAYS = 100 * 8 * 256 * 256 * 2_000_000
 CGROUP = Path("/sys/fs/cgroup")
 # From malloc.h.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 
 
 def keep_memory() -> bool:
     """Have glibc keep freed memory, before the first tensor: large activations are not faulted in at every step.
 
-    Gives whether it took; elsewhere (musl, macOS) it does nothing. The resident set stays at its peak.
+    Gives whether it took; elsewhere (musl, macOS) it does nothing. The resident set stays at its peak. Threads that
+    were there before have heaps of their own, in which nothing above 64 MB is kept; only MALLOC_ARENA_MAX=1 in the
+    environment that the process starts with prevents that.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, 2**31 - 1), mallopt(M_TOP_PAD, 2**28)])
+    settings = {M_ARENA_MAX: 1, M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**28}
+    took = [mallopt(name, value) for name, value in settings.items()]
+    return all(took)
 
 
 def set_threads(processes_here: int) -> int:

@@ -119,6 +119,36 @@ def test_memory_is_kept_where_glibc_is_and_nothing_fails_elsewhere(monkeypatch):
     assert device.keep_memory() is False
 
 
+FAULTS = """
+import resource, sys, threading
+import numpy as np
+from kasthuri_ray import device
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def run():
+    np.ones(100_000_000, np.uint8)
+    before = faults()
+    for _ in range(5):
+        np.ones(100_000_000, np.uint8)
+    found.append(faults() - before)
+
+found = []
+device.keep_memory()
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
+print(*found)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is kept by glibc alone")
+def test_memory_is_kept_in_a_thread_too():
+    given = subprocess.run([sys.executable, "-c", FAULTS], check=True, timeout=60, capture_output=True, text=True)
+    assert int(given.stdout) < 100  # thousands, where memory is not kept
+
+
 def test_convolutions_keep_channels_last_where_that_computes_right():
     cpu, card = torch.device("cpu"), torch.device("cuda")
     assert torch.empty(2, 3, 4, 4).to(memory_format=device.memory_format(2, cpu)).stride() == (48, 1, 12, 3)
