@@ -36,7 +36,7 @@ MEMORY_SHARE = {"cpu": 0.4, "cuda": 0.7}  # of an actor's part of the machine, f
 MOST_THREADS = 4  # of one actor: more scale worse than more actors, fewer take more memory
 PROCESS_BYTES = {"cpu": 600 << 20, "cuda": 3 << 30}  # Python, torch, its libraries and what they keep
 # What the peak of live tensors leaves out: scratch space of libraries, and holes in memory that is kept.
-OVERHEAD = {"cpu": 1.8, "cuda": 1.15}
+OVERHEAD = {"cpu": 2.2, "cuda": 1.15}
 OVERHEAD_COMPILED = {"cpu": 1.1, "cuda": 1.15}  # layers are joined, and fewer tensors made
 
 

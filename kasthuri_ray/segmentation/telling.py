@@ -38,6 +38,7 @@ class Telling:
         """A phase begins."""
         self.phase, self.blocks = phase, len(grid_of(self.job, phase))
         self.before = len(self.todo.done(phase))
+        self._phase_began = time.monotonic()
         self.began: float | None = None
         if phase != SEGMENT and self.before < self.blocks:
             self.reporter.line(f"{phase_words(phase)}: {self.blocks - self.before} of {self.blocks} blocks to do")
@@ -45,8 +46,11 @@ class Telling:
 
     def note_done(self, index: Zyx, computed: bool) -> None:
         """A block is done. computed: whether the network ran on it."""
-        if computed:
+        if computed and self.phase == SEGMENT:
             self._voxels += grid_of(self.job, self.phase).box(index).num_voxels
+            # Blocks may be done before a tick sees their actor.
+            began = self._phase_began if self.began is None else self.began
+            self.state["mvoxels_per_second"] = self._voxels / (time.monotonic() - began) / 1e6
 
     def note_aside(self, index: Zyx) -> None:
         """A block is set aside."""
@@ -63,8 +67,7 @@ class Telling:
         done = len(self.todo.done(self.phase))
         left = self._seconds_left(progress, done, seconds)
         if self.phase == SEGMENT:
-            rate = self._voxels / seconds / 1e6 if self._voxels and seconds else None
-            self.state.update(done=done, skipped=self.todo.num_blank(SEGMENT), mvoxels_per_second=rate)
+            self.state.update(done=done, skipped=self.todo.num_blank(SEGMENT))
         self.state.update(seconds_left=left)
         self.reporter.live(self.line(progress, done, left))
         self._measure(progress, done)
