@@ -48,9 +48,7 @@ class Telling:
         """A block is done. computed: whether the network ran on it."""
         if computed and self.phase == SEGMENT:
             self._voxels += grid_of(self.job, self.phase).box(index).num_voxels
-            # Blocks may be done before a tick sees their actor.
-            began = self._phase_began if self.began is None else self.began
-            self.state["mvoxels_per_second"] = self._voxels / (time.monotonic() - began) / 1e6
+            self.state["mvoxels_per_second"] = self._rate()
 
     def note_aside(self, index: Zyx) -> None:
         """A block is set aside."""
@@ -67,7 +65,7 @@ class Telling:
         done = len(self.todo.done(self.phase))
         left = self._seconds_left(progress, done, seconds)
         if self.phase == SEGMENT:
-            self.state.update(done=done, skipped=self.todo.num_blank(SEGMENT))
+            self.state.update(done=done, skipped=self.todo.num_blank(SEGMENT), mvoxels_per_second=self._rate())
         self.state.update(seconds_left=left)
         self.reporter.live(self.line(progress, done, left))
         self._measure(progress, done)
@@ -104,6 +102,11 @@ class Telling:
     def _seconds_left(self, progress: Progress, done: int, seconds: float) -> float | None:
         here = done - self.before
         return seconds / here * (self.blocks - done - progress.set_aside) if here > 0 and seconds else None
+
+    def _rate(self) -> float | None:
+        """Million voxels a second, since an actor was seen, or the phase began where blocks are done before that."""
+        seconds = time.monotonic() - (self._phase_began if self.began is None else self.began)
+        return self._voxels / seconds / 1e6 if self._voxels and seconds else None
 
     def _measure(self, progress: Progress, done: int) -> None:
         values: dict[str, float] = {"blocks_done": done, "set_aside": progress.set_aside, "actors": progress.actors}
