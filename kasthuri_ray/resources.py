@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,11 +95,13 @@ def _start(verbose: bool, level: int) -> None:
 
     from kasthuri_ray.device import usable_cpus
 
+    cpus = usable_cpus()
+    _say(f"starting Ray on this machine ({_counted(cpus, 'CPU')})")
     for left in reversed(range(STARTS)):
         try:
             ray.init(
                 address="local",
-                num_cpus=usable_cpus(),
+                num_cpus=cpus,
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=verbose,
@@ -108,7 +111,17 @@ def _start(verbose: bool, level: int) -> None:
         except Exception as error:
             if left == 0 or "timed out during startup" not in str(error):
                 raise
+            _say(f"Ray did not come up in time; trying again ({STARTS - left + 1} of {STARTS})")
             ray.shutdown()
+
+
+def _say(line: str) -> None:
+    """A sign of life before a job's first line, which belongs to its path and to scripts."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _counted(number: float, noun: str) -> str:
+    return f"{number:g} {noun}{'s' * (number != 1)}"
 
 
 def cluster() -> Cluster:
@@ -152,18 +165,27 @@ class Demand:
 
     def unmet(self, cluster: Cluster, free: str = "") -> str:
         """What the cluster lacks, in words with both numbers; empty if it has enough. free: "free" if it is busy."""
-        lacks = []
+        lacks, who = [], _counted(self.number, self.noun.removesuffix("s"))
         if self.gpus > cluster.gpus:
-            lacks.append(
-                f"{self.number} {self.noun} need {self.gpus:g} GPUs, the cluster has {cluster.gpus:g} {free}".strip()
-            )
+            need = "needs" if self.number == 1 else "need"
+            lacks.append(f"{who} {need} {_counted(self.gpus, 'GPU')}, the cluster has {cluster.gpus:g} {free}".strip())
         if self.cpus > cluster.cpus:
-            reading = " and their reading" if self.reading_cpus else ""
+            reading = f" and {'its' if self.number == 1 else 'their'} reading" if self.reading_cpus else ""
+            need = "needs" if self.number == 1 and not reading else "need"
             lacks.append(
-                f"{self.number} {self.noun}{reading} need {self.cpus:g} CPUs, the cluster has "
-                f"{cluster.cpus:g} {free}".strip()
+                f"{who}{reading} {need} {_counted(self.cpus, 'CPU')}, the cluster has {cluster.cpus:g} {free}".strip()
             )
         return "; ".join(lacks)
+
+    def advice(self, cluster: Cluster) -> str:
+        """What to type where the cluster is too small."""
+        if self.gpus and not cluster.gpus:
+            return (
+                f"What there is: {_counted(cluster.cpus, 'CPU')}, and no card. Leave --device cuda out to compute on "
+                "CPUs; or attach to a cluster with GPUs (RAY_ADDRESS=HOST:PORT), and --wait-for-resources SECONDS "
+                "waits for it to grow"
+            )
+        return f"Give fewer with {self.flag}; --wait-for-resources SECONDS waits for the cluster to grow"
 
 
 FREED_AFTER_S = 60.0  # how long what others hold is waited for: a run that was killed lets go within seconds
@@ -175,11 +197,10 @@ def check_demand(demand: Demand, wait_seconds: float | None, say: Callable[[str]
     Raises ValueError with both numbers if it is too small, at once, or after `wait_seconds` in which the autoscaler is
     asked for it and what is missing is said; and if others keep it busy for as long.
     """
-    unmet = demand.unmet(cluster())
+    found = cluster()
+    unmet = demand.unmet(found)
     if unmet and not wait_seconds:
-        raise ValueError(
-            f"{unmet}. Give fewer with {demand.flag}; --wait-for-resources SECONDS waits for the cluster to grow"
-        )
+        raise ValueError(f"{unmet}. {demand.advice(found)}")
     if unmet:
         _ask_autoscaler(demand)
     limit = wait_seconds or FREED_AFTER_S

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import http.client
+import logging
 import os
 import re
 import time
@@ -24,6 +25,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 CONNECT_SECONDS = 5
@@ -304,7 +307,10 @@ def _read_s3_anyhow(place: Storage) -> bytes:
 
 def _read_http(url: str) -> bytes:
     shown = urlsplit(url)._replace(query="", fragment="").geturl()
+    reason = ""
     for attempt in range(ATTEMPTS):
+        if attempt:
+            log.warning("%s: %s; trying again (%d of %d)", shown, reason, attempt + 1, ATTEMPTS)
         time.sleep(0.5 * attempt)
         try:
             with urllib.request.urlopen(url, timeout=30) as answer:

@@ -234,6 +234,12 @@ def test_the_web_is_read_with_patience(web):
     assert "hush" not in str(error.value)
 
 
+def test_what_is_tried_again_is_said_without_secrets(web, caplog):
+    assert read_anywhere(f"{web}/503?token=hush") == b"data"
+    (record,) = caplog.records
+    assert record.getMessage() == f"{web}/503: 503 Service Unavailable; trying again (2 of 3)"
+
+
 def test_a_short_answer_is_never_taken_for_the_file(web):
     assert read_anywhere(f"{web}/short") == b"data"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import re
@@ -17,10 +18,16 @@ from blosc.blosc_extension import error as BloscError
 from kasthuri_ray.volumes.threads import call_within
 from kasthuri_ray.volumes.volume import SourceError
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PASSING_STATUS = {408, 425, 429}
 """Statuses below 500 that may pass; every other 4xx is final."""
+
+SAID_FROM_S = 1.0
+"""Whoever waits longer is told that something is tried again, by at most one line a second of all that are asked for
+side by side. Python shows it on the error output, and Ray keeps a worker's in the worker's log."""
+_said = float("-inf")
 
 _PASSING = (requests.RequestException, BloscError, TimeoutError, ValueError)
 _INVALID = (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.InvalidHeader)
@@ -101,8 +108,11 @@ def ask(call: Callable[[], T], what: str, boss: Boss, patience: Patience) -> T:
 
     Raises PermissionError, FileNotFoundError or ValueError at once for what is final, SourceError after the last try.
     """
-    cause = ""
-    for pause in patience.pauses():
+    cause, began = "", time.monotonic()
+    for number, pause in enumerate(patience.pauses(), 1):
+        if max(pause, time.monotonic() - began) >= SAID_FROM_S and cause:
+            again = f"trying again in {pause:.1g} s ({number} of {patience.tries})"
+            _say(boss.without_token(f"{what}: {cause}; {again}"))
         time.sleep(pause)
         try:
             return call_within(patience.deadline_s, call)
@@ -114,6 +124,13 @@ def ask(call: Callable[[], T], what: str, boss: Boss, patience: Patience) -> T:
             cause = _failure(error)
     text = f"{what} did not come from {boss.host} in {patience.tries} tries; the last one: {cause}"
     raise SourceError(boss.without_token(text))
+
+
+def _say(line: str) -> None:
+    global _said
+    if time.monotonic() - _said >= SAID_FROM_S:
+        _said = time.monotonic()
+        log.warning("%s", line)
 
 
 def _status(error: requests.HTTPError, what: str, boss: Boss) -> str:

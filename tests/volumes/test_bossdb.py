@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from kasthuri_ray.geometry import Box
-from kasthuri_ray.volumes import SourceError, bossdb, open_volume
-from kasthuri_ray.volumes.boss_requests import Boss, Patience
+from kasthuri_ray.volumes import SourceError, boss_requests, bossdb, open_volume
+from kasthuri_ray.volumes.boss_requests import Boss, Patience, ask
 from kasthuri_ray.volumes.bossdb import open_bossdb
 
 QUICK = Patience(tries=3, first_pause_s=0.01, longest_pause_s=0.02, timeout_s=0.4, deadline_s=1.0)
@@ -384,3 +384,32 @@ def test_a_cloudvolume_channel_without_a_bucket_is_an_error(boss_server):
     uri = boss_server.add("a/b/c", noise((2, 4, 4)), storage_type="cloudvol")
     with pytest.raises(ValueError, match="its metadata name no bucket"):
         open_volume(uri, boss=boss_server.options)
+
+
+def test_whoever_waits_for_long_is_told_by_a_line_what_is_tried_again(monkeypatch, caplog):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr("random.uniform", lambda low, high: high)
+    monkeypatch.setattr(boss_requests, "_said", float("-inf"))
+    monkeypatch.setattr(boss_requests, "call_within", lambda seconds, call: call())
+
+    def call():
+        raise TimeoutError("no answer to a-secret-token")
+
+    patience = Patience(tries=6, first_pause_s=0.5, longest_pause_s=4.0)
+    with pytest.raises(SourceError):
+        ask(call, "the metadata of channel 'em'", Boss(token="a-secret-token"), patience)
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.partition("trying again ")[2] for line in lines] == [
+        "in 1 s (3 of 6)",
+        "in 2 s (4 of 6)",
+        "in 4 s (5 of 6)",
+        "in 4 s (6 of 6)",
+    ]
+    assert lines[0].startswith("the metadata of channel 'em': TimeoutError: no answer to [token]; ")
+    caplog.clear()
+    now[0] += 60
+    with pytest.raises(SourceError):  # what fails side by side is told of once
+        ask(call, "a cutout", Boss(), Patience(tries=3, first_pause_s=0.2, longest_pause_s=0.2))
+    assert caplog.records == []
