@@ -42,6 +42,11 @@ class Reporter:
             self._live = False
 
 
+def counted(number: int, noun: str) -> str:
+    """So many of something: 1 block, 1,000 blocks."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them: 45 s, 12 min, 3 h 05 min."""
     if seconds < 90:

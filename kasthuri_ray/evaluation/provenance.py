@@ -13,6 +13,7 @@ import numpy as np
 from kasthuri_ray.config import Task
 from kasthuri_ray.geometry import Box, Zyx
 from kasthuri_ray.layers import own_tasks, resolve
+from kasthuri_ray.progress import counted
 from kasthuri_ray.segmentation.output import Output
 from kasthuri_ray.storage import open_storage
 from kasthuri_ray.volumes import Volume
@@ -84,7 +85,6 @@ class ClassesVolume(Volume):
     """The foreground of an output with several classes: their probabilities added up, at most 255."""
 
     output: Output
-    translation_nm: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def _read(self, box: Box) -> np.ndarray:
         total = self.output.read(0, box).sum(axis=0, dtype=np.uint16)
@@ -143,6 +143,6 @@ def unfinished_words(uri: str) -> str:
     if state == "done":
         return ""
     return (
-        f"The segmentation is not finished ({state}: {done} of {blocks} blocks). What is missing counts as background "
-        "here; run it to its end first, or give --box of a part that is done."
+        f"The segmentation is not finished ({state}: {done} of {counted(blocks, 'block')}). What is missing counts as "
+        "background here; run it to its end first, or give --box of a part that is done."
     )

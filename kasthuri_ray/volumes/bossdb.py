@@ -111,6 +111,7 @@ def open_bossdb(
     return BossVolume(
         uri=uri,
         source_id=f"{server.url}/{'/'.join(names)}/{resolution}",
+        pyramid=f"{server.url}/{'/'.join(names)}",
         bounds=_bounds(frame, resolution, factor, uri),
         dtype=np.dtype(channel.datatype),
         voxel_size_nm=_voxel_size_nm(frame, factor),

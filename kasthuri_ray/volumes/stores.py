@@ -44,14 +44,11 @@ class StoreVolume(Volume):
     spec: the tensorstore spec as JSON text.
     axes: which of the stored axes are z, y, x; the others have length 1.
     opened: distinguishes this opening from others of the same store, so that a store written anew is read anew.
-    translation_nm: z, y, x; where the voxel 0, 0, 0 lies, from OME's metadata. It does not move the bounds, which count
-        voxels of this array.
     """
 
     spec: str
     axes: Zyx
     opened: str
-    translation_nm: Nm = (0.0, 0.0, 0.0)
 
     def _read(self, box: Box) -> np.ndarray:
         seconds = 60 + box.num_voxels * self.dtype.itemsize / SLOWEST_BYTES_PER_SECOND
@@ -85,7 +82,10 @@ def open_store(uri: str, mip: int | None = None) -> Volume:
     if node.kind == ARRAY:
         group, level, index = _parent_of(place)
         _check_mip(place.uri, mip, 1)
-        return _open_array(place, node, group, level, index, place.uri)
+        volume = _open_array(place, node, group, level, index, place.uri)
+        if level is not None or (node.driver == "n5" and index is not None):
+            volume.pyramid = _source_id(place.at("..").kvstore)
+        return volume
     return _open_pyramid(place, node, documents, mip)
 
 
@@ -125,7 +125,9 @@ def _open_pyramid(place: Location, group: Node, documents: dict[str, Any], mip: 
     node = find_node(read_documents(inner, DOCUMENTS)[1], group.driver)
     if node is None or node.kind != ARRAY:
         raise FileNotFoundError(f"{place.uri} says that its mip {mip} is {paths[mip]!r}, but no array is there")
-    return _open_array(inner, node, group.attributes, levels[mip] if levels else None, mip, _leveled(place.uri, mip))
+    volume = _open_array(inner, node, group.attributes, levels[mip] if levels else None, mip, _leveled(place.uri, mip))
+    volume.pyramid = _source_id(place.kvstore)
+    return volume
 
 
 def _n5_levels(place: Location, documents: dict[str, Any]) -> list[str]:
@@ -174,7 +176,9 @@ def _open_precomputed(place: Location, node: Node, mip: int) -> Volume:
     spec = {"driver": node.driver, "kvstore": place.kvstore, "scale_index": mip}
     uri = _leveled(place.uri, mip)
     size = formats.in_nanometers(scales[mip]["resolution"][::-1], ["nm"] * 3)
-    return _volume(_open_raw(spec, uri), spec, (2, 1, 0), uri, place, size)  # stored as x, y, z, channel
+    volume = _volume(_open_raw(spec, uri), spec, (2, 1, 0), uri, place, size)  # stored as x, y, z, channel
+    volume.pyramid = _source_id(place.kvstore)
+    return volume
 
 
 def _volume(raw: ts.TensorStore, spec: dict[str, Any], axes: Zyx, uri: str, place: Location, size: Nm | None) -> Any:

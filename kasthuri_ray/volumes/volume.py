@@ -27,6 +27,9 @@ class Volume(ABC):
     remote: whether a read crosses the network, so that a cache pays.
     fill_value: what the source gives where nothing is stored.
     source_id: names the voxels where the uri alone does not, since it leaves out the server or the bucket.
+    translation_nm: z, y, x; where the middle of voxel 0, 0, 0 lies, from OME's metadata. It does not move the bounds,
+        which count voxels of this array.
+    pyramid: names the volume that this is one of several resolutions of; None where there are no others.
     """
 
     uri: str
@@ -38,6 +41,8 @@ class Volume(ABC):
     remote: bool = False
     fill_value: float = 0
     source_id: str | None = None
+    translation_nm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    pyramid: str | None = None
 
     @property
     def identity(self) -> str:

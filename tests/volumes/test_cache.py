@@ -65,6 +65,12 @@ def test_a_read_equals_the_source_and_a_second_one_asks_it_nothing(store):
     assert not list(store.root.rglob("*.lock")) + list(store.root.rglob("*.part"))
 
 
+def test_where_the_voxels_lie_is_kept_too(store):
+    placed = source(translation_nm=(15.0, 2.0, 2.0), pyramid="em", voxel_size_nm=(30.0, 4.0, 4.0))
+    cached = CachedVolume.of(placed, store)
+    assert (cached.translation_nm, cached.pyramid) == ((15.0, 2.0, 2.0), "em")
+
+
 def test_another_opening_of_the_same_volume_finds_the_chunks(store):
     CachedVolume.of(source(), store).read(Box.at(OFFSET, SHAPE))
     behind = source()

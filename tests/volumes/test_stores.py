@@ -186,6 +186,9 @@ def test_an_ome_group_is_its_pyramid(tmp_path, voxels, format):
         assert named.voxel_size_nm == pytest.approx((30, 4 << mip, 5 << mip))
         check(open_store(f"file://{path}/|{'zarr3' if format == 3 else 'zarr2'}:s{mip}"), levels[mip])
     assert open_store(path, mip=1).translation_nm == pytest.approx((1000, 2, 2.5))
+    named = [path, f"{path}#mip=1", f"{path}/s1", f"file://{path}/|{'zarr3' if format == 3 else 'zarr2'}:s1"]
+    assert len({open_store(name).pyramid for name in named} - {None}) == 1
+    assert len({open_store(name).identity for name in named}) == 2
     assert open_store(path).uri == path
     with pytest.raises(ValueError, match=r"x.zarr has 2 resolutions, mip 0 to 1; mip 2 was asked for"):
         open_store(path, mip=2)
