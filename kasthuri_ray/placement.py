@@ -7,7 +7,9 @@ import uuid
 from pathlib import Path
 
 from kasthuri_ray.resources import Cluster
-from kasthuri_ray.storage import in_ray_job
+from kasthuri_ray.storage import in_ray_job, open_storage
+
+ONE_NODE = Cluster(0, 0, 1)  # for who asks before the cluster is known: where there are more, another path is an error
 
 
 def place_output(path: str, cluster: Cluster, flag: str = "--storage") -> str:
@@ -16,14 +18,14 @@ def place_output(path: str, cluster: Cluster, flag: str = "--storage") -> str:
     There it is taken relative to `KASTHURI_STORAGE`, or on a cluster of one node to ~/kasthuri_ray. Raises ValueError
     on several nodes without it, since all of them must see it.
     """
-    path = os.path.expanduser(path.removeprefix("file://"))
+    path = open_storage(path).path if path.startswith("file://") else os.path.expanduser(path)
     if "://" in path or os.path.isabs(path):
         return path
     if not in_ray_job():
         return os.path.abspath(path)
     base = os.environ.get("KASTHURI_STORAGE")
     if base:
-        return f"{base.rstrip('/')}/{path}"
+        return f"{open_storage(base).path}/{path}"
     if cluster.nodes == 1:
         return str(Path.home() / "kasthuri_ray" / path)
     raise ValueError(
@@ -33,6 +35,35 @@ def place_output(path: str, cluster: Cluster, flag: str = "--storage") -> str:
     )
 
 
+def check_writable(path: str, flag: str = "--storage") -> None:
+    """Raise a ValueError in words if a local path cannot become a folder of files.
+
+    Found out by a file in the nearest folder that there is, which is gone again afterwards.
+    """
+    if "://" in path:
+        return
+    there = _existing(path)
+    if not there.is_dir():
+        raise ValueError(f"{path} cannot be a folder, since {there} is a file; give another {flag}")
+    try:
+        _make_probe(there).unlink()
+    except OSError as error:
+        why = "" if isinstance(error, FileNotFoundError) else f" ({error.strerror})"  # as /proc has it
+        raise ValueError(f"{path} cannot be written: {there} takes no new files{why}; give another {flag}") from None
+
+
+def _existing(path: str) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    return next(parent for parent in [Path(path), *Path(path).parents] if os.path.lexists(parent))
+
+
+def _make_probe(folder: Path) -> Path:
+    """A new empty file with a name that nobody else uses."""
+    probe = folder / f".kasthuri_ray_probe_{uuid.uuid4().hex}"
+    probe.touch()
+    return probe
+
+
 def check_seen_everywhere(path: str, cluster: Cluster, flag: str = "--storage") -> None:
     """Raise a ValueError if a local path is not the same folder on every node of the cluster."""
     if "://" in path or cluster.nodes == 1:
@@ -40,9 +71,7 @@ def check_seen_everywhere(path: str, cluster: Cluster, flag: str = "--storage") 
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    folder = next(parent for parent in [Path(path), *Path(path).parents] if parent.exists())
-    probe = folder / f".kasthuri_ray_probe_{uuid.uuid4().hex}"
-    probe.touch()
+    probe = _make_probe(_existing(path))
     try:
         look = ray.remote(num_cpus=0)(os.path.exists)
         nodes = [node for node in ray.nodes() if node["Alive"]]

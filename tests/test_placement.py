@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kasthuri_ray.placement import place_output
+from kasthuri_ray.placement import check_writable, place_output
 from kasthuri_ray.resources import Cluster
 
 ONE, THREE = Cluster(2, 0, 1), Cluster(6, 0, 3)
@@ -32,3 +32,37 @@ def test_in_a_ray_job_it_is_where_it_outlives_the_job(monkeypatch):
     for base in ("/shared", "/shared/", "s3://lab"):
         monkeypatch.setenv("KASTHURI_STORAGE", base)
         assert place_output("runs", THREE) == f"{base.rstrip('/')}/runs"
+
+
+def test_the_address_of_a_file_is_decoded(monkeypatch):
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert place_output("file:///data/my%20runs", ONE) == "/data/my runs"
+    assert place_output("file://localhost/data/runs/", ONE) == "/data/runs"
+    with pytest.raises(ValueError, match=r"file:// wants an absolute path"):
+        place_output("file://data/runs", ONE)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("KASTHURI_STORAGE", "file:///shared/my%20lab")
+    assert place_output("runs", THREE) == "/shared/my lab/runs"
+
+
+def test_a_place_that_takes_no_files_is_said_in_words(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file/runs/a"):
+        with pytest.raises(
+            ValueError, match=f"^{path} cannot be a folder, since {tmp_path}/file is a file; give another --st"
+        ):
+            check_writable(str(path))
+    with pytest.raises(
+        ValueError, match=r"^/proc/runs/a cannot be written: /proc takes no new files; give another --output"
+    ):
+        check_writable("/proc/runs/a", "--output")
+    check_writable(str(tmp_path / "runs/a"))
+    check_writable("s3://lab/runs")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_of_somebody_else_is_said_in_words(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(ValueError, match=r"takes no new files \(Permission denied\)"):
+        check_writable(str(tmp_path / "runs"))
