@@ -23,7 +23,7 @@ from kasthuri_ray.evaluation.gallery import choose_parts, read_part
 from kasthuri_ray.evaluation.prepare import Options, Prepared, prepare
 from kasthuri_ray.evaluation.provenance import group_path
 from kasthuri_ray.geometry import Box, Zyx
-from kasthuri_ray.placement import place_output
+from kasthuri_ray.placement import check_writable, place_output
 from kasthuri_ray.progress import Reporter, duration
 from kasthuri_ray.reports import figures
 from kasthuri_ray.reports.evaluation_page import EvaluationReport, evaluation_page, section_scores
@@ -44,7 +44,8 @@ def evaluate(options: Options, block: Zyx | None = None) -> dict[str, Any]:
     prepared = prepare(options)
     out = default_out(options)
     cluster = attach_or_start(options.verbose)
-    storage = open_storage(place_output(out, cluster))
+    storage = open_storage(place_output(out, cluster, "--out"))
+    check_writable(storage.path, "--out")
     reporter = Reporter()
     reporter.line(storage.path)  # the first line, for scripts
     for note in prepared.notes:
@@ -197,10 +198,11 @@ def write_report(
         except OSError as error:  # the figures stand without a picture
             notes.append(f"A section could not be shown: {error}")
     for number, section in enumerate(sorted(gallery, key=lambda each: (each.z, each.box))):
-        figure = figures.slice_figure(section, threshold, prepared.truth.task_type)
+        figure = figures.slice_figure(section, threshold, prepared.truth.task_type, result["threshold"])
         storage.write_bytes(f"slices/slice_{number}.png", figures.png(figure))
     sections = sections_of(totals)
-    storage.write_bytes("precision_recall.png", figures.png(figures.precision_recall(totals.counts, threshold)))
+    curve = figures.precision_recall(totals.counts, threshold, result["threshold"])
+    storage.write_bytes("precision_recall.png", figures.png(curve))
     storage.write_bytes("sections.png", figures.png(section_scores(sections, result["foreground_f1"])))
     size = comparison.annotation.voxel_size_nm or comparison.prediction.voxel_size_nm
     report = EvaluationReport(

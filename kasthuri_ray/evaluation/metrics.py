@@ -153,7 +153,7 @@ def average_precision(counts: Counts) -> float:
     scikit-learn's average_precision_score, of probabilities rounded down to the bins' edges.
     """
     precision, recall, _ = precision_recall_curve(counts)
-    return float(-np.sum(np.diff(recall, append=0.0) * precision))
+    return float(0.0 - np.sum(np.diff(recall, append=0.0) * precision))  # never -0.0
 
 
 def foreground_f1(counts: Counts, threshold: float) -> float:

@@ -152,7 +152,7 @@ def _where(report: EvaluationReport) -> str:
     name, result = report.foreground.name, report.result
     charts = [
         chart(
-            figures.precision_recall(report.counts, report.threshold),
+            figures.precision_recall(report.counts, report.threshold, result["threshold"]),
             "Precision over recall",
             f"How many of the marked voxels are right, over how many of the {name} voxels are found, as the threshold "
             f"falls. The dot is the threshold; average precision is the area below, "

@@ -43,6 +43,7 @@ STYLE: Any = {
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
 }
+LINE_POINTS = 12.0  # of a line of text
 History = Sequence[Mapping[str, Any]]
 
 
@@ -73,8 +74,11 @@ def score_curve(history: History, best_epoch: int | None = None) -> Figure:
 
 
 @mpl.rc_context(STYLE)
-def precision_recall(counts: metrics.Counts, threshold: float) -> Figure:
-    """Precision over recall of the foreground, the chosen threshold marked; pale, the curves of equal F1."""
+def precision_recall(counts: metrics.Counts, threshold: float, named: float | None = None) -> Figure:
+    """Precision over recall of the foreground, the chosen threshold marked; pale, the curves of equal F1.
+
+    named: the threshold as it is called, where `threshold` is the edge of the bin that stands for it.
+    """
     figure = Figure(figsize=(4.4, 4.0), layout="constrained")
     axes = figure.subplots()
     for f1 in (0.2, 0.4, 0.6, 0.8):
@@ -88,7 +92,7 @@ def precision_recall(counts: metrics.Counts, threshold: float) -> Figure:
     axes.plot(at[1], at[0], "o", markersize=8, color=SECOND)
     right = at[1] < 0.6  # a falling curve leaves room above it on the right, below it on the left
     axes.annotate(
-        f"threshold {threshold:.2f}\nF1 {metrics.foreground_f1(counts, threshold):.2f}",
+        f"threshold {threshold if named is None else named:.2f}\nF1 {metrics.foreground_f1(counts, threshold):.2f}",
         (at[1], at[0]), xytext=(8, 6) if right else (-8, -6), textcoords="offset points", color=SECOND,
         ha="left" if right else "right", va="bottom" if right or at[0] < 0.15 else "top",
     )  # fmt: skip
@@ -119,8 +123,13 @@ def confusion(matrix: Sequence[Sequence[int]] | np.ndarray, names: Sequence[str]
 
 
 @mpl.rc_context(STYLE)
-def slice_figure(section: TestSlice, threshold: float, foreground: str = "foreground") -> Figure:
-    """Image, truth, prediction and errors of one section side by side, with a legend; what test_outputs/ holds."""
+def slice_figure(
+    section: TestSlice, threshold: float, foreground: str = "foreground", named: float | None = None
+) -> Figure:
+    """Image, truth, prediction and errors of one section side by side, with a legend; what test_outputs/ holds.
+
+    named: as of `precision_recall`.
+    """
     panels = section.panels(threshold)
     height = 4.4 * section.image.shape[0] / section.image.shape[1]
     figure = Figure(figsize=(4.2 * len(panels), height + 0.7), layout="constrained")
@@ -132,7 +141,7 @@ def slice_figure(section: TestSlice, threshold: float, foreground: str = "foregr
         handles = [Patch(color=f"#{bytes(colour).hex()}", label=label) for colour, label, _ in LEGEND]
         figure.legend(handles=handles, loc="outside lower right", ncols=3, frameon=False, fontsize=11)
     f1 = section.f1(threshold)
-    words = [f"section z {section.z}", foreground, f"threshold {threshold:.2f}"]
+    words = [f"section z {section.z}", foreground, f"threshold {threshold if named is None else named:.2f}"]
     words += [f"F1 {f1:.3f}"] if f1 is not None else []
     figure.suptitle("   ".join(words), x=0.002, ha="left", fontsize=13)
     return figure
@@ -169,9 +178,9 @@ def _draw_loss(figure: FigureBase, history: History, best_epoch: int | None) -> 
     epochs, rate = _column(history, "epoch"), _column(history, "learning_rate")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     train, val = _column(history, "train.loss"), _column(history, "val.loss")
-    _lines(above, epochs, {"train": (train, FIRST), "val": (val, SECOND)}, best_epoch)
+    _lines(above, epochs, {"train": (train, FIRST), "val": (val, SECOND)}, best_epoch, height=110.0)
     above.set_title("loss", loc="left", fontsize=10)
-    below.plot(epochs, rate, color=INK, alpha=0.7, linewidth=1.2)
+    below.plot(epochs, rate, color=INK, alpha=0.7, linewidth=1.2, marker=_marker(epochs), markersize=3)
     below.set_title("learning rate", loc="left", fontsize=8)
     below.set_ylim(0, _top(rate))
     below.yaxis.set_major_locator(MaxNLocator(2))
@@ -184,30 +193,50 @@ def _draw_scores(figure: FigureBase, history: History, best_epoch: int | None) -
     epochs = _column(history, "epoch")
     f1, precision = _column(history, "val.foreground_f1"), _column(history, "val.average_precision")
     lines = {"F1": (f1, FIRST), "average\nprecision": (precision, SECOND)}
-    _lines(axes, epochs, lines, best_epoch)
+    _lines(axes, epochs, lines, best_epoch, height=150.0)
     axes.set_title("on the validation box", loc="left", fontsize=10)
     axes.set_ylim(0, 1)
     _epochs_below(axes, epochs)
 
 
-def _lines(axes: Axes, epochs: np.ndarray, lines: Mapping[str, tuple[np.ndarray, str]], best_epoch: int | None) -> None:
-    """Lines named at their right end, and the best epoch marked."""
-    marker = "o" if len(epochs) < 2 else None
+def _lines(
+    axes: Axes, epochs: np.ndarray, lines: Mapping[str, tuple[np.ndarray, str]], best_epoch: int | None, height: float
+) -> None:
+    """Lines named at their right end, and the best epoch marked. height: of the axes, about, in points."""
     for values, colour in lines.values():
-        axes.plot(epochs, values, color=colour, marker=marker, markersize=5)
+        axes.plot(epochs, values, color=colour, marker=_marker(epochs), markersize=5)
     if best_epoch is not None and len(epochs) > 1:
+        early = best_epoch < (epochs[0] + epochs[-1]) / 2  # its name stands where there is room
         axes.axvline(best_epoch, color=INK, alpha=0.35, linewidth=0.8, dashes=(3, 3))
         axes.annotate("best", (best_epoch, 1), xycoords=("data", "axes fraction"), fontsize=8, alpha=0.8,
-                      xytext=(-3, -1), textcoords="offset points", ha="right", va="top")  # fmt: skip
+                      xytext=(3 if early else -3, -1), textcoords="offset points", ha="left" if early else "right",
+                      va="top")  # fmt: skip
     axes.set_ylim(0, _top(*(values for values, _ in lines.values())))
     axes.grid(axis="y", color=INK, alpha=0.1, linewidth=0.6)
     ends = {name: values[np.isfinite(values)][-1] for name, (values, _) in lines.items() if np.isfinite(values).any()}
-    order = sorted(ends, key=lambda name: ends[name])
-    crowded = len(order) == 2 and (ends[order[1]] - ends[order[0]]) / axes.get_ylim()[1] < 0.12
-    for name in order:
-        side = ("bottom" if name == order[-1] else "top") if crowded else "center"
-        axes.annotate(name, (epochs[-1], ends[name]), xytext=(5, 0), textcoords="offset points",
-                      color=lines[name][1], va=side, annotation_clip=False)  # fmt: skip
+    for name, shift in _apart({name: end / axes.get_ylim()[1] * height for name, end in ends.items()}).items():
+        axes.annotate(name, (epochs[-1], ends[name]), xytext=(6, shift), textcoords="offset points",
+                      color=lines[name][1], va="center", annotation_clip=False)  # fmt: skip
+
+
+def _apart(heights: Mapping[str, float]) -> dict[str, float]:
+    """How far to move each of at most two names up, in points, so that they do not lie on each other.
+
+    heights: of the middle of each, in points.
+    """
+    order = sorted(heights, key=lambda name: heights[name])
+    shifts = dict.fromkeys(order, 0.0)
+    if len(order) == 2:
+        low, high = order
+        room = LINE_POINTS * (2 + low.count("\n") + high.count("\n")) / 2
+        overlap = max(0.0, room - (heights[high] - heights[low]))
+        shifts = {low: -overlap / 2, high: overlap / 2}
+    return shifts
+
+
+def _marker(epochs: np.ndarray) -> str | None:
+    """What shows a line of one point."""
+    return "o" if len(epochs) < 2 else None
 
 
 def _epochs_below(axes: Axes, epochs: np.ndarray) -> None:
@@ -215,6 +244,9 @@ def _epochs_below(axes: Axes, epochs: np.ndarray) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     if len(epochs) > 1:
         axes.set_xlim(epochs[0], epochs[-1])
+    elif len(epochs):
+        axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
+        axes.set_xticks([epochs[0]])
 
 
 def _column(history: History, name: str) -> np.ndarray:

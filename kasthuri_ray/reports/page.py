@@ -27,7 +27,7 @@ class RunReport:
     name: the run's. task_type: synapse, membrane or any other. network: its name.
     metrics: what metrics.json holds; "test" is None where there is no annotation for test.
     history: the rows of history.csv. counts: of the split `counts_of` ("test", or "val" without test).
-    gallery: test sections. threshold: the one chosen on val. settings: sections of settings, as settings.json.
+    gallery: tiles of the test box. threshold: the one chosen on val. settings: sections of settings, as settings.json.
     notes: sentences to warn with. next_command: what to type next, if anything, and next_words: what for.
     num_tiles: tiles trained on; None works it out from the history.
     pixel_size_nm: (y, x) for a scale bar; None draws none.
@@ -140,9 +140,9 @@ def _headline_figures(run: RunReport) -> str:
 
 
 def _gallery(run: RunReport) -> str:
-    return parts.Gallery(run.gallery, run.threshold, run.foreground, run.pixel_size_nm).html(
-        f"{'Test' if run.tested else 'Validation'} sections as the microscope took them, and what the network made "
-        "of them. In truth and prediction blue is the foreground: the paler, the less sure."
+    return parts.Gallery(run.gallery, run.threshold, run.foreground, run.pixel_size_nm, "tile").html(
+        f"Tiles of the {'test' if run.tested else 'validation'} box as the microscope took them, and what the network "
+        "made of them. In truth and prediction blue is the foreground: the paler, the less sure."
     )
 
 

@@ -18,13 +18,13 @@ from kasthuri_ray.reports.slices import LEGEND, TestSlice, jpeg, rank
 from kasthuri_ray.reports.words import Foreground, bar_length_nm, share_words
 
 LARGE, SMALL = 960, 480
-"""Longest side in pixels of the panel of errors of the best and the worst section, and of all other panels."""
+"""Longest side in pixels of the panel of errors of the best and the worst, and of all other panels."""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Sections to look at. threshold: from which a voxel is called foreground. pixel_size_nm: (y, x) for a scale bar;
-    None draws none. noun: what each of them is."""
+    """Sections, or parts of them, to look at. threshold: from which a voxel is called foreground. pixel_size_nm: (y, x)
+    for a scale bar; None draws none. noun: what each of them is."""
 
     sections: Sequence[TestSlice]
     threshold: float
@@ -63,7 +63,8 @@ class Gallery:
 
     def _caption(self, section: TestSlice, rating: str) -> str:
         f1 = section.f1(self.threshold)
-        title = f"Section z {section.z}" if not rating else f"The {rating} {self.noun}, z\u00a0{section.z}"
+        part = "Section z" if self.noun == "section" else f"{self.noun.capitalize()} of section z"
+        title = f"{part} {section.z}" if not rating else f"The {rating} {self.noun}, z\u00a0{section.z}"
         if section.truth is None:
             words = "no annotation to compare with."
         elif f1 is None:

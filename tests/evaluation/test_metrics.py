@@ -138,6 +138,7 @@ def test_nothing_to_divide_by_gives_zero_and_never_nan():
     figures = metrics.test_metrics(counted(background, background, background.astype(int)), 0.5)
     assert figures["f1"] == [1.0, 0.0]
     assert figures["average_precision"] == figures["foreground_f1"] == 0.0
+    assert f"{figures['average_precision']:.4f}" == f"{empty['average_precision']:.4f}" == "0.0000"  # and not -0.0000
     for entry in (empty, figures):
         assert "NaN" not in json.dumps(entry)
     assert metrics.best_threshold(metrics.Counts.zeros()) == (0.5, 0.0)

@@ -14,6 +14,7 @@ import zarr
 
 from kasthuri_ray import cli
 from kasthuri_ray.evaluation import evaluate
+from kasthuri_ray.resources import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,6 +75,12 @@ def test_a_task_that_nobody_names(main, here, capsys):
     assert cli.run_job(main, ["--prediction", "p.zarr", "--annotation", "a.zarr", "--cache", "none"]) == 2
     said = capsys.readouterr().err
     assert "p.zarr does not say which task it was made for: give --task, one of membrane, phantom_membrane, " in said
+
+
+def test_a_place_that_takes_no_files(refused, here, monkeypatch):
+    (here / "file").write_text("")
+    monkeypatch.setattr(evaluate, "attach_or_start", lambda verbose: Cluster(2, 0, 1))
+    assert f"{here}/file is a file; give another --out" in refused("--out", "file/out")
 
 
 def test_a_task_that_is_not_there(refused):

@@ -73,7 +73,9 @@ def test_every_figure_of_the_result_is_there():
 def test_best_and_worst_are_named_and_parts_are_not_called_sections():
     page = text_of(evaluation_page(report()))
     assert page.count("The best section, z") == page.count("The worst section, z") == 1
-    assert "The best part, z" in text_of(evaluation_page(report(whole_sections=False)))
+    parts = text_of(evaluation_page(report(whole_sections=False)))
+    assert "The best part, z" in parts
+    assert parts.count("Part of section z") == page.count("Section z") == 4
 
 
 @pytest.mark.parametrize(("threshold", "said"), [(0.2, True), (0.56, False)])
@@ -81,6 +83,15 @@ def test_another_threshold_is_named_where_it_is_better(threshold, said):
     made = report(threshold=threshold)
     words = f"At threshold {made.result['best_threshold']:.2f} F1 would be {made.result['best_foreground_f1']:.3f}"
     assert (words in text_of(evaluation_page(made))) == said
+
+
+def test_a_threshold_has_one_name_on_the_page(monkeypatch):
+    made = report(threshold=round(0.8866 * 1024) / 1024)  # the edge of a bin
+    made.result["threshold"] = 0.8849
+    assert f"{made.threshold:.2f}" == "0.89"
+    page = text_of(evaluation_page(made))
+    assert page.count("threshold 0.88") >= 3
+    assert "threshold 0.89" not in page
 
 
 def test_what_must_be_known_is_said_and_escaped():

@@ -1,11 +1,13 @@
 """Figures are pictures of the promised size, and show what the counts and the voxels say."""
 
 import io
+import itertools
 import math
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from kasthuri_ray.evaluation.metrics import Counts
@@ -97,6 +99,38 @@ def test_figures_hold_their_words():
 @pytest.mark.parametrize("rows", [history(1), history(0), [{"epoch": "1", "train.loss": "0.5", "val.loss": ""}]])
 def test_curves_of_one_epoch_none_and_text_from_a_csv_are_drawn(rows):
     assert figures.png(figures.learning_curve(rows, 1), dpi=40).startswith(b"\x89PNG")
+
+
+def test_one_epoch_has_one_tick_and_every_figure_a_point():
+    figure = figures.learning_curve(history(1), 1)
+    panels = [axes for part in figure.subfigs for axes in part.axes]
+    assert [axes.get_xticks().tolist() for axes in panels] == [[1], [1], [1]]
+    assert {line.get_marker() for axes in panels for line in axes.lines} == {"o"}
+
+
+def texts_that_touch(figure):
+    """Pairs of texts of a figure that lie on each other."""
+    FigureCanvasAgg(figure).draw()
+    texts = []
+    for axes in figure.axes:
+        texts += axes.texts
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            texts += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_text() and text.get_visible()]
+    return [(a, b) for (a, one), (b, other) in itertools.combinations(boxes, 2) if one.shrunk(0.9, 0.9).overlaps(other)]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 30])
+@pytest.mark.parametrize("ends", [(0.5, 0.5), (0.5, 0.55), (0.5, 0.62), (0.0, 0.0), (1.0, 0.99), (0.9, 0.2)])
+@pytest.mark.parametrize("best", [0, 1])
+def test_no_name_lies_on_another(epochs, ends, best):
+    rows = history(epochs)
+    rows[-1] |= {"val.foreground_f1": ends[0], "val.average_precision": ends[1]}
+    rows[-1] |= {"train.loss": ends[0], "val.loss": ends[1]}
+    best_epoch = 1 if best == 0 else epochs
+    for figure in (figures.learning_curve(rows, best_epoch), figures.score_curve(rows, best_epoch)):
+        assert texts_that_touch(figure) == []
 
 
 def test_a_loss_that_is_not_finite_is_left_out():

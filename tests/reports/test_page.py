@@ -118,14 +118,16 @@ def test_the_page_says_what_the_figures_say():
     assert "Synapses are" in text
 
 
-def test_the_best_and_the_worst_section_are_named_as_such():
+def test_the_best_and_the_worst_tile_are_named_as_such():
     report = run()
     scores = {section.z: section.f1(0.5) for section in report.gallery}
     text = Parsed(run_page(report)).text
     best, worst = max(scores, key=scores.get), min(scores, key=scores.get)
-    assert f"The best section, z {best} F1 {scores[best]:.3f}" in text
-    assert f"The worst section, z {worst} F1 {scores[worst]:.3f}" in text
-    assert text.index("The best section") < text.index("The worst section") < text.index("How it learned")
+    assert f"The best tile, z {best} F1 {scores[best]:.3f}" in text
+    assert f"The worst tile, z {worst} F1 {scores[worst]:.3f}" in text
+    assert text.index("The best tile") < text.index("The worst tile") < text.index("How it learned")
+    assert text.count("Tile of section z") == 4
+    assert "Tiles of the test box" in text
 
 
 def test_settings_are_folded_away_at_the_end():
