@@ -50,7 +50,13 @@ def make_parser() -> SettingFlags:
     )
     group = parser.add_argument_group("planning")
     setting(group, "--dry-run", action="store_true", help="say what it would take, and do nothing")
-    setting(group, "--price-per-hour", type=float, metavar="PRICE", help="of a GPU, or of an actor's CPUs")
+    setting(
+        group,
+        "--price-per-hour",
+        type=float,
+        metavar="PRICE",
+        help="of one GPU; without GPUs, of one actor's share of a machine",
+    )
     add_settings_flags(parser)
     add_reading_flags(parser, "segment")
     add_computing_flags(parser, "segment", precision="segment")

@@ -30,7 +30,7 @@ from kasthuri_ray.segmentation.output import Output, mask_of
 from kasthuri_ray.segmentation.precomputed import Precomputed
 from kasthuri_ray.segmentation.predictor import CannotCompile, CardTooSmall, Machine, Predictor, prepare
 from kasthuri_ray.segmentation.tiling import blank_chunks
-from kasthuri_ray.segmentation.verdicts import Unfit
+from kasthuri_ray.segmentation.trouble import Unfit
 from kasthuri_ray.volumes.labels import to_uint8
 
 SEGMENT, OBJECTS, COPY = "s0", "objects", "precomputed-"

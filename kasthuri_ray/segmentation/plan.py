@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from kasthuri_ray.geometry import Zyx
-from kasthuri_ray.progress import duration
+from kasthuri_ray.progress import counted, duration
 from kasthuri_ray.segmentation.grid import BlockGrid
 from kasthuri_ray.segmentation.job import Job
 from kasthuri_ray.segmentation.predictor import actor_bytes
@@ -68,7 +68,10 @@ def make_plan(
     price_per_hour: float | None,
     timing: Timing | None,
 ) -> Plan:
-    """The plan of what is left of a job. done: its finished blocks. price_per_hour: of a GPU, or of an actor."""
+    """The plan of what is left of a job. done: its finished blocks.
+
+    price_per_hour: of a GPU; without GPUs of one actor's share of a machine.
+    """
     grid = BlockGrid(job.box, job.block)
     unique, computed = job.box.num_voxels, computed_voxels(job)
     rate = hours = gpu_hours = cost = None
@@ -134,17 +137,18 @@ def describe_plan(plan: Plan, job: Job) -> list[str]:
     arithmetic = job.arithmetic
     how = f"{arithmetic.precision} on {arithmetic.device}{', compiled' if arithmetic.compile else ''}"
     lines = [
-        f"{plan.blocks:,} blocks of {_zyx(job.block)} (z,y,x), {plan.done:,} done; {plan.voxels / 1e6:,.1f} Mvoxels; "
-        f"reads {_size(plan.bytes_read)}, writes about {_size(plan.bytes_written)}",
+        f"{counted(plan.blocks, 'block')} of {_zyx(job.block)} (z,y,x), {plan.done:,} done; "
+        f"{plan.voxels / 1e6:,.1f} Mvoxels; reads {_size(plan.bytes_read)}, writes about {_size(plan.bytes_written)}",
         f"tiles of {_zyx(arithmetic.tile)} in {how}, halo {_zyx(job.halo)}: {plan.computed_twice:.1%} computed twice; "
         f"{_size(plan.memory_per_actor_bytes)} of memory an actor",
     ]
     if plan.hours is not None and plan.mvoxels_per_second is not None:
         took = [f"{plan.mvoxels_per_second:.2f} Mvoxels/s", duration(plan.hours * 3600)]
         took += [f"{plan.gpu_hours:,.1f} GPU-hours"] if plan.gpu_hours else []
-        took += [f"{plan.cost:,.2f} at the price given"] if plan.cost is not None else []
+        each = "GPU" if plan.gpu_hours else "actor"
+        took += [f"{plan.cost:,.2f} at the price given for an hour of each {each}"] if plan.cost is not None else []
         faster = "; timed uncompiled, compiled it is faster" if arithmetic.compile else ""
-        lines.append(f"with {plan.actors} actor{'s' * (plan.actors != 1)}: about {', '.join(took)}{faster}")
+        lines.append(f"with {counted(plan.actors, 'actor')}: about {', '.join(took)}{faster}")
     if plan.halo_error is not None:
         lines.append(f"the smaller halo changes probabilities of a sample by up to {plan.halo_error:.3f}")
     return lines

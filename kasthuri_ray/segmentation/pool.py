@@ -22,7 +22,8 @@ from kasthuri_ray.cli import ending_on_sigterm
 from kasthuri_ray.segmentation.cluster_view import ClusterView
 from kasthuri_ray.segmentation.ray_actors import Member, kill, one_line, plain, results_of, start
 from kasthuri_ray.segmentation.staffing import Crew, Patience, Staffing
-from kasthuri_ray.segmentation.verdicts import Aside, Block, Death, PoolStopped, Unfit, Verdicts
+from kasthuri_ray.segmentation.trouble import Aside, Block, Death, PoolStopped, Unfit
+from kasthuri_ray.segmentation.verdicts import Verdicts
 
 POLL_S = 0.1  # how long the loop waits for news
 STAFF_S = 0.5  # between looks at who is there and who is needed

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kasthuri_ray.segmentation.staffing import Crew
-from kasthuri_ray.segmentation.verdicts import Block
+from kasthuri_ray.segmentation.trouble import Block
 
 LONGEST_LINE = 250
 

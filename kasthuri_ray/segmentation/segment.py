@@ -14,9 +14,9 @@ from kasthuri_ray.evaluation.objects import join, write_table
 from kasthuri_ray.geometry import Zyx
 from kasthuri_ray.layers import given_value, layers_above, resolve
 from kasthuri_ray.lease import Lease
-from kasthuri_ray.placement import check_seen_everywhere, place_output
+from kasthuri_ray.placement import check_seen_everywhere, check_writable, place_output
 from kasthuri_ray.priority import let_helpers_give_way
-from kasthuri_ray.progress import Reporter
+from kasthuri_ray.progress import Reporter, counted
 from kasthuri_ray.resources import Cluster, attach_or_start
 from kasthuri_ray.segmentation import beginning
 from kasthuri_ray.segmentation.actor import OBJECTS, SEGMENT, grid_of, phases, read_components
@@ -41,7 +41,7 @@ from kasthuri_ray.segmentation.staffing import Crew
 from kasthuri_ray.segmentation.telling import Telling, phase_words
 from kasthuri_ray.segmentation.todo import Todo
 from kasthuri_ray.segmentation.trained import Trained, read_trained
-from kasthuri_ray.segmentation.verdicts import Aside, PoolStopped
+from kasthuri_ray.segmentation.trouble import Aside, PoolStopped
 
 PLAIN_PERIOD_S = 60.0
 QUIET_S = 15.0  # how often Ray's new helpers are told to give way
@@ -105,6 +105,7 @@ def segment(settings: Settings, trained: Trained, program: str = "jobs/segment.p
 def _placed(path: str, flag: str, cluster: Cluster, dry_run: bool) -> str:
     place = beginning.absolute(place_output(path, cluster, flag))
     if not dry_run:
+        check_writable(place.rpartition("/")[0] or "/", flag)
         check_seen_everywhere(place, cluster, flag)
     return place
 
@@ -259,7 +260,7 @@ def _finish(job: Job, todo: Todo, aside: list[tuple[str, Aside]], telling: Telli
         table = join(read_components(todo.ledger, name) for name in todo.written(OBJECTS))
         size = finest.scale if job.spec.nanometers else None
         write_table(table, path, size, finest.translation, start=job.box.start)
-        reporter.line(f"{len(table)} objects: {path}")
+        reporter.line(f"{counted(len(table), 'object')}: {path}")
     telling.finish()
     for phase, each in aside:
         box = grid_of(job, phase).box(each.block)  # type: ignore[arg-type]

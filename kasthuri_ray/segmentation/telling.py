@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from kasthuri_ray.geometry import Zyx
-from kasthuri_ray.progress import Reporter, duration
+from kasthuri_ray.progress import Reporter, counted, duration
 from kasthuri_ray.segmentation.actor import COPY, OBJECTS, SEGMENT, grid_of
 from kasthuri_ray.segmentation.grid import name_of
 from kasthuri_ray.segmentation.job import Job
@@ -41,7 +41,9 @@ class Telling:
         self._phase_began = time.monotonic()
         self.began: float | None = None
         if phase != SEGMENT and self.before < self.blocks:
-            self.reporter.line(f"{phase_words(phase)}: {self.blocks - self.before} of {self.blocks} blocks to do")
+            self.reporter.line(
+                f"{phase_words(phase)}: {self.blocks - self.before:,} of {counted(self.blocks, 'block')} to do"
+            )
         self._write()
 
     def note_done(self, index: Zyx, computed: bool) -> None:
@@ -74,8 +76,8 @@ class Telling:
 
     def line(self, progress: Progress, done: int, left: float | None) -> str:
         """The live line."""
-        words = [f"{phase_words(self.phase)}: {done}/{self.blocks} blocks"]
-        words.append(f"{progress.actors} actor{'s' * (progress.actors != 1)}")
+        words = [f"{phase_words(self.phase)}: {done:,}/{counted(self.blocks, 'block')}"]
+        words.append(counted(progress.actors, "actor"))
         rate = self.state["mvoxels_per_second"]
         if self.phase == SEGMENT and rate is not None:
             words.append(f"{rate:.2f} Mvoxels/s")

@@ -14,81 +14,17 @@ what to do. Ray is not known here, and no clock: `now` is any count of seconds t
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Container, Hashable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable
 from itertools import islice
 
-FAILURES = 3  # of each kind, before a block is set aside
+from kasthuri_ray.segmentation.trouble import FAILURES, Aside, Block, Death, PoolStopped, Trouble
+
 PAUSES_S = (0.5, 3.0)  # before a block that raised is tried again: what was down for a moment is back
 # A bug is not in the blocks if so many were set aside and none was done, once so many were tried.
 ASIDE_AND_NONE_DONE, TRIED = 3, 8
 ASIDE_MANY, ASIDE_IN_A_ROW = 10, 50
 SICK = 3  # blocks that failed at one place and were done elsewhere
 LOOKED_AT = 64  # waiting blocks that are looked through for one that an actor may take
-
-Block = Hashable
-
-
-class Unfit(Exception):
-    """This machine or card cannot do what is asked for; another one may. The message says why."""
-
-
-class PoolStopped(Exception):
-    """There is no use in going on; the message says why, `traceback` holds that of the first block that failed."""
-
-    def __init__(self, reason: str, traceback: str = "") -> None:
-        super().__init__(reason)
-        self.traceback = traceback
-
-
-@dataclass(frozen=True)
-class Aside:
-    """A block that is set aside. reason: one line. traceback: what was raised last, or what is known of the deaths."""
-
-    block: Block
-    reason: str
-    traceback: str
-
-
-@dataclass(frozen=True)
-class Death:
-    """An actor that died with these blocks in hand; whether they are to blame depends on its node.
-
-    reason: one line. words: all that is known of it.
-    """
-
-    blocks: tuple[Block, ...]
-    node: str
-    reason: str
-    words: str
-
-
-@dataclass
-class _Trouble:
-    """What a block has behind it. pending: deaths of which it is not known yet whether their nodes live."""
-
-    known_bad: bool = False
-    deaths: int = 0
-    pending: int = 0
-    raises: int = 0
-    own: int = 0  # of these, failures that no other block can have caused
-    not_before: float = 0.0
-    words: str = ""
-    actors: set[int] = field(default_factory=set)  # that raised
-    nodes: set[str] = field(default_factory=set)  # on which actors died
-    blamed: set[str | int] = field(default_factory=set)  # places that may be at fault instead
-
-    @property
-    def suspect(self) -> bool:
-        return self.known_bad or self.deaths + self.pending > 0
-
-    @property
-    def held(self) -> bool:
-        return self.deaths + self.pending >= FAILURES
-
-    @property
-    def blank(self) -> bool:
-        return not (self.suspect or self.raises)
 
 
 class Verdicts:
@@ -107,7 +43,7 @@ class Verdicts:
         self._ahead: deque[Block] = deque()
         self._again: deque[Block] = deque()
         self._suspects: dict[Block, None] = {}
-        self._trouble: dict[Block, _Trouble] = {}
+        self._trouble: dict[Block, Trouble] = {}
         self._holds: dict[int, dict[Block, None]] = {}  # in the order in which they were given
         self._node: dict[int, str] = {}
         self._on_node: Counter[str] = Counter()
@@ -143,7 +79,7 @@ class Verdicts:
     def raised(self, actor: int, block: Block, reason: str, traceback: str, now: float) -> list[Aside]:
         """A block raised; gives it back if it is set aside now."""
         self._release(actor, block)
-        trouble = self._trouble.setdefault(block, _Trouble())
+        trouble = self._trouble.setdefault(block, Trouble())
         trouble.raises, trouble.own, trouble.words = trouble.raises + 1, trouble.own + 1, traceback
         trouble.actors.add(actor)
         trouble.blamed.add(actor)
@@ -158,7 +94,7 @@ class Verdicts:
         node = self._node[actor]
         blocks = tuple(self._remove(actor))
         for block in blocks:
-            trouble = self._trouble.setdefault(block, _Trouble())
+            trouble = self._trouble.setdefault(block, Trouble())
             trouble.pending += 1
             trouble.nodes.add(node)
             if len(blocks) == 1:
@@ -227,7 +163,7 @@ class Verdicts:
         if not self._looks_like_a_bug() or self._one_may_do():
             return None
         first, num = next(a for a in self.asides if a.block not in self._known_bad), self._new_asides
-        done = f"{self.done} were done" if self.done else "none was done"
+        done = f"{self.done or 'none'} {'was' if self.done < 2 else 'were'} done"
         return PoolStopped(
             f"{num} blocks were set aside and {done}, so the fault is hardly in the blocks. The first, {first.block}: "
             f"{first.reason}",
@@ -315,7 +251,7 @@ class Verdicts:
             self._drawn += 1
             if block not in self._known_bad:
                 return block
-            self._trouble[block] = _Trouble(known_bad=True)
+            self._trouble[block] = Trouble(known_bad=True)
             self._queue(block)
             if not self._holds[actor] or len(self._suspects) >= TRIED:
                 break

@@ -11,7 +11,7 @@ import zarr
 from kasthuri_ray.evaluation.objects import join
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.segmentation.actor import SEGMENT, grid_of, phases, read_components
-from kasthuri_ray.segmentation.verdicts import Unfit
+from kasthuri_ray.segmentation.trouble import Unfit
 from kasthuri_ray.volumes import SourceError, open_volume
 
 

@@ -91,7 +91,7 @@ def test_what_is_said_of_a_plan(plan_of, changed):
     lines = "\n".join(describe_plan(plan, job))
     assert "18 blocks of 2 x 64 x 96 (z,y,x), 0 done; 0.1 Mvoxels" in lines
     assert "with 2 actors: about" in lines
-    assert "at the price given" in lines
+    assert "at the price given for an hour of each actor" in lines
     assert "changes probabilities of a sample by up to 0.125" in lines
     assert "uncompiled" not in lines
     compiled = changed(job, arithmetic=changed(job.arithmetic, compile=True))

@@ -11,7 +11,7 @@ import pytest
 
 from kasthuri_ray.segmentation.pool import Pool
 from kasthuri_ray.segmentation.staffing import Crew, Patience
-from kasthuri_ray.segmentation.verdicts import PoolStopped, Unfit
+from kasthuri_ray.segmentation.trouble import PoolStopped, Unfit
 
 QUICK = Patience(verdict=0.3, fate=30, ready=120, cluster=120, stuck=120, idle=0.5)
 

@@ -16,6 +16,7 @@ import zarr
 
 from kasthuri_ray import cli
 from kasthuri_ray.lease import Lease
+from kasthuri_ray.resources import Cluster
 from kasthuri_ray.segmentation import segment as module
 from kasthuri_ray.segmentation.downsample import downsample
 from kasthuri_ray.segmentation.ledger import Ledger
@@ -233,7 +234,7 @@ def test_what_depends_on_the_cluster_is_refused_as_well(ray_here, refused, monke
     assert "1000 actors need 250 CPUs, the cluster has 2. Give fewer with --actors" in refused(
         "--actors", 1000, ray=True
     )
-    assert "1 actors need 1 GPUs, the cluster has 0" in refused("--device", "cuda", ray=True)
+    assert "1 actor needs 1 GPU, the cluster has 0" in refused("--device", "cuda", ray=True)
     assert "tile (1, 70, 71) has 71 voxels along x" in refused("--tile", "1,70,71", ray=True)
     monkeypatch.setattr("kasthuri_ray.segmentation.beginning.shutil.disk_usage", lambda path: Full())
     assert "has room for 0.00 GB" in refused(ray=True)
@@ -241,6 +242,12 @@ def test_what_depends_on_the_cluster_is_refused_as_well(ray_here, refused, monke
 
 class Full:
     free = 0
+
+
+def test_an_output_where_no_file_can_be_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=f"since {tmp_path}/file is a file; give another --output"):
+        module._placed(f"{tmp_path}/file/out.zarr", "--output", Cluster(2, 0, 1), dry_run=False)
 
 
 def test_more_actors_than_there_is_room_for_are_waited_for(ray_here, refused):

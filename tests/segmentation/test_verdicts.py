@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from kasthuri_ray.segmentation.verdicts import FAILURES, Aside, Death, Verdicts
+from kasthuri_ray.segmentation.trouble import FAILURES, Aside, Death
+from kasthuri_ray.segmentation.verdicts import Verdicts
 
 LATE = 1e9  # after every pause
 
