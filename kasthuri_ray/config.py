@@ -39,13 +39,14 @@ def _rising(limits: list[int]) -> list[int]:
 NotNegativeInt = Annotated[int, Field(ge=0)]
 Range = Annotated[list[NotNegativeInt], Field(min_length=2, max_length=2), AfterValidator(_rising)]
 Share = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 LOSSES = Literal["cross_entropy", "weighted_cross_entropy", "dice_ce", "focal", "tversky"]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Region(Section):
@@ -130,6 +131,12 @@ class Task(Section):
             named = [] if z is None else [Region(box=[z, self.yrange_vol, self.xrange_vol])]  # type: ignore[list-item]
         return [region.completed(self.image_chan, self.annotation_chan) for region in named]
 
+    def keys_of(self, split: str, number: int = 0) -> tuple[str, str, str]:
+        """The settings that say where region `number` of a split lies along z, y and x."""
+        if self.boxes is not None:
+            return (f"task.boxes.{split}.{number}.box",) * 3
+        return f"task.z_{split}", "task.yrange_vol", "task.xrange_vol"
+
     def _z_ranges(self) -> dict[str, list[int] | None]:
         """The three z ranges, cut at the start where one follows another by less than `z_gap` sections."""
         given = {"train": self.z_train, "val": self.z_val, "test": self.z_test}
@@ -175,7 +182,7 @@ class Network(Section):
     in_channels: Literal[1] = 1
     classes: Annotated[int, Field(ge=2, le=254)] = 2
     n_blocks: Annotated[int, Field(ge=1, le=8)] | None = None  # None: 4, and 5 for depth
-    start_filters: Count = 32
+    start_filters: Annotated[int, Field(ge=1, le=65536)] = 32
     activation: Literal["relu", "leaky", "elu", "gelu", "silu"] = "relu"
     normalization: Literal["batch", "instance", "group", "none"] = "batch"
     conv_mode: Literal["same"] = "same"
@@ -184,8 +191,8 @@ class Network(Section):
 
     optimizer: Literal["Adam", "AdamW", "SGD"] = "Adam"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    beta1: Share = 0.9
-    beta2: Share = 0.999
+    beta1: BelowOne = 0.9
+    beta2: BelowOne = 0.999
     momentum: Share = 0.9
     weight_decay: NotNegative = 0.0
     scheduler: Literal["constant", "plateau", "cosine", "one_cycle"] = "plateau"
@@ -195,7 +202,7 @@ class Network(Section):
     early_stopping: NotNegativeInt = 10  # epochs without improvement; 0 is never
     early_stopping_delta: NotNegative = 0.001  # what counts as improvement of the validation loss
     gradient_clip: NotNegative = 0.0  # highest norm; 0 is none
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights; 0 is none
+    ema: BelowOne = 0.0  # decay of the averaged weights; 0 is none
     loss: LOSSES = "cross_entropy"
     class_weights: list[NotNegative] | None = None  # for weighted_cross_entropy; None: from each batch
     augmentations: Literal["none", "basic", "em"] = "basic"
@@ -228,7 +235,8 @@ class Network(Section):
 def _number_or_range(value: Any) -> Any:
     """What `N` or `MIN-MAX` stands for: a number, or the text of a range."""
     low, dash, high = (str(value) if value is not None else "1").partition("-")
-    if not low.isdigit() or (dash and not high.isdigit()) or not 1 <= int(low) <= int(high or low):
+    whole = all(re.fullmatch("[0-9]+", part) for part in ([low, high] if dash else [low]))
+    if not whole or not 1 <= int(low) <= int(high or low):
         raise ValueError("expected N or MIN-MAX, such as 4 or 2-8")
     return value if value is None or dash else int(low)
 
@@ -277,7 +285,7 @@ def _split(value: Any) -> Any:
 
 
 def _is_number(text: str) -> bool:
-    return re.fullmatch(r"\s*\d+(\.\d*)?\s*", text) is not None
+    return re.fullmatch(r"\s*[0-9]+(\.[0-9]*)?\s*", text) is not None
 
 
 ThreeCounts = Annotated[list[Count], Field(min_length=3, max_length=3), BeforeValidator(_split)]
@@ -332,13 +340,15 @@ class Segment(Section):
 
 
 class Settings(Section):
-    """All settings of a job, and `kept`: keys of the files that are carried along and nothing reads."""
+    """All settings of a job. kept: keys of the files that are carried along and nothing reads. notes: what a person
+    should know of where they come from, by section; no setting, and not written."""
 
     task: Task
     network: Network
     train: Train = Train()
     segment: Segment = Segment()
     kept: dict[str, Any] = {}
+    notes: dict[str, str] = Field(default={}, exclude=True)
 
     def of_training(self) -> dict[str, Any]:
         """What a training run leaves of them, as JSON has it."""

@@ -10,11 +10,14 @@ import difflib
 import json
 import re
 from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from kasthuri_ray import remarks
 from kasthuri_ray.config import RANGES, SECTIONS, Section, Settings
 
 HERE = Path(__file__).parent
@@ -45,7 +48,9 @@ def find_file(name: str, kind: str) -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file, or a ValueError that says where it breaks."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(), object_pairs_hook=_each_once)
+    except _Twice as error:
+        raise ValueError(f"{path}: {error}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error.msg} in line {error.lineno}") from None
     except FileNotFoundError:
@@ -54,6 +59,21 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds no JSON object but {type(found).__name__}")
+    return found
+
+
+class _Twice(ValueError):
+    """A JSON object that holds a key twice, of which Python's reader would keep the last."""
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _Twice(
+                f"the key {key!r} is there twice, as {json.dumps(found[key])} and {json.dumps(value)}; keep one of them"
+            )
+        found[key] = value
     return found
 
 
@@ -79,7 +99,10 @@ def parse_assignment(text: str) -> Layer:
         raise ValueError(f"--set {text}: expected section.key=value, such as network.epochs=30")
     if section not in SECTIONS:
         raise ValueError(f"--set {text}: no section {section!r}; there are {', '.join(SECTIONS)}")
-    found = _parse_value(value.strip())
+    try:
+        found = _parse_value(value.strip())
+    except _Twice as error:
+        raise ValueError(f"--set {text}: {error}") from None
     field = SECTIONS[section].model_fields.get(key)
     is_text = field is not None and field.annotation in (str, str | None)
     return {section: {key: value.strip() if is_text and isinstance(found, list | int | float) else found}}
@@ -87,7 +110,7 @@ def parse_assignment(text: str) -> Layer:
 
 def _parse_value(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_each_once)
     except json.JSONDecodeError:
         return [_parse_value(part.strip()) for part in text.split(",")] if "," in text else text
 
@@ -117,7 +140,15 @@ def resolve(
         files.append((str(path), {"task": read_json(path)}))
     elif base is None and not any("task" in layer for _, layer in above):
         raise ValueError(f"no task: give --task, one of {', '.join(own_tasks())} or a file of your own")
-    return _merge(files, above)
+    merged = _merge(files, above)
+    settings = _built(merged)
+    typed = above[config is not None :]
+    remarks.check_used(settings.task, typed)
+    notes = remarks.doubts(settings.task)
+    if config is not None:
+        named = {section: name for section, name in (("task", task), ("network", network)) if name is not None}
+        notes |= remarks.outranked(config, named, _those_that_stand(_merge(files, typed)), settings)
+    return settings.model_copy(update={"notes": notes})
 
 
 def layers_above(config: str | None, assignments: Iterable[str], flags: Layer | None) -> list[Named]:
@@ -137,7 +168,28 @@ def own_tasks() -> list[str]:
     return sorted(path.stem.removesuffix("_task") for path in (HERE / "taskconfig").glob("*.json"))
 
 
-def _merge(files: list[Named], above: list[Named]) -> Settings:
+@dataclass
+class _Merged:
+    """What layers add up to, not checked yet.
+
+    origins: which layer said a setting (`section.key`), and which was the first to say anything of a section.
+    order: the names of the layers, the lowest first. kept: as of Settings.
+    """
+
+    values: Layer
+    origins: dict[str, str]
+    order: list[str]
+    kept: dict[str, Any]
+
+    def origin_of(self, section: str, message: str) -> str:
+        """The highest layer that said any of the settings of a section that a message names."""
+        words = set(re.findall(r"\w+", message)) & SECTIONS[section].model_fields.keys()
+        origins = {self.origins[f"{section}.{word}"] for word in words if f"{section}.{word}" in self.origins}
+        found = [name for name in self.order if name in origins]
+        return found[-1] if found else self.origins.get(section, "defaults")
+
+
+def _merge(files: list[Named], above: list[Named]) -> _Merged:
     values: Layer = {section: {} for section in SECTIONS}
     origins: dict[str, str] = {}
     kept: dict[str, Any] = {}
@@ -158,8 +210,21 @@ def _merge(files: list[Named], above: list[Named]) -> Settings:
     loss = values["task"].get("loss")
     if loss is not None and not any("loss" in layer.get("network", {}) for _, layer in above):
         values["network"]["loss"] = loss
-    sections = {section: _build(section, values[section], origins) for section in SECTIONS}
-    return Settings(kept=kept, **sections)  # type: ignore[arg-type]
+    return _Merged(values, origins, [origin for origin, _ in files + above], kept)
+
+
+def _built(merged: _Merged) -> Settings:
+    sections = {section: _build(section, merged) for section in SECTIONS}
+    return Settings(kept=merged.kept, **sections)  # type: ignore[arg-type]
+
+
+def _those_that_stand(merged: _Merged) -> dict[str, Section]:
+    """The sections that are whole: what a `--config` file adds may be what a task lacks."""
+    found = {}
+    for section in SECTIONS:
+        with suppress(ValueError):
+            found[section] = _build(section, merged)
+    return found
 
 
 def _check_key(section: str, key: str, origin: str) -> None:
@@ -173,14 +238,14 @@ def _nearest(word: str, known: Any) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _build(section: str, values: dict[str, Any], origins: dict[str, str]) -> Section:
+def _build(section: str, merged: _Merged) -> Section:
     try:
-        return SECTIONS[section].model_validate(values)
+        return SECTIONS[section].model_validate(merged.values[section])
     except ValidationError as error:
-        raise ValueError("\n".join(_in_words(section, error, origins))) from None
+        raise ValueError("\n".join(_in_words(section, error, merged))) from None
 
 
-def _in_words(section: str, error: ValidationError, origins: dict[str, str]) -> list[str]:
+def _in_words(section: str, error: ValidationError, merged: _Merged) -> list[str]:
     """Pydantic's errors, each as file, key, what was given and what is allowed."""
     found: dict[tuple[str, ...], tuple[Any, list[str]]] = {}
     for entry in error.errors():
@@ -189,7 +254,7 @@ def _in_words(section: str, error: ValidationError, origins: dict[str, str]) -> 
         found.setdefault(path, (entry["input"], []))[1].append(_allowed(entry))
     # One that accepts the outside and complains of the inside is the one that was meant.
     inmost = [path for path in found if not any(other[: len(path)] == path != other for other in found)]
-    return [_line(section, path, *found[path], origins) for path in inmost]
+    return [_line(section, path, *found[path], merged) for path in inmost]
 
 
 def _allowed(entry: Any) -> str:
@@ -199,9 +264,9 @@ def _allowed(entry: Any) -> str:
     return "it is missing" if entry["type"] == "missing" else message.replace("Input should be", "expected")
 
 
-def _line(section: str, path: tuple[str, ...], given: Any, allowed: list[str], origins: dict[str, str]) -> str:
+def _line(section: str, path: tuple[str, ...], given: Any, allowed: list[str], merged: _Merged) -> str:
     message = ", or ".join(allowed)
     if not path:
-        return f"{origins.get(section, 'defaults')}: {section}: {message}"
-    origin = origins.get(f"{section}.{path[0]}", "defaults")
-    return f"{origin}: {section}.{'.'.join(path)} is {json.dumps(given, default=str)}: {message}"
+        return f"{merged.origin_of(section, message)}: {section}: {message}"
+    origin = merged.origins.get(f"{section}.{path[0]}", "defaults")
+    return f"{origin}: {section}.{'.'.join(path)} is {json.dumps(given, default=str, ensure_ascii=False)}: {message}"

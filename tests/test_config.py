@@ -38,6 +38,9 @@ def refused(tmp_path, **changes) -> str:
         ({"z_train": [5]}, "FILE: task.z_train is [5]: List should have at least 2 items, not 1"),
         ({"xrange_vol": [-1, 5]}, "FILE: task.xrange_vol.0 is -1: expected greater than or equal to 0"),
         ({"threshold": 1}, "FILE: task.threshold is 1: expected a valid boolean"),
+        ({"threshold_value": float("inf")}, "FILE: task.threshold_value is Infinity: expected a finite number"),
+        ({"threshold_value": float("nan")}, "FILE: task.threshold_value is NaN: expected a finite number"),
+        ({"image_intensity": [0, float("inf")]}, "task.image_intensity.1 is Infinity: expected a finite number"),
         ({"foreground_share": 1.5}, "FILE: task.foreground_share is 1.5: expected less than or equal to 1"),
         (
             {"loss": "dice"},
@@ -170,10 +173,27 @@ def test_workers_are_a_number_or_a_range(given, workers):
     assert Train(num_workers=given).workers == workers
 
 
-@pytest.mark.parametrize("given", ["0", 0, -1, "x", "4-2", "2-", "-2", "0-2", 1.5, True, ""])
+@pytest.mark.parametrize("given", ["0", 0, -1, "x", "4-2", "2-", "-2", "0-2", 1.5, True, "", "²", "2-³", "٣", "2-4-8"])
 def test_other_workers_are_refused(given):
     with pytest.raises(ValueError, match="expected N or MIN-MAX, such as 4 or 2-8"):
         Train(num_workers=given)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("learning_rate", "Infinity", "is Infinity: expected a finite number"),
+        ("learning_rate", "1e999", "is Infinity: expected a finite number"),
+        ("weight_decay", "NaN", "is NaN: expected a finite number"),
+        ("beta1", "1", "is 1: expected less than 1"),
+        ("beta2", "1.0", "is 1.0: expected less than 1"),
+        ("start_filters", "1000000000", "is 1000000000: expected less than or equal to 65536"),
+    ],
+)
+def test_numbers_that_no_run_could_use_are_refused_with_what_is_allowed(key, value, words):
+    with pytest.raises(ValueError, match=r".") as caught:
+        resolve("synapse", None, assignments=[f"network.{key}={value}"])
+    assert str(caught.value) == f"--set network.{key}={value}: network.{key} {words}"
 
 
 def test_the_challenges_zero_augments_as_it_did():

@@ -231,3 +231,118 @@ def test_settings_written_are_a_config_that_gives_them_again(files):
     again = resolve(None, None, config=files("settings.json", written))
     assert again.model_dump(exclude={"kept"}) == settings.model_dump(exclude={"kept"})
     assert read_config(Path("settings.json")).keys() == {"task", "network", "train"}
+
+
+def test_what_a_config_says_instead_of_named_files_is_noted(files):
+    network = files("net.json", {"learning_rate": 0.1, "epochs": 2, "seed": 2})
+    changes = {"learning_rate": 0.5, "epochs": 2, "loss": "dice_ce", "seed": 3, "optimizer": "SGD", "momentum": 0.5}
+    config = files("best.json", {"network": {**changes, "start_filters": 8}})
+    notes = resolve("synapse", network, config=config, assignments=["network.seed=7"]).notes
+    assert notes == {
+        "network": "best.json stands above --network net.json: network.start_filters is 8, not 32; network.optimizer "
+        "is SGD, not Adam; network.learning_rate is 0.5, not 0.1; network.momentum is 0.5, not 0.9; and 1 more (--set "
+        "stands above both)"
+    }
+    assert resolve("synapse", None, config=config).notes == {}
+    assert resolve("synapse", network, config=files("same.json", {"network": {"epochs": 2}})).notes == {}
+    lacking = files("lacking.json", {"name": "a"})
+    whole = resolve("synapse", None).task.model_dump(mode="json")
+    assert resolve(lacking, None, config=files("whole.json", {"task": whole})).notes == {}
+
+
+def test_where_a_config_has_the_run_lie_is_noted_unless_it_is_typed(files):
+    config = files("settings.json", {"train": {"name": "first", "storage": "s3://lab/runs", "compile": "off"}})
+    assert resolve("synapse", None, config=config).notes == {
+        "train": "settings.json says where the run lies: train.storage is s3://lab/runs, not outputs; train.name is "
+        "first, not none (--name and --storage stand above it)"
+    }
+    typed = {"train": {"name": "second", "storage": "runs"}}
+    assert resolve("synapse", None, config=config, flags=typed).notes == {}
+
+
+def test_notes_are_no_settings(files):
+    config = files("settings.json", {"train": {"name": "first"}})
+    settings = resolve("synapse", None, config=config)
+    assert settings.notes
+    assert "notes" not in settings.model_dump()
+    assert "first (" not in json.dumps(settings.of_training())
+
+
+@pytest.mark.parametrize(
+    ("kind", "meant"),
+    [
+        ("synapes", "synapse"),
+        ("Synapse", "synapse"),
+        ("membranes", "membrane"),
+        ("synapse", None),
+        ("membrane", None),
+        ("mitochondria", None),
+        ("axon", None),
+        ("", None),
+    ],
+)
+def test_a_kind_of_task_that_is_nearly_a_known_one_is_taken_and_noted(kind, meant):
+    settings = resolve("synapse", None, assignments=[f"task.task_type={kind}"])
+    assert settings.task.task_type == kind
+    expected = f"task.task_type '{kind}' is taken as a kind of its own, without what is known of '{meant}'; did you"
+    assert list(settings.notes) == ([] if meant is None else ["task.task_type"])
+    assert meant is None or settings.notes["task.task_type"].startswith(expected)
+
+
+SPLIT = {"image": "a.zarr", "annotation": "b.zarr", "box": ":,:,:"}
+
+
+def boxed(files, **left_out) -> str:
+    regions = {split: [{**SPLIT}] for split in ("train", "val", "test")}
+    for split, key in left_out.items():
+        del regions[split][0][key]
+    return files("boxed.json", {"image_chan": "x.zarr", "annotation_chan": "y.zarr", "boxes": regions})
+
+
+@pytest.mark.parametrize(
+    ("above", "words"),
+    [
+        ({"flags": {"task": {"image_chan": "c.zarr"}}}, '--image would change nothing: .* "image" out of the regions'),
+        ({"flags": {"task": {"annotation_chan": "c.zarr"}}}, "--annotation would change nothing"),
+        ({"assignments": ["task.image_chan=c.zarr"]}, "--set task.image_chan=c.zarr would change nothing"),
+    ],
+)
+def test_an_image_that_no_region_would_take_is_refused(files, above, words):
+    with pytest.raises(ValueError, match=words):
+        resolve(boxed(files), None, **above)
+
+
+def test_an_image_that_a_region_takes_is_taken(files):
+    flags = {"task": {"image_chan": "c.zarr"}}
+    task = resolve(boxed(files, val="image"), None, flags=flags).task
+    assert [task.regions(split)[0].image for split in ("train", "val")] == ["a.zarr", "c.zarr"]
+    with pytest.raises(ValueError, match=r"every region of task\.boxes names an annotation of its own"):
+        resolve(boxed(files, val="image"), None, flags={"task": {"annotation_chan": "c.zarr"}})
+    resolve(boxed(files), None)
+
+
+def test_a_mistake_of_two_settings_is_blamed_on_what_was_typed(files):
+    def refused(*assignments):
+        with pytest.raises(ValueError, match=r".") as caught:
+            resolve("synapse", None, assignments=assignments)
+        return str(caught.value)
+
+    assert refused("task.z_gap=50").startswith("--set task.z_gap=50: task: z_gap 50 leaves nothing of z_val")
+    assert refused("network.class_weights=1,2,3").startswith(
+        "--set network.class_weights=1,2,3: network: class_weights"
+    )
+    assert refused("network.classes=3", "network.class_weights=1,2").startswith("--set network.class_weights=1,2: ")
+    assert refused("task.image_chan=null").startswith("--set task.image_chan=null: task: needs image_chan")
+
+
+def test_a_key_that_is_there_twice_is_refused(files):
+    twice = files("twice.json", '{"epochs": 3, "model_args": {}, "epochs": 4}')
+    with pytest.raises(
+        ValueError, match=r"^twice.json: the key 'epochs' is there twice, as 3 and 4; keep one of them$"
+    ):
+        resolve("synapse", twice)
+    with pytest.raises(ValueError, match=r"inner\.json: the key 'a' is there twice"):
+        resolve("synapse", None, config=files("inner.json", '{"network": {"model_args": {"a": 1, "a": 1}}}'))
+    text = 'network.model_args={"a": 1, "a": 2}'
+    with pytest.raises(ValueError, match=r"^--set network\.model_args=.*: the key 'a' is there twice, as 1 and 2"):
+        resolve("synapse", None, assignments=[text])

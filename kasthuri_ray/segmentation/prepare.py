@@ -122,6 +122,9 @@ def prepare(settings: Settings, trained: Trained, say: Callable[[str], None]) ->
     segment = settings.segment
     if settings.kept:
         say(f"carried along and not read: {', '.join(sorted(settings.kept))}")
+    for about, note in settings.notes.items():
+        if about != "train":
+            say(note)
     network = build_trained(settings, trained)
     reach = reach_of(network, settings.network.dim, settings.network.in_channels)
     reach = reach.turned() if segment.tta else reach
