@@ -64,6 +64,15 @@ def _container_cpus() -> float:
     return math.inf
 
 
+def memory_bytes() -> int:
+    """Bytes of memory of this machine, or of its container; in whole GiB, so that machines of one kind agree."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            sizes.append(int((CGROUP / name).read_text()))
+    return min(sizes) >> 30 << 30
+
+
 def computes_bf16(device: torch.device) -> bool:
     """Whether the hardware multiplies bf16 itself; emulated, it is slower than float32."""
     if device.type == "cuda":

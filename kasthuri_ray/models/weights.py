@@ -63,6 +63,17 @@ def read_checkpoint(data: bytes, where: str) -> Checkpoint:
     return Checkpoint(_state_dict(content[wraps[0]], where), content.get("settings"), about)
 
 
+def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
+    """Raise a ValueError, naming the first, for weights that hold nan or infinity: they answer nothing else."""
+    broken = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise ValueError(
+            f"{where} holds weights that are not finite (nan or infinity), in {broken[0]}{more}: their training "
+            "diverged; give others"
+        )
+
+
 def unpack(data: bytes, where: str) -> dict[str, Any]:
     """The dict that `pack` or `torch.save` made `data` of, tensors on the CPU.
 

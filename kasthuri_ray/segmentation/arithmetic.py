@@ -11,9 +11,7 @@ import math
 import os
 import platform
 import weakref
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -92,7 +90,7 @@ class Machine:
         if device == "cuda":
             card = torch.cuda.get_device_properties(torch.cuda.current_device())
             return cls(name=card.name, memory_bytes=card.total_memory, **shared)
-        return cls(name=platform.machine(), memory_bytes=_memory_here(), **shared)
+        return cls(name=platform.machine(), memory_bytes=hardware.memory_bytes(), **shared)
 
 
 def decide(
@@ -255,12 +253,3 @@ class _Watch(TorchDispatchMode):
 
 def _pointer(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _memory_here() -> int:
-    """Bytes of memory of this machine, or of its container; in whole GiB, so that machines of one kind agree."""
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):
-            sizes.append(int((hardware.CGROUP / Path(name)).read_text()))
-    return min(sizes) >> 30 << 30

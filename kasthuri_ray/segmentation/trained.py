@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kasthuri_ray.config import Settings
 from kasthuri_ray.models.unet import build_network, load_weights
-from kasthuri_ray.models.weights import read_checkpoint, weights_file
+from kasthuri_ray.models.weights import check_finite, read_checkpoint, weights_file
 from kasthuri_ray.storage import read_anywhere
 
 Nm = tuple[float, float, float]
@@ -41,6 +41,7 @@ def read_trained(path: str) -> Trained:
         found = read_checkpoint(read_anywhere(where), where)
     except FileNotFoundError:
         raise FileNotFoundError(f"--weights {path}: there is no {where}") from None
+    check_finite(found.weights, where)
     about = found.about
     settings = found.settings and {name: found.settings[name] for name in ("task", "network")}
     return Trained(

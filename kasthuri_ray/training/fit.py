@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -19,9 +20,9 @@ from kasthuri_ray.board import Board
 from kasthuri_ray.cli import WorkFailed, command_again, ending_on_sigterm
 from kasthuri_ray.config import SMALLEST_BATCH, SPLITS, Settings
 from kasthuri_ray.lease import Lease, LeaseLost
-from kasthuri_ray.placement import check_seen_everywhere, place_output
+from kasthuri_ray.placement import ONE_NODE, check_seen_everywhere, check_writable, place_output
 from kasthuri_ray.priority import let_helpers_give_way
-from kasthuri_ray.progress import Reporter
+from kasthuri_ray.progress import Reporter, counted
 from kasthuri_ray.resources import (
     ENVIRONMENT,
     WORKER_CPUS,
@@ -56,22 +57,23 @@ def fit(settings: Settings, program: str = "jobs/train.py", given: Sequence[str]
     WorkFailed once the work has begun.
     """
     settings = with_absolute_paths(settings)
+    for note in settings.notes.values():  # at once: an error that follows may come of what it says
+        print(note, file=sys.stderr, flush=True)
     notes = [f"carried along and not read: {', '.join(sorted(settings.kept))}"] if settings.kept else []
     check_place(settings)
     check_trackers(settings.train)
     check_network(settings)
-    weights, lacking = _start_weights(settings)
+    weights = _start_weights(settings)
     tiles = open_task(settings, notes.append)
     cluster = attach_or_start(settings.train.verbose)
     name = settings.train.name or default_name(settings)
-    path = f"{place_output(settings.train.storage, cluster).rstrip('/')}/{name}"
+    path = run_path(settings, name, cluster)
+    check_writable(path)
     folder = RunFolder(open_storage(path))
     settings = settle_batch_size(settings, cluster, folder.read_settings())
     workers, gpu = plan_workers(settings, cluster)
     check_seen_everywhere(path, cluster)
     check_resumable(folder, settings)
-    if lacking is not None and not folder.storage.exists("checkpoint/last.pt"):
-        raise lacking
     again = command_again(program, given, name)
     print(path, flush=True)  # the first line, for scripts
     if gpu and settings.train.workers is None and workers[1] < int(cluster.gpus):
@@ -101,14 +103,20 @@ def fit(settings: Settings, program: str = "jobs/train.py", given: Sequence[str]
     return path
 
 
-def _start_weights(settings: Settings) -> tuple[dict[str, Any] | None, Exception | None]:
-    """The weights to start from, or why there are none: a run that goes on by its name does not need them again."""
+def _start_weights(settings: Settings) -> dict[str, Any] | None:
+    """The weights to start from; a run that goes on by its name does not need them again, if they are gone."""
     try:
-        return read_start_weights(settings), None
-    except (ValueError, OSError) as error:
-        if settings.train.name is None:
+        return read_start_weights(settings)
+    except (ValueError, OSError):
+        name = settings.train.name
+        if name is None or not open_storage(run_path(settings, name)).exists("checkpoint/last.pt"):
             raise
-        return None, error
+        return None
+
+
+def run_path(settings: Settings, name: str, cluster: Cluster = ONE_NODE) -> str:
+    """Where the run of a name lies."""
+    return f"{place_output(settings.train.storage, cluster).rstrip('/')}/{name}"
 
 
 def with_absolute_paths(settings: Settings) -> Settings:
@@ -134,7 +142,7 @@ def with_absolute_paths(settings: Settings) -> Settings:
 
 
 def check_place(settings: Settings) -> None:
-    """Raise a ValueError if the storage is none, or if a name that becomes a file's would lead out of it."""
+    """Raise a ValueError if the storage is none or takes no files, or if a name would lead out of it."""
     open_storage(settings.train.storage)
     name, task = settings.train.name, settings.task
     if name is not None and not is_file_name(name):
@@ -143,6 +151,8 @@ def check_place(settings: Settings) -> None:
     for key, value in {**named, "network.outweightfilename": settings.network.outweightfilename}.items():
         if not is_file_name(value):
             raise ValueError(f"{key} is {value!r}: it becomes a part of files' names, which have no / and end no line")
+    if not in_ray_job():  # there the place follows from the cluster
+        check_writable(run_path(settings, name or "run"))
 
 
 def is_file_name(name: str) -> bool:
@@ -184,8 +194,8 @@ def plan_workers(settings: Settings, cluster: Cluster) -> tuple[tuple[int, int],
     fewest, most = settings.train.workers or ((all_gpus,) * 2 if gpu else (1, 1))
     if settings.network.batch < most:
         raise ValueError(
-            f"network.batch_size {settings.network.batch} is smaller than the {most} workers that share it; "
-            "each needs at least one tile"
+            f"network.batch_size {settings.network.batch} is smaller than the {most} workers that share it "
+            "(--num-workers); each needs at least one tile"
         )
     return (fewest, most), gpu
 
@@ -207,14 +217,14 @@ def check_resumable(folder: RunFolder, settings: Settings) -> None:
         raise ValueError(f"the run {name} was begun with other settings:\n  {shown}\nGive another --name, or those.")
     if metrics and early:
         raise ValueError(
-            f"the run {name} is finished: it stopped early after {metrics['epochs']} epochs, as the validation loss "
-            f"no longer fell (network.early_stopping {settings.network.early_stopping}): {folder.storage.path}. To "
-            f"train on, begin another run with --weights {folder.storage.path}"
+            f"the run {name} is finished: it stopped early after {counted(metrics['epochs'], 'epoch')}, as the "
+            f"validation loss no longer fell (network.early_stopping {settings.network.early_stopping}): "
+            f"{folder.storage.path}. To train on, begin another run with --weights {folder.storage.path}"
         )
     if metrics and not longer and metrics["epochs"] >= epochs:
         raise ValueError(
-            f"the run {name} is finished, after {metrics['epochs']} epochs: {folder.storage.path}. To train it "
-            f"longer, add --set network.epochs={2 * epochs}"
+            f"the run {name} is finished, after {counted(metrics['epochs'], 'epoch')}: {folder.storage.path}. To train "
+            f"it longer, add --set network.epochs={2 * epochs}"
         )
 
 

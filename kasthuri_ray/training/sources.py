@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from kasthuri_ray.config import SPLITS, Region, Settings, Task, region_box
-from kasthuri_ray.geometry import TileGrid
+from kasthuri_ray.geometry import Box, TileGrid
 from kasthuri_ray.tiles.sampling import GridTiles, Labelling, Source, TrainTiles
+from kasthuri_ray.training.apart import check_apart
 from kasthuri_ray.volumes import Volume
 from kasthuri_ray.volumes.labels import intensity_window
 from kasthuri_ray.volumes.opener import Opener
@@ -37,11 +37,14 @@ def open_task(settings: Settings, say: Callable[[str], None]) -> TaskTiles:
     task = settings.task
     train = settings.train
     opener = Opener(train.boss, train.cache, train.cache_size)
-    sources = {split: tuple(_source(opener, split, region) for region in task.regions(split)) for split in SPLITS}
-    _check_apart(sources)
+    sources = {
+        split: tuple(_source(opener, task, split, number) for number in range(len(task.regions(split))))
+        for split in SPLITS
+    }
+    check_apart(sources, task)
     for split, found in sources.items():
-        for source in found:
-            _check_tile(split, source, task)
+        for number, source in enumerate(found):
+            _check_tile(task, split, number, source)
     _check_types(sources, task)
     intensity = intensity_of(sources["train"], task, settings.network.seed)
     labelling = Labelling(task.threshold_value if task.threshold else None, settings.network.classes, task.ignore_label)
@@ -66,13 +69,28 @@ def _train_tiles(sources: tuple[Source, ...], settings: Settings) -> TrainTiles:
     return TrainTiles(sources, task.tile, network.seed, task.share_on_foreground, tiles)
 
 
-def _source(opener: Opener, split: str, region: Region) -> Source:
+def _source(opener: Opener, task: Task, split: str, number: int) -> Source:
+    region = task.regions(split)[number]
     assert region.image is not None
     image = opener.open(region.image)
     annotation = None if region.annotation is None else opener.open(region.annotation)
     if annotation is not None:
         check_alike(image, annotation)
-    return Source(image, annotation, region_box(region, image.bounds, f"the {split} box of {image.uri}"))
+    try:
+        return Source(image, annotation, region_box(region, image.bounds, f"the {split} box of {image.uri}"))
+    except ValueError as error:
+        raise ValueError(f"{_culprits(task, split, number, region, image.bounds)}: {error}") from None
+
+
+def _culprits(task: Task, split: str, number: int, region: Region, bounds: Box) -> str:
+    """The settings that lead out of a volume, with what they are."""
+    keys = task.keys_of(split, number)
+    if isinstance(region.box, str):
+        return f"{keys[0]} is {region.box!r}"
+    if task.boxes is not None:
+        return f"{keys[0]} is {region.box}"
+    ranges = zip(keys, region.box, bounds.start, bounds.stop, strict=True)
+    return ", ".join(f"{key} is [{a}, {b}]" for key, (a, b), low, high in ranges if a < low or b > high)
 
 
 def check_alike(image: Volume, annotation: Volume) -> None:
@@ -90,29 +108,13 @@ def check_alike(image: Volume, annotation: Volume) -> None:
         )
 
 
-def _check_apart(sources: Mapping[str, tuple[Source, ...]]) -> None:
-    """Raise a ValueError where two splits share voxels, or where one that is judged holds a voxel twice."""
-    for split in ("val", "test"):
-        for a, b in itertools.combinations(sources[split], 2):
-            if a.image.identity == b.image.identity and a.box.overlaps(b.box):
-                raise ValueError(
-                    f"two boxes of {split} share voxels, which would count twice: {a.box} and {b.box} of {a.image.uri} "
-                    f"meet in {a.box.intersect(b.box)}"
-                )
-    for (one, some), (other, more) in itertools.combinations(sources.items(), 2):
-        for a, b in itertools.product(some, more):
-            if a.image.identity == b.image.identity and a.box.overlaps(b.box):
-                raise ValueError(
-                    f"{one} and {other} share voxels: {a.box} and {b.box} of {a.image.uri} meet in "
-                    f"{a.box.intersect(b.box)}; what is judged must not have been learnt"
-                )
-
-
-def _check_tile(split: str, source: Source, task: Task) -> None:
+def _check_tile(task: Task, split: str, number: int, source: Source) -> None:
     try:
         TileGrid(source.box, task.tile)
     except ValueError as error:
-        raise ValueError(f"{split}: {error}; change task.tile_size, task.volume_z or the ranges") from None
+        sizes = ("task.volume_z", "task.tile_size", "task.tile_size")
+        axis = next(axis for axis in range(3) if source.box.shape[axis] < task.tile[axis])
+        raise ValueError(f"{split}: {error}; change {sizes[axis]} or {task.keys_of(split, number)[axis]}") from None
 
 
 def _check_types(sources: Mapping[str, tuple[Source, ...]], task: Task) -> None:

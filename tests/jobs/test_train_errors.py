@@ -85,6 +85,12 @@ def em(tmp_path) -> Path:
         (["--set", "task.volume_z=2"], ["network.dim 2", "use 1"]),
         (["--set", "network.model=nowhere.Net"], ["nowhere.Net", "PYTHONPATH"]),
         (["--storage", "ftp://x/y"], ["ftp://x/y", "s3://"]),
+        (["--storage", "/proc/runs"], ["/proc/runs", "/proc takes no new files", "another --storage"]),
+        (["--storage", "/dev/null"], ["/dev/null is a file", "another --storage"]),
+        (["--set", "task.z_train=0,900"], ["task.z_train is [0, 900]", "0:16,0:128,0:128"]),
+        (["--set", "task.threshold_value=Infinity"], ["task.threshold_value is Infinity", "a finite number"]),
+        (["--set", "network.beta1=1"], ["network.beta1 is 1", "less than 1"]),
+        (["--num-workers", "²"], ['num_workers is "²"', "MIN-MAX"]),
         (["--name", "runs/one"], ["--name 'runs/one'", "--storage"]),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) and value[0].startswith("--") else "",
@@ -142,8 +148,9 @@ def test_a_pickle_that_would_run_something_is_not_run(refused, tmp_path):
     said = refused("--weights", evil)
     assert "evil.pt" in said
     torch.save({"layer": Malice()}, tmp_path / "evil_zip.pt")
-    said = refused("--weights", tmp_path / "evil_zip.pt")
-    assert "evil_zip.pt" in said
+    for more in ([], ["--name", "mine"]):  # before Ray, under a name too
+        said = refused("--weights", tmp_path / "evil_zip.pt", *more)
+        assert "evil_zip.pt" in said
 
 
 def test_weights_of_another_network_name_the_key_and_the_shapes(refused, tmp_path):

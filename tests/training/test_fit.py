@@ -31,13 +31,15 @@ def test_a_batch_size_that_is_left_open_has_a_tile_for_every_worker(given, gpus,
     assert settle_batch_size(fixed, cluster, begun) == fixed
 
 
-def test_a_run_that_goes_on_by_its_name_does_not_need_its_first_weights_again(tmp_path):
-    gone = {"weights": str(tmp_path / "gone.pt")}
-    with pytest.raises(FileNotFoundError, match=r"gone\.pt"):
-        fit._start_weights(resolve("membrane", "UNet_2D", flags={"train": gone}))
-    weights, lacking = fit._start_weights(resolve("membrane", "UNet_2D", flags={"train": {**gone, "name": "run"}}))
-    assert weights is None
-    assert "gone.pt" in str(lacking)
+def test_a_run_that_goes_on_by_its_name_does_not_need_its_first_weights_again(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    gone = {"weights": str(tmp_path / "gone.pt"), "storage": str(tmp_path / "runs")}
+    named = resolve("membrane", "UNet_2D", flags={"train": {**gone, "name": "run"}})
+    for settings in (resolve("membrane", "UNet_2D", flags={"train": gone}), named):
+        with pytest.raises(FileNotFoundError, match=r"gone\.pt"):
+            fit._start_weights(settings)
+    open_storage(str(tmp_path / "runs/run")).write_bytes("checkpoint/last.pt", b"where it stopped")
+    assert fit._start_weights(named) is None
 
 
 @pytest.fixture
@@ -97,3 +99,11 @@ def test_a_folder_with_somebody_elses_settings_is_no_run(tmp_path):
     (tmp_path / "settings.json").write_text('{"editor.fontSize": 12}')
     with pytest.raises(ValueError, match="is not that of a run; give another --name"):
         RunFolder(open_storage(str(tmp_path))).read_settings()
+
+
+def test_one_epoch_is_one_epoch(tmp_path):
+    folder = RunFolder(open_storage(str(tmp_path / "runs/a")))
+    folder.write_settings(resolve("membrane", "UNet_2D", assignments=["network.epochs=1"]).of_training())
+    folder.write_metrics({"epochs": 1})
+    with pytest.raises(ValueError, match="is finished, after 1 epoch: "):
+        fit.check_resumable(folder, resolve("membrane", "UNet_2D", assignments=["network.epochs=1"]))

@@ -106,12 +106,20 @@ def test_each_volume_is_opened_once(folder, monkeypatch):
         ({"z_test": [0, 1]}, "train and test share voxels"),
         ({"z_test": [9, 13]}, "the test box of v.zarr/em: box '9:13,8:40,0:64' is outside the volume"),
         ({"z_test": [9, 13]}, "is not within 0:12,0:40,0:64 (z,y,x)"),
+        ({"z_test": [9, 13]}, "task.z_test is [9, 13]: the test box"),
+        ({"xrange_vol": [0, 99]}, "task.xrange_vol is [0, 99]: the train box"),
+        (
+            {"z_train": [0, 6], "yrange_vol": [8, 48], "xrange_vol": [0, 99]},
+            "task.yrange_vol is [8, 48], task.xrange_vol is",
+        ),
+        ({"z_val": [5, 9]}, "what is judged must not have been learnt: change task.z_train or task.z_val"),
         (
             {"tile_size": [65, 16]},
             "train: box 0:6,8:40,0:64 is smaller than a tile along x: it has 64 voxels, the tile 65",
         ),
         ({"volume_z": 4}, "val: box 6:9,8:40,0:64 is smaller than a tile along z: it has 3 voxels, the tile 4"),
-        ({"volume_z": 4}, "change task.tile_size, task.volume_z or the ranges"),
+        ({"tile_size": [65, 16]}, "the tile 65; change task.tile_size or task.xrange_vol"),
+        ({"volume_z": 4}, "the tile 4; change task.volume_z or task.z_val"),
         ({"threshold": False}, "v.zarr/labels 0:"),
         ({"threshold": False}, "the annotation holds 1099511627776; allowed are 0 to 1"),
     ],
@@ -248,3 +256,51 @@ def test_a_voxel_that_would_be_judged_twice_is_refused(folder):
     for split in ("val", "test"):
         twice = {**boxes, split: [{**box, "box": "8:11,:,:"}, {**box, "box": "10:12,:,:"}]}
         assert f"two boxes of {split} share voxels" in refused(boxes=twice)
+
+
+def test_a_region_that_does_not_fit_is_named_by_its_number(folder):
+    boxes = {"train": [{"box": "0:4,:,:"}, {"box": "4:99,:,:"}], "val": [{"box": "6:8,:,:"}], "test": []}
+    assert refused(boxes=boxes).startswith(
+        "task.boxes.train.1.box is '4:99,:,:': the train box of v.zarr/em: box '4:99"
+    )
+    boxes["train"][1]["box"] = [[4, 99], [0, 40], [0, 64]]
+    assert refused(boxes=boxes).startswith("task.boxes.train.1.box is [[4, 99], [0, 40], [0, 64]]: the train box")
+    boxes["train"][1]["box"] = "4:7,:,:"
+    assert "change task.boxes.train.1.box or task.boxes.val.0.box" in refused(boxes=boxes)
+
+
+def write_pyramid(name: str, placed: bool) -> None:
+    """The image `v.zarr/em` and its half in y and x, as an OME-Zarr that says where the voxels lie, or does not."""
+    em = zarr.open_array("v.zarr/em")[:]
+    datasets = []
+    for level, factor in enumerate((1, 2)):
+        changes = [{"type": "scale", "scale": [30, 6 * factor, 6 * factor]}]
+        if placed:
+            changes.append({"type": "translation", "translation": [0, 3 * (factor - 1), 3 * (factor - 1)]})
+        datasets.append({"path": f"s{level}", "coordinateTransformations": changes})
+    axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
+    attributes = {"ome": {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}}
+    group = zarr.create_group(name, attributes=attributes)
+    group.create_array("s0", data=em, chunks=(2, 16, 32))
+    group.create_array("s1", data=em[:, ::2, ::2], chunks=(2, 16, 32))
+
+
+@pytest.mark.parametrize("placed", [True, False])
+def test_two_resolutions_of_one_volume_are_held_against_each_other_in_nm(folder, placed):
+    write_pyramid("p.zarr", placed)
+    write("half.zarr/labels", zarr.open_array("v.zarr/labels")[:, ::2, ::2], (30, 12, 12))
+    fine = {"image": "p.zarr"}
+    coarse = {"image": "p.zarr/s1", "annotation": "half.zarr/labels"}
+
+    def boxes(box: str, train: str = "0:12,0:40,0:32") -> dict:
+        return {"train": [{**fine, "box": train}], "val": [{**coarse, "box": box}], "test": []}
+
+    shared = refused(boxes=boxes("4:8,0:20,8:32"), tile_size=[16, 16])
+    assert shared.startswith(
+        "train and val share voxels: 0:12,0:40,0:32 of p.zarr and 4:8,0:20,8:32 of p.zarr/s1, two "
+    )
+    assert "two resolutions of one volume, meet in 105:225," in shared
+    assert "change task.boxes.train.0.box or task.boxes.val.0.box" in shared
+    opened(boxes=boxes("4:8,0:20,16:32"), tile_size=[16, 16])  # side by side
+    twice = {"train": [{**fine, "box": "0:4,:,:"}], "val": [{**fine, "box": "4:8,:,:"}, {**coarse, "box": "7:9,:,:"}]}
+    assert "two boxes of val share voxels, which would count twice" in refused(boxes=twice, tile_size=[16, 16])

@@ -1,8 +1,13 @@
 """Does the network fit the tiles, and do the weights fit the network."""
 
+import sys
+import types
+
 import pytest
 import torch
+from torch import nn
 
+from kasthuri_ray import device
 from kasthuri_ray.layers import resolve
 from kasthuri_ray.models.unet import build_network
 from kasthuri_ray.training.start import check_network, read_start_weights
@@ -36,7 +41,7 @@ def test_tiles_that_the_pooling_halves_are_right(assignments):
         ),
         (
             ["network.dim=3", "task.volume_z=12"],
-            "task.volume_z 12, task.tile_size [256, 256]: a tile of z, y, x = (12, 2",
+            "network.n_blocks 4, task.volume_z 12, task.tile_size [256, 256]: a tile of z, y, x = (12, 2",
         ),
         (["network.dim=3", "task.volume_z=12"], "(8, 256, 256) or (16, 256, 256) would work"),
         (["network.dim=3", "task.volume_z=1"], "(8, 256, 256) would work"),
@@ -63,3 +68,64 @@ def test_weights_to_start_from_are_held_against_the_network(tmp_path):
     assert "down_blocks.0.conv1.weight (2, 1, 3, 3), expected (4, 1, 3, 3)" in str(caught.value)
     with pytest.raises(FileNotFoundError, match=r"none\.pt"):
         read_start_weights(settings("train.weights=none.pt"))
+
+
+def test_more_parameters_than_fit_are_refused_with_the_numbers(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(device, "memory_bytes", lambda: 8 << 30)
+    monkeypatch.setattr("kasthuri_ray.training.start.build_network", on_meta_alone)
+    with pytest.raises(ValueError, match=r"network\.start_filters 8192 with network\.n_blocks 4 makes") as caught:
+        check_network(settings("network.start_filters=8192"))
+    said = str(caught.value)
+    assert "million parameters" in said
+    assert "GiB, and this machine has 8. Give fewer filters" in said
+    # Enough for the weights, which is all that another machine's training takes here.
+    monkeypatch.setattr(device, "memory_bytes", lambda: 3 << 29)
+    with pytest.raises(ValueError, match="with gradients and the optimizer's state they take"):
+        check_network(settings("network.start_filters=256"))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    with pytest.raises(Built):
+        check_network(settings("network.start_filters=256"))
+
+
+class Built(Exception):
+    """Memory would have been taken."""
+
+
+def on_meta_alone(given, shape=None):
+    if torch.empty(1).device.type != "meta":
+        raise Built
+    return build_network(given, shape)
+
+
+class Still(nn.Module):
+    """A network without anything to learn."""
+
+    def forward(self, x):
+        return torch.cat([x, -x], 1)
+
+
+class Frozen(nn.Conv2d):
+    def __init__(self):
+        super().__init__(1, 2, 3, padding=1)
+        self.requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", ["Still", "Frozen"])
+def test_a_network_that_cannot_learn_is_refused(monkeypatch, name):
+    module = types.ModuleType("still_networks")
+    module.Still, module.Frozen = Still, Frozen
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    with pytest.raises(ValueError, match=f"network.model still_networks.{name} has no parameters that learn"):
+        check_network(settings(f"network.model=still_networks.{name}"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    state = build_network(settings().network.model_dump()).state_dict()
+    state["conv_final.bias"][0] = value
+    torch.save(state, tmp_path / "broken.pt")
+    with pytest.raises(
+        ValueError, match=r"broken\.pt holds weights that are not finite .*, in conv_final\.bias: their"
+    ):
+        read_start_weights(settings(f"train.weights={tmp_path / 'broken.pt'}"))
