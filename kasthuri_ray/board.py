@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Board:
-    """A place in the cluster where workers leave notes, which a thread of the driver picks up.
+    """A place on the driver's node where workers leave notes, which a thread of the driver picks up.
 
     `with Board(on_note) as board:`, then `board.post` goes to the workers: a picklable function that does not wait.
     """
@@ -18,9 +18,12 @@ class Board:
 
     def __init__(self, on_note: Callable[[dict[str, Any]], None]) -> None:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.on_note = on_note
-        self._actor: Any = ray.remote(num_cpus=0)(_Notes).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        notes: Any = ray.remote(num_cpus=0)(_Notes)
+        self._actor = notes.options(scheduling_strategy=here).remote()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="board", daemon=True)
 

@@ -6,6 +6,7 @@ import os
 import uuid
 from pathlib import Path
 
+from kasthuri_ray.nodes import ask, living_nodes
 from kasthuri_ray.resources import Cluster
 from kasthuri_ray.storage import in_ray_job, open_storage
 
@@ -65,30 +66,20 @@ def _make_probe(folder: Path) -> Path:
 
 
 def check_seen_everywhere(path: str, cluster: Cluster, flag: str = "--storage") -> None:
-    """Raise a ValueError if a local path is not the same folder on every node of the cluster."""
+    """Raise a ValueError if a local path is not the same folder on every node of the cluster.
+
+    A node that does not answer is on its way out, or will be found by the work.
+    """
     if "://" in path or cluster.nodes == 1:
         return
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     probe = _make_probe(_existing(path))
     try:
-        look = ray.remote(num_cpus=0)(os.path.exists)
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        seen = ray.get(
-            [
-                look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                    str(probe)
-                )
-                for node in nodes
-            ],
-            timeout=60,
-        )
+        answers = ask(living_nodes(), os.path.exists, str(probe))
     finally:
         probe.unlink()
-    blind = [node["NodeManagerHostname"] for node, found in zip(nodes, seen, strict=True) if not found]
+    blind = [each.node.name for each in answers if each.error is None and not each.value]
     if blind:
         raise ValueError(
-            f"{path} is not a folder that all {len(nodes)} nodes share: {', '.join(blind)} cannot see it; give "
+            f"{path} is not a folder that all {len(answers)} nodes share: {', '.join(blind)} cannot see it; give "
             f"{flag} s3://bucket/folder or a shared folder"
         )

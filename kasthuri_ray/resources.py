@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
+import secrets
 import socket
 import sys
 import time
@@ -12,8 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from kasthuri_ray.nodes import check_same_package, living_nodes
+
 OBJECT_STORE_BYTES = 512 * 2**20  # of a Ray that we start: tiles pass through it, none stay
 STARTS = 3
+_REFUSED = re.compile("unauthenticated|authentication token", re.IGNORECASE)  # how Ray says that a token is wrong
 WORKER_CPUS = 0.5  # logical: two fit on a CPU, and the tasks that read beside them
 # Ray is told these before it is imported; a person's own setting wins.
 ENVIRONMENT = {
@@ -48,26 +53,68 @@ class Cluster:
 def attach_or_start(verbose: bool = False) -> Cluster:
     """Attach to the cluster of `RAY_ADDRESS`, or start Ray on this machine; gives what it holds.
 
-    Raises ValueError if nothing answers at that address.
+    Raises ValueError if nothing answers at that address, if the token is not the cluster's, and if a node of it runs
+    another package than this process.
     """
+    found = attach(verbose)
+    if found.nodes > 1:
+        check_same_package(living_nodes())
+    return found
+
+
+def attach(verbose: bool = False) -> Cluster:
+    """The same, whatever the nodes run."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if not any(os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
-        attached = bool(os.environ.get("RAY_ADDRESS"))
-        has_token = (Path.home() / ".ray" / "auth_token").exists()
-        os.environ["RAY_AUTH_MODE"] = "token" if attached and has_token else "disabled"
+    address = os.environ.get("RAY_ADDRESS", "")
+    settle_token(attach=bool(address))
     if not verbose:
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # what Ray prints by itself when a process died
     import ray
 
     if not ray.is_initialized():
         level = logging.INFO if verbose else logging.ERROR
-        if os.environ.get("RAY_ADDRESS"):
-            check_answers(os.environ["RAY_ADDRESS"])
-            ray.init(log_to_driver=verbose, logging_level=level)
+        if address:
+            check_answers(address)
+            _attach(address, verbose, level)
         else:
             _start(verbose, level)
     return cluster()
+
+
+TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+def settle_token(attach: bool) -> None:
+    """Decide by which token Ray is spoken to, where the environment leaves it open.
+
+    A Ray that we start takes orders from nobody but this process: its token is made here, and lies in no file. To
+    attach, Ray finds the token in ~/.ray/auth_token; where none is, the cluster must be one without.
+    """
+    given = any(os.environ.get(name) for name in TOKEN_VARIABLES)
+    if attach:
+        has_token = given or (Path.home() / ".ray" / "auth_token").exists()
+        os.environ.setdefault("RAY_AUTH_MODE", "token" if has_token else "disabled")
+        return
+    if "ray" not in sys.modules:  # else it has read its settings already, and asks for a token unless told not to
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and not given:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _attach(address: str, verbose: bool, level: int) -> None:
+    """Attach to a cluster; a token that it does not take is said in words."""
+    import ray
+
+    try:
+        ray.init(log_to_driver=verbose, logging_level=level)
+    except Exception as error:
+        if not isinstance(error, ray.exceptions.AuthenticationError) and not _REFUSED.search(str(error)):
+            raise
+        raise ValueError(
+            f"the Ray at {address} does not take this process's token: put the cluster's into a file that only you "
+            "can read (chmod 600) and name it by RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token"
+        ) from error
 
 
 def check_answers(address: str, seconds: float = 5.0) -> None:
@@ -201,17 +248,25 @@ def check_demand(demand: Demand, wait_seconds: float | None, say: Callable[[str]
     unmet = demand.unmet(found)
     if unmet and not wait_seconds:
         raise ValueError(f"{unmet}. {demand.advice(found)}")
-    if unmet:
+    limit, asked = wait_seconds or FREED_AFTER_S, bool(unmet)
+    if asked:
         _ask_autoscaler(demand)
-    limit = wait_seconds or FREED_AFTER_S
-    unmet = _wait(demand, limit, say)
+    try:
+        unmet = _wait(demand, limit, say)
+    finally:
+        if asked:
+            _ask_autoscaler(None)
     if unmet:
         raise ValueError(f"{unmet} (waited {limit:g} s). Give fewer with {demand.flag}, or wait longer")
 
 
-def _ask_autoscaler(demand: Demand) -> None:
+def _ask_autoscaler(demand: Demand | None) -> None:
+    """Ask for so much; None takes the wish back, which would outlive this process and keep idle nodes at a price."""
     from ray.autoscaler.sdk import request_resources
 
+    if demand is None:
+        request_resources(num_cpus=0, bundles=[])
+        return
     bundle = {"CPU": demand.cpus_each} | ({"GPU": demand.gpus_each} if demand.gpus_each else {})
     request_resources(num_cpus=math.ceil(demand.cpus), bundles=[bundle] * demand.number)
 

@@ -294,13 +294,18 @@ def _trainer(job: Job, workers: tuple[int, int], gpu: bool, scratch: str, board:
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    from kasthuri_ray.training.rendezvous import TorchOverHosts
+
     return TorchTrainer(
         _worker,
         train_loop_config={"job": job, "show": board.post},
+        torch_config=TorchOverHosts(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers[0] if workers[0] == workers[1] else workers,  # type: ignore[arg-type]
             use_gpu=gpu,
             resources_per_worker={"CPU": WORKER_CPUS, "GPU": 1} if gpu else {"CPU": WORKER_CPUS},
+            # Without GPUs a worker computes on its machine's cores, which two would share.
+            placement_strategy="PACK" if gpu else "SPREAD",
         ),
         run_config=ray.train.RunConfig(
             # Ray keeps notes of its own here, and nothing that a run needs: that is in the run's folder.

@@ -21,6 +21,7 @@ import pytest
 
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 ROOT = Path(__file__).resolve().parents[2]
+WITHOUT_TOKEN = {"RAY_AUTH_MODE": "disabled"}
 PATIENCE_S = 240  # for one job: seconds on a quiet machine, minutes on one that does ten other things
 TINY_TASK = {
     "name": "tiny_task",
@@ -174,13 +175,15 @@ def wait_until(true: Callable[[], Any], seconds: float, what: str) -> None:
 
 @pytest.fixture(scope="session")
 def clean_env(s3_server, tmp_path_factory) -> dict[str, str]:
-    """The environment of jobs: no Ray of somebody else's, a cache of our own, S3 on loopback."""
+    """The environment of jobs: no Ray of somebody else's, a cache of our own, S3 on loopback.
+
+    The Ray that a job starts has a token; the clusters that are started here for many jobs have none (WITHOUT_TOKEN).
+    """
     ours = ("RAY_", "AWS_", "KASTHURI_", "BOSSDB_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return {
         **kept,
         **s3_server,
-        "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
         "KASTHURI_CACHE": str(tmp_path_factory.mktemp("cache")),
@@ -197,7 +200,7 @@ def cluster(clean_env) -> Iterator[Cluster]:
     command += ["--ray-client-server-port", client, "--min-worker-port", "0", "--max-worker-port", "0"]
     command += ["--num-cpus", "4", "--object-store-memory", str(300 * 2**20), "--temp-dir", folder]
     path = f"{Path(sys.executable).parent}:{clean_env['PATH']}"  # `python` must be this one
-    head = started(command, clean_env | {"PATH": path}, Path(folder) / "start.log")
+    head = started(command, clean_env | WITHOUT_TOKEN | {"PATH": path}, Path(folder) / "start.log")
     try:
         wait_until(lambda: answers(dashboard), 120, "the dashboard")
         yield Cluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", head.pid)
@@ -257,7 +260,8 @@ def start(clean_env, tmp_path_factory) -> Iterator[Callable[..., JobProcess]]:
         cwd: Path | None = None,
         script: str = "jobs/train.py",
     ) -> JobProcess:
-        found = clean_env | ({"RAY_ADDRESS": cluster.address} if cluster else {}) | (env or {})
+        attached = {"RAY_ADDRESS": cluster.address, **WITHOUT_TOKEN} if cluster else {}
+        found = clean_env | attached | (env or {})
         job = JobProcess([str(a) for a in arguments], found, cwd or tmp_path_factory.mktemp("here"), script)
         jobs.append(job)
         return job

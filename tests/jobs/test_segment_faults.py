@@ -86,7 +86,7 @@ def nodes(clean_env, request):
     tools = _tools(request)
     folder = Path(tempfile.mkdtemp(prefix="kr", dir="/tmp"))
     path = f"{Path(sys.executable).parent}:{clean_env['PATH']}"
-    env = clean_env | {"PATH": path}
+    env = clean_env | {"PATH": path, "RAY_AUTH_MODE": "disabled"}
     found = SimpleNamespace(head=None, second=None, address="", number=0)
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--object-store-memory", str(100 * 2**20)]
 
