@@ -44,13 +44,18 @@ class Cluster:
     nodes: int
 
 
+def set_environment() -> None:
+    """Tell Ray in this process what we want of it; a person's own setting wins."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 def attach_or_start(verbose: bool = False) -> Cluster:
     """Attach to the cluster of `RAY_ADDRESS`, or start Ray on this machine; gives what it holds.
 
     Raises ValueError if nothing answers at that address.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_environment()
     if not any(os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         attached = bool(os.environ.get("RAY_ADDRESS"))
         has_token = (Path.home() / ".ray" / "auth_token").exists()

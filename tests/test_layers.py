@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kasthuri_ray.layers import find_file, own_tasks, parse_assignment, read_config, resolve
+from kasthuri_ray.layers import find_file, own_tasks, parse_assignment, read_config, resolve, with_values
 
 SEED_FILES = Path(__file__).parent / "seed_files"
 
@@ -231,3 +231,20 @@ def test_settings_written_are_a_config_that_gives_them_again(files):
     again = resolve(None, None, config=files("settings.json", written))
     assert again.model_dump(exclude={"kept"}) == settings.model_dump(exclude={"kept"})
     assert read_config(Path("settings.json")).keys() == {"task", "network", "train"}
+
+
+def test_values_are_put_in_place_checked_and_leave_the_rest_as_it_was():
+    signed = "https://host/em.zarr?X-Amz-Signature=abc"
+    settings = resolve("synapse", None, flags={"task": {"image_chan": signed, "loss": "tversky"}})
+    found = with_values(settings, {"network.loss": "focal", "task.foreground_share": 0.1, "network.seed": 7}, "trial")
+    assert (found.network.loss, found.network.seed, found.task.foreground_share) == ("focal", 7, 0.1)
+    assert found.task.image_chan == signed  # written out it loses its secret
+    assert settings.network.loss == "tversky"
+    for values, words in (
+        ({"network.n_blocks": 0}, "trial: network.n_blocks is 0: expected greater than or equal to 1"),
+        ({"network.los": "focal"}, "trial: no setting network.los; did you mean loss?"),
+        ({"task.z_gap": 99}, "trial: task: z_gap 99 leaves nothing of z_val"),
+    ):
+        with pytest.raises(ValueError, match=r".") as caught:
+            with_values(settings, values, "trial")
+        assert str(caught.value).startswith(words)

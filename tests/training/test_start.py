@@ -5,7 +5,7 @@ import torch
 
 from kasthuri_ray.layers import resolve
 from kasthuri_ray.models.unet import build_network
-from kasthuri_ray.training.start import check_network, read_start_weights
+from kasthuri_ray.training.start import check_network, norm_warning, read_start_weights
 
 
 def settings(*assignments: str):
@@ -63,3 +63,10 @@ def test_weights_to_start_from_are_held_against_the_network(tmp_path):
     assert "down_blocks.0.conv1.weight (2, 1, 3, 3), expected (4, 1, 3, 3)" in str(caught.value)
     with pytest.raises(FileNotFoundError, match=r"none\.pt"):
         read_start_weights(settings("train.weights=none.pt"))
+
+
+@pytest.mark.parametrize(("norm", "word"), [("instance", "instance norm"), ("group", "group norm"), ("batch", "")])
+def test_a_network_that_normalizes_by_the_tile_is_warned_of(norm, word):
+    warning = norm_warning(check_network(settings(f"network.normalization={norm}")))
+    assert word in warning
+    assert bool(warning) == bool(word)
