@@ -1,4 +1,4 @@
-"""How fast, how lean and how good it is: `python jobs/benchmark.py train`, `segment`, `predictor`, `accuracy`, ..."""
+"""How fast, how lean and how good it is: `python jobs/benchmark.py train`, `segment`, `tune`, `accuracy`, ..."""
 
 import argparse
 import signal
@@ -11,6 +11,7 @@ EXAMPLES = """examples:
   python jobs/benchmark.py train --quick
   python jobs/benchmark.py segment --data vnc.zarr --weights outputs/my_run
   python jobs/benchmark.py predictor --device cuda
+  python jobs/benchmark.py tune
   python jobs/benchmark.py vnc --source groundtruth-drosophila-vnc --output vnc.zarr
   python jobs/benchmark.py accuracy --data vnc.zarr --task synapse --seeds 0 1 2
 """
@@ -25,7 +26,9 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="train|segment|predictor|accuracy|phantom|vnc")
+    kinds = parser.add_subparsers(
+        dest="kind", required=True, metavar="train|segment|predictor|tune|accuracy|phantom|vnc"
+    )
 
     train = kinds.add_parser("train", help="speed and memory of training, against their goals")
     train.add_argument("--data", metavar="DIR", help="a zarr with em and synapse (default: made from the phantom)")
@@ -42,6 +45,9 @@ def make_parser() -> argparse.ArgumentParser:
     predictor.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a card if any")
     predictor.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS, metavar="NAME")
     predictor.add_argument("--quick", action="store_true", help="small blocks: shows that it works, says little")
+
+    tune = kinds.add_parser("tune", help="what stopping poor trials early saves and loses, and what a trial costs")
+    tune.add_argument("--quick", action="store_true", help="few short trials: shows that it works, says little")
 
     accuracy = kinds.add_parser("accuracy", help="what the defaults reach on real EM (VNC), and in what time")
     accuracy.add_argument("--data", metavar="DIR", default="vnc.zarr", help="vnc.zarr, or the folder that holds it")
@@ -61,10 +67,10 @@ def make_parser() -> argparse.ArgumentParser:
     vnc.add_argument("--source", required=True, metavar="CHECKOUT", help="the folder that holds stack1")
     vnc.add_argument("--output", default="vnc.zarr", metavar="DIR")
 
-    for kind in (train, segment, predictor, accuracy, phantom):
+    for kind in (train, segment, predictor, tune, accuracy, phantom):
         name = kind.prog.split()[-1]
         kind.add_argument("--out", metavar="FILE", default=f"benchmark_{name}.json", help="default: %(default)s")
-    for kind in (train, segment, predictor, accuracy, phantom, vnc):
+    for kind in (train, segment, predictor, tune, accuracy, phantom, vnc):
         kind.add_argument("--verbose", action="store_true", help="show what the parts print, and tracebacks")
     return parser
 
@@ -85,6 +91,10 @@ def main(given: Sequence[str]) -> None:
         from kasthuri_ray.benchmarks import predictor
 
         predictor.run(**options)
+    elif kind == "tune":
+        from kasthuri_ray.benchmarks import tune
+
+        tune.run(**options)
     elif kind == "accuracy":
         from kasthuri_ray.benchmarks import accuracy
 

@@ -43,6 +43,7 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 LOSSES = Literal["cross_entropy", "weighted_cross_entropy", "dice_ce", "focal", "tversky"]
+METRICS = Literal["val.average_precision", "val.foreground_f1", "val.loss"]  # columns of history.csv
 
 
 class Section(BaseModel):
@@ -210,6 +211,7 @@ class Network(Section):
     batch_size: Count | None = 8  # of all workers together; null: 2, which learns most of few tiles, or one a worker
     tiles_per_epoch: Count | None = None  # None: the grid tiles of the training boxes, at most 4096
     precision: Literal["auto", "float32", "bf16"] = "auto"
+    metric: METRICS = "val.average_precision"  # by which the best epoch is the best, and of a sweep the best trial
     outweightfilename: str = "network"
     seed: NotNegativeInt = 0
 
@@ -339,6 +341,28 @@ class Segment(Section):
         return _fewest_and_most(self.actors)
 
 
+def _in_list(value: Any) -> Any:
+    """One name as a list of it."""
+    return [value] if isinstance(value, str) else value
+
+
+class Tune(Section):
+    """What a sweep looks for, and how. Where and how its trials train is said in `train`."""
+
+    networks: Annotated[list[str], Field(min_length=1), BeforeValidator(_in_list)] | None = (
+        None  # None: the four of 2D, or of 3D the one
+    )
+    space: str | None = None  # a JSON file; None: the default space
+    samples: Count | None = None  # trials; None: 20, or all of a grid
+    search: Literal["random", "grid", "optuna"] = "optuna"
+    scheduler: Literal["asha", "median", "none"] = "asha"
+    grace: Count | None = None  # epochs that every trial has; None: a ninth of network.epochs
+    concurrent: Count | None = None  # trials at once; None: one on each GPU, or on each node
+    hours: Annotated[float, Field(gt=0)] | None = None  # of work, in all sittings together
+    keep: Count = 3  # trials whose weights stay
+    seed: NotNegativeInt = 0
+
+
 class Settings(Section):
     """All settings of a job. kept: keys of the files that are carried along and nothing reads. notes: what a person
     should know of where they come from, by section; no setting, and not written."""
@@ -347,15 +371,22 @@ class Settings(Section):
     network: Network
     train: Train = Train()
     segment: Segment = Segment()
+    tune: Tune = Tune()
     kept: dict[str, Any] = {}
     notes: dict[str, str] = Field(default={}, exclude=True)
 
     def of_training(self) -> dict[str, Any]:
         """What a training run leaves of them, as JSON has it."""
-        return self.model_dump(mode="json", exclude={"segment"})
+        return self.model_dump(mode="json", exclude={"segment", "tune"})
 
 
-SECTIONS: dict[str, type[Section]] = {"task": Task, "network": Network, "train": Train, "segment": Segment}
+SECTIONS: dict[str, type[Section]] = {
+    "task": Task,
+    "network": Network,
+    "train": Train,
+    "segment": Segment,
+    "tune": Tune,
+}
 
 
 def region_box(region: Region, bounds: Box, what: str) -> Box:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ NETWORK = "UNet_2D"  # where no other is named
 # Keys that the Kasthuri Challenge's files carry and that nothing has ever read.
 UNREAD = {"encoder_name", "encoder_weights", "outputdir", "eval_threshold", "eval_reduction"}
 # What settings.json holds beside the sections, so that it is itself a file for --config.
-RECORDS = {"versions", "git_commit", "seed", "kept"}
+RECORDS = {"versions", "git_commit", "seed", "kept", "sweep"}
 
 Layer = dict[str, dict[str, Any]]
 Named = tuple[str, Layer]  # a layer, and what it is called in errors
@@ -166,6 +166,23 @@ def given_value(section: str, key: str, above: Iterable[Named]) -> Any:
 def own_tasks() -> list[str]:
     """The names of the task files that come with the package."""
     return sorted(path.stem.removesuffix("_task") for path in (HERE / "taskconfig").glob("*.json"))
+
+
+def with_values(settings: Settings, values: Mapping[str, Any], origin: str) -> Settings:
+    """The settings with these in place, by `section.key`; errors as of `resolve`. origin: who gave them."""
+    changed: Layer = {}
+    for name, value in values.items():
+        section, _, key = name.partition(".")
+        _check_key(section, key, origin)
+        changed.setdefault(section, {})[key] = value
+    sections = {}
+    for section, entries in changed.items():
+        whole: Section = getattr(settings, section)
+        origins = {section: origin, **{f"{section}.{key}": origin for key in entries}}
+        checked = _build(section, _Merged({section: {**whole.model_dump(), **entries}}, origins, [origin], {}))
+        # Taken over one by one: written out, an address loses what may be secret in it.
+        sections[section] = whole.model_copy(update={key: getattr(checked, key) for key in entries})
+    return settings.model_copy(update=sections)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from typing import TextIO
 
 PLAIN_PERIOD_S = 30.0  # between lines about how far it is where there is no terminal
@@ -18,6 +19,7 @@ class Reporter:
         self.terminal = self.stream.isatty()
         self.plain_period_s = plain_period_s
         self._live = False
+        self._height = 0  # lines of the table that stands there
         self._told = time.monotonic()
 
     def line(self, text: str) -> None:
@@ -35,11 +37,24 @@ class Reporter:
             self._told = time.monotonic()
             self.line(text)
 
+    def table(self, lines: Sequence[str]) -> None:
+        """As `live`, of several lines; where there is no terminal the first one alone is told, now and then."""
+        if not self.terminal:
+            return self.live(lines[0])
+        size = shutil.get_terminal_size()
+        shown = [line[: size.columns - 1] for line in lines[: max(1, size.lines - 1)]]
+        self.end()
+        print("\n".join(shown), file=self.stream, flush=True)
+        self._height = len(shown)
+
     def end(self) -> None:
-        """Leave the live line behind."""
+        """Leave the live line behind; a table is wiped off."""
         if self._live:
             print(file=self.stream, flush=True)
             self._live = False
+        if self._height:
+            print(f"\033[{self._height}A\r\033[J", end="", file=self.stream, flush=True)
+            self._height = 0
 
 
 def counted(number: int, noun: str) -> str:

@@ -50,6 +50,12 @@ class Cluster:
     nodes: int
 
 
+def set_environment() -> None:
+    """Tell Ray in this process what we want of it; a person's own setting wins."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 def attach_or_start(verbose: bool = False) -> Cluster:
     """Attach to the cluster of `RAY_ADDRESS`, or start Ray on this machine; gives what it holds.
 
@@ -64,8 +70,7 @@ def attach_or_start(verbose: bool = False) -> Cluster:
 
 def attach(verbose: bool = False) -> Cluster:
     """The same, whatever the nodes run."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_environment()
     address = os.environ.get("RAY_ADDRESS", "")
     settle_token(attach=bool(address))
     if not verbose:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kasthuri_ray.layers import find_file, own_tasks, parse_assignment, read_config, resolve
+from kasthuri_ray.layers import find_file, own_tasks, parse_assignment, read_config, resolve, with_values
 
 SEED_FILES = Path(__file__).parent / "seed_files"
 
@@ -346,3 +346,20 @@ def test_a_key_that_is_there_twice_is_refused(files):
     text = 'network.model_args={"a": 1, "a": 2}'
     with pytest.raises(ValueError, match=r"^--set network\.model_args=.*: the key 'a' is there twice, as 1 and 2"):
         resolve("synapse", None, assignments=[text])
+
+
+def test_values_are_put_in_place_checked_and_leave_the_rest_as_it_was():
+    signed = "https://host/em.zarr?X-Amz-Signature=abc"
+    settings = resolve("synapse", None, flags={"task": {"image_chan": signed, "loss": "tversky"}})
+    found = with_values(settings, {"network.loss": "focal", "task.foreground_share": 0.1, "network.seed": 7}, "trial")
+    assert (found.network.loss, found.network.seed, found.task.foreground_share) == ("focal", 7, 0.1)
+    assert found.task.image_chan == signed  # written out it loses its secret
+    assert settings.network.loss == "tversky"
+    for values, words in (
+        ({"network.n_blocks": 0}, "trial: network.n_blocks is 0: expected greater than or equal to 1"),
+        ({"network.los": "focal"}, "trial: no setting network.los; did you mean loss?"),
+        ({"task.z_gap": 99}, "trial: task: z_gap 99 leaves nothing of z_val"),
+    ):
+        with pytest.raises(ValueError, match=r".") as caught:
+            with_values(settings, values, "trial")
+        assert str(caught.value).startswith(words)

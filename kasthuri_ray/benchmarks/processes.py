@@ -25,7 +25,7 @@ PERIOD_S = 2.0  # for a minute, and then five times as long: reading the maps of
 TRAINER, DRIVER, READER, RAY = "trainer", "driver", "reader", "ray"
 COMPUTES = ("ray::RayTrainWorker", "ray::Segmenter")
 PARTS = "kasthuri_ray.benchmarks.parts"
-DRIVES = ("pipeline", "job", "schedule")  # parts that have Ray's workers do the work
+DRIVES = ("pipeline", "job", "schedule", "sweep", "fits")  # parts that have Ray's workers do the work
 PROC = Path("/proc")
 
 

@@ -85,7 +85,7 @@ def _computed(network: UNet) -> Reach:
     sees = [
         max(_distance(network, axis, phase) for phase in range(factor)) for axis, factor in enumerate(network.factors)
     ]
-    note = _normalizes_by_tile(network)
+    note = normalizes_by_tile(network)
     return _reach(sees, network.factors, not note, note)
 
 
@@ -136,7 +136,7 @@ def _through_pool(span: Span, pool: nn.Module, axis: int) -> Span:
     return span[0] * size, span[1] * size + size - 1
 
 
-def _normalizes_by_tile(network: nn.Module) -> str:
+def normalizes_by_tile(network: nn.Module) -> str:
     """A note for a network with layers that take their mean and variance from the tile; "" for others."""
     for module in network.modules():
         if isinstance(module, NORMALIZES_BY_TILE) and not getattr(module, "track_running_stats", False):
@@ -149,7 +149,7 @@ def _normalizes_by_tile(network: nn.Module) -> str:
 
 
 def _measured(network: nn.Module, dim: int, channels: int) -> Reach:
-    note = _normalizes_by_tile(network)
+    note = normalizes_by_tile(network)
     probe = _Probe(_without_tile_norms(network), dim, channels)
     found = [probe.along(axis) for axis in range(dim)]
     factors = [factor or FACTORS[-1] for factor, _, _ in found]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
@@ -134,18 +134,35 @@ def charts(title: str, charts: Iterable[str]) -> str:
     return f'<section>\n<h2>{title}</h2>\n<div class="charts">\n{"".join(charts)}</div>\n</section>'
 
 
-def chart(figure: Figure, title: str, caption: str) -> str:
-    return (
-        f'<figure class="chart">\n{figures.svg(figure, title)}\n<figcaption>{escape(caption)}</figcaption>\n</figure>\n'
-    )
+def chart(figure: Figure, title: str, caption: str, wide: bool = False) -> str:
+    """A figure with its caption; wide: across the page."""
+    kind, picture = "chart wide" if wide else "chart", figures.svg(figure, title)
+    return f'<figure class="{kind}">\n{picture}\n<figcaption>{escape(caption)}</figcaption>\n</figure>\n'
+
+
+def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: Container[int] = ()) -> str:
+    """A table of text, which scrolls sideways where it is too wide. numbers: columns that are flush right."""
+
+    def cell(tag: str, column: int, text: str) -> str:
+        return f"<{tag}{' class=number' if column in numbers else ''}>{escape(text)}</{tag}>"
+
+    head = "".join(cell("th", column, text) for column, text in enumerate(heads))
+    body = "".join(f"<tr>{''.join(cell('td', column, text) for column, text in enumerate(row))}</tr>\n" for row in rows)
+    shown = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
+    return f'<section>\n<h2>{escape(title)}</h2>\n<div class="board" tabindex="0">\n{shown}\n</div>\n</section>'
 
 
 def next_step(words: str, command: str) -> str:
     """What to type next; empty without a command."""
-    if not command:
-        return ""
-    shown = f"<pre><code>{escape(command)}</code></pre>"
-    return f"<section>\n<h2>What to do next</h2>\n<p>{escape(words)}</p>\n{shown}\n</section>"
+    return next_steps([(words, command)])
+
+
+def next_steps(steps: Iterable[tuple[str, str]]) -> str:
+    """What to type next, each with words that say what for; empty without a command."""
+    shown = "".join(
+        f"<p>{escape(words)}</p>\n<pre><code>{escape(command)}</code></pre>\n" for words, command in steps if command
+    )
+    return f"<section>\n<h2>What to do next</h2>\n{shown}</section>" if shown else ""
 
 
 def settings_tables(settings: Mapping[str, Any]) -> str:

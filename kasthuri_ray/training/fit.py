@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,8 @@ from kasthuri_ray.cli import WorkFailed, command_again, ending_on_sigterm
 from kasthuri_ray.config import SMALLEST_BATCH, SPLITS, Settings
 from kasthuri_ray.lease import Lease, LeaseLost
 from kasthuri_ray.placement import ONE_NODE, check_seen_everywhere, check_writable, place_output
-from kasthuri_ray.priority import let_helpers_give_way
 from kasthuri_ray.progress import Reporter, counted
 from kasthuri_ray.resources import (
-    ENVIRONMENT,
     WORKER_CPUS,
     Cluster,
     Demand,
@@ -34,19 +30,14 @@ from kasthuri_ray.resources import (
 )
 from kasthuri_ray.storage import in_ray_job, open_storage
 from kasthuri_ray.tiles.stream import READ_CPUS
-from kasthuri_ray.training.failures import stop_on_final_errors
-from kasthuri_ray.training.job import Job, Ranks
+from kasthuri_ray.training.job import Job
 from kasthuri_ray.training.optimize import should_stop
-from kasthuri_ray.training.progress import show as show_note
 from kasthuri_ray.training.run_folder import RunFolder, differences
 from kasthuri_ray.training.sources import open_task
-from kasthuri_ray.training.start import check_network, read_start_weights
+from kasthuri_ray.training.start import check_network, norm_warning, read_start_weights
 from kasthuri_ray.training.trackers import check_trackers
-from kasthuri_ray.training.worker import train
+from kasthuri_ray.training.workers import make_trainer, shown_by, wait_for
 
-MAX_FAILURES = 8  # restarts of the workers, each from the last epoch, before the run gives up
-QUIET_S = 15.0  # how often new processes are told to give way
-MAX_STARTS = 60  # tries, of half a minute each, to get workers at all
 PACKAGES = ("kasthuri_ray", "torch", "ray", "intern", "numpy", "zarr", "tensorstore")
 
 
@@ -59,10 +50,11 @@ def fit(settings: Settings, program: str = "jobs/train.py", given: Sequence[str]
     settings = with_absolute_paths(settings)
     for note in settings.notes.values():  # at once: an error that follows may come of what it says
         print(note, file=sys.stderr, flush=True)
-    notes = [f"carried along and not read: {', '.join(sorted(settings.kept))}"] if settings.kept else []
+    notes = kept_notes(settings)
     check_place(settings)
     check_trackers(settings.train)
-    check_network(settings)
+    if warning := norm_warning(check_network(settings)):
+        notes.append(warning)
     weights = _start_weights(settings)
     tiles = open_task(settings, notes.append)
     cluster = attach_or_start(settings.train.verbose)
@@ -101,6 +93,11 @@ def fit(settings: Settings, program: str = "jobs/train.py", given: Sequence[str]
             raise
     print(path, flush=True)
     return path
+
+
+def kept_notes(settings: Settings) -> list[str]:
+    """A line that names the keys that nobody reads, if there are any."""
+    return [f"carried along and not read: {', '.join(sorted(settings.kept))}"] if settings.kept else []
 
 
 def _start_weights(settings: Settings) -> dict[str, Any] | None:
@@ -257,100 +254,32 @@ def git_commit() -> str | None:
 
 def _run(job: Job, workers: tuple[int, int], gpu: bool, reporter: Reporter, lease: Lease) -> None:
     """Train on Ray's workers. Whatever ends it early ends them too, before the run's name is given back."""
+    with scratch_folder() as scratch, working("training", reporter, lease), Board(shown_by(reporter)) as board:
+        wait_for(make_trainer(job, workers, gpu, scratch, board.post).fit, lease.check)
+
+
+def scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder of this machine for what Ray notes for itself; a context that gives its path."""
+    return tempfile.TemporaryDirectory(prefix="kasthuri_ray_", ignore_cleanup_errors=True)
+
+
+@contextmanager
+def working(what: str, reporter: Reporter, lease: Lease) -> Iterator[None]:
+    """Inside, what fails is a WorkFailed, and what ends this process early ends its work on Ray too."""
     import ray
 
-    with tempfile.TemporaryDirectory(prefix="kasthuri_ray_", ignore_cleanup_errors=True) as scratch:
-        try:
-            with Board(_shown_by(reporter)) as board:
-                _wait_for(_trainer(job, workers, gpu, scratch, board).fit, lease.check)
-            lease.check()
-        except LeaseLost as error:
-            ray.shutdown()
-            raise WorkFailed(str(error)) from error
-        except Exception as error:
-            raise WorkFailed(f"training failed: {root_cause(error)}") from error
-        except BaseException:  # Ctrl-C, or the end of this process
-            ray.shutdown()
-            raise
-        finally:
-            reporter.end()
-
-
-def _shown_by(reporter: Reporter) -> Callable[[dict[str, Any]], None]:
-    """What takes the workers' notes: it shows them, and now and then sees to it that they are not disturbed."""
-    last = -math.inf
-
-    def show(note: dict[str, Any]) -> None:
-        nonlocal last
-        show_note(reporter, note)
-        if "step" in note and time.monotonic() - last > QUIET_S:
-            last = time.monotonic()
-            let_helpers_give_way()
-
-    return show
-
-
-def _trainer(job: Job, workers: tuple[int, int], gpu: bool, scratch: str, board: Board) -> Any:
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    from kasthuri_ray.training.rendezvous import TorchOverHosts
-
-    return TorchTrainer(
-        _worker,
-        train_loop_config={"job": job, "show": board.post},
-        torch_config=TorchOverHosts(),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers[0] if workers[0] == workers[1] else workers,  # type: ignore[arg-type]
-            use_gpu=gpu,
-            resources_per_worker={"CPU": WORKER_CPUS, "GPU": 1} if gpu else {"CPU": WORKER_CPUS},
-            # Without GPUs a worker computes on its machine's cores, which two would share.
-            placement_strategy="PACK" if gpu else "SPREAD",
-        ),
-        run_config=ray.train.RunConfig(
-            # Ray keeps notes of its own here, and nothing that a run needs: that is in the run's folder.
-            storage_path=scratch,
-            failure_config=ray.train.FailureConfig(
-                max_failures=MAX_FAILURES,
-                controller_failure_limit=MAX_STARTS,  # type: ignore[call-arg]
-            ),
-            callbacks=[stop_on_final_errors(board.post)],
-            worker_runtime_env={"env_vars": ENVIRONMENT},  # type: ignore[call-arg]
-        ),
-    )
-
-
-def _wait_for(work: Callable[[], Any], check: Callable[[], None]) -> None:
-    """Do the work in a thread, so that Ctrl-C is ours at any moment; `check` is called now and then and may raise."""
-    failed: list[BaseException] = []
-
-    def do() -> None:
-        try:
-            work()
-        except BaseException as error:  # raised where it is waited for
-            failed.append(error)
-
-    thread = threading.Thread(target=do, name="ray train", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(timeout=0.2)
-        check()
-    if failed:
-        raise failed[0]
-
-
-def _worker(config: dict[str, Any]) -> None:
-    """What Ray Train calls on every worker."""
-    import ray.train
-    import ray.train.torch
-
-    context = ray.train.get_context()
-    ranks = Ranks(
-        rank=context.get_world_rank(),
-        size=context.get_world_size(),
-        size_here=context.get_local_world_size(),
-        device=ray.train.torch.get_device(),
-        report=ray.train.report,
-        show=config["show"],
-    )
-    train(config["job"], ranks)
+    try:
+        yield
+        lease.check()
+    except LeaseLost as error:
+        ray.shutdown()
+        raise WorkFailed(str(error)) from error
+    except WorkFailed:
+        raise
+    except Exception as error:
+        raise WorkFailed(f"{what} failed: {root_cause(error)}") from error
+    except BaseException:  # Ctrl-C, or the end of this process
+        ray.shutdown()
+        raise
+    finally:
+        reporter.end()

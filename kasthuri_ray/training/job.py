@@ -28,18 +28,24 @@ class Job:
     next_command: str
 
 
+# What `Ranks.report` may answer; any other answer is to go on.
+STOP = "stop"  # here, without judging
+JUDGE = "judge"  # what there is
+
+
 @dataclass(frozen=True)
 class Ranks:
     """Who this worker is among the others, and whom it tells.
 
-    report: called by every rank after every epoch. show: takes a small dict of progress, on rank 0.
+    size_here: processes that share this machine. report: takes the history, and says what to do; called by every rank
+    after every epoch, and at the start of a run that goes on. show: takes a small dict of progress, on rank 0.
     """
 
     rank: int
     size: int
     size_here: int
     device: torch.device
-    report: Callable[[dict[str, Any]], None]
+    report: Callable[[list[dict[str, Any]]], str | None]
     show: Callable[[dict[str, Any]], None]
 
 

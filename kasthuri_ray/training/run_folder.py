@@ -16,6 +16,7 @@ HISTORY = (
     *("epoch", "train.loss", "val.loss", "val.foreground_f1", "val.average_precision"),
     *("learning_rate", "seconds", "tiles_per_second"),
 )
+LOWER_IS_BETTER = {"val.loss"}
 # What may differ when a run goes on: where and how fast it works, not what it learns.
 FREE = {
     "train": {
@@ -71,6 +72,12 @@ class RunFolder:
         writer.writerows(rows)
         self.storage.write_bytes("history.csv", text.getvalue().encode())
 
+    def read_history(self) -> list[dict[str, Any]]:
+        """The rows of history.csv, numbers as such; none where there is no such file."""
+        data = self._read("history.csv")
+        rows = csv.DictReader(io.StringIO((data or b"").decode()))
+        return [{name: int(value) if name == "epoch" else float(value) for name, value in row.items()} for row in rows]
+
     def write_events(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """The history as TensorBoard events."""
         self.storage.write_bytes("events.out.tfevents.0.history", tensorboard_events(rows))
@@ -94,6 +101,11 @@ class RunFolder:
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         self.storage.write_bytes(name, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def standing(row: Mapping[str, Any], metric: str) -> tuple[float, float]:
+    """How good an epoch of the history is: the higher, the better by the metric; among equals, the lower loss."""
+    return (-row[metric] if metric in LOWER_IS_BETTER else row[metric]), -row["val.loss"]
 
 
 def tensorboard_events(rows: Sequence[Mapping[str, Any]]) -> bytes:

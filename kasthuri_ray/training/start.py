@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kasthuri_ray import device as hardware
 from kasthuri_ray.config import Network, Settings
+from kasthuri_ray.models.receptive_field import normalizes_by_tile
 from kasthuri_ray.models.unet import (
     DEPTH_BLOCKS,
     PLAIN_BLOCKS,
@@ -23,8 +24,11 @@ from kasthuri_ray.storage import read_anywhere
 FLOAT_BYTES = 4
 
 
-def check_network(settings: Settings) -> None:
-    """Raise a ValueError if the network cannot be built or learn, or cannot halve the tiles as often as it pools."""
+def check_network(settings: Settings) -> nn.Module:
+    """The network, with weights of no account.
+
+    Raises ValueError if it cannot be built or learn, or cannot halve the tiles as often as it pools.
+    """
     network, tile = settings.network, settings.task.tile
     if network.dim == 2 and tile[0] != 1:
         raise ValueError(f"a 2D network (network.dim 2) takes single sections: task.volume_z is {tile[0]}, use 1")
@@ -40,6 +44,7 @@ def check_network(settings: Settings) -> None:
     built = build_network(network.model_dump(), shape)
     if not any(parameter.requires_grad for parameter in built.parameters()):
         raise ValueError(f"network.model {network.model} has no parameters that learn; expected at least one")
+    return built
 
 
 def _check_size(network: Network, blocks: int) -> None:
@@ -59,6 +64,12 @@ def _check_size(network: Network, blocks: int) -> None:
             f"{number / 1e6:,.0f} million parameters; {what} take {needed / 2**30:,.0f} GiB, and this machine has "
             f"{there / 2**30:,.0f}. Give fewer filters (our own files have 32)"
         )
+
+
+def norm_warning(network: nn.Module) -> str:
+    """What a person should know of how it normalizes; "" if nothing."""
+    note = normalizes_by_tile(network)
+    return note and f"{note}, so that what it segments will change a little with --block and --tile"
 
 
 def read_start_weights(settings: Settings) -> dict[str, Tensor] | None:

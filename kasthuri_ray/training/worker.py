@@ -22,15 +22,18 @@ from kasthuri_ray.models.weights import Checkpoint
 from kasthuri_ray.storage import open_storage
 from kasthuri_ray.tiles.sampling import GridTiles
 from kasthuri_ray.tiles.stream import TilePlan, TileStream, grid_plan, training_plan
-from kasthuri_ray.training.job import WITHOUT_FOREGROUND, Job, Progress, Ranks
+from kasthuri_ray.training.job import JUDGE, STOP, WITHOUT_FOREGROUND, Job, Progress, Ranks
 from kasthuri_ray.training.loop import Learner, Plan, Step, gather_over_ranks
 from kasthuri_ray.training.optimize import should_stop
-from kasthuri_ray.training.run_folder import RunFolder
+from kasthuri_ray.training.run_folder import RunFolder, standing
 from kasthuri_ray.training.trackers import Trackers
 
 
 def train(job: Job, ranks: Ranks) -> None:
-    """Train until the last epoch or until it no longer helps, then judge the best weights and leave the report."""
+    """Train until the last epoch or until it no longer helps, then judge the best weights and leave the report.
+
+    Who is told of the epochs may end it: at once, or with the report of what there is.
+    """
     hardware.keep_memory()
     hardware.set_threads(ranks.size_here)
     folder = RunFolder(open_storage(job.path))
@@ -39,24 +42,27 @@ def train(job: Job, ranks: Ranks) -> None:
     progress = Progress(**last["progress"]) if last else Progress()
     if checkpoint and ranks.rank == 0:
         _write_what_follows(folder, checkpoint, progress)
+    answer = ranks.report(progress.history) if progress.history else None
     settings = job.settings.network
     stream = _training_stream(job, ranks, progress.epoch)
     learner = make_learner(job, ranks, last)
     val = _grid_stream(job.val, job, ranks, settings.epochs - progress.epoch)
     trackers = Trackers.start(job.settings, job.path, progress.epoch) if ranks.rank == 0 else None
     try:
-        while not _finished(job, progress):
+        while answer not in (STOP, JUDGE) and not _finished(job, progress):
             _run_epoch(job, ranks, learner, stream, val, progress)
             if ranks.rank == 0:
                 _save(job, folder, learner, progress)
                 assert trackers is not None
                 trackers.log(progress.history[-1])
-            ranks.report(progress.history[-1])
+            answer = ranks.report(progress.history)
     finally:
         stream.close()
         val.close()
         if trackers is not None:
             trackers.close()
+    if answer == STOP:
+        return
     from kasthuri_ray.training import finish  # draws figures, which nobody needs before
 
     finish.judge_and_report(job, ranks, learner, folder, progress)
@@ -138,7 +144,7 @@ def _run_epoch(
             "training_seconds": seconds,
         }
     )
-    _keep_best(progress, counts)
+    _keep_best(progress, counts, job.settings.network.metric)
     ranks.show({"epoch_done": progress.history[-1], "background": metrics.calls_background_everywhere(counts)})
 
 
@@ -159,16 +165,16 @@ def _see_foreground(ranks: Ranks, progress: Progress, counts: metrics.Counts) ->
     progress.without_foreground = none
 
 
-def _keep_best(progress: Progress, counts: metrics.Counts) -> None:
-    """The epoch with the highest average precision is the best; among equals the one with the lowest loss."""
+def _keep_best(progress: Progress, counts: metrics.Counts, metric: str) -> None:
+    """The epoch that is best by the metric is the best; among equals the one with the lowest loss."""
     row = progress.history[-1]
-    score, loss = row["val.average_precision"], row["val.loss"]
-    if progress.best is None or (score, -loss) > (progress.best["average_precision"], -progress.best["loss"]):
+    before = progress.history[progress.best["epoch"] - 1] if progress.best else None
+    if before is None or standing(row, metric) > standing(before, metric):
         threshold, _ = metrics.best_threshold(counts)
         progress.best = {
             "epoch": progress.epoch,
-            "average_precision": score,
-            "loss": loss,
+            "average_precision": row["val.average_precision"],
+            "loss": row["val.loss"],
             "threshold": threshold,
             "val": metrics.test_metrics(counts, threshold),
         }

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from kasthuri_ray.benchmarks import accuracy, predictor, segment, train
+from kasthuri_ray.benchmarks import accuracy, predictor, segment, train, tune
 from kasthuri_ray.benchmarks.processes import Usage
 from kasthuri_ray.config import Settings
 
@@ -45,6 +45,7 @@ def test_the_words_reach_the_benchmark(job: ModuleType, monkeypatch: pytest.Monk
     monkeypatch.setattr(accuracy, "run", lambda **options: called.append(options))
     monkeypatch.setattr(segment, "run", lambda **options: called.append(options))
     monkeypatch.setattr(predictor, "run", lambda **options: called.append(options))
+    monkeypatch.setattr(tune, "run", lambda **options: called.append(options))
     job.main(["train", "--quick"])
     job.main(["accuracy", "--data", "d", "--task", "synapse", "--seeds", "3", "4", "--seed-recipe", "full"])
     assert called[0] == {"data": None, "quick": True, "out": "benchmark_train.json", "verbose": False}
@@ -65,6 +66,8 @@ def test_the_words_reach_the_benchmark(job: ModuleType, monkeypatch: pytest.Monk
         **{"device": "cpu", "networks": list(predictor.FIVE), "quick": False, "out": "benchmark_predictor.json"},
         "verbose": False,
     }
+    job.main(["tune", "--quick"])
+    assert called[4] == {"quick": True, "out": "benchmark_tune.json", "verbose": False}
 
 
 def test_without_vnc_it_says_where_to_get_it_and_nothing_is_written(tmp_path: Path) -> None:
@@ -132,3 +135,35 @@ def test_medians_are_held_against_the_goals_of_accuracy() -> None:
     assert lines["synapse: test F1"].ok
     assert lines["of the seed's recipe"].figure == pytest.approx(120 / 420)
     assert accuracy.judge("membrane", found)[0].ok is False
+
+
+def sweep_of(scores: list[float | None], epochs: list[int], seconds: float) -> dict:
+    rows = [
+        {"id": f"{n:04d}", "score": score, "epochs": e, "wall_seconds": 10.0 + n}
+        for n, (score, e) in enumerate(zip(scores, epochs, strict=True))
+    ]
+    return {"trials": rows, "seconds": seconds}
+
+
+def test_a_sweep_is_held_against_the_goals_of_tuning() -> None:
+    found = tune.Measured(
+        full=sweep_of([0.5, 0.8, 0.6, None], [9, 9, 9, 0], 100.0),
+        asha=sweep_of([0.5, 0.795, 0.4, None], [9, 3, 1, 0], 60.0),
+        fits={"0000": 7.0, "0001": 8.0, "0002": 1.0},
+    )
+    lines = {line.name.strip(): line for line in tune.judge(found)}
+    assert {name: line.ok for name, line in lines.items() if line.goal} == {
+        "best above the median": True,
+        "below the best of all": True,
+        "share of their epochs": True,
+        "a trial, more than the same run": True,
+    }
+    assert lines["share of their epochs"].figure == pytest.approx(13 / 27)
+    assert lines["a trial, more than the same run"].figure == pytest.approx(3.0)
+
+
+def test_the_sweeps_of_the_benchmark_differ_in_what_stops_trials_alone(tmp_path: Path) -> None:
+    one, other = (tune.layers("/d/p.zarr", tune.QUICK, str(tmp_path), name)["flags"] for name in ("none", "asha"))
+    assert one["tune"].pop("scheduler") == one["train"].pop("name") == "none"
+    assert other["tune"].pop("scheduler") == other["train"].pop("name") == "asha"
+    assert one == other

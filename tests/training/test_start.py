@@ -10,7 +10,7 @@ from torch import nn
 from kasthuri_ray import device
 from kasthuri_ray.layers import resolve
 from kasthuri_ray.models.unet import build_network
-from kasthuri_ray.training.start import check_network, read_start_weights
+from kasthuri_ray.training.start import check_network, norm_warning, read_start_weights
 
 
 def settings(*assignments: str):
@@ -129,3 +129,10 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value):
         ValueError, match=r"broken\.pt holds weights that are not finite .*, in conv_final\.bias: their"
     ):
         read_start_weights(settings(f"train.weights={tmp_path / 'broken.pt'}"))
+
+
+@pytest.mark.parametrize(("norm", "word"), [("instance", "instance norm"), ("group", "group norm"), ("batch", "")])
+def test_a_network_that_normalizes_by_the_tile_is_warned_of(norm, word):
+    warning = norm_warning(check_network(settings(f"network.normalization={norm}")))
+    assert word in warning
+    assert bool(warning) == bool(word)

@@ -1,6 +1,7 @@
 """A run from the first epoch to the page, in this process: what a worker does, without Ray Train around it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from kasthuri_ray.geometry import Box
 from kasthuri_ray.layers import resolve
 from kasthuri_ray.models.unet import build_network
 from kasthuri_ray.training import worker
-from kasthuri_ray.training.job import Job, Ranks
+from kasthuri_ray.training.job import JUDGE, STOP, Job, Ranks
 from kasthuri_ray.training.sources import open_task
 from kasthuri_ray.training.start import check_network, read_start_weights
 from kasthuri_ray.volumes import open_volume
@@ -42,12 +43,12 @@ class MyNet(nn.Module):
 
 @pytest.fixture
 def train_here(ray_here, tmp_path, monkeypatch):
-    """`train_here(task, network, **train)` gives the run's folder, and all that was said."""
+    """`train_here(task, network, report, **train)` gives the run's folder, and all that was said."""
     monkeypatch.setattr(worker.hardware, "keep_memory", lambda: True)  # it would hold for all tests that follow
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
 
-    def run(task: dict, network: dict, **train: object) -> tuple[Path, list[str]]:
+    def run(task: dict, network: dict, report=lambda history: None, **train: object) -> tuple[Path, list[str]]:
         Path("task.json").write_text(json.dumps(task))
         Path("net.json").write_text(json.dumps({"epochs": 1, "batch_size": 4, "tiles_per_epoch": 8, **network}))
         settings = resolve("task.json", "net.json", flags={"train": {"cache": "none", **train}})
@@ -58,7 +59,7 @@ def train_here(ray_here, tmp_path, monkeypatch):
         weights = read_start_weights(settings)
         drawn = tiles.train.in_whole_batches(settings.network.batch)
         job = Job(settings, str(folder), drawn, tiles.val, tiles.test, weights, "the command that goes on")
-        here = Ranks(0, 1, 1, torch.device("cpu"), report=lambda row: None, show=lambda note: said.append(str(note)))
+        here = Ranks(0, 1, 1, torch.device("cpu"), report=report, show=lambda note: said.append(str(note)))
         threads = torch.get_num_threads()
         try:
             worker.train(job, here)
@@ -90,6 +91,41 @@ def test_a_run_is_extended_from_where_it_was(train_here):
     assert after[:3] == before
     assert len(after) == 4
     assert json.loads((folder / "metrics.json").read_text())["epochs"] == 3
+
+
+def test_a_run_that_is_told_to_stop_can_go_on_and_can_be_judged_where_it_is(train_here):
+    network = {"n_blocks": 2, "start_filters": 4, "epochs": 4, "learning_rate": 0.01}
+    whole, _ = train_here(PHANTOM, network)
+    history = (whole / "history.csv").read_text().splitlines()
+    shutil.rmtree(whole)
+    asked: list[int] = []
+
+    def report(history: list[dict]) -> str | None:
+        asked.append(len(history))
+        return STOP if len(history) == 2 else None
+
+    folder, _ = train_here(PHANTOM, network, report)
+    assert asked == [1, 2]
+    assert len((folder / "history.csv").read_text().splitlines()) == 3
+    assert not (folder / "metrics.json").exists()
+    train_here(PHANTOM, network, report)  # told the same when it comes again, before it trains on
+    assert asked == [1, 2, 2]
+    train_here(PHANTOM, network, lambda history: JUDGE)
+    assert len((folder / "history.csv").read_text().splitlines()) == 3
+    assert json.loads((folder / "metrics.json").read_text())["epochs"] == 2
+    train_here(PHANTOM, network)
+    without_clock = [row.split(",")[:6] for row in (folder / "history.csv").read_text().splitlines()]
+    assert without_clock == [row.split(",")[:6] for row in history]
+
+
+def test_the_best_epoch_is_the_best_by_the_metric_that_was_asked_for(train_here):
+    network = {"n_blocks": 2, "start_filters": 4, "epochs": 4, "learning_rate": 0.05}
+    for metric, column, choose in (("val.loss", 2, min), ("val.foreground_f1", 3, max)):
+        folder, _ = train_here(PHANTOM, {**network, "metric": metric})
+        rows = [line.split(",") for line in (folder / "history.csv").read_text().splitlines()[1:]]
+        best = choose(rows, key=lambda row, column=column: float(row[column]))
+        assert json.loads((folder / "metrics.json").read_text())["best_epoch"] == int(best[0])
+        shutil.rmtree(folder)
 
 
 def test_real_em_trains_from_published_weights(train_here, test_data, tmp_path):

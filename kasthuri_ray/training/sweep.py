@@ -1,0 +1,268 @@
+"""Ray Tune around training: `sweep_as_told` finds which network and settings suit a task.
+
+Tune runs the trials, its schedulers stop the poor ones early, and its searcher interface asks us for the next. What it
+remembers of a sweep is thrown away: a sweep that goes on is a new one to Tune, which is told the histories of the
+trials that have ended, and gets those first that were cut off; each goes on from its own checkpoint. So a driver may
+be killed at any moment, on a disk or on S3, and all that must be right is our own record (`leaderboard.py`), which is
+small and written whole. (`Tuner.restore` keeps a state of its own, which lags behind, knows nothing of what a trial
+has saved, and breaks off where a trial had ended that it had not noticed.)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kasthuri_ray.board import Board
+from kasthuri_ray.cli import WorkFailed, ending_on_sigterm
+from kasthuri_ray.layers import with_values
+from kasthuri_ray.lease import Lease
+from kasthuri_ray.progress import Reporter
+from kasthuri_ray.resources import check_demand
+from kasthuri_ray.training.fit import scratch_folder, working
+from kasthuri_ray.training.gate import open_gate
+from kasthuri_ray.training.keeping import BEST, CONFIG, drop_weights, leave_best
+from kasthuri_ray.training.leaderboard import (
+    FAILED,
+    FINISHED,
+    OUT_OF_TIME,
+    RUNNING,
+    STOPPED,
+    Leaderboard,
+    Trial,
+    ended_words,
+    late_words,
+    take_stock,
+)
+from kasthuri_ray.training.propose import propose
+from kasthuri_ray.training.schedule import END, make_scheduler, make_tuner
+from kasthuri_ray.training.space import NETWORK
+from kasthuri_ray.training.sweep_page import leave_page
+from kasthuri_ray.training.sweep_plan import SweepPlan, check_resumable, plan_sweep
+from kasthuri_ray.training.sweep_view import SweepView, describe, describe_search, metric_name
+from kasthuri_ray.training.trial_run import Crew, TrialPlan, judge, prepare_trial, reason_of, run_trial
+from kasthuri_ray.training.workers import Show, wait_for
+
+WRITE_S = 5.0  # how often the record is written while trials run
+SHOW_S = 0.5  # how often the table is drawn
+ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # what they would write, the trials' folders hold
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed at once has no score
+}
+FIELDS = ("score", "best_epoch", "epochs", "seconds", "tiles_per_second", "state", "why")  # of what trials tell
+
+
+def sweep_as_told(task: str | None, layers: Mapping[str, Any], program: str, given: Sequence[str]) -> str:
+    """Search as a command line says; gives the path of the sweep's folder.
+
+    task: of `--task`. layers: config, assignments and flags, as `layers.resolve` takes them. Raises ValueError before
+    anything is written, and WorkFailed once the work has begun, or if no trial finished.
+    """
+    reporter, notes = Reporter(), list[str]()
+    plan = plan_sweep(task, layers, program, given, notes.append)
+    check_resumable(plan)
+    print(plan.path, flush=True)  # the first line, for scripts
+    for note in [*notes, *describe_search(plan), f"to go on after a stop: {plan.again}"]:
+        reporter.line(note)
+    check_demand(plan.demand, plan.settings.train.wait_for_resources, reporter.line)
+    with ending_on_sigterm(), Lease.acquire(plan.storage, say=reporter.line) as lease:
+        board = check_resumable(plan)
+        plan.storage.write_bytes("settings.json", (json.dumps(plan.description, indent=2) + "\n").encode())
+        take_stock(board)
+        board.finished = False
+        try:
+            _search(plan, board, reporter, lease)
+        except WorkFailed as error:
+            raise WorkFailed(f"{error}\nto go on: {plan.again}") from error.__cause__
+        except (KeyboardInterrupt, SystemExit):
+            reporter.line(f"to go on: {plan.again}")
+            raise
+        _say_what_came_of_it(plan, board, reporter)
+    print(plan.path, flush=True)
+    return plan.path
+
+
+def _search(plan: SweepPlan, board: Leaderboard, reporter: Reporter, lease: Lease) -> None:
+    """Run the trials, then leave the best and the page. Whatever ends it early ends its trials too."""
+    _quieten(plan.settings.train.verbose)
+    sweep = Sweep(plan, board, reporter)
+    with scratch_folder() as scratch, working("the sweep", reporter, lease), Board(sweep.view.note) as notes:
+        gate, post = open_gate(), notes.post
+        sweep.gate = gate
+        scheduler = make_scheduler(plan.tune, plan.settings.network.epochs, board)
+        tuner = make_tuner(lambda id: run_trial(id, gate, post), sweep, scheduler, scratch)
+        wait_for(tuner.fit, _watching(sweep, lease))
+        wait_for(lambda: sweep.finish(post), lease.check)
+
+
+def _quieten(verbose: bool) -> None:
+    """Tell Ray Tune what we want of it; a person's own setting wins."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if not verbose:
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # trials that fail are told by us
+
+
+def _watching(sweep: Sweep, lease: Lease) -> Callable[[], None]:
+    """What is called now and then while trials run."""
+    shown = -math.inf
+
+    def look() -> None:
+        nonlocal shown
+        lease.check()
+        if time.monotonic() - shown > SHOW_S:
+            shown = time.monotonic()
+            sweep.view.show()
+
+    return look
+
+
+class Sweep:
+    """The trials of a sweep, as Ray Tune asks for them (`schedule.Trials`) and as the board has them.
+
+    It is called from Tune's thread alone. gate: where trials wait, once it is open.
+    """
+
+    def __init__(self, plan: SweepPlan, board: Leaderboard, reporter: Reporter) -> None:
+        self.plan, self.board = plan, board
+        self.gate: Any = None
+        self.view = SweepView(reporter, board, plan.samples, self.seconds_left)
+        self._cut_off = [trial for trial in board.trials if trial.state == RUNNING]
+        self._live: dict[str, tuple[Trial, float]] = {}  # and when it began
+        self._before, self._began, self._written = board.seconds, time.monotonic(), -math.inf
+
+    @property
+    def seconds(self) -> float:
+        """Of work, all sittings together."""
+        return self._before + time.monotonic() - self._began
+
+    def seconds_left(self) -> float | None:
+        """Of the sweep's time; None if there is no end to it."""
+        hours = self.plan.tune.hours
+        return None if hours is None else 3600 * hours - self.seconds
+
+    def next(self) -> str | None:
+        """The id of the next trial to begin; None if none may begin yet, END if there is none left."""
+        left = self.seconds_left()
+        if left is not None and left <= 0:
+            return END
+        if len(self._live) >= self.plan.concurrent:
+            return None
+        while (trial := self._next_trial()) is not None:
+            if self._begin(trial):
+                return trial.id
+        return END
+
+    def _next_trial(self) -> Trial | None:
+        """One that was cut off, or a new one."""
+        if self._cut_off:
+            return self._cut_off.pop(0)
+        board, tune, number = self.board, self.plan.tune, len(self.board.trials)
+        if self.plan.samples is not None and number >= self.plan.samples:
+            return None
+        values = propose(tune.search, self.plan.space, tune.seed, number, board.trials, board.higher)
+        if values is None:
+            board.exhausted = True
+            return None
+        board.trials.append(Trial(number, values.get(NETWORK, next(iter(self.plan.bases))), values))
+        return board.trials[-1]
+
+    def _begin(self, trial: Trial) -> bool:
+        """Bring what the trial is told to the gate; False if its values do not go together, which is recorded."""
+        import ray
+
+        self._live[trial.id] = trial, time.monotonic()
+        self._write()
+        self.view.begin(trial)
+        try:
+            plan = self._prepare(trial)
+        except ValueError as error:
+            self.end(trial.id, error)
+            return False
+        trial.parameters = plan.parameters
+        ray.get(self.gate.bring.remote(trial.id, [ray.put(plan)]))
+        return True
+
+    def _prepare(self, trial: Trial) -> TrialPlan:
+        plan, left = self.plan, self.seconds_left()
+        values = {key: value for key, value in trial.values.items() if key != NETWORK}
+        settings = with_values(plan.bases[trial.network], values, f"trial {trial.id}")
+        train = settings.train.model_copy(update={"storage": f"{plan.path}/trials", "name": trial.id})
+        settings = settings.model_copy(update={"train": train})
+        crew = Crew(plan.workers, plan.gpu, plan.sharing)
+        deadline = None if left is None else time.time() + left
+        return prepare_trial(trial.id, settings, self.board.folder(trial).storage.path, crew, deadline)
+
+    def take(self, id: str, result: Mapping[str, Any]) -> None:
+        """What a trial has told after an epoch, or at its end."""
+        trial, _ = self._live[id]
+        found = {name: result[name] for name in FIELDS if name in result}
+        trial.update({name: value for name, value in found.items() if not (name == "score" and math.isnan(value))})
+        if time.monotonic() - self._written > WRITE_S:
+            self._write()
+
+    def end(self, id: str, error: BaseException | None = None) -> None:
+        """A trial has ended, or was stopped, or its process died."""
+        import ray
+
+        trial, began = self._live.pop(id)
+        trial.wall_seconds = time.monotonic() - began
+        if error is not None:
+            trial.update({"state": FAILED, "why": reason_of(error)})
+        elif trial.state == RUNNING:
+            words = f"{self.plan.tune.scheduler} stopped it after epoch {trial.epochs}"
+            trial.update({"state": STOPPED, "why": words})
+        elif trial.state == OUT_OF_TIME and self.board.folder(trial).read_metrics() is not None:
+            trial.update({"state": FINISHED, "why": ended_words(trial.epochs)})  # just in time
+        ray.get(self.gate.stop.remote(id))
+        self._write()  # that it has ended, before its weights are gone
+        drop_weights(self.board, self.plan.tune.keep)
+        if self.board.best() is trial:
+            leave_best(self.board, trial)
+        self._write()
+        self.view.end(trial)
+
+    def _write(self) -> None:
+        self.board.seconds, self._written = self.seconds, time.monotonic()
+        self.board.write()
+
+    def finish(self, post: Show) -> None:
+        """Judge the best trial if it was stopped before its end, and leave it, the page and the record."""
+        board = self.board
+        for trial in board.trials:
+            if trial.state == RUNNING:  # cut off, and no time was left to go on with it
+                trial.update({"state": OUT_OF_TIME, "why": late_words(trial.epochs)})
+        drop_weights(board, self.plan.tune.keep)
+        best = board.best()
+        if best is not None:
+            if board.folder(best).read_metrics() is None and (failed := judge(self._prepare(best), post)):
+                self.view.reporter.line(f"trial {best.id} could not be judged on the test boxes: {failed}")
+            leave_best(board, best)
+        leave_page(self.plan, board)
+        board.finished = True
+        self._write()
+
+
+def _say_what_came_of_it(plan: SweepPlan, board: Leaderboard, reporter: Reporter) -> None:
+    """The winner in a line, and what to do with it. Raises WorkFailed if no trial finished."""
+    states = [trial.state for trial in board.trials]
+    if not {FINISHED, STOPPED} & set(states):
+        failed = [trial.why for trial in board.trials if trial.state == FAILED]
+        if failed:
+            raise WorkFailed(f"none of the {len(states)} trials finished; the first said: {failed[0]}")
+        raise WorkFailed(f"no trial finished in the time there was; {len(states)} had begun. Give more --hours")
+    best = board.best()
+    assert best is not None
+    reporter.line(
+        f"the best of {len(states)} trials is {best.id}, {metric_name(board.metric)} {best.score:.3f} at epoch "
+        f"{best.best_epoch} of {best.epochs}: {describe(best)}"
+    )
+    if plan.storage.folder is not None:
+        reporter.line(f"to train it again: python jobs/train.py --config {shlex.quote(f'{plan.path}/{CONFIG}')}")
+    reporter.line(f"to use its weights: --weights {shlex.quote(f'{plan.path}/{BEST}')}")

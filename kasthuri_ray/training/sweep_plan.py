@@ -1,0 +1,286 @@
+"""From a command line to a sweep that can begin: settings, space, place and workers, checked before any work."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kasthuri_ray.cli import command_again
+from kasthuri_ray.config import SMALLEST_BATCH, Settings, Tune
+from kasthuri_ray.layers import Layer, given_value, layers_above, read_json, resolve
+from kasthuri_ray.placement import check_seen_everywhere, place_output
+from kasthuri_ray.resources import WORKER_CPUS, Cluster, Demand, attach_or_start
+from kasthuri_ray.storage import Storage, open_storage
+from kasthuri_ray.tiles.stream import READ_CPUS
+from kasthuri_ray.training.fit import (
+    check_place,
+    describe,
+    kept_notes,
+    plan_workers,
+    uses_gpus,
+    with_absolute_paths,
+)
+from kasthuri_ray.training.leaderboard import OUT_OF_TIME, RUNNING, Leaderboard
+from kasthuri_ray.training.propose import check_grid
+from kasthuri_ray.training.run_folder import differences
+from kasthuri_ray.training.sources import open_task
+from kasthuri_ray.training.space import (
+    NETWORK,
+    Domain,
+    Space,
+    check_not_fixed,
+    default_space,
+    parse_space,
+    size_of,
+)
+from kasthuri_ray.training.start import check_network, norm_warning, read_start_weights
+from kasthuri_ray.training.trackers import check_trackers
+
+NETWORKS_2D = ("UNet_2D", "UNet_2D_attention", "UNet_2D_residual", "UNet_2D_depth")
+NETWORKS_3D = ("UNet_3D",)
+SAMPLES = 20  # trials, where neither their number nor the time is said
+DEFAULT = "the default space"
+# What may differ when a sweep goes on: how long and with how much it works; networks and space by what they hold.
+FREE = {"samples", "hours", "keep", "concurrent", "networks", "space"}
+BY_TILE = (
+    "network.normalization is searched: a winner that normalizes by the tile (instance, group) segments a little "
+    "differently with another --block or --tile"
+)
+
+Say = Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A sweep that lacks nothing but to be run.
+
+    bases: the settings of each network, by its name. path: the sweep's folder. samples: how many trials there shall be
+    in all; None for as many as there is time for. again: the command that goes on. workers: of each trial, the fewest
+    and the most. sharing: how many workers share a machine. description: what settings.json holds.
+    """
+
+    bases: dict[str, Settings]
+    space: Space
+    path: str
+    samples: int | None
+    again: str
+    workers: tuple[int, int]
+    gpu: bool
+    concurrent: int
+    sharing: int
+    description: dict[str, Any]
+
+    @property
+    def settings(self) -> Settings:
+        """Of the first network; task, train and tune are those of all."""
+        return next(iter(self.bases.values()))
+
+    @property
+    def tune(self) -> Tune:
+        return self.settings.tune
+
+    @property
+    def metric(self) -> str:
+        return self.settings.network.metric
+
+    @property
+    def storage(self) -> Storage:
+        return open_storage(self.path)
+
+    @property
+    def demand(self) -> Demand:
+        """What all trials that run at once need."""
+        fewest = self.workers[0]
+        trials, number = self.concurrent, self.concurrent * fewest
+        noun = "workers" if trials == 1 else f"workers of {trials} trials"
+        flag = "--concurrent" if fewest == 1 else "--concurrent or --num-workers"
+        return Demand(number, WORKER_CPUS, int(self.gpu), trials * READ_CPUS, noun, flag)
+
+
+def plan_sweep(task: str | None, layers: Mapping[str, Any], program: str, given: Sequence[str], say: Say) -> SweepPlan:
+    """The sweep that a command line asks for; attaches to Ray or starts it.
+
+    task: of `--task`. layers: config, assignments and flags, as `layers.resolve` takes them. say: gets notes.
+    Raises ValueError, FileNotFoundError, PermissionError for whatever can be seen to be wrong by now.
+    """
+    bases = {name: with_absolute_paths(base) for name, base in resolve_networks(task, layers).items()}
+    settings = next(iter(bases.values()))
+    for note in kept_notes(settings):
+        say(note)
+    check_place(settings)
+    check_trackers(settings.train)
+    for base in bases.values():
+        if warning := norm_warning(check_network(base)):
+            say(f"{base.network.outweightfilename}: {warning}")
+        read_start_weights(base)
+    workers = settings.train.workers or (1, 1)
+    space = read_space(bases, workers[1], fixed_by(layers))
+    if {"instance", "group"} & set(getattr(space.get("network.normalization"), "values", ())):
+        say(BY_TILE)
+    open_task(settings, say)
+    cluster = attach_or_start(settings.train.verbose)
+    name = settings.train.name or f"{settings.task.name.removesuffix('_task')}_sweep_{time.strftime('%Y%m%d-%H%M%S')}"
+    path = open_storage(f"{place_output(settings.train.storage, cluster).rstrip('/')}/{name}").path
+    check_seen_everywhere(path, cluster)
+    bases = {key: _with_batch_size(base, workers[1]) for key, base in bases.items()}
+    for base in bases.values() if settings.train.workers else ():
+        plan_workers(base, cluster)  # each needs a tile of a batch
+    samples, gpu = num_samples(settings.tune, space), uses_gpus(settings, cluster)
+    concurrent = min(num_concurrent(settings.tune, workers[0], gpu, cluster), samples or math.inf)
+    return SweepPlan(
+        bases=bases,
+        space=space,
+        path=path,
+        samples=samples,
+        again=command_again(program, given, name),
+        workers=workers,
+        gpu=gpu,
+        concurrent=int(concurrent),
+        sharing=math.ceil(concurrent * workers[1] / cluster.nodes),
+        description=description_of(bases, space),
+    )
+
+
+def resolve_networks(task: str | None, layers: Mapping[str, Any]) -> dict[str, Settings]:
+    """The settings of each network that is to be tried, by its name."""
+    above = layers_above(**layers)
+    names = given_value("tune", "networks", above)
+    names = [names] if isinstance(names, str) else names
+    if names is None and any(given_value("network", key, above) for key in ("model", "model_type")):
+        alone = resolve(task, None, **layers)  # what is said above the files makes all of them one
+        return {alone.network.outweightfilename: alone}
+    if names is None:
+        names = NETWORKS_3D if resolve(task, None, **layers).task.volume_z > 1 else NETWORKS_2D
+    found: dict[str, Settings] = {}
+    for given in names:
+        name = Path(given).name.removesuffix(".json")
+        if name in found:
+            raise ValueError(f"--networks names {name} twice")
+        found[name] = resolve(task, given, **layers)
+    return found
+
+
+def fixed_by(layers: Mapping[str, Any]) -> set[str]:
+    """The settings that the command line sets for all trials, by key; a file of --config only lays the ground."""
+    above: list[tuple[str, Layer]] = layers_above(None, layers["assignments"], layers["flags"])
+    return {f"{section}.{key}" for _, layer in above for section, entries in layer.items() for key in entries}
+
+
+def read_space(bases: Mapping[str, Settings], workers: int, fixed: set[str]) -> Space:
+    """What is searched: the space file or the default space, and the networks where there are several."""
+    settings = next(iter(bases.values()))
+    file = settings.tune.space
+    origin = file or DEFAULT
+    if file is None:
+        content = {k: v for k, v in default_space(list(bases.values()), workers).items() if k not in fixed}
+    else:
+        content = read_json(Path(file))
+        check_not_fixed(content, fixed, origin)
+    space = parse_space(content, settings, origin)
+    if len(bases) > 1:
+        space = {NETWORK: Domain("choice", tuple(bases)), **space}
+    if not space:
+        raise ValueError(f"{origin} is empty, and there is one network: there is nothing to search")
+    if settings.tune.search == "grid":
+        check_grid(space, origin)
+    return space
+
+
+def num_samples(tune: Tune, space: Space) -> int | None:
+    """How many trials there shall be; None for as many as there is time for."""
+    size = size_of(space)
+    if tune.search == "grid":
+        assert size is not None
+        return min(size, tune.samples or size)
+    samples = tune.samples or (None if tune.hours else SAMPLES)
+    return samples if size is None else min(size, samples or size)
+
+
+def num_concurrent(tune: Tune, workers: int, gpu: bool, cluster: Cluster) -> int:
+    """How many trials run at once: one on each GPU, or one on each node, whose CPUs it keeps busy by itself."""
+    if tune.concurrent is not None:
+        return tune.concurrent
+    return max(1, (int(cluster.gpus) if gpu else cluster.nodes) // workers)
+
+
+def _with_batch_size(settings: Settings, workers: int) -> Settings:
+    """The settings with a batch size, where they leave it open: a tile a worker, and no fewer than SMALLEST_BATCH."""
+    size = settings.network.batch_size or max(SMALLEST_BATCH, workers)
+    return settings.model_copy(update={"network": settings.network.model_copy(update={"batch_size": size})})
+
+
+def description_of(bases: Mapping[str, Settings], space: Space) -> dict[str, Any]:
+    """What settings.json of a sweep holds."""
+    settings = next(iter(bases.values()))
+    found = describe(settings)
+    networks = {name: base.of_training()["network"] for name, base in bases.items()}
+    searched = {key: domain.as_json() for key, domain in space.items()}
+    del found["network"]
+    return {**found, "tune": settings.tune.model_dump(mode="json"), "sweep": {"networks": networks, "space": searched}}
+
+
+def check_resumable(plan: SweepPlan) -> Leaderboard:
+    """What is known of the sweep so far. Raises ValueError if it is finished, or was begun with other settings."""
+    storage, board = plan.storage, Leaderboard.read(plan.storage, plan.metric)
+    before = _read_settings(storage)
+    if before is None:
+        return board
+    differ = sweep_differences(before, plan.description)
+    if differ:
+        shown = "\n  ".join(differ)
+        raise ValueError(
+            f"the sweep {storage.name} was begun with other settings:\n  {shown}\nGive another --name, or those."
+        )
+    if board.finished and (words := nothing_left(plan, board)):
+        raise ValueError(f"the sweep {storage.name} is finished: {words}: {storage.path}")
+    return board
+
+
+def nothing_left(plan: SweepPlan, board: Leaderboard) -> str:
+    """Why there is nothing left to do, and what would be done with other words; "" if there is something."""
+    hours, count = plan.tune.hours, len(board.trials)
+    if hours is not None and board.seconds >= 3600 * hours:
+        return f"its {hours:g} hours are over. To search on, give more --hours, such as {2 * hours:g}"
+    if any(trial.state in (RUNNING, OUT_OF_TIME) for trial in board.trials):
+        return ""
+    if board.exhausted or count == size_of(plan.space):
+        return f"all {count} combinations of its space have been tried"
+    if plan.samples is not None and count >= plan.samples:
+        return f"{count} trials have been made. To search on, add --samples {2 * count}"
+    return ""
+
+
+def _read_settings(storage: Storage) -> dict[str, Any] | None:
+    try:
+        found = json.loads(storage.read_bytes("settings.json"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        found = None
+    if not (isinstance(found, dict) and "sweep" in found):
+        raise ValueError(f"{storage.path}/settings.json is not that of a sweep; give another --name")
+    return found
+
+
+def sweep_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings that change what a sweep finds and that differ, each as `key: before -> now`."""
+    found = differences(before, now)
+    groups = [("tune", before["tune"], now["tune"], FREE)]
+    old, new = before["sweep"], now["sweep"]
+    groups += [
+        (f"networks.{name}", old["networks"].get(name, {}), new["networks"].get(name, {}), set[str]())
+        for name in dict.fromkeys([*old["networks"], *new["networks"]])
+    ]
+    groups.append(("space", old["space"], new["space"], set()))
+    for group, one, other, free in groups:
+        found += [
+            f"{group}.{key}: {json.dumps(one.get(key))} -> {json.dumps(other.get(key))}"
+            for key in sorted((one.keys() | other.keys()) - free)
+            if one.get(key) != other.get(key)
+        ]
+    return found

@@ -1,0 +1,167 @@
+"""One trial of a sweep: a run like any other, trained by workers of its own, that asks after every epoch.
+
+`prepare_trial` checks it, where the sweep's driver is. `run_trial` is what Ray Tune calls, in a process that it uses
+for one trial after the other: it trains in a thread, and passes on to Tune what the trial's workers leave at the gate.
+A trial that cannot be trained is no error to Tune: it tells why, as its result.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kasthuri_ray.config import Settings
+from kasthuri_ray.resources import root_cause, set_environment
+from kasthuri_ray.storage import open_storage
+from kasthuri_ray.training.fit import describe, scratch_folder
+from kasthuri_ray.training.gate import AskGate, History
+from kasthuri_ray.training.job import JUDGE, Job
+from kasthuri_ray.training.leaderboard import FAILED, FINISHED, OUT_OF_TIME, ended_words, late_words, summary
+from kasthuri_ray.training.run_folder import RunFolder
+from kasthuri_ray.training.sources import open_task
+from kasthuri_ray.training.start import check_network, read_start_weights
+from kasthuri_ray.training.workers import Show, make_trainer
+
+MAX_FAILURES = 2  # restarts of a trial's workers before it has failed
+WAIT_S = 1.0  # for an epoch, before it is looked whether the trial still trains
+REASON = 400  # letters of a reason that are kept
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who trains a trial: workers, the fewest and the most, each on a GPU if `gpu`.
+
+    sharing: how many workers, those of other trials included, share a machine.
+    """
+
+    workers: tuple[int, int]
+    gpu: bool
+    sharing: int
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """What a trial is told. deadline: when the sweep's time is up, by the clock of the driver's node, or None."""
+
+    id: str
+    job: Job
+    crew: Crew
+    parameters: int
+    deadline: float | None
+
+    @property
+    def epochs(self) -> int:
+        return self.job.settings.network.epochs
+
+
+def prepare_trial(id: str, settings: Settings, path: str, crew: Crew, deadline: float | None) -> TrialPlan:
+    """A trial that has been checked as a run of jobs/train.py is, and whose folder, at `path`, has its settings.
+
+    Raises ValueError for settings that do not go together.
+    """
+    network = check_network(settings)
+    weights = read_start_weights(settings)
+    tiles = open_task(settings, lambda line: None)
+    drawn = tiles.train.in_whole_batches(settings.network.batch)
+    RunFolder(open_storage(path)).write_settings(describe(settings))
+    job = Job(settings, path, drawn, tiles.val, tiles.test, weights, next_command="")
+    return TrialPlan(id, job, crew, sum(parameter.numel() for parameter in network.parameters()), deadline)
+
+
+@dataclass(frozen=True)
+class _Show:
+    """Adds to each note of a trial whose it is."""
+
+    post: Show
+    trial: str
+
+    def __call__(self, note: dict[str, Any]) -> None:
+        self.post({**note, "trial": self.trial})
+
+
+class _Training:
+    """A trial that trains in a thread. failed: why, if it has."""
+
+    def __init__(self, plan: TrialPlan, post: Show, report: Callable[[History], str | None]) -> None:
+        self.plan, self.show, self.report = plan, _Show(post, plan.id), report
+        self.failed = ""
+        self._thread = threading.Thread(target=self._train, name=f"trial {plan.id}", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def _train(self) -> None:
+        job, crew = self.plan.job, self.plan.crew
+        try:
+            with scratch_folder() as scratch:
+                make_trainer(
+                    job, crew.workers, crew.gpu, scratch, self.show, self.report, crew.sharing, MAX_FAILURES
+                ).fit()
+        except BaseException as error:  # whatever it is: the sweep goes on without this trial
+            self.failed = reason_of(error)
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a trial failed, as its record says it."""
+    return root_cause(error).strip()[:REASON] or type(error).__name__
+
+
+def run_trial(id: str, gate: Any, post: Show) -> None:
+    """Train a trial as far as Tune lets it, and tell Tune what came of it.
+
+    gate: of `gate.open_gate`, which has the trial's plan. post: takes notes to show.
+    """
+    import ray
+
+    set_environment()
+    plan: TrialPlan = ray.get(ray.get(gate.plan.remote(id))[0])
+    training = _Training(plan, post, AskGate(gate, id, plan.epochs))
+    seen: History = []
+    late = False
+    while True:
+        alive = training.alive
+        history = ray.get(gate.history.remote(id, len(seen), WAIT_S if alive else 0.01))
+        for row in history[len(seen) : plan.epochs - 1]:  # the last epoch is told with the end
+            seen.append(row)
+            _tell(plan, seen)  # Tune comes back once the scheduler has seen it, or not at all
+        if not alive:
+            break
+        late = plan.deadline is not None and time.time() > plan.deadline
+        ray.get(gate.stop.remote(id) if late else gate.approve.remote(id, len(seen)))
+    _tell(plan, history, **_end(training.failed, len(history), late))
+
+
+def _end(failed: str, epochs: int, late: bool) -> dict[str, Any]:
+    """The last words of a trial that Tune has not stopped."""
+    if failed:
+        return {"state": FAILED, "why": failed}
+    return (
+        {"state": OUT_OF_TIME, "why": late_words(epochs)} if late else {"state": FINISHED, "why": ended_words(epochs)}
+    )
+
+
+def _tell(plan: TrialPlan, history: History, **more: Any) -> None:
+    """Report to Tune: `epoch` and `score` for its scheduler, all else for our record."""
+    from ray import tune
+
+    found = summary(history, plan.job.settings.network.metric)
+    score = found.get("score", math.nan)
+    tune.report({**found, "epoch": len(history), "score": score, **more})
+
+
+def judge(plan: TrialPlan, post: Show) -> str:
+    """Judge a trial that was stopped before its end, as its run would have been; gives why not, or "" if it was."""
+    training = _Training(plan, post, judge_now)
+    while training.alive:
+        time.sleep(0.1)
+    return training.failed
+
+
+def judge_now(history: History) -> str:
+    return JUDGE
