@@ -115,10 +115,12 @@ def _draw_setting(axes: Axes, axis: Axis, trials: Sequence[TrialRow], winner: st
         turned: dict[str, Any] = {"rotation": 20, "ha": "right"} if sum(map(len, names)) > 34 else {}
         axes.set_xticks(range(len(names)), names, fontsize=7.5, **turned)
     x = places + beside if axis.listed else np.array([float(trial.values[axis.key]) for trial in trials])
+    if axis.kind == "int":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     if axis.kind == LOGARITHMIC:
         _scale_by_logarithm(axes, axis)
     _points(axes, x, scores, trials, winner)
-    axes.set_title(axis.name, loc="left", fontsize=10)
+    axes.set_title(axis.name.replace("_", " "), loc="left", fontsize=10)
     axes.grid(axis="y", color=INK, alpha=0.1, linewidth=0.6)
 
 
@@ -175,7 +177,9 @@ def parallel_coordinates(
     for place, axis in enumerate(space):
         axes.axvline(place, color=INK, alpha=0.35, linewidth=0.7)
         for value in axis.values:
-            axes.text(place + 0.04, axis.share(value), _words(value), fontsize=7, va="center", alpha=0.85)
+            share = axis.share(value)
+            beside = 0.035 * ((share == 1) - (share == 0))  # out of the lines' way
+            axes.text(place + 0.03, share + beside, _words(value), fontsize=7.5, va="center", alpha=0.9)
     axes.axvline(len(space), color=INK, alpha=0.6, linewidth=1.0)
     for share, value in ((0.0, low), (1.0, high)):
         axes.text(len(space) + 0.04, share, f"{value:.3f}", fontsize=8, va="center")
@@ -184,7 +188,7 @@ def parallel_coordinates(
         [*(axis.name.replace("_", "\n") for axis in space), metric.replace(" ", "\n")],
         fontsize=8,
     )
-    axes.set(xlim=(-0.1, len(space) + 0.5), ylim=(-0.06, 1.06), yticks=[])
+    axes.set(xlim=(-0.1, len(space) + 0.5), ylim=(-0.08, 1.08), yticks=[])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure
@@ -209,7 +213,7 @@ def importances(found: Mapping[str, float]) -> Figure:
     """How much each setting decides, as bars, the most important on top."""
     figure = Figure(figsize=(4.4, max(1.6, 0.36 * len(found) + 0.7)), layout="constrained")
     axes = figure.subplots()
-    names = [key.partition(".")[2] or key for key in found]
+    names = [(key.partition(".")[2] or key).replace("_", " ") for key in found]
     places = np.arange(len(found))[::-1]
     axes.barh(places, list(found.values()), color=FIRST, alpha=0.75, height=0.62)
     axes.set_yticks(places, names)

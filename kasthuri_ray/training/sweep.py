@@ -52,6 +52,7 @@ from kasthuri_ray.training.workers import Show, wait_for
 WRITE_S = 5.0  # how often the record is written while trials run
 SHOW_S = 0.5  # how often the table is drawn
 ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints a heading where it is told to be silent
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # what they would write, the trials' folders hold
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed at once has no score
 }
