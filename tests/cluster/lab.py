@@ -187,6 +187,7 @@ class Lab:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd="/",
+                start_new_session=True,
                 preexec_fn=_prepare,
             )
 

@@ -46,18 +46,17 @@ def test_strangers_are_refused_at_every_door(lab, shop):
     assert not through
     pages = {what for seen in found.values() for what, status in seen["http"].items() if status == 200}
     assert pages <= OPEN_HTTP, pages - OPEN_HTTP
-    metrics = [door for door, seen in found.items() if "metrics" in seen["http"].values()]
-    assert all(set(found[door]["http"].values()) == {"metrics"} for door in metrics), (
-        "and nothing else, whatever is asked"
-    )
-    print("metrics at", metrics)
+    # Beside them numbers for Prometheus, at ports where an order is answered by nothing else.
+    metrics = [seen["http"] for seen in found.values() if "metrics" in seen["http"].values()]
+    assert metrics
+    assert all(status in ("metrics", "no HTTP") or status >= 400 for seen in metrics for status in seen.values())
     assert not mark.exists()
     assert lab.ask("/api/jobs/") == [job for job in lab.ask("/api/jobs/") if "touch" not in job["entrypoint"]]
 
     # Ray's own clients, without a token.
     for address in (f"{head}:6379", f"ray://{head}:10001"):
         script = f"import ray; ray.init({address!r}); print('in')"
-        came = lab.run([sys.executable, "-c", script], token=False, seconds=120, RAY_AUTH_MODE="disabled")
+        came = lab.run([sys.executable, "-c", script], token=False, seconds=300, RAY_AUTH_MODE="disabled")
         assert came.returncode != 0
         assert "in" not in came.stdout.split()
 
