@@ -23,6 +23,9 @@ test: .venv                      ## the whole suite
 test-faults: .venv               ## the long trials: kills at random moments
 	$(BIN)/python -m pytest -m faults
 
+test-cluster: .venv              ## Ray over several hosts (root on Linux): what is killed, cut and lost, and what came of it
+	$(BIN)/python -m pytest -m 'cluster or not cluster' tests/cluster
+
 lint: .venv                      ## style, layers, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,4 +38,4 @@ wheels: .venv                    ## shows that all of it comes as wheels, on x86
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
 
-.PHONY: .venv demo test test-faults lint wheels help
+.PHONY: .venv demo test test-faults test-cluster lint wheels help

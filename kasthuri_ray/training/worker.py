@@ -145,7 +145,8 @@ def _run_epoch(
         }
     )
     _keep_best(progress, counts, job.settings.network.metric)
-    ranks.show({"epoch_done": progress.history[-1], "background": metrics.calls_background_everywhere(counts)})
+    if ranks.rank == 0:
+        ranks.show({"epoch_done": progress.history[-1], "background": metrics.calls_background_everywhere(counts)})
 
 
 def _count_blank_chunks(ranks: Ranks, progress: Progress, met: set[str]) -> None:

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Runs a job on a Ray cluster of its own, over the nodes that SLURM gives:
+#
+#   sbatch --nodes=4 cluster/slurm.sh python jobs/train.py --task synapse --storage /shared/runs --name synapse-1
+#
+# One tenant a node: the nodes are ours alone (--exclusive), since `ray symmetric-run` ends every Ray on its machine when
+# it is done. The environment that is active where you type sbatch must lie on a disk that all nodes see, and so must
+# --storage. Requeued after a preemption, the same command goes on where it stopped: give --name (or --output).
+#SBATCH --job-name=kasthuri_ray
+#SBATCH --nodes=2
+#SBATCH --exclusive
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=1
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:TERM@60
+set -euo pipefail
+
+if [[ $# -eq 0 ]]; then
+    echo "usage: sbatch [--nodes=N] $0 COMMAND ..., such as python jobs/train.py --task synapse" >&2
+    exit 2
+fi
+
+# A token for this cluster alone, which only you can read, in a folder that all nodes see.
+tokens=$(mktemp --directory "${SLURM_SUBMIT_DIR:?is set by sbatch}/.ray-${SLURM_JOB_ID:?is set by sbatch}-XXXXXX")
+chmod 700 "$tokens"
+trap 'rm -rf "$tokens"' EXIT
+(umask 077 && head --bytes=32 /dev/urandom | od --address-radix=n --format=x1 | tr --delete ' \n' >"$tokens/token")
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$tokens/token" RAY_USAGE_STATS_ENABLED=0
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-300}
+
+# The head is the first node, at the address that the others know it by; a port that no other job of ours takes.
+hosts=$(scontrol show hostnames "${SLURM_JOB_NODELIST:?is set by sbatch}")
+addresses=$(getent ahostsv4 "${hosts%%$'\n'*}")
+address=${addresses%% *}
+port=$((20000 + SLURM_JOB_ID % 10000))
+
+# The dashboard listens on the loopback alone. In the background, so that SLURM's TERM reaches the job at once.
+nodes=${SLURM_JOB_NUM_NODES:?is set by sbatch}
+srun --nodes="$nodes" --ntasks="$nodes" --kill-on-bad-exit=1 \
+    ray symmetric-run --address "$address:$port" --min-nodes "$nodes" \
+    --num-gpus "${SLURM_GPUS_ON_NODE:-0}" -- \
+    env RAY_ADDRESS="$address:$port" "$@" &
+steps=$!
+trap 'kill -TERM "$steps" 2>/dev/null; wait "$steps"' TERM
+wait "$steps"

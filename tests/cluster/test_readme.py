@@ -1,0 +1,81 @@
+"""The commands that the READMEs show are ones that can be typed: their files are there, and their flags exist."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "cluster" / "README.md"]
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of a page's code, whole, without what is said about them."""
+    blocks = re.findall(r"^```\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in (re.sub(r"\s+#\s.*", "", line) for line in lines) if line.strip()]
+
+
+def words_after(line: str, program: str) -> list[str]:
+    """What a program is given, up to the end of its command; dots stand for more."""
+    rest = shlex.split(re.split(r"(?:^|\s)" + re.escape(program) + r"(?=\s|$)", line, maxsplit=1)[1])
+    ends = [i for i, word in enumerate(rest) if word in ("|", "&&", ";", ">")]
+    return [word for word in rest[: min(ends, default=len(rest))] if word != "..."]
+
+
+def parser_of(script: str):
+    spec = importlib.util.spec_from_file_location(f"job_{Path(script).stem}", ROOT / script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.make_parser()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_every_job_takes_the_flags_that_a_page_shows(page):
+    shown = [(line, script) for line in commands(page) for script in re.findall(r"jobs/\w+\.py", line)]
+    assert shown
+    for line, script in shown:
+        assert (ROOT / script).exists(), line
+        parser_of(script).parse_args(words_after(line, script))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_every_file_that_a_page_names_is_there(page):
+    named = {name for line in commands(page) for name in re.findall(r"(?<![\w/])cluster/[\w./-]+", line)}
+    named |= {str(Path(page.parent, link).relative_to(ROOT)) for link in links(page)}
+    assert len(named) >= 3
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def links(page: Path) -> list[str]:
+    return [link.partition("#")[0] for link in re.findall(r"\]\(([^)#:][^):]*)\)", page.read_text())]
+
+
+def test_ray_takes_what_the_pages_give_it():
+    from ray.dashboard.modules.job.cli import submit
+    from ray.scripts.scripts import start
+
+    lines = [line for page in PAGES for line in commands(page)]
+    starts = [line for line in lines if "ray start" in line]
+    assert len(starts) == 2
+    for line in starts:
+        start.make_context("start", words_after(line, "ray start"))
+    submits = [line for line in lines if "ray job submit" in line]
+    assert len(submits) >= 2
+    for line in submits:
+        given = words_after(line, "ray job submit")
+        if given:
+            submit.make_context("submit", given)
+
+
+def test_every_heading_that_is_linked_to_is_there():
+    for page in PAGES:
+        for target, heading in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+            text = (page.parent / target if target else page).read_text()
+            headings = {
+                re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-")
+                for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+            }
+            assert heading in headings, f"{page}: {heading}"
