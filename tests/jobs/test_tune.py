@@ -112,7 +112,7 @@ def test_a_killed_sweep_goes_on_and_nothing_is_done_twice(swept):
 
 def test_a_trial_that_cannot_be_trained_says_why_and_the_sweep_goes_on(swept):
     assert all("cannot be pooled" in row["why"] for row in swept.trials() if row["state"] == "failed")
-    assert "trial 0001 failed: task.volume_z 1, task.tile_size [64, 48]" in swept.killed.out
+    assert "trial 0001 failed: network.n_blocks 8, task.volume_z 1, task.tile_size [64, 48]" in swept.killed.out
     assert swept.job.err == ""
     assert not [line for line in swept.job.lines if re.search(r"ray::|\(pid|WARNING|INFO|Warning|details|─", line)]
 
