@@ -59,6 +59,8 @@ def evaluate(options: Options, block: Zyx | None = None) -> dict[str, Any]:
         reporter.end()
     result = figures_of(prepared, totals)
     write_report(storage, prepared, totals, result, options)
+    for note in notes_of(prepared, totals, result)[len(prepared.notes) :]:
+        reporter.line(note)
     reporter.line(summary(result))
     reporter.line(storage.path)
     return result
@@ -162,6 +164,8 @@ def threshold_of_bins(comparison: Comparison) -> float:
 
 def summary(result: dict[str, Any]) -> str:
     """The result in a line."""
+    if not result["voxels"]:
+        return "Nothing was compared: every voxel is ignored."
     words = [f"F1 {result['foreground_f1']:.3f} at threshold {result['threshold']:.2f}"]
     words += [f"best {result['best_foreground_f1']:.3f} at {result['best_threshold']:.2f}"]
     words += [f"average precision {result['average_precision']:.3f}"]
