@@ -281,13 +281,15 @@ class Train(Section):
 
 
 def _split(value: Any) -> Any:
-    """A flag's `64,512,512` as a list of numbers; anything else as it is."""
-    parts = value.split(",") if isinstance(value, str) else []
-    return [json.loads(part) for part in parts] if len(parts) == 3 and all(map(_is_number, parts)) else value
+    """A flag's `64,512,512` as a list of numbers; what is no text as it is."""
+    parts = value.split(",") if isinstance(value, str) else None
+    if parts is not None and not (len(parts) == 3 and all(map(_is_number, parts))):
+        raise ValueError("expected three numbers z,y,x, none below 0, such as 64,512,512")
+    return value if parts is None else [json.loads(part) for part in parts]
 
 
 def _is_number(text: str) -> bool:
-    return re.fullmatch(r"\s*[0-9]+(\.[0-9]*)?\s*", text) is not None
+    return re.fullmatch(r"\s*(0|[1-9][0-9]*)(\.[0-9]+)?\s*", text) is not None
 
 
 ThreeCounts = Annotated[list[Count], Field(min_length=3, max_length=3), BeforeValidator(_split)]

@@ -44,6 +44,11 @@ def without_secrets(text: str) -> str:
     return re.sub(r"((?:https?|s3|gs)://)[^/@\s]*@", r"\1", bare)
 
 
+def lies_in(path: str, folder: str) -> bool:
+    """Whether a path or URL, as `open_storage` gives them, is a folder or lies in it."""
+    return f"{path}/".startswith(f"{folder}/")
+
+
 @dataclass(frozen=True)
 class Storage:
     """A folder for files, by name; names may hold folders (`checkpoint/best.pt`). Picklable.

@@ -21,14 +21,14 @@ from kasthuri_ray.evaluation.blocks import FOUND, KEPT, MISSED, WRONG, BlockResu
 from kasthuri_ray.evaluation.components import lowest_called
 from kasthuri_ray.evaluation.gallery import choose_parts, read_part
 from kasthuri_ray.evaluation.prepare import Options, Prepared, prepare
-from kasthuri_ray.evaluation.provenance import group_path
+from kasthuri_ray.evaluation.provenance import group_path, output_path
 from kasthuri_ray.geometry import Box, Zyx
 from kasthuri_ray.placement import check_writable, place_output
 from kasthuri_ray.progress import Reporter, duration
 from kasthuri_ray.reports import figures
 from kasthuri_ray.reports.evaluation_page import EvaluationReport, evaluation_page, section_scores
 from kasthuri_ray.resources import Demand, attach_or_start, bottom, check_demand, root_cause
-from kasthuri_ray.storage import Storage, open_storage
+from kasthuri_ray.storage import Storage, lies_in, open_storage
 
 BLOCK_CPUS = 0.5  # logical: while one block is read, another is counted
 RETRIES = 5  # of a block whose worker died, or whose source failed
@@ -59,20 +59,25 @@ def evaluate(options: Options, block: Zyx | None = None) -> dict[str, Any]:
         reporter.end()
     result = figures_of(prepared, totals)
     write_report(storage, prepared, totals, result, options)
+    for note in notes_of(prepared, totals, result)[len(prepared.notes) :]:
+        reporter.line(note)
     reporter.line(summary(result))
     reporter.line(storage.path)
     return result
 
 
 def default_out(options: Options) -> str:
-    """`--out`, else beside the prediction. ValueError where there is no beside."""
+    """`--out`, else beside the prediction. ValueError where there is no beside, and for a place in the prediction."""
+    path, group = group_path(options.prediction), output_path(options.prediction)
     if options.out is not None:
-        open_storage(options.out)
+        out = open_storage(options.out).path
+        if group is not None and lies_in(out, open_storage(group).path):
+            raise ValueError(f"--out {options.out} lies in the prediction, {group}; give a place beside it")
         return options.out
-    path = group_path(options.prediction)
-    if path is None:
+    if path is None or group is None:
         raise ValueError(f"there is no place beside {options.prediction} to leave an evaluation: give --out")
-    return f"{path}.evaluation"
+    level = path.removeprefix(group).replace("/", ".")  # of an array of the group that was named
+    return f"{group}{level}.evaluation"
 
 
 def compared(comparison: Comparison, blocks: list[Box], reporter: Reporter) -> Iterator[BlockResult]:
@@ -159,6 +164,8 @@ def threshold_of_bins(comparison: Comparison) -> float:
 
 def summary(result: dict[str, Any]) -> str:
     """The result in a line."""
+    if not result["voxels"]:
+        return "Nothing was compared: every voxel is ignored."
     words = [f"F1 {result['foreground_f1']:.3f} at threshold {result['threshold']:.2f}"]
     words += [f"best {result['best_foreground_f1']:.3f} at {result['best_threshold']:.2f}"]
     words += [f"average precision {result['average_precision']:.3f}"]

@@ -45,16 +45,25 @@ class Truth:
 
 def read_record(uri: str) -> dict[str, Any]:
     """The provenance that a segmentation of ours left in its group; empty for anything else."""
+    return _found(uri)[1]
+
+
+def output_path(uri: str) -> str | None:
+    """The path of the group where one of its arrays is named, else that of the prediction; None as `group_path`."""
+    return _found(uri)[0]
+
+
+def _found(uri: str) -> tuple[str | None, dict[str, Any]]:
     path = group_path(uri)
     if path is None:
-        return {}
+        return None, {}
     for place in (path, path.rpartition("/")[0]):  # of the group, or of one of its arrays
         try:
             document = json.loads(open_storage(place).read_bytes("zarr.json"))
-            return dict(document["attributes"]["kasthuri_ray"])
+            return place, dict(document["attributes"]["kasthuri_ray"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    return {}
+    return path, {}
 
 
 def group_path(uri: str) -> str | None:
@@ -122,16 +131,25 @@ def _open_classes(path: str) -> Volume:
 
 
 def start_of(record: Mapping[str, Any], prediction: Volume) -> Zyx | None:
-    """Where a prediction of ours begins in its image, which an OME-Zarr without a unit cannot say."""
+    """Where a prediction of ours begins in its image, which an OME-Zarr without a unit cannot say.
+
+    Raises ValueError for a coarser level of one: nobody knows its voxels from those of the annotation.
+    """
     if prediction.voxel_size_nm is not None or not re.fullmatch(r"[-\d:,]+", str(record.get("box", ""))):
         return None
-    starts = [int(part.partition(":")[0]) for part in record["box"].split(",")]
-    return (starts[0], starts[1], starts[2])
+    starts, stops = zip(*(map(int, part.split(":")) for part in record["box"].split(",")), strict=True)
+    box = Box(starts, stops)  # type: ignore[arg-type]
+    if box.shape != prediction.bounds.shape:
+        raise ValueError(
+            f"{prediction.uri} has {prediction.bounds.shape} voxels (z,y,x) and was made of {box.shape}: how large "
+            "they are is not known, so a coarser level cannot be compared; give the whole group, or its s0"
+        )
+    return box.start
 
 
 def unfinished_words(uri: str) -> str:
     """What to tell of a segmentation that is not done and holds zeros where blocks are missing; empty for any other."""
-    path = group_path(uri)
+    path = output_path(uri)
     if path is None:
         return ""
     folder, _, name = path.rpartition("/")

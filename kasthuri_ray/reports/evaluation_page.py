@@ -81,6 +81,11 @@ def _headline(report: EvaluationReport) -> str:
     objects = report.result.get("objects")
     if not report.counts.num_voxels:
         return "Nothing was compared: every voxel is ignored."
+    if not report.counts.confusion[1].sum():
+        return (
+            f"The annotation holds no {report.foreground.name} voxels here: all that can be wrong is what the network "
+            f"marks, {report.counts.confusion[0, 1]:,} of {report.counts.num_voxels:,} voxels."
+        )
     if not objects or not objects["num_true"]:
         return parts.headline(report.counts, report.threshold, report.foreground)
     many, right = report.foreground.many, round(objects["recall"] * objects["num_true"])

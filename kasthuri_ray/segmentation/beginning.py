@@ -17,7 +17,7 @@ from kasthuri_ray.segmentation.ledger import Ledger, differences
 from kasthuri_ray.segmentation.plan import Plan
 from kasthuri_ray.segmentation.predictor import Arithmetic
 from kasthuri_ray.segmentation.prepare import Prepared
-from kasthuri_ray.storage import Storage, open_storage, without_secrets
+from kasthuri_ray.storage import Storage, lies_in, open_storage, without_secrets
 
 SPARED_BYTES = 500_000_000  # of a disk, for others
 COPY_FILE = "copy.json"  # of a ledger: where the precomputed copy is that it tells of
@@ -26,6 +26,20 @@ COPY_FILE = "copy.json"  # of a ledger: where the precomputed copy is that it te
 def absolute(path: str) -> str:
     """The path or URL as it is known by from now on."""
     return open_storage(path).path
+
+
+def check_places(output: str, copy: str | None) -> None:
+    """Raise a ValueError for a place where no files are kept, and for an output and its copy of which one is in the
+    other: neither could be removed, or known for what it is, without the other."""
+    place = absolute(output)
+    if copy is None:
+        return
+    other = absolute(copy)
+    if lies_in(place, other) or any(lies_in(other, folder) for folder in (place, f"{place}.ledger")):
+        raise ValueError(
+            f"--precomputed {copy} and --output {output} would lie in one another; each needs a folder of its own: "
+            f"give another --precomputed, such as {output.rstrip('/')}.precomputed"
+        )
 
 
 def begun_with(output: str, overwrite: bool) -> dict[str, Any] | None:

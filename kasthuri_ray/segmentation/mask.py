@@ -11,14 +11,19 @@ PIECE: Zyx = (64, 512, 512)  # of a mask that is looked at at once
 ROUNDING = 1e-6  # of a voxel
 
 
-def check_mask(mask: Volume, image: Volume) -> None:
-    """Raise a ValueError for a mask that cannot be laid over the image."""
+def check_mask(mask: Volume, image: Volume, box: Box) -> None:
+    """Raise a ValueError for a mask that cannot be laid over the image, or meets no voxel of `box`."""
     if mask.dtype.kind not in "bui":
         raise ValueError(f"--mask {mask.uri} holds {mask.dtype}; a mask holds whole numbers, 0 outside")
     if mask.bounds != image.bounds and (mask.voxel_size_nm is None or image.voxel_size_nm is None):
         raise ValueError(
             f"--mask {mask.uri} is {mask.bounds}, the image {image.bounds} (z,y,x); to lay one over the other both "
             "must say how large their voxels are"
+        )
+    if mask_box(box, mask, image).num_voxels == 0:
+        raise ValueError(
+            f"--mask {mask.uri} covers nothing of what is to be segmented, {box} of {image.uri} (z,y,x), so that all "
+            "of it would be left out; look at voxel size and offset of both"
         )
 
 

@@ -135,7 +135,7 @@ def prepare(settings: Settings, trained: Trained, say: Callable[[str], None]) ->
     box = parse_box(segment.box, image.bounds) if segment.box else image.bounds
     mask = opener.open(segment.mask) if segment.mask else None
     if mask is not None:
-        check_mask(mask, image)
+        check_mask(mask, image, box)
     halo = check_halo(segment.halo, reach, say)
     layout = plan_layout(box.shape, _zyx(segment.shard), _zyx(segment.chunk))
     block = _zyx(segment.block) or default_block(box.shape, layout, reach.margin)

@@ -77,6 +77,7 @@ def segment(settings: Settings, trained: Trained, program: str = "jobs/segment.p
     WorkFailed once the work has begun.
     """
     asked, reporter, notes = settings.segment, Reporter(plain_period_s=PLAIN_PERIOD_S), list[str]()
+    beginning.check_places(str(asked.output), asked.precomputed)
     prepared = prepare(settings, trained, notes.append)
     cluster = attach_or_start(asked.verbose)
     output = _placed(str(asked.output), "--output", cluster, asked.dry_run)

@@ -14,8 +14,9 @@ from sklearn import metrics as skl
 
 from kasthuri_ray.evaluation import evaluate as module
 from kasthuri_ray.evaluation.blocks import Totals, compare_block
-from kasthuri_ray.evaluation.evaluate import Options, evaluate, figures_of, notes_of
+from kasthuri_ray.evaluation.evaluate import Options, default_out, evaluate, figures_of, notes_of, summary
 from kasthuri_ray.evaluation.prepare import prepare
+from kasthuri_ray.resources import Cluster
 from kasthuri_ray.segmentation.grid import plan_layout, plan_levels
 from kasthuri_ray.segmentation.output import Output, OutputSpec
 from kasthuri_ray.volumes import open_volume
@@ -249,6 +250,62 @@ def test_a_box_is_in_voxels_of_the_annotation(synapses):
         "Of the box 4:8,0:300,100:280 the prediction holds 4:8,20:280,100:266, and that is what is compared."
     ]
     assert measured(replace(options, box="4:8,20:280,100:266")) == (result, [])
+
+
+def test_a_result_of_no_voxels_is_no_f1_of_zero(synapses):
+    result, _ = measured(synapses[0])
+    assert summary(result).startswith("F1 0.")
+    assert summary(result | {"voxels": 0}) == "Nothing was compared: every voxel is ignored."
+
+
+def test_what_the_page_warns_of_is_printed_too(synapses, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "attach_or_start", lambda verbose: Cluster(2, 0, 1))
+    monkeypatch.setattr(module, "check_demand", lambda *demand: None)
+    monkeypatch.setattr(
+        module, "compared", lambda comparison, blocks, _: (compare_block(comparison, b) for b in blocks)
+    )
+    ones = write_prediction(tmp_path / "ones.zarr", (synapses[2] > 102).astype(np.uint8))
+    evaluate(replace(synapses[0], prediction=ones, out=str(tmp_path / "evaluation")))
+    said = capsys.readouterr().out.splitlines()
+    assert [line[:50] for line in said[1:3]] == [
+        "The prediction holds nothing above 1 of 255. If it",
+        "Which image was segmented is not known: the sectio",
+    ]
+
+
+def test_one_array_of_an_output_is_evaluated_beside_the_output(synapses, tmp_path):
+    options = replace(synapses[0], out=None)
+    group = options.prediction
+    finest = replace(options, prediction=f"{group}/s0")
+    assert default_out(options) == f"{group}.evaluation"
+    assert default_out(finest) == f"{group}.s0.evaluation"
+    other = write_volume(tmp_path / "x.zarr/em", np.zeros((1, 8, 8), np.uint8))
+    assert default_out(replace(options, prediction=other)) == f"{other}.evaluation"
+    progress = Path(f"{group}.progress.json")
+    progress.write_text(json.dumps({"state": "running", "done": 1, "blocks": 4}))
+    assert [note[:55] for note in measured(finest)[1]] == ["The segmentation is not finished (running: 1 of 4 block"]
+    progress.unlink()
+
+
+@pytest.mark.parametrize("place", [".", "s0", "evaluation"])
+def test_nothing_is_left_in_the_prediction(synapses, place):
+    options = synapses[0]
+    for prediction in (options.prediction, f"{options.prediction}/s0"):
+        with pytest.raises(ValueError, match=r"lies in the prediction, .*; give a place beside it"):
+            default_out(replace(options, prediction=prediction, out=f"{options.prediction}/{place}"))
+
+
+def test_a_coarser_level_of_unknown_size_is_refused(synapses, tmp_path):
+    options, truth, probability = synapses
+    path = write_prediction(tmp_path / "out.zarr", probability, size=None)
+    coarse = np.ascontiguousarray(probability[None, :, ::2, ::2])
+    zarr.open_group(path).create_array("s1", data=coarse, dimension_names=("c", "z", "y", "x"))
+    annotation = write_volume(tmp_path / "truth.zarr", truth, size=None)
+    options = replace(options, prediction=path, annotation=annotation, box=None)
+    assert prepare(options).comparison.shift == tuple(-a for a in START)
+    assert prepare(replace(options, prediction=f"{path}/s0")).comparison.shift == tuple(-a for a in START)
+    with pytest.raises(ValueError, match="so a coarser level cannot be compared; give the whole group, or its s0"):
+        prepare(replace(options, prediction=f"{path}/s1"))
 
 
 def test_predictions_of_other_tools_are_floats_or_masks(synapses, tmp_path):

@@ -75,6 +75,8 @@ def test_a_task_that_nobody_names(main, here, capsys):
     assert cli.run_job(main, ["--prediction", "p.zarr", "--annotation", "a.zarr", "--cache", "none"]) == 2
     said = capsys.readouterr().err
     assert "p.zarr does not say which task it was made for: give --task, one of membrane, phantom_membrane, " in said
+    assert cli.run_job(main, ["--prediction", "nowhere.zarr", "--annotation", "a.zarr", "--cache", "none"]) == 2
+    assert "nowhere.zarr: nothing is there" in capsys.readouterr().err
 
 
 def test_a_place_that_takes_no_files(refused, here, monkeypatch):

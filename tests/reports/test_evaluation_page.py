@@ -113,6 +113,15 @@ def test_nothing_compared_is_said():
     assert "Nothing was compared: every voxel is ignored." in text_of(evaluation_page(empty))
 
 
+def test_an_annotation_without_foreground_is_not_blamed_on_the_network():
+    none = report()
+    none.counts.confusion[:] = [[900, 100], [0, 0]]
+    none.result["objects"] |= {"num_true": 0}
+    text = text_of(evaluation_page(none))
+    assert "The annotation holds no synapse voxels here: all that can be wrong is what the network marks, 100" in text
+    assert "finds none" not in text
+
+
 def test_sections_with_little_foreground_are_hollow_and_those_with_none_are_left_out():
     figure = section_scores([(0, 0.9, 100), (1, 0.8, 100), (2, 0.1, 2), (3, 0.0, 0)], 0.85)
     full, hollow = [line for line in figure.axes[0].lines if line.get_marker() == "o"]

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from kasthuri_ray.segmentation import beginning
+from kasthuri_ray import cli
+from kasthuri_ray.segmentation import beginning, segment
 from kasthuri_ray.segmentation.ledger import Ledger
 from kasthuri_ray.segmentation.output import Output
 from kasthuri_ray.segmentation.plan import make_plan
@@ -129,6 +130,26 @@ def test_a_copy_of_something_else_is_not_written_over(job, run, em, job_of, tmp_
     foreign = job_of(run, tmp_path / "out.zarr", image=em, copy=em)
     with pytest.raises(ValueError, match="choose another place for --precomputed"):
         beginning.check_copy(foreign, True)
+
+
+@pytest.mark.parametrize("copy", ["out.zarr", "out.zarr/copy", "out.zarr.ledger/copy", "."])
+def test_an_output_and_its_copy_have_folders_of_their_own(tmp_path, copy):
+    output = f"{tmp_path}/out.zarr/"
+    with pytest.raises(ValueError, match=r"would lie in one another; .* such as .*/out\.zarr\.precomputed$"):
+        beginning.check_places(output, f"{tmp_path}/{copy}")
+    for other in (None, f"{tmp_path}/out.zarr.precomputed", f"{tmp_path}/out", "s3://bucket/out.zarr"):
+        beginning.check_places(output, other)
+
+
+def test_places_that_keep_no_files_are_refused_before_ray_starts(run, em, segment_main, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(segment, "attach_or_start", lambda verbose: pytest.fail("Ray was started"))
+    given = ["--weights", str(run), "--image", em, "--cache", "none"]
+    assert cli.run_job(segment_main, [*given, "--output", "http://server/out.zarr"]) == 2
+    assert "files are kept on a disk or on S3" in capsys.readouterr().err
+    places = ["--output", str(tmp_path / "out.zarr"), "--precomputed", str(tmp_path / "out.zarr")]
+    assert cli.run_job(segment_main, [*given, *places]) == 2
+    assert "would lie in one another" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_without_room_is_said_with_both_numbers(job, prepared_for, run, em, monkeypatch, tmp_path):

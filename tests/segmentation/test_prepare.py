@@ -174,6 +174,10 @@ def test_an_image_of_other_numbers_is_refused(write_run, stores, prepared_for, t
         ({"shard": [2, 32, 32], "block": [2, 32, 40]}, r"block \(2, 32, 40\) is not a multiple .* use 32 or 64"),
         ({"shard": [2, 40, 40], "chunk": [2, 16, 16]}, r"not a multiple of the chunk .* use 32 or 48"),
         ({"halo": [0, 7, 8]}, r"--halo 0,7,8 is not a multiple of the network's pooling, 2, along y; use 6 or 8"),
+        ({"halo": "20"}, 'segment.halo is "20": expected three numbers z,y,x, none below 0, such as 64,512,512'),
+        ({"tile": "1,64,-64"}, 'segment.tile is "1,64,-64": expected three numbers z,y,x'),
+        ({"block": "1,064,64"}, 'segment.block is "1,064,64": expected three numbers z,y,x'),
+        ({"voxel_size": "30,6.,6"}, 'segment.voxel_size is "30,6.,6": expected three numbers z,y,x'),
         ({"image": "nowhere.zarr"}, "nowhere.zarr"),
         ({"mask": "nowhere.zarr"}, "nowhere.zarr"),
         ({"boss": "none.json"}, "--boss none.json"),
@@ -253,3 +257,10 @@ def test_masks_that_cannot_be_laid_over_it_are_refused(run, em, stores, prepared
     other = stores.zarr(tmp_path / "other.zarr", np.ones((4, 50, 70), np.uint8), voxel_size=None)
     with pytest.raises(ValueError, match="both must say how large their voxels are"):
         prepared_for(run, image=em, mask=other)
+    elsewhere = stores.precomputed(tmp_path / "elsewhere", np.ones((4, 50, 70), np.uint8), offset=(0, 0, 500))
+    with pytest.raises(ValueError, match=r"covers nothing of what is to be segmented, 0:4,0:100,0:140 of .*voxel size"):
+        prepared_for(run, image=em, mask=elsewhere)
+    corner = stores.zarr(tmp_path / "corner.zarr", np.ones((4, 50, 70), np.uint8))
+    prepared_for(run, image=em, mask=corner)
+    with pytest.raises(ValueError, match="covers nothing"):
+        prepared_for(run, image=em, mask=corner, box=":,50:100,:")
