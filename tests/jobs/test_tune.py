@@ -175,7 +175,7 @@ def test_a_sweep_of_which_no_trial_finished_has_failed(start, cluster, tiny, tmp
     arguments = tune_arguments(tiny, space, tmp_path, "--name", "none", "--search", "random")
     job = start(*arguments, script=TUNE, cluster=cluster).wait()
     assert job.code == 1, job.out + job.err
-    assert "none of the 2 trials finished; the first said: task.volume_z 1" in job.err
+    assert "none of the 2 trials finished; the first said: network.n_blocks" in job.err
     assert "Traceback" not in job.err
     assert (tmp_path / "none/index.html").exists()
 
