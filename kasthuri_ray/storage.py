@@ -155,6 +155,16 @@ class Storage:
             yield files, key + tail
 
 
+def whole_uri(uri: str) -> str:
+    """The URI of a volume of this machine by its whole path, which names the same one from any folder; a URL stays.
+
+    A Ray job looks for relative paths in its copy of the working directory, which is another one each time: they stay.
+    """
+    if in_ray_job() or "://" in uri or "|" in uri:
+        return uri
+    return os.path.abspath(os.path.expanduser(uri))
+
+
 def open_storage(path_or_url: str) -> Storage:
     """The storage at a path, a `file://` URL or `s3://bucket/prefix`; nothing is made or looked at."""
     if path_or_url.startswith("s3://"):

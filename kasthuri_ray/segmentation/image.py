@@ -11,6 +11,7 @@ import numpy as np
 from kasthuri_ray.config import Settings
 from kasthuri_ray.geometry import Box, Zyx
 from kasthuri_ray.segmentation.trained import Trained
+from kasthuri_ray.storage import whole_uri
 from kasthuri_ray.volumes import Volume
 from kasthuri_ray.volumes.labels import intensity_window
 from kasthuri_ray.volumes.opener import Nm, Opener
@@ -29,7 +30,7 @@ def open_image(settings: Settings, trained: Trained, opener: Opener, say: Callab
     """
     segment = settings.segment
     size: Nm | None = tuple(segment.voxel_size) if segment.voxel_size else None  # type: ignore[assignment]
-    uri = segment.image or _only_image(settings)
+    uri = whole_uri(segment.image or _only_image(settings))
     image = opener.open(uri, segment.mip, size)
     if image.voxel_size_nm is None:
         say(f"{image.uri} does not say how large its voxels are (--voxel-size z,y,x): the output counts in voxels")

@@ -18,7 +18,7 @@ from kasthuri_ray.segmentation.job import ARCHITECTURE, Job, hash_of, plain
 from kasthuri_ray.segmentation.mask import check_mask
 from kasthuri_ray.segmentation.predictor import Arithmetic
 from kasthuri_ray.segmentation.trained import Trained, build_trained
-from kasthuri_ray.storage import without_secrets
+from kasthuri_ray.storage import whole_uri, without_secrets
 from kasthuri_ray.volumes import Volume
 from kasthuri_ray.volumes.opener import Opener
 
@@ -133,7 +133,7 @@ def prepare(settings: Settings, trained: Trained, say: Callable[[str], None]) ->
     opener = Opener(segment.boss, segment.cache, segment.cache_size)
     image = open_image(settings, trained, opener, say)
     box = parse_box(segment.box, image.bounds) if segment.box else image.bounds
-    mask = opener.open(segment.mask) if segment.mask else None
+    mask = opener.open(whole_uri(segment.mask)) if segment.mask else None
     if mask is not None:
         check_mask(mask, image, box)
     halo = check_halo(segment.halo, reach, say)

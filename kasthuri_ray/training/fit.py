@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from kasthuri_ray.resources import (
     check_demand,
     root_cause,
 )
-from kasthuri_ray.storage import in_ray_job, open_storage
+from kasthuri_ray.storage import in_ray_job, open_storage, whole_uri
 from kasthuri_ray.tiles.stream import READ_CPUS
 from kasthuri_ray.training.job import Job
 from kasthuri_ray.training.optimize import should_stop
@@ -117,12 +116,7 @@ def run_path(settings: Settings, name: str, cluster: Cluster = ONE_NODE) -> str:
 
 
 def with_absolute_paths(settings: Settings) -> Settings:
-    """The settings with volumes of this machine by their whole paths: a run goes on from anywhere on the same ones.
-
-    A Ray job looks for relative paths in its copy of the working directory, which is another one each time: they stay.
-    """
-    if in_ray_job():
-        return settings
+    """The settings with volumes of this machine by their whole paths: a run goes on from anywhere on the same ones."""
     task = settings.task.model_copy(deep=True)
     named: list[Any] = [
         region for boxes in (task.boxes,) if boxes for split in SPLITS for region in getattr(boxes, split)
@@ -133,8 +127,8 @@ def with_absolute_paths(settings: Settings) -> Settings:
     ]:
         for key in keys:
             uri = getattr(holder, key)
-            if uri and "://" not in uri and "|" not in uri and key in holder.model_fields_set:
-                setattr(holder, key, os.path.abspath(os.path.expanduser(uri)))
+            if uri and key in holder.model_fields_set:
+                setattr(holder, key, whole_uri(uri))
     return settings.model_copy(update={"task": task})
 
 

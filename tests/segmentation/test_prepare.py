@@ -40,6 +40,14 @@ def test_a_run_says_network_task_threshold_and_image(write_run, em, prepared_for
     assert prepared_for(run, threshold=0.0).threshold == 0.0
 
 
+def test_a_relative_image_is_recorded_by_its_whole_path(run, em, prepared_for, monkeypatch):
+    folder, _, name = em.rpartition("/")
+    monkeypatch.chdir(folder)
+    prepared = prepared_for(run, image=name, mask=name)
+    assert (prepared.image.uri, prepared.mask.uri) == (em, em)
+    assert record_of(prepared) == record_of(prepared_for(run, image=em, mask=em))
+
+
 def test_bare_weights_take_network_and_task_from_flags_and_half_as_threshold(em, prepared_for, tiny_network, tmp_path):
     torch.save(tiny_network().state_dict(), tmp_path / "bare.pt")
     (tmp_path / "net.json").write_text(json.dumps({"n_blocks": 2, "start_filters": 4}))
