@@ -62,9 +62,12 @@ def load(name: str) -> ModuleType:
     return sys.modules[name]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lab() -> Iterator[Any]:
-    """A head without CPUs, and the hosts anna and bert with two each; keys are in the nodes' environment."""
+    """A head without CPUs, and the hosts anna and bert with two each; keys are in the nodes' environment.
+
+    They end with the file that needs them: an idle Ray takes a fifth of a core.
+    """
     module = load("lab")
     lacks = module.missing()
     # Nothing stands in for hosts of their own: what these tests show could not be shown.
@@ -114,14 +117,14 @@ def nothing_goes_on(request: pytest.FixtureRequest) -> Iterator[None]:
         request.getfixturevalue("lab").stop_jobs()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def train(lab) -> list[Any]:
     """The arguments of a training of two ranks, but for its name."""
     common = ["--task", "tiny_task.json", "--network", "tiny.json", "--compile", "off"]
     return ["jobs/train.py", *common, "--num-workers", "2", "--storage", lab.shared / "runs"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def segment(lab) -> list[Any]:
     """The arguments of a segmentation by two actors, but for its output."""
     sizes = ",".join(map(str, BLOCK))
@@ -130,7 +133,7 @@ def segment(lab) -> list[Any]:
     return ["jobs/segment.py", *common, "--shard", sizes, "--block", sizes, "--actors", "2"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def whole(lab, segment) -> dict[str, bytes]:
     """What a segmentation leaves that nothing befell, with an actor on each host."""
     out = lab.shared / "whole.zarr"
