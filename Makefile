@@ -18,7 +18,7 @@ demo: .venv                      ## train on a synthetic cortex, segment a part 
 	@echo "Open these in a browser: $(RUN)/index.html (what was trained), $(RUN)/synapses.zarr.evaluation/index.html (what it finds)"
 
 test: .venv                      ## the whole suite
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 test-faults: .venv               ## the long trials: kills at random moments
 	$(BIN)/python -m pytest -m faults

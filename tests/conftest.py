@@ -12,18 +12,6 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a Ray run in one of the processes, one after the other."""
-    for item in items:
-        if item.path.is_relative_to(ROOT / "tests" / "jobs"):
-            item.add_marker(pytest.mark.xdist_group("jobs"))
-        elif "lab" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("hosts"))
-        elif "ray_here" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of real EM (`KASTHURI_TEST_DATA`, by default ../shared/data beside the checkout)."""

@@ -6,6 +6,10 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.cluster  # too long for the suite
+
 HERE = Path(__file__).resolve().parent
 REFUSED = {401, 403, "UNAUTHENTICATED"}
 # What Ray answers to anybody: pages that ask for the token, and whether it is alive. None of it runs anything.
