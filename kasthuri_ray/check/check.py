@@ -112,11 +112,10 @@ class _Marked:
             return False
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            for name in self.storage.list():
-                self.storage.delete(name)
-            if self.storage.folder is not None:
-                self.storage.folder.rmdir()
+        from kasthuri_ray.segmentation.existing import remove_folder
+
+        with contextlib.suppress(OSError, ValueError):
+            remove_folder(self.storage)
 
 
 def _sights(nodes: Sequence[Node], request: Request) -> tuple[dict[str, Seen], dict[str, str]]:

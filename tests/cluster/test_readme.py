@@ -13,8 +13,8 @@ PAGES = [ROOT / "README.md", ROOT / "cluster" / "README.md"]
 
 def commands(page: Path) -> list[str]:
     """The lines of a page's code, whole, without what is said about them."""
-    blocks = re.findall(r"^```\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    lines = "".join(code for language, code in blocks if not language).replace("\\\n", " ").splitlines()
     return [line for line in (re.sub(r"\s+#\s.*", "", line) for line in lines) if line.strip()]
 
 

@@ -224,6 +224,7 @@ def test_the_crew_grows_where_there_is_room_and_shrinks_when_blocks_run_out(team
 
 @pytest.mark.parametrize("how", ["tick raises", "SIGTERM", "Ctrl-C"])
 def test_whatever_ends_the_run_ends_the_actors(team, how):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts us in the background has it ignored
     ours, before = team(), signal.getsignal(signal.SIGTERM)
 
     def tick(progress):
