@@ -132,7 +132,7 @@ def _plan_job(
     job = prepared.job(output, arithmetic, copy)
     beginning.check_same(begun, job)
     beginning.check_copy(job, asked.overwrite)
-    crew = plan_crew(asked, arithmetic, cluster)
+    crew = plan_crew(asked, arithmetic, cluster, len(grid_of(job, SEGMENT)))
     check_crew(crew, asked.wait_for_resources, reporter.line)
     if machine is not None:
         check_memory(prepared, arithmetic, machine, math.ceil(crew.fewest / cluster.nodes))
