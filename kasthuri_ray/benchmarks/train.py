@@ -7,6 +7,7 @@ The parts that are held against each other take turns, since other work on a mac
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import statistics
 import tempfile
@@ -23,6 +24,8 @@ from kasthuri_ray.layers import resolve
 MB, GB = 1e6, 1e9
 SMALL, LARGE = (100, 1024, 1024), (1850, 26624, 21504)  # 0.1 GB, and all of the Kasthuri volume at 3 nm
 PHANTOM_SEED = 7
+# Tiles of a step that two workers share. Of the default, 2, each has one, and what a step takes besides tiles weighs.
+SHARED_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def _measure(store: str, size: Size, scratch: str, found: Measured, verbose: boo
     print("the step alone, and the whole pipeline in turns", flush=True)
     for turn in range(size.rounds):
         _bare(store, size, scratch, found, verbose)
-        _pipeline("pipeline", store, size.epochs, size.tiles, 1, f"{scratch}/runs{turn}", found, verbose, {})
+        _pipeline("pipeline", settings(store, size.epochs, size.tiles, f"{scratch}/runs{turn}"), found, verbose)
     _bare(store, size, scratch, found, verbose)
     print("the seed's recipe", flush=True)
     sections = settings(store, size.epochs, size.tiles, scratch)
@@ -97,11 +100,12 @@ def _measure(store: str, size: Size, scratch: str, found: Measured, verbose: boo
     print("the stream alone", flush=True)
     _stream("stream", settings(store, 1, size.stream_tiles, scratch), size.stream_passes, True, found, verbose)
     print("one worker of one thread, and two", flush=True)
-    for count in (1, 2):
-        folder = f"{scratch}/workers{count}"
-        environment = {"KASTHURI_THREADS": "1"}
-        name = f"{count} x 1 thread"
-        _pipeline(name, store, size.worker_epochs, size.worker_tiles, count, folder, found, verbose, environment)
+    for batch, count in itertools.product((SMALLEST_BATCH, SHARED_BATCH), (1, 2)):
+        name = workers_name(count, batch)
+        sections = settings(store, size.worker_epochs, size.worker_tiles, f"{scratch}/workers{count}_{batch}")
+        sections["network"]["batch_size"] = batch
+        sections["train"]["num_workers"] = count
+        _pipeline(name, sections, found, verbose, {"KASTHURI_THREADS": "1"})
     print("a phantom of 0.1 GB, and one of 660 GB", flush=True)
     for name, shape in (("phantom 0.1 GB", SMALL), ("phantom 660 GB", LARGE)):
         _stream(name, phantom_settings(shape, size.phantom_tiles, scratch), 1, False, found, verbose)
@@ -113,19 +117,13 @@ def _bare(store: str, size: Size, scratch: str, found: Measured, verbose: bool) 
     found.add("bare step", given["tiles_per_second"][1:], usage)
 
 
+def workers_name(count: int, batch: int) -> str:
+    return f"{count} x 1 thread, steps of {batch}"
+
+
 def _pipeline(
-    name: str,
-    store: str,
-    epochs: int,
-    tiles: int,
-    workers: int,
-    folder: str,
-    found: Measured,
-    verbose: bool,
-    environment: dict[str, str],
+    name: str, sections: dict[str, Any], found: Measured, verbose: bool, environment: dict[str, str] | None = None
 ) -> None:
-    sections = settings(store, epochs, tiles, folder)
-    sections["train"]["num_workers"] = workers
     given, usage = run_part("pipeline", {"settings": sections}, environment, verbose)
     with open(f"{given['path']}/history.csv") as file:
         rates = [float(row["tiles_per_second"]) for row in csv.DictReader(file)]
@@ -209,7 +207,7 @@ def _speed(found: Measured) -> list[Line]:
 
     bare, pipeline, seed = (found.rate(name) for name in ("bare step", "pipeline", "seed's recipe"))
     faster = 4.0 if computes_bf16(torch.device("cpu")) else None
-    cold, one, two = found.facts["stream_cold"], found.rate("1 x 1 thread"), found.rate("2 x 1 thread")
+    cold = found.facts["stream_cold"]
     about = f"{found.facts['precision']}, {found.facts['threads']} threads, median of epochs after the first"
     return [
         Line("1 bare step", bare, "tiles/s", note=about),
@@ -221,9 +219,17 @@ def _speed(found: Measured) -> list[Line]:
         Line("4 stream alone, cold", cold, "tiles/s", note="files not in memory, Ray's readers not started"),
         Line("  warm", found.rate("stream"), "tiles/s", note="median of the epochs after it"),
         Line("  warm, times what training eats", found.rate("stream") / bare, at_least=10.0),
-        Line("5 one worker of one thread", one, "tiles/s"),
-        Line("  two workers of one thread", two, "tiles/s"),
-        Line("  times as fast", two / one, at_least=1.8),
+        *_workers(found, "5", SHARED_BATCH, 1.8),
+        *_workers(found, " ", SMALLEST_BATCH, None),
+    ]
+
+
+def _workers(found: Measured, number: str, batch: int, goal: float | None) -> list[Line]:
+    one, two = (found.rate(workers_name(count, batch)) for count in (1, 2))
+    return [
+        Line(f"{number} one worker of one thread", one, "tiles/s", note=f"steps of {batch} tiles"),
+        Line("  two workers of one thread", two, "tiles/s", note=f"steps of {batch} tiles together"),
+        Line(f"  times as fast, steps of {batch}", two / one, at_least=goal),
     ]
 
 
@@ -236,7 +242,7 @@ def _memory(found: Measured) -> list[Line]:
     other = [
         Line(f"  {name}, everything", (usage.total_peak or 0) / GB, "GB")
         for name, usage in found.usage.items()
-        if name in ("seed's recipe", "stream", "1 x 1 thread", "2 x 1 thread")
+        if name in ("seed's recipe", "stream", workers_name(1, SMALLEST_BATCH), workers_name(2, SMALLEST_BATCH))
     ]
     return [
         Line("6 bare step, peak", bare.trainer_peak / GB, "GB", note="resident"),

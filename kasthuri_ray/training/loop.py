@@ -79,7 +79,10 @@ class Learner:
         learning: Any = torch.compile(self.network, dynamic=False) if self.plan.compile else self.network
         if world_size() > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
-            learning = nn.parallel.DistributedDataParallel(learning, device_ids=ids)
+            # Running statistics are made one where they are used: in `evaluate`.
+            learning = nn.parallel.DistributedDataParallel(
+                learning, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
         return learning
 
     def train_epoch(

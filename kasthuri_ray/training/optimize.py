@@ -17,13 +17,13 @@ LOWEST = 1e-4  # of the highest learning rate, at the end of a schedule that fal
 
 
 def make_optimizer(settings: Network, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer that a network file names, over the parameters that learn."""
+    """The optimizer that a network file names, over the parameters that learn; one pass over each of them a step."""
     learning = [parameter for parameter in parameters if parameter.requires_grad]
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "SGD":
-        return torch.optim.SGD(learning, lr=rate, momentum=settings.momentum, weight_decay=decay)
+        return torch.optim.SGD(learning, lr=rate, momentum=settings.momentum, weight_decay=decay, fused=True)
     kind = torch.optim.AdamW if settings.optimizer == "AdamW" else torch.optim.Adam
-    return kind(learning, lr=rate, betas=(settings.beta1, settings.beta2), weight_decay=decay)
+    return kind(learning, lr=rate, betas=(settings.beta1, settings.beta2), weight_decay=decay, fused=True)
 
 
 def rate_share(settings: Network, step: int, total_steps: int) -> float:

@@ -101,7 +101,8 @@ def test_accuracy_keeps_each_tasks_defaults(tmp_path: Path) -> None:
 def test_figures_are_held_against_the_goals_of_training() -> None:
     found = train.Measured(
         rates={"bare step": [10.0, 9.0, 11.0], "pipeline": [9.6], "seed's recipe": [2.0], "stream": [150.0]}
-        | {"1 x 1 thread": [5.0], "2 x 1 thread": [9.5]},
+        | {train.workers_name(1, 8): [5.0], train.workers_name(2, 8): [9.5]}
+        | {train.workers_name(1, 2): [5.0], train.workers_name(2, 2): [7.5]},
         waits=[0.01, 0.03],
         facts={"stream_cold": 40.0, "precision": "bf16", "threads": 2},
     )
@@ -119,7 +120,7 @@ def test_figures_are_held_against_the_goals_of_training() -> None:
         "of the bare step": True,
         "wait_share": False,
         "warm, times what training eats": True,
-        "times as fast": True,
+        "times as fast, steps of 8": True,
         "more than the bare step": False,
         "these two": True,
         "660 GB against 0.1 GB": True,
