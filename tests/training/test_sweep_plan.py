@@ -188,3 +188,12 @@ def test_other_settings_are_refused_and_the_difference_is_shown(planned, tmp_pat
 def test_the_same_description_differs_in_nothing(planned):
     plan = planned()[0]
     assert sweep_differences(json.loads(json.dumps(plan.description)), plan.description) == []
+
+
+def test_a_setting_that_is_newer_than_the_sweep_had_its_default(planned):
+    plan = planned()[0]
+    older = json.loads(json.dumps(plan.description))
+    del older["sweep"]["networks"]["UNet_2D"]["metric"], older["tune"]["keep"], older["tune"]["grace"]
+    assert sweep_differences(older, plan.description) == []
+    older["sweep"]["networks"]["UNet_3D"] = {}
+    assert sweep_differences(older, plan.description) == ["networks: UNet_2D, UNet_3D -> UNet_2D"]
