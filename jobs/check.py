@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from kasthuri_ray.cli import SettingFlags, add_reading_flags, run_job
+from kasthuri_ray.cli import SettingFlags, add_reading_flags, add_waiting_flag, add_watching_flags, run_job
 
 EXAMPLES = """examples:
   python jobs/check.py
@@ -12,34 +12,24 @@ EXAMPLES = """examples:
 
 Exit codes: 0 fit, 1 not fit, 2 bad input.
 """
-OPTIONS = "check"
 
 
 def make_parser() -> SettingFlags:
-    parser = SettingFlags(prog="check.py", description=__doc__, epilog=EXAMPLES)
-
-    def option(group, flag: str, **given) -> None:
-        parser.setting(group, flag, OPTIONS, **given)
-
-    group = parser.add_argument_group("what to look at")
-    option(group, "--address", metavar="HOST:PORT", help="of Ray (default: RAY_ADDRESS, else this machine alone)")
-    option(group, "--storage", metavar="DIR|s3://...", help="where runs will lie (default: outputs)")
-    option(group, "--image", metavar="URI|none", help="that every node must read (default: ac4 of BossDB)")
-    option(group, "--gpus", type=int, metavar="N", help="that there must be (default: what there is)")
-    add_reading_flags(parser, OPTIONS)
-    group = parser.add_argument_group("computing")
-    option(
-        group, "--wait-for-resources", nargs="?", const=600.0, type=float, metavar="SECONDS",
-        help="wait for the cluster to grow (600 s if no number is given) before looking",
-    )  # fmt: skip
-    group = parser.add_argument_group("watching")
-    option(group, "--verbose", action="store_true", help="tracebacks and Ray's own lines")
+    parser = SettingFlags("check", prog="check.py", description=__doc__, epilog=EXAMPLES)
+    group = parser.group("what to look at")
+    group.setting("--address", metavar="HOST:PORT", help="of Ray (default: RAY_ADDRESS, else this machine alone)")
+    group.setting("--storage", metavar="DIR|s3://...", help="where runs will lie (default: outputs)")
+    group.setting("--image", metavar="URI|none", help="that every node must read (default: ac4 of BossDB)")
+    group.setting("--gpus", type=int, metavar="N", help="that there must be (default: what there is)")
+    add_reading_flags(parser)
+    add_waiting_flag(parser.group("computing"))
+    add_watching_flags(parser)
     return parser
 
 
 def main(given: Sequence[str]) -> int:
     parser = make_parser()
-    flags = parser.layer(parser.parse_args(given)).get(OPTIONS, {})
+    flags = parser.layer(parser.parse_args(given)).get("check", {})
     from kasthuri_ray.check.check import Options, check
 
     return check(Options(**flags))

@@ -3,7 +3,14 @@
 import sys
 from collections.abc import Sequence
 
-from kasthuri_ray.cli import SettingFlags, add_computing_flags, add_reading_flags, add_settings_flags, run_job
+from kasthuri_ray.cli import (
+    SettingFlags,
+    add_computing_flags,
+    add_reading_flags,
+    add_settings_flags,
+    add_watching_flags,
+    run_job,
+)
 
 EXAMPLES = """examples:
   python jobs/segment.py --weights outputs/my_run --output out.zarr
@@ -14,64 +21,57 @@ ZYX = "Z,Y,X"
 
 
 def make_parser() -> SettingFlags:
-    parser = SettingFlags(prog="segment.py", description=__doc__, epilog=EXAMPLES)
-
-    def setting(group, flag: str, **options) -> None:
-        parser.setting(group, flag, "segment", **options)
-
-    group = parser.add_argument_group("what to segment, and by what")
-    setting(group, "--weights", metavar="RUN|FILE", help="a run's folder, or weights: a path, https or s3")
-    setting(group, "--image", metavar="URI", help="default: the image that the task trained on")
-    group.add_argument("--network", metavar="NAME|FILE", help="of bare weights; a run says its own")
-    group.add_argument("--task", metavar="NAME|FILE", help="of bare weights; a run says its own")
-    setting(group, "--box", metavar="Z0:Z1,Y0:Y1,X0:X1", help="half-open, in voxels; : is a whole axis (default: all)")
-    setting(group, "--mip", type=int, metavar="N", help="resolution (default: nearest to the training's voxel size)")
-    setting(group, "--voxel-size", metavar=ZYX, help="in nm, for an image that does not say it")
-    setting(group, "--mask", metavar="URI", help="blocks where this volume is 0 are left out")
-    group = parser.add_argument_group("what it leaves")
-    setting(group, "--output", metavar="PATH|s3://...", help="an OME-Zarr of probabilities; the same goes on")
-    setting(group, "--overwrite", action="store_true", help="delete what an earlier segmentation left there")
-    setting(group, "--save-mask", action="store_true", help="also a label image of what is above the threshold")
-    setting(group, "--objects", action="store_true", help="also a table of the objects above the threshold")
-    setting(group, "--precomputed", metavar="PATH|s3://...", help="also a Neuroglancer precomputed copy")
-    setting(group, "--threshold", type=float, metavar="P", help="of mask and objects (default: the run's, else 0.5)")
-    setting(group, "--shard", metavar=ZYX, help="voxels of a file of the output")
-    setting(group, "--chunk", metavar=ZYX, help="voxels that are read at once from it")
-    group = parser.add_argument_group("how")
-    setting(group, "--actors", metavar="N|MIN-MAX", help="default: what the cluster holds")
-    setting(group, "--gpus-per-actor", type=float, metavar="F", help="0.5 puts two on a card")
-    setting(group, "--block", metavar=ZYX, help="voxels that an actor does at once: whole shards")
-    setting(group, "--halo", metavar=ZYX, help="context around a block (default: as far as the network sees)")
-    setting(group, "--tile", metavar=ZYX, help="voxels that the network sees at once, margins included")
-    setting(group, "--batch", type=int, metavar="N", help="tiles at once")
-    setting(group, "--tta", action="store_true", help="mean over the flips and turns of every tile")
-    setting(
-        group, "--no-skip-blank", action="store_false", key="skip_blank", help="run the network on blank voxels too"
-    )
-    group = parser.add_argument_group("planning")
-    setting(group, "--dry-run", action="store_true", help="say what it would take, and do nothing")
-    setting(
-        group,
+    parser = SettingFlags("segment", prog="segment.py", description=__doc__, epilog=EXAMPLES)
+    group = parser.group("what to segment, and by what")
+    group.setting("--weights", metavar="RUN|FILE", help="a run's folder, or weights: a path, https or s3")
+    group.setting("--image", metavar="URI", help="default: the image that the task trained on")
+    group.flag("--network", metavar="NAME|FILE", help="of bare weights; a run says its own")
+    group.flag("--task", metavar="NAME|FILE", help="of bare weights; a run says its own")
+    group.setting("--box", metavar="Z0:Z1,Y0:Y1,X0:X1", help="half-open, in voxels; : is a whole axis (default: all)")
+    group.setting("--mip", type=int, metavar="N", help="resolution (default: nearest to the training's voxel size)")
+    group.setting("--voxel-size", metavar=ZYX, help="in nm, for an image that does not say it")
+    group.setting("--mask", metavar="URI", help="blocks where this volume is 0 are left out")
+    group = parser.group("what it leaves")
+    group.setting("--output", metavar="PATH|s3://...", help="an OME-Zarr of probabilities; the same goes on")
+    group.setting("--overwrite", action="store_true", help="delete what an earlier segmentation left there")
+    group.setting("--save-mask", action="store_true", help="also a label image of what is above the threshold")
+    group.setting("--objects", action="store_true", help="also a table of the objects above the threshold")
+    group.setting("--precomputed", metavar="PATH|s3://...", help="also a Neuroglancer precomputed copy")
+    group.setting("--threshold", type=float, metavar="P", help="of mask and objects (default: the run's, else 0.5)")
+    group.setting("--shard", metavar=ZYX, help="voxels of a file of the output")
+    group.setting("--chunk", metavar=ZYX, help="voxels that are read at once from it")
+    group = parser.group("how")
+    group.setting("--actors", metavar="N|MIN-MAX", help="default: what the cluster holds")
+    group.setting("--gpus-per-actor", type=float, metavar="F", help="0.5 puts two on a card")
+    group.setting("--block", metavar=ZYX, help="voxels that an actor does at once: whole shards")
+    group.setting("--halo", metavar=ZYX, help="context around a block (default: as far as the network sees)")
+    group.setting("--tile", metavar=ZYX, help="voxels that the network sees at once, margins included")
+    group.setting("--batch", type=int, metavar="N", help="tiles at once")
+    group.setting("--tta", action="store_true", help="mean over the flips and turns of every tile")
+    group.setting("--no-skip-blank", action="store_false", key="skip_blank", help="run the network on blank voxels too")
+    group = parser.group("planning")
+    group.setting("--dry-run", action="store_true", help="say what it would take, and do nothing")
+    group.setting(
         "--price-per-hour",
         type=float,
         metavar="PRICE",
         help="of one GPU; without GPUs, of one actor's share of a machine",
     )
     add_settings_flags(parser)
-    add_reading_flags(parser, "segment")
-    add_computing_flags(parser, "segment", precision="segment")
-    group = parser.add_argument_group("watching")
-    setting(group, "--verbose", action="store_true", help="tracebacks and Ray's own lines")
+    add_reading_flags(parser)
+    add_computing_flags(parser)
+    add_watching_flags(parser)
     return parser
 
 
 def main(given: Sequence[str]) -> int:
     parser = make_parser()
     arguments = parser.parse_args(given)
-    layers = {"config": arguments.config, "assignments": arguments.assignments, "flags": parser.layer(arguments)}
     from kasthuri_ray.segmentation.segment import segment_as_told
 
-    return segment_as_told(arguments.task, arguments.network, layers, program=sys.argv[0], given=given)
+    return segment_as_told(
+        arguments.task, arguments.network, parser.layers(arguments), program=sys.argv[0], given=given
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
+import re
 import shlex
 import signal
 import sys
@@ -11,7 +13,8 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from kasthuri_ray.storage import in_ray_job, without_secrets
 
@@ -25,17 +28,27 @@ class WorkFailed(Exception):
 
 
 class SettingFlags(argparse.ArgumentParser):
-    """A parser whose flags name the settings they set, so that each default stays in `config.py`."""
+    """A parser whose flags name the settings they set, so that each default stays in `config.py`.
 
-    def __init__(self, **options: Any) -> None:
+    section: the one that its flags set where they name no other.
+    """
+
+    def __init__(self, section: str, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+        self.section = section
         self.targets: dict[str, tuple[str, str]] = {}
+        self.flags: list[str] = []
 
-    def setting(self, group: Any, flag: str, section: str, **options: Any) -> None:
-        """A flag that sets `section`.`key`; the key is the flag's name unless `key` says another."""
-        key = options.pop("key", flag.lstrip("-").replace("-", "_"))
-        action = group.add_argument(flag, default=argparse.SUPPRESS, **options)
-        self.targets[action.dest] = (section, key)
+    def group(self, title: str, description: str | None = None) -> SettingGroup:
+        """Flags that stand together in --help."""
+        return SettingGroup(self, self.add_argument_group(title, description))
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in a line, an unknown flag with the nearest that there is."""
+        unknown = re.match("unrecognized arguments: (--[a-z-]+)", message)
+        near = difflib.get_close_matches(unknown[1], self.flags, n=1) if unknown else []
+        hint = f"; did you mean {near[0]}?" if near else ""
+        self.exit(BAD_INPUT, f"error: {message}{hint} (jobs/{self.prog} --help shows all flags)\n")
 
     def layer(self, arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
         """The settings that were given as flags of their own."""
@@ -45,42 +58,76 @@ class SettingFlags(argparse.ArgumentParser):
                 found.setdefault(section, {})[key] = getattr(arguments, name)
         return found
 
+    def layers(self, arguments: argparse.Namespace) -> dict[str, Any]:
+        """All that was said above the files, as `layers.resolve` takes it; of a parser with `add_settings_flags`."""
+        return {"config": arguments.config, "assignments": arguments.assignments, "flags": self.layer(arguments)}
 
-def add_settings_flags(parser: argparse.ArgumentParser) -> None:
+
+@dataclass(frozen=True)
+class SettingGroup:
+    """A group of a parser's flags."""
+
+    parser: SettingFlags
+    inner: Any  # argparse's, which has no public name
+
+    def setting(self, flag: str, section: str | None = None, **options: Any) -> None:
+        """A flag that sets `section`.`key`; the key is the flag's name unless `key` says another."""
+        key = options.pop("key", flag.lstrip("-").replace("-", "_"))
+        name = self.flag(flag, default=argparse.SUPPRESS, **options)
+        self.parser.targets[name] = (section or self.parser.section, key)
+
+    def flag(self, flag: str, **options: Any) -> str:
+        """A flag that sets nothing by itself, as of argparse; gives the name under which it is found."""
+        self.parser.flags.append(flag)
+        return str(self.inner.add_argument(flag, **options).dest)
+
+
+def add_task_flags(group: SettingGroup) -> None:
+    """The task of a job that trains, and other volumes than the task's."""
+    group.flag("--task", metavar="NAME|FILE", help="synapse, membrane, phantom_synapse, ... or a task file")
+    group.setting("--image", "task", key="image_chan", metavar="URI", help="instead of the task's")
+    group.setting("--annotation", "task", key="annotation_chan", metavar="URI", help="instead of the task's")
+
+
+def add_settings_flags(parser: SettingFlags) -> None:
     """`--config` and `--set`."""
-    group = parser.add_argument_group(
-        "settings", "a flag wins over --set, --set over --config, --config over the files"
-    )
-    group.add_argument("--config", metavar="FILE", help="JSON with sections of settings, such as a run's settings.json")
-    group.add_argument(
+    group = parser.group("settings", "a flag wins over --set, --set over --config, --config over the files")
+    group.flag("--config", metavar="FILE", help="JSON with sections of settings, such as a run's settings.json")
+    group.flag(
         "--set", action="append", default=[], dest="assignments", metavar="SECTION.KEY=VALUE", help="any setting"
     )
 
 
-def add_reading_flags(parser: SettingFlags, section: str) -> None:
+def add_reading_flags(parser: SettingFlags, section: str | None = None) -> None:
     """How voxels are read."""
-    group = parser.add_argument_group("reading")
-    parser.setting(group, "--boss", section, metavar="FILE", help="BossDB options, JSON: protocol, host, token")
-    parser.setting(group, "--cache", section, metavar="DIR|none", help="keeps chunks of remote volumes on this disk")
-    parser.setting(group, "--cache-size", section, metavar="SIZE", help="limit of the cache, such as 20GB")
+    group = parser.group("reading")
+    group.setting("--boss", section, metavar="FILE", help="BossDB options, JSON: protocol, host, token")
+    group.setting("--cache", section, metavar="DIR|none", help="keeps chunks of remote volumes on this disk")
+    group.setting("--cache-size", section, metavar="SIZE", help="limit of the cache, such as 20GB")
 
 
-def add_computing_flags(parser: SettingFlags, section: str, precision: str) -> None:
+def add_computing_flags(parser: SettingFlags, section: str | None = None, precision: str | None = None) -> None:
     """What is computed on. precision: the section that holds it."""
-    group = parser.add_argument_group("computing")
-    parser.setting(group, "--device", section, choices=["auto", "cpu", "cuda"], help="auto: GPUs if there are any")
-    parser.setting(group, "--precision", precision, choices=["auto", "float32", "bf16"], help="of the network")
-    parser.setting(group, "--compile", section, choices=["auto", "on", "off"], help="torch.compile; auto: if it pays")
-    parser.setting(
-        group,
-        "--wait-for-resources",
-        section,
-        nargs="?",
-        const=600.0,
-        type=float,
-        metavar="SECONDS",
-        help="wait for the cluster to grow (600 s if no number is given) instead of stopping",
-    )
+    group = parser.group("computing")
+    group.setting("--device", section, choices=["auto", "cpu", "cuda"], help="auto: GPUs if there are any")
+    group.setting("--precision", precision, choices=["auto", "float32", "bf16"], help="of the network")
+    group.setting("--compile", section, choices=["auto", "on", "off"], help="torch.compile; auto: if it pays")
+    add_waiting_flag(group, section)
+
+
+def add_waiting_flag(group: SettingGroup, section: str | None = None) -> None:
+    """Whether a cluster that is too small is waited for."""
+    words = "wait for the cluster to grow (600 s if no number is given) instead of stopping"
+    group.setting("--wait-for-resources", section, nargs="?", const=600.0, type=float, metavar="SECONDS", help=words)
+
+
+def add_watching_flags(parser: SettingFlags, section: str | None = None, logged: str = "") -> None:
+    """What is told, and to whom. logged: what a tracker is told of, in words; "" if nothing."""
+    group = parser.group("watching")
+    if logged:
+        group.setting("--mlflow", section, metavar="URI", help=f"log {logged} to this MLflow server or file")
+        group.setting("--wandb", section, metavar="PROJECT", help=f"log {logged} to Weights & Biases")
+    group.setting("--verbose", section, action="store_true", help="tracebacks and Ray's own lines")
 
 
 def run_job(main: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> int:

@@ -185,6 +185,11 @@ def with_values(settings: Settings, values: Mapping[str, Any], origin: str) -> S
     return settings.model_copy(update=sections)
 
 
+def with_defaults(section: str, written: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a section that an older version wrote, and the default of every setting that is newer."""
+    return {**{key: field.default for key, field in SECTIONS[section].model_fields.items()}, **written}
+
+
 @dataclass
 class _Merged:
     """What layers add up to, not checked yet.

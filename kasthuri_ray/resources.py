@@ -10,7 +10,8 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ WORKER_CPUS = 0.5  # logical: two fit on a CPU, and the tasks that read beside t
 # Ray is told these before it is imported; a person's own setting wins.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Else a thread that still asks for something after Ray was ended attaches to whatever Ray it finds on the machine.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -39,6 +42,10 @@ ENVIRONMENT = {
     # faulted in anew every time, for a quarter of the speed (see device.keep_memory, which comes too late here).
     "MALLOC_ARENA_MAX": "1",
 }
+
+# Of a Ray that we start, which has no dashboard: a helper of Ray Train looks for its address for 20 s, and a run that
+# ends before waits 12 s for the helper. With this one it gives up at once.
+NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "none://none"}
 
 
 @dataclass(frozen=True)
@@ -151,20 +158,33 @@ def _start(verbose: bool, level: int) -> None:
     _say(f"starting Ray on this machine ({_counted(cpus, 'CPU')})")
     for left in reversed(range(STARTS)):
         try:
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=verbose,
-                logging_level=level,
-            )
+            with _inherited(NO_DASHBOARD):
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    log_to_driver=verbose,
+                    logging_level=level,
+                )
             return
         except Exception as error:
             if left == 0 or "timed out during startup" not in str(error):
                 raise
             _say(f"Ray did not come up in time; trying again ({STARTS - left + 1} of {STARTS})")
             ray.shutdown()
+
+
+@contextmanager
+def _inherited(variables: Mapping[str, str]) -> Iterator[None]:
+    """Inside, processes that are started are told these, and what they start in turn; a person's own setting wins."""
+    before = dict(os.environ)
+    os.environ.update({**variables, **before})
+    try:
+        yield
+    finally:
+        for name in variables.keys() - before.keys():
+            del os.environ[name]
 
 
 def _say(line: str) -> None:

@@ -67,11 +67,12 @@ def test_done_is_0_and_a_code_of_its_own_is_kept():
 
 
 def test_flags_that_are_given_and_no_others_become_settings():
-    parser = SettingFlags(prog="x")
-    parser.setting(parser, "--image", "task", key="image_chan")
-    parser.setting(parser, "--num-workers", "train")
-    add_reading_flags(parser, "train")
-    add_computing_flags(parser, "train", precision="network")
+    parser = SettingFlags("train", prog="x")
+    group = parser.group("what to train")
+    group.setting("--image", "task", key="image_chan")
+    group.setting("--num-workers")
+    add_reading_flags(parser)
+    add_computing_flags(parser, precision="network")
 
     def layer(line: str) -> dict:
         return parser.layer(parser.parse_args(shlex.split(line)))
@@ -136,8 +137,9 @@ def test_help_imports_nothing_heavy(tmp_path):
     ("given", "words"),
     [
         (["--task", "synapsis"], "error: no task 'synapsis': it is neither a file nor one of"),
-        (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
-        (["--tusk", "x"], "unrecognized arguments: --tusk x"),
+        (["--device", "tpu"], "error: argument --device: invalid choice: 'tpu'"),
+        (["--tusk", "x"], "error: unrecognized arguments: --tusk x; did you mean --task? (jobs/train.py --help shows"),
+        (["--task"], "error: argument --task: expected one argument (jobs/train.py --help shows all flags)\n"),
         (["--task", "synapse", "--set", "network.epoch=3"], "no setting network.epoch; did you mean epochs?"),
     ],
 )

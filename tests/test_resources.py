@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 
 import pytest
@@ -15,11 +16,12 @@ def ray_init(monkeypatch):
     """What takes the place of `ray.init`; `failures` are raised first."""
     import ray
 
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     calls: list[dict] = []
     failures: list[Exception] = []
 
     def init(**options):
-        calls.append(options)
+        calls.append({**options, "told": os.environ.get("RAY_API_SERVER_ADDRESS")})
         if failures:
             raise failures.pop(0)
 
@@ -35,6 +37,8 @@ def test_a_line_says_that_ray_starts_and_leaves_the_output_to_scripts(ray_init, 
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", "starting Ray on this machine (2 CPUs)\n")
     assert calls[0]["num_cpus"] == 2
+    assert calls[0]["told"] == "none://none", "what Ray starts looks for no dashboard"
+    assert "RAY_API_SERVER_ADDRESS" not in os.environ, "what this process starts later does"
     failures.append(Exception("The current node timed out during startup"))
     resources._start(False, 40)
     assert capsys.readouterr().err.splitlines()[1:] == ["Ray did not come up in time; trying again (2 of 3)"]
@@ -145,3 +149,16 @@ def test_a_wish_for_more_is_taken_back_once_it_is_there_or_in_vain(monkeypatch, 
     held[0] = Cluster(8, 0, 2)
     check_demand(demand, 5.0, lambda line: None)
     assert not wishes
+
+
+def test_nothing_attaches_to_a_ray_by_itself():
+    code = (
+        "from kasthuri_ray.resources import set_environment\n"
+        "set_environment()\n"
+        "import ray\n"
+        "try: ray.put(1)\n"
+        "except Exception as error: print('refused', ray.is_initialized())"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert shown.stdout == "refused False\n", shown.stderr

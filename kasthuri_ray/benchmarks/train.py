@@ -179,14 +179,14 @@ def _sections(task: dict[str, Any], epochs: int, tiles: int, storage: str) -> di
     return found.model_dump(mode="json")
 
 
-def make_store(path: str, shape: Zyx) -> str:
-    """A zarr of em and synapse with the phantom's voxels, in chunks of a tile."""
+def make_store(path: str, shape: Zyx, labels: str = "synapse") -> str:
+    """A zarr of em and labels with the phantom's voxels, in chunks of a tile."""
     import zarr
 
     from kasthuri_ray.volumes import open_volume
 
     group = zarr.create_group(path)
-    for channel in ("em", "synapse"):
+    for channel in ("em", labels):
         volume = open_volume(f"phantom://{channel}?shape={','.join(map(str, shape))}&seed={PHANTOM_SEED}")
         array = group.create_array(channel, shape=shape, chunks=(1, 256, 256), dtype="uint8")
         array.attrs["voxel_size_nm_zyx"] = list(volume.voxel_size_nm or ())

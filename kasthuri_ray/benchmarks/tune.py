@@ -59,7 +59,7 @@ def run(quick: bool = False, out: str = "benchmark_tune.json", verbose: bool = F
 
 
 def _measure(size: Size, scratch: str, found: Measured, verbose: bool) -> None:
-    store = make_store(f"{scratch}/phantom.zarr", (20, 256, 256))
+    store = make_store(f"{scratch}/phantom.zarr", (20, 256, 256), "membrane")
     Path(scratch, "space.json").write_text(json.dumps(SPACE))
     for name in ("none", "asha"):
         print(f"{size.trials} trials, {'in full' if name == 'none' else 'poor ones stopped by ASHA'}", flush=True)
@@ -78,7 +78,7 @@ def _measure(size: Size, scratch: str, found: Measured, verbose: bool) -> None:
 def layers(store: str, size: Size, scratch: str, scheduler: str) -> dict[str, Any]:
     """The command line of a sweep, as layers of settings."""
     task = {
-        **{"image_chan": f"{store}/em", "annotation_chan": f"{store}/synapse", "task_type": "synapse"},
+        **{"image_chan": f"{store}/em", "annotation_chan": f"{store}/membrane", "task_type": "membrane"},
         **{"xrange_vol": [0, 256], "yrange_vol": [0, 256], "z_train": [0, 14], "z_val": [14, 17], "z_test": [17, 20]},
         **{"tile_size": [128, 128], "threshold": False},
     }

@@ -14,7 +14,7 @@ def sweep(layers: dict[str, Any]) -> dict[str, Any]:
     """Search as jobs/tune.py does; what leaderboard.json holds."""
     from kasthuri_ray.training.sweep import sweep_as_told
 
-    path = sweep_as_told("synapse", layers, "jobs/tune.py", [])
+    path = sweep_as_told("membrane", layers, "jobs/tune.py", [])
     return json.loads(Path(path, "leaderboard.json").read_text())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -17,6 +18,7 @@ from kasthuri_ray.reports import figures
 from kasthuri_ray.reports.slices import LEGEND, TestSlice, jpeg, rank
 from kasthuri_ray.reports.words import Foreground, bar_length_nm, share_words
 
+FLAG = re.compile(r"(?<![\w-])--[a-z]+(-[a-z]+)*")  # of a command line
 LARGE, SMALL = 960, 480
 """Longest side in pixels of the panel of errors of the best and the worst, and of all other panels."""
 
@@ -117,8 +119,13 @@ def header(over: Sequence[str], headline: str, ledes: Sequence[str]) -> str:
 
 def notes(texts: Iterable[str]) -> str:
     """What a person must know before believing the figures; empty where there is nothing."""
-    paragraphs = "".join(f"<p>{escape(text)}</p>\n" for text in dict.fromkeys(texts))
+    paragraphs = "".join(f"<p>{FLAG.sub(_code, escape(text))}</p>\n" for text in dict.fromkeys(texts))
     return f'<aside class="notes" aria-label="Notes">\n{paragraphs}</aside>' if paragraphs else ""
+
+
+def _code(flag: re.Match[str]) -> str:
+    """A flag in one piece: a line would break after its dashes."""
+    return f"<code>{flag[0]}</code>"
 
 
 def cells(entries: Iterable[tuple[str, str, str]], label: str) -> str:

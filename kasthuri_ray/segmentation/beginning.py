@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kasthuri_ray.layers import with_defaults
 from kasthuri_ray.segmentation.actor import COPY
 from kasthuri_ray.segmentation.existing import names_in, remove, remove_folder, what_is_there
 from kasthuri_ray.segmentation.job import Job
@@ -67,13 +68,23 @@ def begun_with(output: str, overwrite: bool) -> dict[str, Any] | None:
 
 def check_same(begun: dict[str, Any] | None, job: Job) -> None:
     """Raise a ValueError, with the difference, where the output was begun with other settings."""
-    differ = differences(begun, job.record) if begun is not None else []
+    differ = differences(_completed(begun, job.record), job.record) if begun is not None else []
     if differ:
         shown = "\n  ".join(differ)
         raise ValueError(
             f"{job.output} was begun with other settings:\n  {shown}\nGive another --output, or those; --overwrite "
             "begins it anew"
         )
+
+
+def _completed(begun: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The record with settings of task and network that it is too old to name, which had their defaults."""
+    filled = dict(begun)
+    for section in ("task", "network"):
+        written = begun.get(section, {})
+        whole = with_defaults(section, written)
+        filled[section] = {**{key: whole[key] for key in now[section] if key in whole}, **written}
+    return filled
 
 
 def arithmetic_of(begun: dict[str, Any], prepared: Prepared) -> Arithmetic:
@@ -101,7 +112,7 @@ def check_copy(job: Job, overwrite: bool) -> None:
     found = what_is_there(job.precomputed) if job.precomputed else None
     if found is not None and not found.ours:
         raise ValueError(f"{found.words}; choose another place for --precomputed")
-    if found is not None and found.record != job.record and not overwrite:
+    if found is not None and _completed(found.record or {}, job.record) != job.record and not overwrite:
         raise ValueError(f"{found.words}, with other settings; choose another place for --precomputed, or --overwrite")
 
 

@@ -1,7 +1,8 @@
-"""Which failures of a worker another try may mend, and which would only come again."""
+"""Which failures of a worker another try may mend, which would only come again, and which are nobody's doing."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from kasthuri_ray.volumes import SourceError
 
 # What torch says, in a plain RuntimeError, when another rank is gone.
 PEER_GONE = ("gloo", "nccl", "connection", "timed out", "peer")
+STORAGE_GONE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 
 
 def is_passing(error: BaseException) -> bool:
@@ -23,6 +25,13 @@ def is_passing(error: BaseException) -> bool:
     if isinstance(error, torch.distributed.DistError | ray.exceptions.RayError) or "RayTrainError" in _names(error):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in PEER_GONE)
+
+
+def is_outside(error: BaseException) -> bool:
+    """Whether a run failed of what any other run would fail of too: a full disk, a storage or a source that is gone."""
+    if isinstance(error, SourceError | ConnectionError | TimeoutError | PermissionError):
+        return True
+    return isinstance(error, OSError) and error.errno in STORAGE_GONE
 
 
 def _names(error: BaseException) -> set[str]:

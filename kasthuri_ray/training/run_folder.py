@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
+from kasthuri_ray.layers import with_defaults
 from kasthuri_ray.models.weights import Checkpoint, pack, read_checkpoint
 from kasthuri_ray.storage import Storage
 
@@ -133,11 +134,23 @@ def _event_bytes(writer: Any, event: Any, summary: Any, rows: Sequence[Mapping[s
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The settings that change a result and differ, each as `section.key: before -> now`."""
+    """The settings that change a result and differ, each as `section.key: before -> now`.
+
+    One that `before` is too old to name had the default.
+    """
     found = []
     for section in ("task", "network", "train"):
-        old, new = before.get(section, {}), now.get(section, {})
-        for key in sorted(old.keys() | new.keys()):
-            if key not in FREE.get(section, set()) and old.get(key) != new.get(key):
-                found.append(f"{section}.{key}: {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}")
+        old, new = (with_defaults(section, each.get(section, {})) for each in (before, now))
+        found += entries_that_differ(section, old, new, FREE.get(section, set()))
     return found
+
+
+def entries_that_differ(
+    name: str, old: Mapping[str, Any], new: Mapping[str, Any], free: Set[str] = frozenset()
+) -> list[str]:
+    """The entries of `name` that are not `free` and differ, each as `name.key: before -> now`."""
+    return [
+        f"{name}.{key}: {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}"
+        for key in sorted((old.keys() | new.keys()) - free)
+        if old.get(key) != new.get(key)
+    ]

@@ -32,6 +32,13 @@ class Trials(Protocol):
     def end(self, id: str, error: BaseException | None = None) -> None:
         """A trial has ended, or was stopped, or its process died."""
 
+    def check(self) -> None:
+        """Raises Interrupted if Tune is to stop at once; called some times a second."""
+
+
+class Interrupted(BaseException):
+    """Ends Tune's loop where it is. No Exception: those make it wait for the trials' processes first."""
+
 
 def grace_of(tune: Tune, epochs: int) -> int:
     """The epochs that every trial has."""
@@ -113,6 +120,9 @@ def make_callback(sweep: Trials) -> Any:
     from ray.tune import Callback
 
     class Hears(Callback):
+        def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
+            sweep.check()
+
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict, **info: Any) -> None:
             sweep.take(_name_of(trial), result)
 

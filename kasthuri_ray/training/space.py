@@ -130,6 +130,8 @@ def _domain(key: str, given: Any) -> Domain:
     if kind in LISTS:
         if not isinstance(values, list) or not values:
             raise ValueError(f"{shown}: expected a list of at least one value")
+        if twice := [value for place, value in enumerate(values) if value in values[:place]]:
+            raise ValueError(f"{shown}: {json.dumps(twice[0])} is there twice; keep one of them")
         return Domain(kind, tuple(values))
     _check_range(shown, kind, values)
     return Domain(kind, tuple(values) if kind == "int" else tuple(map(float, values)))

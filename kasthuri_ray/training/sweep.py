@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import shlex
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -41,13 +42,13 @@ from kasthuri_ray.training.leaderboard import (
     take_stock,
 )
 from kasthuri_ray.training.propose import propose
-from kasthuri_ray.training.schedule import END, make_scheduler, make_tuner
+from kasthuri_ray.training.schedule import END, Interrupted, make_scheduler, make_tuner
 from kasthuri_ray.training.space import NETWORK
 from kasthuri_ray.training.sweep_page import leave_page
 from kasthuri_ray.training.sweep_plan import SweepPlan, check_resumable, plan_sweep
 from kasthuri_ray.training.sweep_view import SweepView, describe, describe_search, metric_name
-from kasthuri_ray.training.trial_run import Crew, TrialPlan, judge, prepare_trial, reason_of, run_trial
-from kasthuri_ray.training.workers import Show, wait_for
+from kasthuri_ray.training.trial_run import CUT_OFF, Crew, TrialPlan, judge, prepare_trial, reason_of, run_trial
+from kasthuri_ray.training.workers import Show, undisturbed, wait_for
 
 WRITE_S = 5.0  # how often the record is written while trials run
 SHOW_S = 0.5  # how often the table is drawn
@@ -93,12 +94,18 @@ def _search(plan: SweepPlan, board: Leaderboard, reporter: Reporter, lease: Leas
     """Run the trials, then leave the best and the page. Whatever ends it early ends its trials too."""
     _quieten(plan.settings.train.verbose)
     sweep = Sweep(plan, board, reporter)
-    with scratch_folder() as scratch, working("the sweep", reporter, lease), Board(sweep.view.note) as notes:
+    with (
+        scratch_folder() as scratch,
+        working("the sweep", reporter, lease),
+        Board(undisturbed(sweep.view.note)) as notes,
+    ):
         gate, post = open_gate(), notes.post
         sweep.gate = gate
         scheduler = make_scheduler(plan.tune, plan.settings.network.epochs, board)
         tuner = make_tuner(lambda id: run_trial(id, gate, post), sweep, scheduler, scratch)
-        wait_for(tuner.fit, _watching(sweep, lease))
+        wait_for(tuner.fit, _watching(sweep, lease), sweep.interrupt)
+        if sweep.broken:
+            raise WorkFailed(f"the sweep cannot go on: {sweep.broken}")
         wait_for(lambda: sweep.finish(post), lease.check)
 
 
@@ -127,12 +134,15 @@ def _watching(sweep: Sweep, lease: Lease) -> Callable[[], None]:
 class Sweep:
     """The trials of a sweep, as Ray Tune asks for them (`schedule.Trials`) and as the board has them.
 
-    It is called from Tune's thread alone. gate: where trials wait, once it is open.
+    It is called from Tune's thread alone, but for `interrupt`. gate: where trials wait, once it is open. broken: why no
+    trial can be trained for now, if so.
     """
 
     def __init__(self, plan: SweepPlan, board: Leaderboard, reporter: Reporter) -> None:
         self.plan, self.board = plan, board
         self.gate: Any = None
+        self.broken = ""
+        self._interrupted = threading.Event()
         self.view = SweepView(reporter, board, plan.samples, self.seconds_left)
         self._cut_off = [trial for trial in board.trials if trial.state == RUNNING]
         self._live: dict[str, tuple[Trial, float]] = {}  # and when it began
@@ -148,10 +158,18 @@ class Sweep:
         hours = self.plan.tune.hours
         return None if hours is None else 3600 * hours - self.seconds
 
+    def interrupt(self) -> None:
+        """Have Tune stop at once; called from another thread."""
+        self._interrupted.set()
+
+    def check(self) -> None:
+        if self._interrupted.is_set():
+            raise Interrupted
+
     def next(self) -> str | None:
         """The id of the next trial to begin; None if none may begin yet, END if there is none left."""
         left = self.seconds_left()
-        if left is not None and left <= 0:
+        if self.broken or (left is not None and left <= 0):
             return END
         if len(self._live) >= self.plan.concurrent:
             return None
@@ -183,7 +201,7 @@ class Sweep:
         self.view.begin(trial)
         try:
             plan = self._prepare(trial)
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:
             self.end(trial.id, error)
             return False
         trial.parameters = plan.parameters
@@ -203,6 +221,9 @@ class Sweep:
     def take(self, id: str, result: Mapping[str, Any]) -> None:
         """What a trial has told after an epoch, or at its end."""
         trial, _ = self._live[id]
+        if result.get("state") == CUT_OFF:
+            self.broken = result["why"]
+            return
         found = {name: result[name] for name in FIELDS if name in result}
         trial.update({name: value for name, value in found.items() if not (name == "score" and math.isnan(value))})
         if time.monotonic() - self._written > WRITE_S:
@@ -216,13 +237,15 @@ class Sweep:
         trial.wall_seconds = time.monotonic() - began
         if error is not None:
             trial.update({"state": FAILED, "why": reason_of(error)})
-        elif trial.state == RUNNING:
+        elif trial.state == RUNNING and not self.broken:
             words = f"{self.plan.tune.scheduler} stopped it after epoch {trial.epochs}"
             trial.update({"state": STOPPED, "why": words})
         elif trial.state == OUT_OF_TIME and self.board.folder(trial).read_metrics() is not None:
             trial.update({"state": FINISHED, "why": ended_words(trial.epochs)})  # just in time
         ray.get(self.gate.stop.remote(id))
         self._write()  # that it has ended, before its weights are gone
+        if trial.state == RUNNING:
+            return  # cut off: it goes on next time
         drop_weights(self.board, self.plan.tune.keep)
         if self.board.best() is trial:
             leave_best(self.board, trial)

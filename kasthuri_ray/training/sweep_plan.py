@@ -12,7 +12,7 @@ from typing import Any
 
 from kasthuri_ray.cli import command_again
 from kasthuri_ray.config import SMALLEST_BATCH, Settings, Tune
-from kasthuri_ray.layers import Layer, given_value, layers_above, read_json, resolve
+from kasthuri_ray.layers import Layer, given_value, layers_above, read_json, resolve, with_defaults
 from kasthuri_ray.placement import check_seen_everywhere, place_output
 from kasthuri_ray.resources import WORKER_CPUS, Cluster, Demand, attach_or_start
 from kasthuri_ray.storage import Storage, open_storage
@@ -27,7 +27,7 @@ from kasthuri_ray.training.fit import (
 )
 from kasthuri_ray.training.leaderboard import OUT_OF_TIME, RUNNING, Leaderboard
 from kasthuri_ray.training.propose import check_grid
-from kasthuri_ray.training.run_folder import differences
+from kasthuri_ray.training.run_folder import differences, entries_that_differ
 from kasthuri_ray.training.sources import open_task
 from kasthuri_ray.training.space import (
     NETWORK,
@@ -114,6 +114,7 @@ def plan_sweep(task: str | None, layers: Mapping[str, Any], program: str, given:
         say(note)
     check_place(settings)
     check_trackers(settings.train)
+    check_comparable(bases)
     for base in bases.values():
         if warning := norm_warning(check_network(base)):
             say(f"{base.network.outweightfilename}: {warning}")
@@ -163,6 +164,24 @@ def resolve_networks(task: str | None, layers: Mapping[str, Any]) -> dict[str, S
             raise ValueError(f"--networks names {name} twice")
         found[name] = resolve(task, given, **layers)
     return found
+
+
+def check_comparable(bases: Mapping[str, Settings]) -> None:
+    """Raise a ValueError for networks whose trials cannot be held against each other epoch by epoch."""
+    for key in ("epochs", "metric"):
+        found = {name: getattr(base.network, key) for name, base in bases.items()}
+        if len(set(found.values())) > 1:
+            shown = ", ".join(f"{value} of {name}" for name, value in found.items())
+            raise ValueError(
+                f"network.{key} is {shown}: trials are compared by it; --set network.{key}=... sets it for all"
+            )
+    settings = next(iter(bases.values()))
+    grace, epochs = settings.tune.grace, settings.network.epochs
+    if grace is not None and grace >= epochs and settings.tune.scheduler != "none":
+        raise ValueError(
+            f"--grace {grace}: a trial has {epochs} epochs (network.epochs), so that none would be stopped early; give "
+            "fewer, or --scheduler none"
+        )
 
 
 def fixed_by(layers: Mapping[str, Any]) -> set[str]:
@@ -270,17 +289,12 @@ def _read_settings(storage: Storage) -> dict[str, Any] | None:
 def sweep_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The settings that change what a sweep finds and that differ, each as `key: before -> now`."""
     found = differences(before, now)
-    groups = [("tune", before["tune"], now["tune"], FREE)]
+    tunes = [with_defaults("tune", each["tune"]) for each in (before, now)]
+    found += entries_that_differ("tune", tunes[0], tunes[1], FREE)
     old, new = before["sweep"], now["sweep"]
-    groups += [
-        (f"networks.{name}", old["networks"].get(name, {}), new["networks"].get(name, {}), set[str]())
-        for name in dict.fromkeys([*old["networks"], *new["networks"]])
-    ]
-    groups.append(("space", old["space"], new["space"], set()))
-    for group, one, other, free in groups:
-        found += [
-            f"{group}.{key}: {json.dumps(one.get(key))} -> {json.dumps(other.get(key))}"
-            for key in sorted((one.keys() | other.keys()) - free)
-            if one.get(key) != other.get(key)
-        ]
-    return found
+    if old["networks"].keys() != new["networks"].keys():
+        found.append(f"networks: {', '.join(old['networks'])} -> {', '.join(new['networks'])}")
+    for name in (name for name in old["networks"] if name in new["networks"]):
+        one, other = (with_defaults("network", each["networks"][name]) for each in (old, new))
+        found += entries_that_differ(f"networks.{name}", one, other)
+    return found + entries_that_differ("space", old["space"], new["space"])

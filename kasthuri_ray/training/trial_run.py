@@ -2,7 +2,8 @@
 
 `prepare_trial` checks it, where the sweep's driver is. `run_trial` is what Ray Tune calls, in a process that it uses
 for one trial after the other: it trains in a thread, and passes on to Tune what the trial's workers leave at the gate.
-A trial that cannot be trained is no error to Tune: it tells why, as its result.
+A trial that cannot be trained is no error to Tune: it tells why, as its result. One that met a full disk or the like,
+which others would meet too, is CUT_OFF: it is to go on, once that is mended.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kasthuri_ray.config import Settings
-from kasthuri_ray.resources import root_cause, set_environment
+from kasthuri_ray.resources import bottom, root_cause, set_environment
 from kasthuri_ray.storage import open_storage
+from kasthuri_ray.training.failures import is_outside
 from kasthuri_ray.training.fit import describe, scratch_folder
 from kasthuri_ray.training.gate import AskGate, History
 from kasthuri_ray.training.job import JUDGE, Job
@@ -29,6 +31,7 @@ from kasthuri_ray.training.workers import Show, make_trainer
 MAX_FAILURES = 2  # restarts of a trial's workers before it has failed
 WAIT_S = 1.0  # for an epoch, before it is looked whether the trial still trains
 REASON = 400  # letters of a reason that are kept
+CUT_OFF = "cut off"
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,11 @@ class _Show:
 
 
 class _Training:
-    """A trial that trains in a thread. failed: why, if it has."""
+    """A trial that trains in a thread. failed: why, if it has; outside: of what any other would have failed of too."""
 
     def __init__(self, plan: TrialPlan, post: Show, report: Callable[[History], str | None]) -> None:
         self.plan, self.show, self.report = plan, _Show(post, plan.id), report
-        self.failed = ""
+        self.failed, self.outside = "", False
         self._thread = threading.Thread(target=self._train, name=f"trial {plan.id}", daemon=True)
         self._thread.start()
 
@@ -104,7 +107,7 @@ class _Training:
                     job, crew.workers, crew.gpu, scratch, self.show, self.report, crew.sharing, MAX_FAILURES
                 ).fit()
         except BaseException as error:  # whatever it is: the sweep goes on without this trial
-            self.failed = reason_of(error)
+            self.failed, self.outside = reason_of(error), is_outside(bottom(error))
 
 
 def reason_of(error: BaseException) -> str:
@@ -134,13 +137,13 @@ def run_trial(id: str, gate: Any, post: Show) -> None:
             break
         late = plan.deadline is not None and time.time() > plan.deadline
         ray.get(gate.stop.remote(id) if late else gate.approve.remote(id, len(seen)))
-    _tell(plan, history, **_end(training.failed, len(history), late))
+    _tell(plan, history, **_end(training, len(history), late))
 
 
-def _end(failed: str, epochs: int, late: bool) -> dict[str, Any]:
+def _end(training: _Training, epochs: int, late: bool) -> dict[str, Any]:
     """The last words of a trial that Tune has not stopped."""
-    if failed:
-        return {"state": FAILED, "why": failed}
+    if training.failed:
+        return {"state": CUT_OFF if training.outside else FAILED, "why": training.failed}
     return (
         {"state": OUT_OF_TIME, "why": late_words(epochs)} if late else {"state": FINISHED, "why": ended_words(epochs)}
     )

@@ -9,15 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 from kasthuri_ray.priority import let_helpers_give_way
-from kasthuri_ray.progress import Reporter
 from kasthuri_ray.resources import ENVIRONMENT, WORKER_CPUS
 from kasthuri_ray.training.failures import stop_on_final_errors
 from kasthuri_ray.training.job import Job, Ranks
-from kasthuri_ray.training.progress import show as show_note
 from kasthuri_ray.training.worker import train
 
 MAX_FAILURES = 8  # restarts of the workers, each from the last epoch, before the run gives up
 MAX_STARTS = 60  # tries, of half a minute each, to get workers at all
+STOP_S = 10.0  # that work has to end when it is told to
 QUIET_S = 15.0  # how often new processes are told to give way
 
 Show = Callable[[dict[str, Any]], None]
@@ -91,22 +90,26 @@ def _report(history: list[dict[str, Any]]) -> None:
     ray.train.report(history[-1])
 
 
-def shown_by(reporter: Reporter) -> Show:
-    """What takes the workers' notes: it shows them, and now and then sees to it that they are not disturbed."""
+def undisturbed(take: Show) -> Show:
+    """What takes the workers' notes: `take`, and now and then it is seen to that they are not disturbed."""
     last = -math.inf
 
-    def show(note: dict[str, Any]) -> None:
+    def take_note(note: dict[str, Any]) -> None:
         nonlocal last
-        show_note(reporter, note)
+        take(note)
         if "step" in note and time.monotonic() - last > QUIET_S:
             last = time.monotonic()
             let_helpers_give_way()
 
-    return show
+    return take_note
 
 
-def wait_for(work: Callable[[], Any], check: Callable[[], None]) -> None:
-    """Do the work in a thread, so that Ctrl-C is ours at any moment; `check` is called now and then and may raise."""
+def wait_for(work: Callable[[], Any], check: Callable[[], None], stop: Callable[[], None] | None = None) -> None:
+    """Do the work in a thread, so that Ctrl-C is ours at any moment; `check` is called now and then and may raise.
+
+    stop: makes the work end soon. It is called where the wait ends before the work, which has STOP_S then: what asks
+    Ray for anything after Ray was ended hangs for a minute.
+    """
     failed: list[BaseException] = []
 
     def do() -> None:
@@ -117,8 +120,14 @@ def wait_for(work: Callable[[], Any], check: Callable[[], None]) -> None:
 
     thread = threading.Thread(target=do, name="ray train", daemon=True)
     thread.start()
-    while thread.is_alive():
-        thread.join(timeout=0.2)
-        check()
+    try:
+        while thread.is_alive():
+            thread.join(timeout=0.2)
+            check()
+    except BaseException:
+        if stop is not None:
+            stop()
+            thread.join(timeout=STOP_S)
+        raise
     if failed:
         raise failed[0]

@@ -193,11 +193,7 @@ def test_every_flag_is_one_that_the_job_takes(path):
     assert places
     assert all(place.startswith("s3://your-bucket/") for place in places)
     assert arguments.get("name") or arguments.get("output"), "the same file goes on where it stopped"
-    layers = {
-        "config": arguments["config"],
-        "assignments": arguments["assignments"],
-        "flags": parser.layer(parser.parse_args(given)),
-    }
+    layers = parser.layers(parser.parse_args(given))
     resolve(arguments.get("task") or "synapse", None, **layers)  # the values are ones that the settings take
 
 

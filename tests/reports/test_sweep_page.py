@@ -72,6 +72,12 @@ def test_the_winner_is_told_in_words_and_its_figures_are_those_of_test():
     assert "searched" in page
 
 
+def test_a_flag_in_a_note_stays_in_one_piece():
+    report = make_report()
+    report.winner["values"]["network.normalization"] = "group"
+    assert "changes a little with <code>--block</code> and <code>--tile</code>." in sweep_page(report)
+
+
 def test_the_page_needs_nothing_but_itself():
     page = sweep_page(make_report(importances={"network": 1.0}))
     links = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)|url\(\s*["']?([^"')]+)""", page)

@@ -74,6 +74,17 @@ def test_half_of_a_segmentation_is_said(job, tmp_path):
         beginning.begun_with(job.output, False)
 
 
+def test_a_setting_that_is_newer_than_the_record_had_its_default(job):
+    older = json.loads(json.dumps(job.record))
+    del older["network"]["pool_z"], older["task"]["ignore_label"]
+    beginning.check_same(older, job)
+    older["network"]["start_filters"] += 1
+    with pytest.raises(
+        ValueError, match=r"other settings:\n  network\.start_filters: \d+ -> \d+\nGive another --output"
+    ):
+        beginning.check_same(older, job)
+
+
 def test_all_of_an_earlier_one_goes_but_the_lock_and_what_others_put_there(job, tmp_path, content_of):
     ledger = begin(job)
     ledger.record("s0", "0_0_0")

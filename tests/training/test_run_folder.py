@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 
 import pytest
 import torch
@@ -91,3 +92,12 @@ def test_only_what_changes_the_result_is_a_difference():
         'train.compile: "auto" -> "off"',
     ]
     assert differences(before, written('train.weights="a.pt"')) == ['train.weights: null -> "a.pt"']
+
+
+def test_a_setting_that_is_newer_than_the_run_had_its_default():
+    now = resolve("synapse", None).model_dump(mode="json")
+    older = json.loads(json.dumps(now))
+    del older["network"]["metric"], older["task"]["z_gap"], older["train"]["weights"]
+    assert differences(older, now) == []
+    other = resolve("synapse", None, assignments=["network.metric=val.loss"]).model_dump(mode="json")
+    assert differences(older, other) == ['network.metric: "val.average_precision" -> "val.loss"']

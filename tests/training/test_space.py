@@ -65,6 +65,7 @@ def test_every_kind_is_read_and_checked_against_the_setting(base):
         ("network.loss", {"choise": ["focal"]}, "there is no 'choise', expected one of"),
         ("network.loss", {"choise": ["focal"]}, "did you mean choice?"),
         ("network.loss", {"choice": []}, "expected a list of at least one value"),
+        ("network.loss", {"grid": ["focal", "focal"]}, '"focal" is there twice; keep one of them'),
         ("network.loss", {"choice": ["focal", "foccal"]}, 'network.loss is "foccal": expected'),
         ("network.start_filters", {"choice": [0]}, "network.start_filters is 0: expected greater than or equal to 1"),
         ("network.n_blocks", {"int": [2, 9]}, "network.n_blocks is 9: expected less than or equal to 8"),

@@ -123,9 +123,8 @@ def planned(tmp_path, monkeypatch):
 
     def plan(*assignments: str, **tune):
         said: list[str] = []
-        given = layers(
-            *PHANTOM, f"train.storage={tmp_path}", "train.name=sweep", *assignments, networks=["UNet_2D"], **tune
-        )
+        place = (f"train.storage={tmp_path}", "train.name=sweep")
+        given = layers(*PHANTOM, *place, *assignments, **{"networks": ["UNet_2D"], **tune})
         return plan_sweep("membrane", given, "jobs/tune.py", ["--task", "membrane"], said.append), said
 
     return plan
@@ -188,3 +187,25 @@ def test_other_settings_are_refused_and_the_difference_is_shown(planned, tmp_pat
 def test_the_same_description_differs_in_nothing(planned):
     plan = planned()[0]
     assert sweep_differences(json.loads(json.dumps(plan.description)), plan.description) == []
+
+
+def test_a_setting_that_is_newer_than_the_sweep_had_its_default(planned):
+    plan = planned()[0]
+    older = json.loads(json.dumps(plan.description))
+    del older["sweep"]["networks"]["UNet_2D"]["metric"], older["tune"]["keep"], older["tune"]["grace"]
+    assert sweep_differences(older, plan.description) == []
+    older["sweep"]["networks"]["UNet_3D"] = {}
+    assert sweep_differences(older, plan.description) == ["networks: UNet_2D, UNet_3D -> UNet_2D"]
+
+
+def test_networks_whose_trials_cannot_be_compared_are_refused(planned, tmp_path):
+    own = tmp_path / "short.json"
+    own.write_text('{"epochs": 3}')
+    with pytest.raises(
+        ValueError, match=r"network\.epochs is 30 of UNet_2D, 3 of short: .* --set network\.epochs=\.\.\."
+    ):
+        planned(networks=["UNet_2D", str(own)])
+    planned("network.epochs=5", networks=["UNet_2D", str(own)])
+    with pytest.raises(ValueError, match=r"--grace 30: a trial has 30 epochs .* or --scheduler none"):
+        planned(grace=30)
+    planned(grace=30, scheduler="none")

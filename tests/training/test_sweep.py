@@ -1,0 +1,117 @@
+"""What a sweep makes of what its trials tell, without Ray."""
+
+import errno
+import io
+import time
+from types import SimpleNamespace
+
+import pytest
+import ray
+
+from kasthuri_ray.config import Tune
+from kasthuri_ray.progress import Reporter
+from kasthuri_ray.storage import open_storage
+from kasthuri_ray.training.failures import is_outside
+from kasthuri_ray.training.leaderboard import FAILED, FINISHED, RUNNING, Leaderboard, take_stock
+from kasthuri_ray.training.schedule import END, Interrupted
+from kasthuri_ray.training.space import Domain
+from kasthuri_ray.training.sweep import Sweep
+from kasthuri_ray.training.trial_run import CUT_OFF
+from kasthuri_ray.training.workers import wait_for
+from kasthuri_ray.volumes import SourceError
+
+AP = "val.average_precision"
+FULL = "the disk is full: /data/sweep/trials/0001/checkpoint/last.pt could not be written. Free some space"
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """`sweep()` is a sitting of a sweep of four trials that all can begin."""
+    monkeypatch.setattr(ray, "get", lambda found: found)
+    monkeypatch.setattr(ray, "put", lambda found: found)
+    told = SimpleNamespace(remote=lambda *_: None)
+
+    def sit() -> Sweep:
+        plan = SimpleNamespace(
+            tune=Tune(search="grid"), samples=4, concurrent=1, bases={"UNet_2D": None},
+            space={"network.seed": Domain("grid", (0, 1, 2, 3))},
+        )  # fmt: skip
+        board = Leaderboard.read(open_storage(str(tmp_path)), AP)
+        take_stock(board)
+        found = Sweep(plan, board, Reporter(io.StringIO()))
+        found.gate = SimpleNamespace(bring=told, stop=told)
+        found._prepare = lambda trial: SimpleNamespace(parameters=1)
+        return found
+
+    return sit
+
+
+def states(sweep: Sweep) -> list[str]:
+    return [trial.state for trial in sweep.board.trials]
+
+
+def test_a_trial_that_met_a_full_disk_ends_the_sitting_and_goes_on_in_the_next(sweep):
+    first = sweep()
+    assert first.next() == "0000"
+    first.take("0000", {"state": FAILED, "why": "no such luck", "epoch": 0})
+    first.end("0000")
+    assert first.next() == "0001"
+    first.take("0001", {"state": CUT_OFF, "why": FULL, "epoch": 1})
+    first.end("0001")
+    assert (first.broken, first.next(), states(first)) == (FULL, END, [FAILED, RUNNING])
+    second = sweep()
+    assert (second.next(), second.next()) == ("0001", None)
+    second.board.folder(second.board.trials[1]).write_settings({"task": {}, "network": {}, "train": {}})
+    second.take("0001", {"state": FINISHED, "why": "", "epoch": 2, "score": 0.5})
+    second.end("0001")
+    assert (second.next(), states(second)) == ("0002", [FAILED, FINISHED, RUNNING])
+
+
+def test_a_trial_whose_file_is_not_there_has_failed_and_the_next_begins(sweep):
+    sitting = sweep()
+
+    def prepare(trial):
+        if trial.number == 0:
+            raise FileNotFoundError("there is no file a.zarr")
+        return SimpleNamespace(parameters=1)
+
+    sitting._prepare = prepare
+    assert sitting.next() == "0001"
+    assert (sitting.board.trials[0].state, sitting.board.trials[0].why) == (FAILED, "there is no file a.zarr")
+
+
+def test_a_sweep_that_is_stopped_ends_what_it_had_tune_do(sweep):
+    sitting, ended = sweep(), []
+
+    def search():
+        while True:
+            time.sleep(0.01)
+            try:
+                sitting.check()
+            except Interrupted:
+                ended.append(True)
+                raise
+
+    def stopped_by_hand():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        wait_for(search, stopped_by_hand, sitting.interrupt)
+    assert ended == [True]
+
+
+@pytest.mark.parametrize(
+    ("error", "outside"),
+    [
+        (OSError(errno.ENOSPC, "the disk is full"), True),
+        (SourceError("the server is down"), True),
+        (ConnectionError("S3 does not answer"), True),
+        (PermissionError("access is refused"), True),
+        (OSError(errno.ENOMEM, "cannot allocate memory"), False),
+        (FileNotFoundError("there is no file"), False),
+        (ValueError("these do not go together"), False),
+        (RuntimeError("out of memory"), False),
+    ],
+)
+def test_what_lies_outside_a_trial_is_not_its_fault(error, outside):
+    assert is_outside(error) is outside
