@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from kasthuri_ray.segmentation.actor import COPY
 from kasthuri_ray.segmentation.existing import names_in, remove, remove_folder, what_is_there
 from kasthuri_ray.segmentation.job import Job
 from kasthuri_ray.segmentation.ledger import Ledger, differences
-from kasthuri_ray.segmentation.plan import Plan
+from kasthuri_ray.segmentation.plan import Plan, bytes_written
 from kasthuri_ray.segmentation.predictor import Arithmetic
 from kasthuri_ray.segmentation.prepare import Prepared
 from kasthuri_ray.storage import Storage, lies_in, open_storage, without_secrets
+from kasthuri_ray.volumes import Volume
 
 SPARED_BYTES = 500_000_000  # of a disk, for others
 COPY_FILE = "copy.json"  # of a ledger: where the precomputed copy is that it tells of
@@ -40,6 +41,21 @@ def check_places(output: str, copy: str | None) -> None:
             f"--precomputed {copy} and --output {output} would lie in one another; each needs a folder of its own: "
             f"give another --precomputed, such as {output.rstrip('/')}.precomputed"
         )
+
+
+def check_apart(output: str, copy: str | None, volumes: Mapping[str, Volume | None]) -> None:
+    """Raise a ValueError for an output or a copy in the folder of what is read: others would take it for their chunks.
+
+    volumes: what is read, by what it is called.
+    """
+    for flag, path in (("--output", output), ("--precomputed", copy)):
+        place = path and absolute(path)
+        real = place and (place if place.startswith("s3://") else os.path.realpath(place))
+        for name, volume in volumes.items():
+            if real and volume is not None and volume.folder is not None and lies_in(real, volume.folder):
+                raise ValueError(
+                    f"{flag} {path} lies in the folder of the {name}, {volume.folder}; give a folder outside of it"
+                )
 
 
 def begun_with(output: str, overwrite: bool) -> dict[str, Any] | None:

@@ -79,6 +79,8 @@ def segment(settings: Settings, trained: Trained, program: str = "jobs/segment.p
     asked, reporter, notes = settings.segment, Reporter(plain_period_s=PLAIN_PERIOD_S), list[str]()
     beginning.check_places(str(asked.output), asked.precomputed)
     prepared = prepare(settings, trained, notes.append)
+    read = {"image": prepared.image, "mask": prepared.mask}
+    beginning.check_apart(str(asked.output), asked.precomputed, read)
     cluster = attach_or_start(asked.verbose)
     output = _placed(str(asked.output), "--output", cluster, asked.dry_run)
     copy = asked.precomputed and _placed(asked.precomputed, "--precomputed", cluster, asked.dry_run)

@@ -11,6 +11,7 @@ from kasthuri_ray.segmentation.ledger import Ledger
 from kasthuri_ray.segmentation.output import Output
 from kasthuri_ray.segmentation.plan import make_plan
 from kasthuri_ray.segmentation.precomputed import Precomputed
+from kasthuri_ray.volumes import open_volume
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +168,35 @@ def test_a_folder_that_cannot_be_written_to(job, prepared_for, run, em, monkeypa
     monkeypatch.setattr(beginning.os, "access", lambda path, mode: False)
     with pytest.raises(PermissionError, match="cannot be written to; choose another --output"):
         beginning.check_room(job, plan)
+
+
+@pytest.mark.parametrize("place", ["em", "em/out.zarr", "em/s0/out.zarr", "link/out.zarr"])
+@pytest.mark.parametrize("flag", ["--output", "--precomputed"])
+def test_a_place_in_the_folder_of_what_is_read_is_refused_before_ray_starts(
+    run, stores, segment_main, tmp_path, content_of, monkeypatch, capsys, place, flag
+):
+    monkeypatch.setattr(segment, "attach_or_start", lambda verbose: pytest.fail("Ray was started"))
+    em = stores.zarr(tmp_path / "em", stores.image((2, 64, 64)))
+    (tmp_path / "link").symlink_to(em)
+    before = content_of(tmp_path)
+    given = {"--weights": str(run), "--image": f"file://{em}/|zarr3:", "--output": str(tmp_path / "out.zarr")}
+    given |= {flag: str(tmp_path / place), "--cache": str(tmp_path / "cache")}
+    assert cli.run_job(segment_main, [word for pair in given.items() for word in pair]) == 2
+    error = capsys.readouterr().err
+    assert f"error: {flag} {tmp_path / place} lies in the folder of the image, {em}; give a folder outside of" in error
+    assert content_of(tmp_path) == before
+
+
+def test_places_beside_what_is_read_are_taken(run, stores, prepared_for, tmp_path):
+    em = stores.zarr(tmp_path / "group/em", stores.image((2, 64, 64)))
+    image = prepared_for(run, image=em).image
+    for place in (f"{tmp_path}/group/out.zarr", f"{em}.out", "s3://bucket/em", f"{tmp_path}/out.zarr"):
+        beginning.check_apart(place, None, {"image": image, "mask": None})
+    there = stores.zarr(tmp_path / "mask", stores.image((2, 64, 64)))
+    mask = prepared_for(run, image=em, mask=there).mask
+    with pytest.raises(ValueError, match=r"--output .*/mask/out\.zarr lies in the folder of the mask"):
+        beginning.check_apart(f"{there}/out.zarr", None, {"image": image, "mask": mask})
+    beginning.check_apart("out.zarr", None, {"image": open_volume("phantom://em?shape=4,64,64")})
 
 
 def test_the_command_that_goes_on_does_not_begin_anew():
