@@ -44,7 +44,7 @@ def check_places(output: str, copy: str | None) -> None:
 
 
 def check_apart(output: str, copy: str | None, volumes: Mapping[str, Volume | None]) -> None:
-    """Raise a ValueError for an output or a copy in the folder of what is read: others would take it for their chunks.
+    """Raise a ValueError for an output or a copy in the folder of what is read: it would go where that goes.
 
     volumes: what is read, by what it is called.
     """
@@ -121,6 +121,12 @@ def check_copy(job: Job, overwrite: bool) -> None:
         raise ValueError(f"{found.words}, with other settings; choose another place for --precomputed, or --overwrite")
 
 
+def has_room_for_all(job: Job) -> bool:
+    """Whether all of it would fit uncompressed, so that no sample need say how it compresses. S3 has room."""
+    folder = open_storage(job.output).folder
+    return folder is None or bytes_written(job) <= _free(_existing(folder))
+
+
 def check_room(job: Job, plan: Plan) -> str:
     """What is free and what is left to be written, in a line; empty on S3. ValueError where the disk has no room."""
     folder = open_storage(job.output).folder
@@ -129,15 +135,18 @@ def check_room(job: Job, plan: Plan) -> str:
     there = _existing(folder)
     if not os.access(there, os.W_OK):
         raise PermissionError(f"{there} cannot be written to; choose another --output")
-    free = max(0, shutil.disk_usage(there).free - SPARED_BYTES)
+    free = _free(there)
     needed = plan.bytes_written * (1 - plan.done / plan.blocks)
-    words = (
-        f"{there} has room for {free / 1e9:.2f} GB, and what is left to write takes about {needed / 1e9:.2f} GB, "
-        "compressed"
-    )
+    takes = f"about {needed / 1e9:.2f} GB, compressed" if plan.hours is not None else f"at most {needed / 1e9:.2f} GB"
+    words = f"{there} has room for {free / 1e9:.2f} GB, and what is left to write takes {takes}"
     if needed > free:
         raise ValueError(f"{words}; free some space or choose another --output than {job.output}")
     return words
+
+
+def _free(there: Path) -> int:
+    """Bytes of its disk that a job may fill."""
+    return max(0, shutil.disk_usage(there).free - SPARED_BYTES)
 
 
 def _existing(folder: Path) -> Path:

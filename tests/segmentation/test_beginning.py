@@ -9,7 +9,7 @@ from kasthuri_ray import cli
 from kasthuri_ray.segmentation import beginning, segment
 from kasthuri_ray.segmentation.ledger import Ledger
 from kasthuri_ray.segmentation.output import Output
-from kasthuri_ray.segmentation.plan import make_plan
+from kasthuri_ray.segmentation.plan import Timing, bytes_written, make_plan
 from kasthuri_ray.segmentation.precomputed import Precomputed
 from kasthuri_ray.volumes import open_volume
 
@@ -153,14 +153,29 @@ def test_places_that_keep_no_files_are_refused_before_ray_starts(run, em, segmen
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_without_room_is_said_with_both_numbers(job, prepared_for, run, em, monkeypatch, tmp_path):
-    plan = make_plan(job, prepared_for(run, image=em).network, 0, 1, 0.0, None, None)
+@pytest.mark.parametrize(
+    ("timing", "takes"), [(None, r"at most 0\.00 GB"), (Timing(1.0, 1000, 2.5), r"about 0\.00 GB, compressed")]
+)
+def test_a_disk_without_room_is_said_with_both_numbers(
+    job, prepared_for, run, em, monkeypatch, tmp_path, timing, takes
+):
+    plan = make_plan(job, prepared_for(run, image=em).network, 0, 1, 0.0, None, timing)
     usage = SimpleNamespace(free=beginning.SPARED_BYTES + plan.bytes_written)
     monkeypatch.setattr(beginning.shutil, "disk_usage", lambda path: usage)
     assert f"{tmp_path} has room for" in beginning.check_room(job, plan)
     usage.free -= 1
-    with pytest.raises(ValueError, match=rf"{tmp_path} has room for 0\.00 GB, and what is left to write takes about"):
+    words = rf"{tmp_path} has room for 0\.00 GB, and what is left to write takes {takes}"
+    with pytest.raises(ValueError, match=words):
         beginning.check_room(job, plan)
+
+
+def test_a_disk_that_holds_all_of_it_as_it_is_needs_no_sample(job, changed, monkeypatch):
+    usage = SimpleNamespace(free=beginning.SPARED_BYTES + bytes_written(job))
+    monkeypatch.setattr(beginning.shutil, "disk_usage", lambda path: usage)
+    assert beginning.has_room_for_all(job)
+    usage.free -= 1
+    assert not beginning.has_room_for_all(job)
+    assert beginning.has_room_for_all(changed(job, output="s3://bucket/out.zarr"))
 
 
 def test_a_folder_that_cannot_be_written_to(job, prepared_for, run, em, monkeypatch):
