@@ -67,7 +67,7 @@ def attach_or_start(verbose: bool = False) -> Cluster:
     """Attach to the cluster of `RAY_ADDRESS`, or start Ray on this machine; gives what it holds.
 
     Raises ValueError if nothing answers at that address, if the token is not the cluster's, and if a node of it runs
-    another package than this process.
+    another package than this process; TimeoutError if this machine is too busy to start Ray.
     """
     found = attach(verbose)
     if found.nodes > 1:
@@ -169,8 +169,14 @@ def _start(verbose: bool, level: int) -> None:
                 )
             return
         except Exception as error:
-            if left == 0 or "timed out during startup" not in str(error):
+            if "timed out during startup" not in str(error):
                 raise
+            if left == 0:
+                raise TimeoutError(
+                    f"Ray did not come up on this machine, {STARTS} times in a row: it is too busy, or short of "
+                    "memory. Look who is at work (top) and type the same command again when it is quieter; or set "
+                    "RAY_ADDRESS=HOST:PORT to work on a Ray that is running"
+                ) from error
             _say(f"Ray did not come up in time; trying again ({STARTS - left + 1} of {STARTS})")
             ray.shutdown()
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from kasthuri_ray import resources
+from kasthuri_ray import cli, resources
 from kasthuri_ray.resources import Cluster, Demand, check_demand, settle_token
 
 
@@ -45,6 +45,17 @@ def test_a_line_says_that_ray_starts_and_leaves_the_output_to_scripts(ray_init, 
     failures.append(RuntimeError("no room"))
     with pytest.raises(RuntimeError, match="no room"):
         resources._start(False, 40)
+
+
+def test_a_machine_that_is_too_busy_for_ray_comes_with_what_to_do(ray_init, monkeypatch, capsys):
+    calls, failures = ray_init
+    failures += [Exception("The current node timed out during startup")] * 3
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert cli.run_job(lambda given: resources._start(False, 40), []) == cli.FAILED
+    assert len(calls) == 3
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: Ray did not come up on this machine, 3 times in a row: it is too busy")
+    assert "when it is quieter; or set RAY_ADDRESS=HOST:PORT" in error
 
 
 @pytest.mark.parametrize(

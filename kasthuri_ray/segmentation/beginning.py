@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from kasthuri_ray.segmentation.actor import COPY
 from kasthuri_ray.segmentation.existing import names_in, remove, remove_folder, what_is_there
 from kasthuri_ray.segmentation.job import Job
 from kasthuri_ray.segmentation.ledger import Ledger, differences
-from kasthuri_ray.segmentation.plan import Plan
+from kasthuri_ray.segmentation.plan import Plan, bytes_written
 from kasthuri_ray.segmentation.predictor import Arithmetic
 from kasthuri_ray.segmentation.prepare import Prepared
 from kasthuri_ray.storage import Storage, lies_in, open_storage, without_secrets
+from kasthuri_ray.volumes import Volume
 
 SPARED_BYTES = 500_000_000  # of a disk, for others
 COPY_FILE = "copy.json"  # of a ledger: where the precomputed copy is that it tells of
@@ -41,6 +42,21 @@ def check_places(output: str, copy: str | None) -> None:
             f"--precomputed {copy} and --output {output} would lie in one another; each needs a folder of its own: "
             f"give another --precomputed, such as {output.rstrip('/')}.precomputed"
         )
+
+
+def check_apart(output: str, copy: str | None, volumes: Mapping[str, Volume | None]) -> None:
+    """Raise a ValueError for an output or a copy in the folder of what is read: it would go where that goes.
+
+    volumes: what is read, by what it is called.
+    """
+    for flag, path in (("--output", output), ("--precomputed", copy)):
+        place = path and absolute(path)
+        real = place and (place if place.startswith("s3://") else os.path.realpath(place))
+        for name, volume in volumes.items():
+            if real and volume is not None and volume.folder is not None and lies_in(real, volume.folder):
+                raise ValueError(
+                    f"{flag} {path} lies in the folder of the {name}, {volume.folder}; give a folder outside of it"
+                )
 
 
 def begun_with(output: str, overwrite: bool) -> dict[str, Any] | None:
@@ -116,6 +132,12 @@ def check_copy(job: Job, overwrite: bool) -> None:
         raise ValueError(f"{found.words}, with other settings; choose another place for --precomputed, or --overwrite")
 
 
+def has_room_for_all(job: Job) -> bool:
+    """Whether all of it would fit uncompressed, so that no sample need say how it compresses. S3 has room."""
+    folder = open_storage(job.output).folder
+    return folder is None or bytes_written(job) <= _free(_existing(folder))
+
+
 def check_room(job: Job, plan: Plan) -> str:
     """What is free and what is left to be written, in a line; empty on S3. ValueError where the disk has no room."""
     folder = open_storage(job.output).folder
@@ -124,15 +146,18 @@ def check_room(job: Job, plan: Plan) -> str:
     there = _existing(folder)
     if not os.access(there, os.W_OK):
         raise PermissionError(f"{there} cannot be written to; choose another --output")
-    free = max(0, shutil.disk_usage(there).free - SPARED_BYTES)
+    free = _free(there)
     needed = plan.bytes_written * (1 - plan.done / plan.blocks)
-    words = (
-        f"{there} has room for {free / 1e9:.2f} GB, and what is left to write takes about {needed / 1e9:.2f} GB, "
-        "compressed"
-    )
+    takes = f"about {needed / 1e9:.2f} GB, compressed" if plan.hours is not None else f"at most {needed / 1e9:.2f} GB"
+    words = f"{there} has room for {free / 1e9:.2f} GB, and what is left to write takes {takes}"
     if needed > free:
         raise ValueError(f"{words}; free some space or choose another --output than {job.output}")
     return words
+
+
+def _free(there: Path) -> int:
+    """Bytes of its disk that a job may fill."""
+    return max(0, shutil.disk_usage(there).free - SPARED_BYTES)
 
 
 def _existing(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from kasthuri_ray.segmentation.job import Job
 from kasthuri_ray.segmentation.predictor import actor_bytes
 from kasthuri_ray.segmentation.tiling import voxels_computed
 
-COMPRESSION = 8.0  # of probabilities by zstd, where no sample says
+MOST_COMPRESSION = 25.0  # of probabilities by zstd: a sample that shows nothing would promise more
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,10 @@ class Plan:
     """What `<output>.plan.json` holds.
 
     voxels: of the box, each once. bytes_read: of the image's chunks that blocks and halos meet, each once, as they are
-    decoded. bytes_written: of all levels, compressed, as estimated. computed_twice: the share of voxels that are
-    computed on top, in margins and halos. mvoxels_per_second: voxels of the box, by all actors. hours, gpu_hours,
-    cost: of the blocks that are not done; None where nothing was timed.
+    decoded. bytes_written: of all levels, as a sample's probabilities compress; uncompressed, and so the most that
+    there can be, where nothing was timed. computed_twice: the share of voxels that are computed on top, in margins and
+    halos. mvoxels_per_second: voxels of the box, by all actors. hours, gpu_hours, cost: of the blocks that are not
+    done; None where nothing was timed.
     """
 
     blocks: int
@@ -86,7 +87,7 @@ def make_plan(
         done=done,
         voxels=unique,
         bytes_read=read_voxels(job) * job.image.dtype.itemsize,
-        bytes_written=bytes_written(job, timing.compression if timing else COMPRESSION),
+        bytes_written=bytes_written(job, min(timing.compression, MOST_COMPRESSION) if timing else 1.0),
         computed_twice=computed / unique - 1,
         memory_per_actor_bytes=memory_of_actor(job, network),
         actors=actors,
@@ -110,7 +111,7 @@ def read_voxels(job: Job) -> int:
     return chunks.intersect(job.image.bounds).num_voxels
 
 
-def bytes_written(job: Job, compression: float) -> int:
+def bytes_written(job: Job, compression: float = 1.0) -> int:
     """Of all levels: the channels and the mask, compressed, and a precomputed copy, which is not."""
     voxels = sum(math.prod(level.shape) for level in job.levels)
     channels = job.classes - 1
@@ -138,7 +139,8 @@ def describe_plan(plan: Plan, job: Job) -> list[str]:
     how = f"{arithmetic.precision} on {arithmetic.device}{', compiled' if arithmetic.compile else ''}"
     lines = [
         f"{counted(plan.blocks, 'block')} of {_zyx(job.block)} (z,y,x), {plan.done:,} done; "
-        f"{plan.voxels / 1e6:,.1f} Mvoxels; reads {_size(plan.bytes_read)}, writes about {_size(plan.bytes_written)}",
+        f"{plan.voxels / 1e6:,.1f} Mvoxels; reads {_size(plan.bytes_read)}, "
+        f"writes {'at most' if plan.hours is None else 'about'} {_size(plan.bytes_written)}",
         f"tiles of {_zyx(arithmetic.tile)} in {how}, halo {_zyx(job.halo)}: {plan.computed_twice:.1%} computed twice; "
         f"{_size(plan.memory_per_actor_bytes)} of memory an actor",
     ]

@@ -393,8 +393,8 @@ class Pool:
     def _say_what_lacks(self, now: float, placed: int, unplaced: int) -> None:
         if self._staffing.says_now(now):
             left = max(0.0, self.patience.cluster - self._staffing.waited(now))
-            self.say(f"no actor has started, {unplaced} are to; waiting up to {left:.0f} s more: {self._view.lack()}")
+            self.say(f"no actor has started yet; waiting up to {left:.0f} s more: {self._view.lack()}")
         waits_long = any(m.placed is None and now - m.created > 10 for m in self._members.values())
         if placed and waits_long and not self._lacking_said:
             self._lacking_said = True
-            self.say(f"{placed} of {placed + unplaced} actors have started, the others wait: {self._view.lack()}")
+            self.say(f"room was found for {placed} of {placed + unplaced} actors so far: {self._view.lack()}")

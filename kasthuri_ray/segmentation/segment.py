@@ -79,6 +79,8 @@ def segment(settings: Settings, trained: Trained, program: str = "jobs/segment.p
     asked, reporter, notes = settings.segment, Reporter(plain_period_s=PLAIN_PERIOD_S), list[str]()
     beginning.check_places(str(asked.output), asked.precomputed)
     prepared = prepare(settings, trained, notes.append)
+    read = {"image": prepared.image, "mask": prepared.mask}
+    beginning.check_apart(str(asked.output), asked.precomputed, read)
     cluster = attach_or_start(asked.verbose)
     output = _placed(str(asked.output), "--output", cluster, asked.dry_run)
     copy = asked.precomputed and _placed(asked.precomputed, "--precomputed", cluster, asked.dry_run)
@@ -140,8 +142,13 @@ def _plan_job(
 
 
 def _plan(job: Job, prepared: Prepared, crew: Crew, begun: bool, reporter: Reporter) -> Plan:
-    """The plan, with hours where it is all that is wanted, and said in a few lines."""
+    """The plan, said in a few lines; a sample is timed for it where hours are wanted, or something else depends on it.
+
+    That is how far a smaller halo is off, and, where the disk is not large enough for all of it as it is, how well it
+    compresses.
+    """
     asked = prepared.settings.segment
+    sample = asked.dry_run or job.halo != job.reach.margin or not beginning.has_room_for_all(job)
     plan = make_plan(
         job,
         prepared.network,
@@ -149,7 +156,7 @@ def _plan(job: Job, prepared: Prepared, crew: Crew, begun: bool, reporter: Repor
         actors=num_at_work(crew, len(grid_of(job, SEGMENT))),
         gpus_per_actor=crew.num_gpus,
         price_per_hour=asked.price_per_hour,
-        timing=time_tiles(job, crew) if asked.dry_run or job.halo != job.reach.margin else None,
+        timing=time_tiles(job, crew) if sample else None,
     )
     for line in describe_plan(plan, job):
         reporter.line(line)

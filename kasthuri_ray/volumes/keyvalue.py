@@ -74,6 +74,13 @@ class Location:
         return Path(self.path) if self.kvstore["driver"] == "file" else None
 
     @property
+    def address(self) -> str | None:
+        """Its real path on this machine's disk, or its `s3://bucket/key`; None where it is neither."""
+        if self.kvstore["driver"] == "s3":
+            return f"s3://{self.kvstore['bucket']}/{self.path}".rstrip("/")
+        return None if self.folder is None else os.path.realpath(self.folder)
+
+    @property
     def remote(self) -> bool:
         kvstore = self.kvstore
         while "base" in kvstore:

@@ -196,6 +196,7 @@ def _volume(raw: ts.TensorStore, spec: dict[str, Any], axes: Zyx, uri: str, plac
         remote=place.remote,
         fill_value=_fill_value(raw),
         source_id=_source_id(spec),
+        folder=place.address,
         spec=json.dumps(spec),
         axes=axes,
         opened=f"{os.getpid()}-{time.time_ns()}-{next(_opened)}",

@@ -30,6 +30,7 @@ class Volume(ABC):
     translation_nm: z, y, x; where the middle of voxel 0, 0, 0 lies, from OME's metadata. It does not move the bounds,
         which count voxels of this array.
     pyramid: names the volume that this is one of several resolutions of; None where there are no others.
+    folder: where its bytes lie, as a real path or `s3://bucket/key`; None where it is neither.
     """
 
     uri: str
@@ -43,6 +44,7 @@ class Volume(ABC):
     source_id: str | None = None
     translation_nm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     pyramid: str | None = None
+    folder: str | None = None
 
     @property
     def identity(self) -> str:

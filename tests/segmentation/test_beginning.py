@@ -9,8 +9,9 @@ from kasthuri_ray import cli
 from kasthuri_ray.segmentation import beginning, segment
 from kasthuri_ray.segmentation.ledger import Ledger
 from kasthuri_ray.segmentation.output import Output
-from kasthuri_ray.segmentation.plan import make_plan
+from kasthuri_ray.segmentation.plan import Timing, bytes_written, make_plan
 from kasthuri_ray.segmentation.precomputed import Precomputed
+from kasthuri_ray.volumes import open_volume
 
 
 @pytest.fixture(scope="module")
@@ -163,14 +164,29 @@ def test_places_that_keep_no_files_are_refused_before_ray_starts(run, em, segmen
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_without_room_is_said_with_both_numbers(job, prepared_for, run, em, monkeypatch, tmp_path):
-    plan = make_plan(job, prepared_for(run, image=em).network, 0, 1, 0.0, None, None)
+@pytest.mark.parametrize(
+    ("timing", "takes"), [(None, r"at most 0\.00 GB"), (Timing(1.0, 1000, 2.5), r"about 0\.00 GB, compressed")]
+)
+def test_a_disk_without_room_is_said_with_both_numbers(
+    job, prepared_for, run, em, monkeypatch, tmp_path, timing, takes
+):
+    plan = make_plan(job, prepared_for(run, image=em).network, 0, 1, 0.0, None, timing)
     usage = SimpleNamespace(free=beginning.SPARED_BYTES + plan.bytes_written)
     monkeypatch.setattr(beginning.shutil, "disk_usage", lambda path: usage)
     assert f"{tmp_path} has room for" in beginning.check_room(job, plan)
     usage.free -= 1
-    with pytest.raises(ValueError, match=rf"{tmp_path} has room for 0\.00 GB, and what is left to write takes about"):
+    words = rf"{tmp_path} has room for 0\.00 GB, and what is left to write takes {takes}"
+    with pytest.raises(ValueError, match=words):
         beginning.check_room(job, plan)
+
+
+def test_a_disk_that_holds_all_of_it_as_it_is_needs_no_sample(job, changed, monkeypatch):
+    usage = SimpleNamespace(free=beginning.SPARED_BYTES + bytes_written(job))
+    monkeypatch.setattr(beginning.shutil, "disk_usage", lambda path: usage)
+    assert beginning.has_room_for_all(job)
+    usage.free -= 1
+    assert not beginning.has_room_for_all(job)
+    assert beginning.has_room_for_all(changed(job, output="s3://bucket/out.zarr"))
 
 
 def test_a_folder_that_cannot_be_written_to(job, prepared_for, run, em, monkeypatch):
@@ -178,6 +194,35 @@ def test_a_folder_that_cannot_be_written_to(job, prepared_for, run, em, monkeypa
     monkeypatch.setattr(beginning.os, "access", lambda path, mode: False)
     with pytest.raises(PermissionError, match="cannot be written to; choose another --output"):
         beginning.check_room(job, plan)
+
+
+@pytest.mark.parametrize("place", ["em", "em/out.zarr", "em/s0/out.zarr", "link/out.zarr"])
+@pytest.mark.parametrize("flag", ["--output", "--precomputed"])
+def test_a_place_in_the_folder_of_what_is_read_is_refused_before_ray_starts(
+    run, stores, segment_main, tmp_path, content_of, monkeypatch, capsys, place, flag
+):
+    monkeypatch.setattr(segment, "attach_or_start", lambda verbose: pytest.fail("Ray was started"))
+    em = stores.zarr(tmp_path / "em", stores.image((2, 64, 64)))
+    (tmp_path / "link").symlink_to(em)
+    before = content_of(tmp_path)
+    given = {"--weights": str(run), "--image": f"file://{em}/|zarr3:", "--output": str(tmp_path / "out.zarr")}
+    given |= {flag: str(tmp_path / place), "--cache": str(tmp_path / "cache")}
+    assert cli.run_job(segment_main, [word for pair in given.items() for word in pair]) == 2
+    error = capsys.readouterr().err
+    assert f"error: {flag} {tmp_path / place} lies in the folder of the image, {em}; give a folder outside of" in error
+    assert content_of(tmp_path) == before
+
+
+def test_places_beside_what_is_read_are_taken(run, stores, prepared_for, tmp_path):
+    em = stores.zarr(tmp_path / "group/em", stores.image((2, 64, 64)))
+    image = prepared_for(run, image=em).image
+    for place in (f"{tmp_path}/group/out.zarr", f"{em}.out", "s3://bucket/em", f"{tmp_path}/out.zarr"):
+        beginning.check_apart(place, None, {"image": image, "mask": None})
+    there = stores.zarr(tmp_path / "mask", stores.image((2, 64, 64)))
+    mask = prepared_for(run, image=em, mask=there).mask
+    with pytest.raises(ValueError, match=r"--output .*/mask/out\.zarr lies in the folder of the mask"):
+        beginning.check_apart(f"{there}/out.zarr", None, {"image": image, "mask": mask})
+    beginning.check_apart("out.zarr", None, {"image": open_volume("phantom://em?shape=4,64,64")})
 
 
 def test_the_command_that_goes_on_does_not_begin_anew():

@@ -7,7 +7,7 @@ import pytest
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.segmentation.crew import SAMPLE_VOXELS, sample_of
 from kasthuri_ray.segmentation.grid import BlockGrid
-from kasthuri_ray.segmentation.plan import COMPRESSION, Timing, describe_plan, make_plan
+from kasthuri_ray.segmentation.plan import MOST_COMPRESSION, Timing, describe_plan, make_plan
 from kasthuri_ray.segmentation.tiling import plan_tiles
 
 KASTHURI = "phantom://em?shape=1850,26624,21504"
@@ -50,15 +50,18 @@ def test_blocks_voxels_and_what_is_computed_twice_are_those_of_all_blocks(plan_o
     assert (plan.mvoxels_per_second, plan.hours, plan.gpu_hours, plan.cost) == (None,) * 4
 
 
-def test_bytes_written_are_those_of_all_levels_compressed_and_of_a_raw_copy(plan_of):
+def test_bytes_written_are_those_of_all_levels_as_a_sample_compressed_and_of_a_raw_copy(plan_of):
     job, plan = plan_of(image="phantom://em?shape=2,600,700", save_mask=True)
     voxels = sum(math.prod(level.shape) for level in job.levels)
     assert len(job.levels) == 2
-    assert plan.bytes_written == round(2 * voxels / COMPRESSION)
+    assert plan.bytes_written == 2 * voxels
+    assert "writes at most 2.1 MB" in describe_plan(plan, job)[0]
     _, copied = plan_of(image="phantom://em?shape=2,600,700", save_mask=True, copy="/tmp/copy")
     assert copied.bytes_written == plan.bytes_written + voxels
-    _, timed = plan_of(Timing(1.0, 1000, 25.0), image="phantom://em?shape=2,600,700")
-    assert timed.bytes_written == round(voxels / 25)
+    for compression in (2.2, 3000.0):
+        job, timed = plan_of(Timing(1.0, 1000, compression), image="phantom://em?shape=2,600,700")
+        assert timed.bytes_written == round(voxels / min(compression, MOST_COMPRESSION))
+        assert "writes about " in describe_plan(timed, job)[0]
 
 
 def test_hours_and_money_follow_from_the_time_of_the_sample(plan_of):

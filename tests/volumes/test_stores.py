@@ -423,6 +423,7 @@ def test_s3_is_read_anonymously_or_else_with_credentials(tmp_path, voxels, s3, a
         assert ("anonymous" in volume.spec) == (access == "public-read")
         assert "secret" not in pickle.dumps(volume).decode("latin1")
         assert "127.0.0.1" in volume.identity
+        assert volume.folder == f"s3://some-bucket/data/{'p' if '/p' in uri else 'x.zarr/em'}"
     assert open_volume(zarrs[0]).identity == open_volume(zarrs[1]).identity
 
 
