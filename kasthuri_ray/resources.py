@@ -223,7 +223,7 @@ def free() -> Cluster:
 class Demand:
     """What a job needs at once: so many processes of so many logical CPUs and GPUs each, and CPUs beside them.
 
-    noun: what they are called, and `flag` says how many of them there are.
+    noun: what they are called; `flag` says how many of them there are, and `cards` that they want GPUs.
     """
 
     number: int
@@ -232,6 +232,7 @@ class Demand:
     reading_cpus: float = 0.0
     noun: str = "workers"
     flag: str = "--num-workers"
+    cards: str = "--device cuda"
 
     @property
     def cpus(self) -> float:
@@ -255,15 +256,16 @@ class Demand:
             )
         return "; ".join(lacks)
 
-    def advice(self, cluster: Cluster) -> str:
-        """What to type where the cluster is too small."""
+    def advice(self, cluster: Cluster, waited: bool = False) -> str:
+        """What to type where the cluster is too small; `waited` if that has been waited for in vain."""
+        grow = "wait longer" if waited else "let --wait-for-resources SECONDS wait for the cluster to grow"
         if self.gpus and not cluster.gpus:
             return (
-                f"What there is: {_counted(cluster.cpus, 'CPU')}, and no card. Leave --device cuda out to compute on "
-                "CPUs; or attach to a cluster with GPUs (RAY_ADDRESS=HOST:PORT), and --wait-for-resources SECONDS "
-                "waits for it to grow"
+                f"What there is: {_counted(cluster.cpus, 'CPU')}, and no card. Leave {self.cards} out to compute on "
+                f"CPUs, attach to a cluster with GPUs (RAY_ADDRESS=HOST:PORT), or {grow}"
             )
-        return f"Give fewer with {self.flag}; --wait-for-resources SECONDS waits for the cluster to grow"
+        fewer = f"Give fewer with {self.flag}" if self.number > 1 else "Attach to a larger one (RAY_ADDRESS=HOST:PORT)"
+        return f"{fewer}, or {grow}"
 
 
 FREED_AFTER_S = 60.0  # how long what others hold is waited for: a run that was killed lets go within seconds
@@ -288,7 +290,7 @@ def check_demand(demand: Demand, wait_seconds: float | None, say: Callable[[str]
         if asked:
             _ask_autoscaler(None)
     if unmet:
-        raise ValueError(f"{unmet} (waited {limit:g} s). Give fewer with {demand.flag}, or wait longer")
+        raise ValueError(f"{unmet} (waited {limit:g} s). {demand.advice(cluster(), waited=True)}")
 
 
 def _ask_autoscaler(demand: Demand | None) -> None:

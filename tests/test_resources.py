@@ -88,6 +88,28 @@ def test_a_card_that_is_not_there_comes_with_what_there_is_and_what_to_type(monk
         check_demand(Demand(2, 0.5, 1), None, print)
 
 
+def test_a_wait_in_vain_for_cards_says_that_there_is_none(monkeypatch):
+    for name in ("cluster", "free"):
+        monkeypatch.setattr(resources, name, lambda: Cluster(2, 0, 1))
+    monkeypatch.setattr(resources, "_ask_autoscaler", lambda demand: None)
+    with pytest.raises(ValueError, match="waited") as caught:
+        check_demand(Demand(4, 0.5, 1), 0.1, lambda line: None)
+    said = str(caught.value)
+    assert said.startswith(
+        "4 workers need 4 GPUs, the cluster has 0 (waited 0.1 s). What there is: 2 CPUs, and no card. "
+    )
+    assert "Leave --device cuda out" in said
+    assert said.endswith("or wait longer")
+    assert "fewer" not in said
+    assert "--wait-for-resources" not in said
+
+
+def test_one_alone_cannot_be_fewer():
+    assert "fewer" not in Demand(1, 3.0).advice(Cluster(2, 0, 1))
+    assert Demand(2, 3.0).advice(Cluster(2, 0, 1)).startswith("Give fewer with --num-workers, or let --wait")
+    assert "Leave --gpus out" in Demand(4, 0.5, 1, flag="--gpus", cards="--gpus").advice(Cluster(2, 0, 1))
+
+
 @pytest.fixture
 def home(monkeypatch, tmp_path):
     """A home without a token, and an environment that says nothing."""

@@ -82,7 +82,7 @@ def _wait(options: Options) -> str:
     """Wait for what the cluster must hold; gives what is missing, in words."""
     if not options.gpus and options.wait_for_resources is None:
         return ""
-    each = Demand(options.gpus or 1, 0.5, 1.0 if options.gpus else 0.0, noun="workers", flag="--gpus")
+    each = Demand(options.gpus or 1, 0.5, 1.0 if options.gpus else 0.0, noun="workers", flag="--gpus", cards="--gpus")
     try:
         check_demand(each, options.wait_for_resources, lambda line: print(line, flush=True))
     except ValueError as error:
