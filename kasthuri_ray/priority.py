@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-# By the start or the end of argv[0]; ray::IDLE is a reader between two tasks, and a trial of a sweep waits after every
-# epoch for the gate and for Tune's process. Were raylet and gcs_server starved by other programs, the node would be
-# taken for dead.
-WORKING = ("ray::RayTrainWorker", "ray::MapBatches", "ray::Segmenter", "ray::IDLE", "ray::_Gate", "ray::ImplicitFunc")
+# By the start or the end of argv[0]; ray::IDLE is a reader between two tasks. Were raylet and gcs_server starved by
+# other programs, the node would be taken for dead.
+WORKING = ("ray::RayTrainWorker", "ray::MapBatches", "ray::Segmenter", "ray::IDLE")
 VITAL = ("/raylet", "/gcs_server")
 STARTING = ("/default_worker.py", "/setup_worker.py")  # Ray's program, until it has a name: it may become an actor
 

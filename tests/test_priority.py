@@ -15,8 +15,6 @@ NAMES = {
     "ray::RayTrainWorker": os.SCHED_OTHER,
     "ray::MapBatches(_TileReader)": os.SCHED_OTHER,
     "ray::IDLE": os.SCHED_OTHER,
-    "ray::_Gate.history": os.SCHED_OTHER,
-    "ray::ImplicitFunc.train": os.SCHED_OTHER,
     "/somewhere/raylet/raylet": os.SCHED_OTHER,
     "/somewhere/gcs/gcs_server": os.SCHED_OTHER,
     "python": os.SCHED_IDLE,

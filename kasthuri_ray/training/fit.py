@@ -31,12 +31,11 @@ from kasthuri_ray.storage import in_ray_job, open_storage, whole_uri
 from kasthuri_ray.tiles.stream import READ_CPUS
 from kasthuri_ray.training.job import Job
 from kasthuri_ray.training.optimize import should_stop
-from kasthuri_ray.training.progress import show
 from kasthuri_ray.training.run_folder import RunFolder, differences
 from kasthuri_ray.training.sources import open_task
 from kasthuri_ray.training.start import check_network, norm_warning, read_start_weights
 from kasthuri_ray.training.trackers import check_trackers
-from kasthuri_ray.training.workers import make_trainer, undisturbed, wait_for
+from kasthuri_ray.training.workers import make_trainer, shown_by, wait_for
 
 PACKAGES = ("kasthuri_ray", "torch", "ray", "intern", "numpy", "zarr", "tensorstore")
 
@@ -249,8 +248,7 @@ def git_commit() -> str | None:
 
 def _run(job: Job, workers: tuple[int, int], gpu: bool, reporter: Reporter, lease: Lease) -> None:
     """Train on Ray's workers. Whatever ends it early ends them too, before the run's name is given back."""
-    shown = undisturbed(lambda note: show(reporter, note))
-    with scratch_folder() as scratch, working("training", reporter, lease), Board(shown) as board:
+    with scratch_folder() as scratch, working("training", reporter, lease), Board(shown_by(reporter)) as board:
         wait_for(make_trainer(job, workers, gpu, scratch, board.post).fit, lease.check)
 
 

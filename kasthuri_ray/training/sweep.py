@@ -48,7 +48,7 @@ from kasthuri_ray.training.sweep_page import leave_page
 from kasthuri_ray.training.sweep_plan import SweepPlan, check_resumable, plan_sweep
 from kasthuri_ray.training.sweep_view import SweepView, describe, describe_search, metric_name
 from kasthuri_ray.training.trial_run import CUT_OFF, Crew, TrialPlan, judge, prepare_trial, reason_of, run_trial
-from kasthuri_ray.training.workers import Show, undisturbed, wait_for
+from kasthuri_ray.training.workers import Show, wait_for
 
 WRITE_S = 5.0  # how often the record is written while trials run
 SHOW_S = 0.5  # how often the table is drawn
@@ -97,7 +97,7 @@ def _search(plan: SweepPlan, board: Leaderboard, reporter: Reporter, lease: Leas
     with (
         scratch_folder() as scratch,
         working("the sweep", reporter, lease),
-        Board(undisturbed(sweep.view.note)) as notes,
+        Board(sweep.view.note) as notes,
     ):
         gate, post = open_gate(), notes.post
         sweep.gate = gate

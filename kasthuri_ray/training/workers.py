@@ -9,9 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 from kasthuri_ray.priority import let_helpers_give_way
+from kasthuri_ray.progress import Reporter
 from kasthuri_ray.resources import ENVIRONMENT, WORKER_CPUS
 from kasthuri_ray.training.failures import stop_on_final_errors
 from kasthuri_ray.training.job import Job, Ranks
+from kasthuri_ray.training.progress import show as show_note
 from kasthuri_ray.training.worker import train
 
 MAX_FAILURES = 8  # restarts of the workers, each from the last epoch, before the run gives up
@@ -90,18 +92,18 @@ def _report(history: list[dict[str, Any]]) -> None:
     ray.train.report(history[-1])
 
 
-def undisturbed(take: Show) -> Show:
-    """What takes the workers' notes: `take`, and now and then it is seen to that they are not disturbed."""
+def shown_by(reporter: Reporter) -> Show:
+    """What takes the workers' notes: it shows them, and now and then sees to it that they are not disturbed."""
     last = -math.inf
 
-    def take_note(note: dict[str, Any]) -> None:
+    def show(note: dict[str, Any]) -> None:
         nonlocal last
-        take(note)
+        show_note(reporter, note)
         if "step" in note and time.monotonic() - last > QUIET_S:
             last = time.monotonic()
             let_helpers_give_way()
 
-    return take_note
+    return show
 
 
 def wait_for(work: Callable[[], Any], check: Callable[[], None], stop: Callable[[], None] | None = None) -> None:
