@@ -9,6 +9,7 @@ which others would meet too, is CUT_OFF: it is to go on, once that is mended.
 from __future__ import annotations
 
 import math
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from kasthuri_ray.training.workers import Show, make_trainer
 MAX_FAILURES = 2  # restarts of a trial's workers before it has failed
 WAIT_S = 1.0  # for an epoch, before it is looked whether the trial still trains
 REASON = 400  # letters of a reason that are kept
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 CUT_OFF = "cut off"
 
 
@@ -111,8 +113,9 @@ class _Training:
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a trial failed, as its record says it."""
-    return root_cause(error).strip()[:REASON] or type(error).__name__
+    """Why a trial failed, as its record says it: in one line, without the colours of a terminal."""
+    words = " ".join(COLOUR.sub("", root_cause(error)).split())
+    return words[:REASON] or type(error).__name__
 
 
 def run_trial(id: str, gate: Any, post: Show) -> None:

@@ -16,7 +16,7 @@ from kasthuri_ray.training.leaderboard import FAILED, FINISHED, RUNNING, Leaderb
 from kasthuri_ray.training.schedule import END, Interrupted
 from kasthuri_ray.training.space import Domain
 from kasthuri_ray.training.sweep import Sweep
-from kasthuri_ray.training.trial_run import CUT_OFF
+from kasthuri_ray.training.trial_run import CUT_OFF, reason_of
 from kasthuri_ray.training.workers import wait_for
 from kasthuri_ray.volumes import SourceError
 
@@ -98,6 +98,13 @@ def test_a_sweep_that_is_stopped_ends_what_it_had_tune_do(sweep):
     with pytest.raises(KeyboardInterrupt):
         wait_for(search, stopped_by_hand, sitting.interrupt)
     assert ended == [True]
+
+
+def test_a_reason_is_a_line_without_colours():
+    assert reason_of(RuntimeError("\x1b[36mray::Worker\x1b[39m died:\n  no memory")) == (
+        "RuntimeError: ray::Worker died: no memory"
+    )
+    assert reason_of(ValueError("")) == "ValueError:"
 
 
 @pytest.mark.parametrize(
