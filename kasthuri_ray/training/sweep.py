@@ -275,13 +275,13 @@ class Sweep:
 
 def _say_what_came_of_it(plan: SweepPlan, board: Leaderboard, reporter: Reporter) -> None:
     """The winner in a line, and what to do with it. Raises WorkFailed if no trial finished."""
-    states = [trial.state for trial in board.trials]
+    states, best = [trial.state for trial in board.trials], board.best()
     if not {FINISHED, STOPPED} & set(states):
         failed = [trial.why for trial in board.trials if trial.state == FAILED]
         if failed:
             raise WorkFailed(f"none of the {len(states)} trials finished; the first said: {failed[0]}")
-        raise WorkFailed(f"no trial finished in the time there was; {len(states)} had begun. Give more --hours")
-    best = board.best()
+        some = f"; what the best came to is in {plan.path}/{BEST}" if best is not None else ""
+        raise WorkFailed(f"no trial finished in the time there was; {len(states)} had begun{some}. Give more --hours")
     assert best is not None
     reporter.line(
         f"the best of {len(states)} trials is {best.id}, {metric_name(board.metric)} {best.score:.3f} at epoch "

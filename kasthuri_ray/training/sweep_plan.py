@@ -264,7 +264,8 @@ def nothing_left(plan: SweepPlan, board: Leaderboard) -> str:
     """Why there is nothing left to do, and what would be done with other words; "" if there is something."""
     hours, count = plan.tune.hours, len(board.trials)
     if hours is not None and board.seconds >= 3600 * hours:
-        return f"its {hours:g} hours are over. To search on, give more --hours, such as {2 * hours:g}"
+        more = max(2 * hours, hours + board.seconds / 3600)
+        return f"its {hours:g} hours are over. To search on, give more --hours, such as {more:.2g}"
     if any(trial.state in (RUNNING, OUT_OF_TIME) for trial in board.trials):
         return ""
     if board.exhausted or count == size_of(plan.space):
