@@ -142,6 +142,8 @@ def run_job(main: Callable[[Sequence[str]], int | None], arguments: Sequence[str
     except WorkFailed as error:
         return _tell(str(error), error, FAILED, given)
     except KeyboardInterrupt:
+        if arguments is None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressed again, it would break the ending off
         print("\nstopped", file=sys.stderr)
         return 130
     except INPUT_ERRORS as error:
