@@ -73,7 +73,7 @@ def learning_curves(trials: Sequence[TrialRow], winner: str, metric: str) -> Fig
         colour, alpha = (SECOND, 1.0) if best else (FIRST, 0.45)
         axes.plot(epochs, trial.curve, color=colour, alpha=alpha, linewidth=2.4 if best else 1.0)
         if len(trial.curve) and (not trial.whole or len(trial.curve) == 1):
-            axes.plot(epochs[-1], trial.curve[-1], "o", color=colour, alpha=alpha, markersize=4)
+            axes.plot(epochs[-1], trial.curve[-1], "o", color=colour, alpha=alpha, markersize=4, clip_on=False)
         if best:
             axes.annotate(winner, (epochs[-1], trial.curve[-1]), xytext=(5, 0), textcoords="offset points",
                           color=SECOND, va="center", annotation_clip=False)  # fmt: skip
@@ -116,6 +116,7 @@ def _draw_setting(axes: Axes, axis: Axis, trials: Sequence[TrialRow], winner: st
         axes.set_xticks(range(len(names)), names, fontsize=7.5, **turned)
     x = places + beside if axis.listed else np.array([float(trial.values[axis.key]) for trial in trials])
     if axis.kind == "int":
+        x += _beside(places) * min(1.0, (axis.values[1] - axis.values[0]) / 6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     if axis.kind == LOGARITHMIC:
         _scale_by_logarithm(axes, axis)
@@ -178,7 +179,7 @@ def parallel_coordinates(
         axes.axvline(place, color=INK, alpha=0.35, linewidth=0.7)
         for value in axis.values:
             share = axis.share(value)
-            beside = 0.035 * ((share == 1) - (share == 0))  # out of the lines' way
+            beside = -0.035 if share == 0 else 0.02 if share < 1 else 0.035  # out of the lines' way
             axes.text(place + 0.03, share + beside, _words(value), fontsize=7.5, va="center", alpha=0.9)
     axes.axvline(len(space), color=INK, alpha=0.6, linewidth=1.0)
     for share, value in ((0.0, low), (1.0, high)):

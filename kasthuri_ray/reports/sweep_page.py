@@ -15,6 +15,7 @@ from kasthuri_ray.reports.words import Foreground, duration
 
 CLOSE = 0.01  # of the score: trials this near the winner are as good, and may be faster
 FASTER = 1.3
+ENDINGS = {"finished": "to the end", "stopped": "stopped early"}  # the others are words of their own
 
 
 @dataclass
@@ -148,9 +149,16 @@ def _warnings(report: SweepReport) -> list[str]:
     if best is not None and best["state"] != "finished":
         notes.append(f"The winner was not trained to its end ({best['why']}): training it again may do better.")
     failed = [row for row in report.trials if row["state"] == "failed"]
-    if failed:
-        notes.append(f"Failed: {'; '.join(sorted({row['why'].splitlines()[0] for row in failed if row['why']}))}")
+    reasons: dict[str, list[str]] = {}
+    for row in sorted(failed, key=lambda row: row["id"]):
+        reasons.setdefault(_reason(row), []).append(row["id"])
+    notes += [f"Failed: trial{'s' * (len(ids) > 1)} {', '.join(ids)}. {why}" for why, ids in reasons.items()]
     return notes
+
+
+def _reason(row: Mapping[str, Any]) -> str:
+    """Why a trial failed, in a line."""
+    return next(iter(row["why"].splitlines()), "")
 
 
 def _figures_of_winner(report: SweepReport) -> str:
@@ -215,11 +223,11 @@ def _leaderboard(report: SweepReport) -> str:
         "trial",
         report.metric,
         "epochs",
+        "trained",
         "tiles/s",
         "parameters",
         "network",
         *map(_name, keys),
-        "why it ended",
     ]
     rows = [
         [
@@ -227,15 +235,15 @@ def _leaderboard(report: SweepReport) -> str:
             row["id"],
             "" if row["score"] is None else f"{row['score']:.3f}",
             str(row["epochs"]),
+            ENDINGS.get(row["state"], row["state"]),
             "" if row["tiles_per_second"] is None else f"{row['tiles_per_second']:.1f}",
             "" if row["parameters"] is None else f"{row['parameters']:,}",
             row["network"],
             *(_value(row["values"].get(key)) for key in keys),
-            (row["why"] or row["state"]).splitlines()[0][:160],
         ]
         for place, row in enumerate(report.trials, 1)
     ]
-    return parts.table("Leaderboard", heads, rows, numbers=range(2, 6))
+    return parts.table("Leaderboard", heads, rows, numbers=(2, 3, 5, 6))
 
 
 def _shown_settings(report: SweepReport) -> dict[str, Any]:

@@ -93,8 +93,8 @@ def test_every_trial_is_in_the_leaderboard_and_what_failed_says_why():
     board = page[page.index("Leaderboard") :]
     assert all(f"<td>{row['id']}</td>" in board for row in report.trials)
     assert "<td>[64, 64]</td>" in board
-    assert "tile &lt;too&gt; small" in board
-    assert "Failed: tile &lt;too&gt; small" in page
+    assert "<td>failed</td>" in board
+    assert "Failed: trial 0099. tile &lt;too&gt; small</p>" in page
     assert "1 failed" in page
 
 
