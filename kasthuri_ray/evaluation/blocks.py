@@ -223,9 +223,9 @@ class Totals:
         """The objects matched; see `match_objects`."""
         true, predicted = (side.table() for side in self._sides)
         if not self._pairs:
-            return match_objects((np.zeros(0, int),) * 3, len(true), len(predicted))  # type: ignore[arg-type]
+            return match_objects((np.zeros(0, int),) * 3, true.size_voxels, predicted.size_voxels)
         ids = merge_pairs((true.id_of[one], predicted.id_of[other], voxels) for one, other, voxels in self._pairs)
-        return match_objects(ids, len(true), len(predicted))
+        return match_objects(ids, true.size_voxels, predicted.size_voxels)
 
 
 @dataclass(eq=False)

@@ -1,9 +1,11 @@
 """Which predicted objects are right: one-to-one by overlap, and the precision, recall and F1 that follow.
 
-The rule is that of VESICLE (Gray Roncal et al., BMVC 2015), which judges synapses in the same volumes: a predicted
-synapse is right if it shares at least one voxel with a true one, and each counts once. Where several could be paired,
-those that share most voxels are. So a prediction that spans two true synapses finds one of them, and of the pieces of
-a synapse that fell apart one is right and the others are wrong. No object is left out for its size.
+The rule is that of panoptic quality (Kirillov et al., CVPR 2019, arXiv:1801.00868), which MONAI's
+`PanopticQualityMetric` has too: a predicted object is right if what it shares with a true one is more than half of what
+the two cover together (their intersection over union, IoU). Above a half no object has a second partner, so that
+nothing need be chosen and nothing counts twice: one object over everything finds nothing, one that spans two true ones
+finds at most one of them, and of the pieces of an object that fell apart at most one is right. No object is left out
+for its size.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+MATCHING_IOU = 0.5  # two are paired above it; below a half, pairs would have to be chosen
 Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 """(one, other, voxels): how many voxels have one label in one array and the other in another; sparse."""
 
@@ -38,23 +41,20 @@ def merge_pairs(many: Iterable[Pairs]) -> Pairs:
     return names[keys // len(other_names)], other_names[keys % len(other_names)], total
 
 
-def match_objects(pairs: Pairs, num_true: int, num_predicted: int) -> dict[str, float | int]:
-    """`precision`, `recall`, `f1`, `num_true`, `num_predicted` of objects; 0 where there is nothing to divide by.
+def match_objects(pairs: Pairs, true_voxels: np.ndarray, predicted_voxels: np.ndarray) -> dict[str, float | int]:
+    """`precision`, `recall`, `f1`, `num_true`, `num_predicted`, `matching_iou` of objects; 0 for no objects.
 
-    pairs: (true, predicted, voxels), each pair once. Of pairs that share equally many voxels the lower ids win.
+    pairs: (true, predicted, voxels), each pair once. true_voxels, predicted_voxels: the size of every object; the first
+    is that of object 1.
     """
-    matched, taken_true, taken_predicted = 0, set[int](), set[int]()
-    true, predicted, voxels = pairs
-    for index in np.lexsort((predicted, true, -voxels)).tolist():
-        one, other = int(true[index]), int(predicted[index])
-        if one not in taken_true and other not in taken_predicted:
-            matched += 1
-            taken_true.add(one)
-            taken_predicted.add(other)
+    true, predicted, shared = pairs
+    iou = shared / (true_voxels[true - 1] + predicted_voxels[predicted - 1] - shared)
+    matched, num_true, num_predicted = int((iou > MATCHING_IOU).sum()), len(true_voxels), len(predicted_voxels)
     return {
         "precision": matched / num_predicted if num_predicted else 0.0,
         "recall": matched / num_true if num_true else 0.0,
         "f1": 2 * matched / (num_true + num_predicted) if num_true + num_predicted else 0.0,
         "num_true": num_true,
         "num_predicted": num_predicted,
+        "matching_iou": MATCHING_IOU,
     }

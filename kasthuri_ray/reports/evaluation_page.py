@@ -55,7 +55,7 @@ def evaluation_page(report: EvaluationReport) -> str:
     """The page as HTML: everything in one file, no address of anything outside it."""
     over = [report.foreground.many.capitalize(), "evaluation", report.name]
     body = [
-        parts.header(over, _headline(report), [_measured(report), _advice(report)]),
+        parts.header(over, _headline(report), [_measured(report), _rule(report), _advice(report)]),
         parts.notes([*_silence(report), *report.notes]),
         parts.cells(_figures(report), "Figures"),
         _gallery(report),
@@ -109,6 +109,17 @@ def _measured(report: EvaluationReport) -> str:
     )
 
 
+def _rule(report: EvaluationReport) -> str:
+    """When an object counts as found."""
+    objects = report.result.get("objects")
+    if not objects or not report.counts.num_voxels:
+        return ""
+    return (
+        f"Of the {report.foreground.many} a true and a marked one are a pair, and right, if what they share is more "
+        f"than {objects['matching_iou']:.0%} of what the two cover together (their IoU). So each counts once."
+    )
+
+
 def _advice(report: EvaluationReport) -> str:
     """Whether another threshold would be better."""
     best, now = report.result["best_foreground_f1"], report.result["foreground_f1"]
@@ -137,7 +148,7 @@ def _figures(report: EvaluationReport) -> list[tuple[str, str, str]]:
     if result.get("objects"):
         objects = result["objects"]
         entries += [
-            ("F1 of objects", objects["f1"], f"{report.foreground.many} matched by overlap"),
+            ("F1 of objects", objects["f1"], f"{report.foreground.many} paired by IoU"),
             ("recall of objects", objects["recall"], f"of {objects['num_true']:,} {report.foreground.many} are found"),
             ("precision of objects", objects["precision"], f"of {objects['num_predicted']:,} marked are right"),
         ]

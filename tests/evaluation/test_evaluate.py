@@ -146,23 +146,31 @@ def test_figures_are_those_of_the_whole_arrays(evaluated, synapses):
     assert result["sections"] == [pytest.approx(section) for section in sections]
 
 
-def test_objects_are_those_of_cc3d_matched_by_overlap(evaluated, synapses):
+def test_objects_are_those_of_cc3d_matched_by_intersection_over_union(evaluated, synapses):
     (_, truth, probability), found = synapses, evaluated["objects"]
     true = cc3d.connected_components(truth == 1, connectivity=26)
     predicted = cc3d.connected_components((probability / 255 >= 0.4) & (truth != IGNORED), connectivity=26)
     assert (found["num_true"], found["num_predicted"]) == (true.max(), predicted.max())
+    sizes, others = np.bincount(true.ravel()), np.bincount(predicted.ravel())
     both = (true > 0) & (predicted > 0)
-    pairs, voxels = np.unique(np.stack([true[both], predicted[both]]), axis=1, return_counts=True)
-    right, taken = 0, (set(), set())
-    for index in np.argsort(-voxels, kind="stable"):
-        one, other = pairs[:, index]
-        if one not in taken[0] and other not in taken[1]:
-            taken[0].add(one), taken[1].add(other)
-            right += 1
+    (one, other), shared = np.unique(np.stack([true[both], predicted[both]]), axis=1, return_counts=True)
+    iou = shared / (sizes[one] + others[other] - shared)
+    right = int((iou > 0.5).sum())
+    assert right < len(set(one)), "some overlap too little"
     assert 3 < right < predicted.max()
     assert found["recall"] == right / true.max()
     assert found["precision"] == right / predicted.max()
     assert found["f1"] == 2 * right / (true.max() + predicted.max())
+
+
+@pytest.mark.parametrize("block", [None, (3, 50, 64)])
+def test_one_object_over_everything_finds_no_synapse(synapses, tmp_path, block):
+    options, truth, _ = synapses
+    everything = write_prediction(tmp_path / "all.zarr", np.full(truth.shape, 255, np.uint8))
+    found = measured(replace(options, prediction=everything), block)[0]
+    assert found["recall"] == 1, "of voxels"
+    assert (found["objects"]["num_predicted"], found["objects"]["num_true"] > 5) == (1, True)
+    assert (found["objects"]["recall"], found["objects"]["precision"], found["objects"]["f1"]) == (0, 0, 0)
 
 
 def test_what_it_leaves(evaluated, synapses):

@@ -1,41 +1,68 @@
-"""Objects are matched one-to-one, the largest overlaps first."""
+"""Objects are matched one-to-one, by how much of what two cover together they share."""
 
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 
 from kasthuri_ray.evaluation.matching import count_pairs, match_objects, merge_pairs
 
 
 def matched(true, predicted):
+    """The figures of two arrays of labels 0, 1, 2, ..., each of which is there."""
     true, predicted = np.array(true), np.array(predicted)
-    return match_objects(count_pairs(true, predicted), len(set(true) - {0}), len(set(predicted) - {0}))
+    return match_objects(count_pairs(true, predicted), np.bincount(true)[1:], np.bincount(predicted)[1:])
 
 
-def test_one_voxel_shared_makes_a_prediction_right():
-    assert matched([1, 1, 1, 0, 2, 2], [0, 0, 1, 1, 0, 0]) == {
+def rates(true, predicted):
+    found = matched(true, predicted)
+    return found["precision"], found["recall"]
+
+
+def test_more_than_half_of_what_both_cover_makes_a_prediction_right():
+    assert matched([1, 1, 1, 1, 0, 2, 2], [0, 1, 1, 1, 1, 0, 0]) == {
         "precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "num_true": 2, "num_predicted": 1,
+        "matching_iou": 0.5,
     }  # fmt: skip
+    assert rates([1, 1, 1, 0], [0, 0, 1, 1]) == (0, 0)  # one voxel of four
+    assert rates([1] * 5, [0, 0, 1, 1, 1]) == (1, 1)
+    assert rates([1] * 6, [0, 0, 0, 1, 1, 1]) == (0, 0)
 
 
-def test_a_prediction_that_spans_two_finds_one_and_pieces_are_wrong():
-    spanning = matched([1, 1, 0, 2, 2], [1, 1, 1, 1, 1])
-    assert (spanning["precision"], spanning["recall"]) == (1.0, 0.5)
-    pieces = matched([1, 1, 1, 1, 1], [1, 1, 0, 2, 2])
-    assert (pieces["precision"], pieces["recall"]) == (0.5, 1.0)
+def test_one_object_over_everything_finds_nothing():
+    assert rates([1, 1, 1, 0, 2, 2, 2, 0, 3, 3, 3, 0], [1] * 12) == (0, 0)
+    assert rates([1, 1, 1, 0, 2, 2, 2, 0, 3, 3, 3, 0], [1, 1, 1, 0, 2, 2, 2, 0, 3, 3, 3, 3]) == (1, 1)
 
 
-def test_the_largest_overlap_is_taken_first():
-    # Predicted 1 shares two voxels with true 1 and three with true 2; predicted 2 shares one with true 1.
-    found = matched([1, 1, 2, 2, 2, 1], [1, 1, 1, 1, 1, 2])
-    assert (found["precision"], found["recall"], found["f1"]) == (1.0, 1.0, 1.0)
-    # Predicted 1 goes to true 1, which shares more; nothing is left for true 2.
-    found = matched([1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 2])
-    assert (found["precision"], found["recall"]) == (0.5, 0.5)
+def test_a_prediction_that_spans_two_finds_at_most_the_one_that_it_covers():
+    assert rates([1, 1, 1, 0, 2, 2, 2], [1] * 7) == (0, 0)
+    assert rates([1, 1, 2, 2], [1] * 4) == (0, 0)  # half of it is each
+    assert rates([1, 1, 1, 1, 1, 0, 2], [1] * 7) == (1, 0.5)
+
+
+def test_of_the_pieces_of_an_object_at_most_one_is_right():
+    assert rates([1] * 7, [1, 1, 1, 0, 2, 2, 2]) == (0, 0)
+    assert rates([1] * 4, [1, 1, 2, 2]) == (0, 0)
+    assert rates([1] * 7, [1, 1, 1, 1, 1, 0, 2]) == (0.5, 1)
+
+
+def test_no_pairing_finds_more_and_none_has_an_object_twice():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        true = rng.integers(0, 5, 60).repeat(4)
+        predicted = np.where(rng.random(240) < 0.8, np.roll(true, rng.integers(0, 3)), rng.integers(0, 5, 240))
+        iou = np.array(
+            [[((true == a) & (predicted == b)).sum() / ((true == a) | (predicted == b)).sum() for b in range(1, 5)]
+             for a in range(1, 5)]
+        )  # fmt: skip
+        enough = iou > 0.5
+        best = enough[linear_sum_assignment(1 - enough)].sum()
+        assert rates(true, predicted) == (best / 4, best / 4)
 
 
 def test_nothing_to_divide_by_gives_zero():
     nothing = matched([0, 0], [0, 0])
-    assert nothing == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "num_true": 0, "num_predicted": 0}
+    figures = {"precision": 0.0, "recall": 0.0, "f1": 0.0, "num_true": 0, "num_predicted": 0}
+    assert nothing == figures | {"matching_iou": 0.5}
     assert matched([1, 0], [0, 0])["f1"] == 0.0
 
 

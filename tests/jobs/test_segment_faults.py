@@ -157,8 +157,8 @@ def named(nodes, session: int, name: str) -> list[int]:
 
 def strike(fault: str, job, nodes) -> None:
     if fault == "actor":
-        pids = [pid for node in (nodes.head, nodes.second) for pid in named(nodes, node.pid, "ray::Segmenter")]
-        os.kill(random.choice(pids), signal.SIGKILL)
+        living = [node.pid for node in (nodes.head, nodes.second) if named(nodes, node.pid, "raylet/raylet")]
+        os.kill(random.choice([pid for node in living for pid in named(nodes, node, "ray::Segmenter")]), signal.SIGKILL)
     elif fault == "raylet":
         os.kill(named(nodes, nodes.second.pid, "raylet/raylet")[0], signal.SIGKILL)
     elif fault == "driver":
@@ -169,33 +169,48 @@ def strike(fault: str, job, nodes) -> None:
             nodes.tools.end_session(node)
 
 
-def trial(
-    number: int, fault: str, start, nodes, folder: Path, arguments: list[object], whole: dict[str, bytes]
-) -> list:
-    """One kill at a random moment; gives its line of the table."""
-    out = folder / f"{number}.zarr"
-    given = [*arguments, "--output", out, "--actors", ACTORS]
+def trials(faults: list[str], start, nodes, folder: Path, arguments: list[object], whole: dict[str, bytes]) -> list:
+    """One output, struck by each fault at a random moment of its making; gives the table's line of each."""
+    out = folder / "struck.zarr"
+
+    def begin():
+        given = [*arguments, "--output", out, "--actors", ACTORS]
+        return start(*given, cluster=SimpleNamespace(address=nodes.address), cwd=folder, script=SCRIPT)
+
+    def wait(true) -> None:
+        wait_for(lambda: true() or job.process.poll() is not None, lambda: job.out + job.err)
+
     nodes.heal()
-    cluster = SimpleNamespace(address=nodes.address)
-    job = start(*given, cluster=cluster, cwd=folder, script=SCRIPT)
-    moment = random.randrange(2, BLOCKS - 30)
-    wait_for(lambda: len(records(out)) >= moment, lambda: job.out + job.err)
-    strike(fault, job, nodes)
-    struck, when = records(out), time.monotonic()
-    if fault in ("driver", "everything"):
-        job.wait()
-        nodes.heal()
-        when = time.monotonic()
-        struck = records(out)  # what its actors still did before they ended is no loss
-        job = start(*given, cluster=SimpleNamespace(address=nodes.address), cwd=folder, script=SCRIPT)
-    wait_for(lambda: len(records(out)) > len(struck) or job.process.poll() is not None, lambda: job.out + job.err)
-    seconds = time.monotonic() - when
+    job, rows, before = begin(), [], dict[str, int]()
+    for fault, moment in zip(faults, sorted(random.sample(range(2, BLOCKS - 30), len(faults))), strict=True):
+        wait(lambda: len(records(out)) >= moment)  # noqa: B023
+        _count_again(rows, before, out)
+        strike(fault, job, nodes)
+        before, when = records(out), time.monotonic()
+        rows.append([fault, len(before), BLOCKS - len(before)])
+        if fault in ("driver", "everything"):
+            job.wait()
+            nodes.heal()
+            before, when = records(out), time.monotonic()  # what its actors did before they ended is no loss
+            job = begin()
+            job.until("to go on after a stop")
+        now = len(records(out))
+        wait(lambda: len(records(out)) > now)  # noqa: B023
+        rows[-1].append(f"{time.monotonic() - when:.1f}")
     job.wait(TRIAL_S)
     assert job.code == 0, job.out + job.err
-    again = sum(records(out)[name] != before for name, before in struck.items())
+    _count_again(rows, before, out)
     same = content_of(out) == whole
     shutil.rmtree(out)
-    return [number, fault, len(struck), BLOCKS - len(struck), again, f"{seconds:.1f}", same]
+    shutil.rmtree(f"{out}.ledger")
+    return [[*row, same] for row in rows]
+
+
+def _count_again(rows: list[list], before: dict[str, int], out: Path) -> None:
+    """To the last line, how many blocks that were done when it was struck have been done again since."""
+    if rows:
+        now = records(out)
+        rows[-1].append(sum(now[name] != when for name, when in before.items()))
 
 
 @pytest.mark.faults
@@ -206,18 +221,19 @@ def test_kills_at_random_moments_lose_nothing(start, nodes, tmp_path, capsys):
     job = start(*arguments, "--output", out, "--actors", 1, cluster=cluster, cwd=tmp_path, script=SCRIPT).wait()
     assert job.code == 0, job.out + job.err
     whole, rows = content_of(out), []
-    for number in range(TRIALS):
-        fault = FAULTS[number % len(FAULTS)]
-        row = trial(number, fault, start, nodes, tmp_path, arguments, whole)
-        rows.append(row)
+    while len(rows) < TRIALS:
+        faults = random.sample(FAULTS, len(FAULTS))
+        found = trials(faults, start, nodes, tmp_path, arguments, whole)
         with capsys.disabled():
-            if number == 0:
+            if not rows:
                 print(
-                    f"\n{'trial':>5} {'fault':<10} {'done':>5} {'pending':>7} {'redone':>6} {'goes on':>8} equal bytes"
+                    f"\n{'trial':>5} {'fault':<10} {'done':>5} {'pending':>7} {'goes on':>8} {'redone':>7} equal bytes"
                 )
-            print(f"{row[0]:>5} {row[1]:<10} {row[2]:>5} {row[3]:>7} {row[4]:>6} {row[5]:>6} s {row[6]}", flush=True)
-    assert all(row[6] for row in rows)
-    assert all(row[2] > 0 and row[3] > 0 for row in rows), "a strike must meet the job at work"
+            for number, (fault, done, pending, seconds, again, same) in enumerate(found, start=len(rows)):
+                print(f"{number:>5} {fault:<10} {done:>5} {pending:>7} {seconds:>6} s {again:>7} {same}", flush=True)
+        rows += found
+    assert all(row[5] for row in rows)
+    assert all(row[1] > 0 and row[2] > 0 for row in rows), "a strike must meet the job at work"
     assert all(row[4] <= ACTORS * IN_FLIGHT for row in rows)
 
 

@@ -28,6 +28,7 @@ def report(task_type="synapse", threshold=0.5, **changes):
     }  # fmt: skip
     if task_type == "synapse":
         result["objects"] = {"precision": 0.75, "recall": 0.6, "f1": 2 / 3, "num_true": 20, "num_predicted": 16}
+        result["objects"]["matching_iou"] = 0.5
     sections = [(90 + z, 0.1 * z, 40 * z) for z in range(6)]
     made = EvaluationReport("out.zarr", task_type, result, counts, threshold, sections, gallery)
     for key, value in changes.items():
@@ -43,6 +44,7 @@ def test_a_person_reads_first_how_many_objects_were_found():
     text = text_of(evaluation_page(report()))
     assert "The network finds 12 of 20 synapses; of the 16 it marks, 12 are right." in text
     assert "of 20 synapses are found" in text
+    assert "if what they share is more than 50% of what the two cover together (their IoU). So each counts" in text
     assert "box 90:96,0:48,0:48" in text
 
 
