@@ -11,6 +11,7 @@ import socket
 import sys
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
@@ -55,12 +56,10 @@ SECONDS = 5
 
 
 def main(mark, hosts):
-    found = {}
-    for each in hosts:
-        host, _, ports = each.partition(":")
-        for port in ports.split(","):
-            found[f"{host}:{port}"] = knock(host, int(port), mark)
-    print(json.dumps(found))
+    ends = [(each.partition(":")[0], int(port)) for each in hosts for port in each.partition(":")[2].split(",")]
+    with ThreadPoolExecutor(len(ends)) as pool:  # what does not answer is waited for
+        found = list(pool.map(lambda end: knock(*end, mark), ends))
+    print(json.dumps({f"{host}:{port}": seen for (host, port), seen in zip(ends, found, strict=True)}))
 
 
 def knock(host, port, mark):

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -44,6 +45,17 @@ def missing() -> str:
     return ""
 
 
+def sweep() -> None:
+    """Take away what tests left that were killed: namespaces and folders, which have their process's id in the name."""
+    for path in [*Path("/run/netns").glob("kr*"), *Path("/tmp").glob("kr*lab*")]:
+        owner = re.match(r"kr(\d+)(sw|try|h\d|lab)", path.name)
+        if owner and not Path(f"/proc/{owner[1]}").exists():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                subprocess.run(["ip", "netns", "delete", path.name], capture_output=True)
+
+
 def _prepare() -> None:
     """In a process of ours, before it is what it shall be: it does not outlive the tests."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -61,6 +73,7 @@ class Host:
     log: Path | None = None
     env: dict[str, str] | None = None
     mounts: str = "true"
+    network: str = "10.77.0"
 
     @property
     def said(self) -> str:
@@ -76,7 +89,7 @@ class Host:
 
     @property
     def address(self) -> str:
-        return f"10.77.0.{self.number}"
+        return f"{self.network}.{self.number}"
 
     @property
     def interface(self) -> str:
@@ -90,10 +103,11 @@ class Lab:
     folder: what all hosts see. work: what is submitted with a job: the package and its jobs.
     """
 
+    is_substitute = False  # no field: see loopback.py
     names: tuple[str, ...] = ("head", "anna", "bert")
     spare: str = "cora"
     root: Path = ROOT
-    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="krlab", dir="/tmp")))
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix=f"kr{os.getpid()}lab", dir="/tmp")))
 
     def __post_init__(self) -> None:
         self.token = secrets.token_hex(32)
@@ -114,6 +128,7 @@ class Lab:
     # The network
 
     def build(self) -> None:
+        sweep()
         _ip("netns", "add", self.switch)
         _ip("-n", self.switch, "link", "add", "bridge", "type", "bridge")
         _ip("-n", self.switch, "link", "set", "bridge", "up")
@@ -175,13 +190,11 @@ class Lab:
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *joins]
         ray += ["--node-ip-address", host.address, "--object-store-memory", str(STORE_BYTES)]
         ray += ["--temp-dir", str(self.session(name)), *host.options]
-        own = ["unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
-        script = f'hostname "$1"; shift; {mounts}; exec "$@"'
         self._log_number += 1
         host.log = self.folder / f"{name}-{self._log_number}.log"
         with host.log.open("w") as output:
             host.process = subprocess.Popen(
-                [*self._inside(host), *own, "sh", "-c", script, "sh", name, *ray],
+                [*self._on(host, mounts), *ray],
                 env=self.env(host) | self.env_of_nodes | (env or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -190,6 +203,12 @@ class Lab:
                 start_new_session=True,
                 preexec_fn=_prepare,
             )
+
+    def _on(self, host: Host, mounts: str) -> list[str]:
+        """The words before a command that make it the first process of a host."""
+        own = ["unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
+        script = f'hostname "$1"; shift; {mounts}; exec "$@"'
+        return [*self._inside(host), *own, "sh", "-c", script, "sh", host.name]
 
     def until_started(self, name: str, tries: int = 3) -> None:
         """Until Ray runs on a host; a busy machine can take longer than the 30 s that Ray allows itself."""
@@ -257,7 +276,11 @@ class Lab:
             with direct.open(request, timeout=20) as answer:
                 return json.loads(answer.read())
 
-        return in_namespace(self.hosts["outside"].namespace, read)
+        return self._outside(read)
+
+    def _outside(self, call: Callable[[], Any]) -> Any:
+        """What `call()` gives on the host outside."""
+        return in_namespace(self.hosts["outside"].namespace, call)
 
     def living(self) -> set[str]:
         """The names of the hosts that Ray takes for alive."""

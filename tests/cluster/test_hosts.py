@@ -1,4 +1,7 @@
-"""Several hosts, for real: strangers are refused, jobs run over all of them, and end well when one goes away."""
+"""Several hosts, for real: strangers are refused, jobs run over all of them, and end well when one goes away.
+
+What takes longer is in test_hosts_refusals.py and test_hosts_trials.py, by `make test-cluster`.
+"""
 
 import json
 import os
@@ -6,12 +9,8 @@ import signal
 import sys
 from pathlib import Path
 
-import pytest
-
-pytestmark = pytest.mark.cluster  # too long for the suite
-
 HERE = Path(__file__).resolve().parent
-REFUSED = {401, 403, "UNAUTHENTICATED"}
+ENV_OF_HEAD = {"RAY_health_check_period_ms": "1000"}  # a host that is gone is seen in a third of the time
 # What Ray answers to anybody: pages that ask for the token, and whether it is alive. None of it runs anything.
 OPEN_HTTP = {
     *("GET /", "GET /api/healthz", "GET /api/gcs_healthz", "GET /api/local_raylet_healthz"),
@@ -46,8 +45,13 @@ def test_strangers_are_refused_at_every_door(lab, shop):
     assert sum(door["http"].get("POST /api/job_agent/jobs/") == 401 for door in found.values()) >= 1
 
     # All of them: no call gets through, and no page but those that are for everybody.
-    through = {(door, m) for door, seen in found.items() for m, status in seen["grpc"].items() if status == "OK"}
-    assert not through
+    shut = ("UNAUTHENTICATED", "UNIMPLEMENTED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+    assert not {
+        (door, what, status)
+        for door, seen in found.items()
+        for what, status in seen["grpc"].items()
+        if status not in shut
+    }
     pages = {what for seen in found.values() for what, status in seen["http"].items() if status == 200}
     assert pages <= OPEN_HTTP, pages - OPEN_HTTP
     # Beside them numbers for Prometheus, at ports where an order is answered by nothing else.
@@ -56,13 +60,6 @@ def test_strangers_are_refused_at_every_door(lab, shop):
     assert all(status in ("metrics", "no HTTP") or status >= 400 for seen in metrics for status in seen.values())
     assert not mark.exists()
     assert lab.ask("/api/jobs/") == [job for job in lab.ask("/api/jobs/") if "touch" not in job["entrypoint"]]
-
-    # Ray's own clients, without a token.
-    for address in (f"{head}:6379", f"ray://{head}:10001"):
-        script = f"import ray; ray.init({address!r}); print('in')"
-        came = lab.run([sys.executable, "-c", script], token=False, seconds=300, RAY_AUTH_MODE="disabled")
-        assert came.returncode != 0
-        assert "in" not in came.stdout.split()
 
 
 def ports_of(lab, name: str) -> list[int]:
@@ -84,7 +81,8 @@ def test_the_cluster_is_found_fit(lab):
     assert mend <= {"bandwidth"}, job.log  # on a machine that does ten other things, objects crawl
     assert (status, lines[-1]) == (("FAILED", "not fit: 1 of 10 to mend") if mend else ("SUCCEEDED", "fit"))
     assert any("3 nodes, 4 CPUs, 0 GPUs" in line for line in lines)
-    assert any("token, private addresses" in line for line in lines)
+    doors = "this machine alone" if lab.is_substitute else "token, private addresses"
+    assert any(doors in line for line in lines)
     assert any("MB/s or more between nodes" in line for line in lines)
     assert not list((lab.shared / "runs").iterdir())
 
@@ -96,8 +94,8 @@ def test_two_ranks_on_two_hosts_lose_one_of_them_in_the_middle_of_an_epoch(lab, 
     assert all(lab.processes(name, "ray::RayTrainWorker") for name in ("anna", "bert"))
     lab.power_off("bert")
     assert job.wait() == "SUCCEEDED", job.log
-    assert [row["epoch"] for row in shop.history(run)] == [str(number) for number in range(1, 7)]
-    assert json.loads((run / "metrics.json").read_text())["epochs"] == 6
+    assert [row["epoch"] for row in shop.history(run)] == [str(number) for number in range(1, shop.epochs + 1)]
+    assert json.loads((run / "metrics.json").read_text())["epochs"] == shop.epochs
     assert "the workers start again from the last epoch" in job.log
     lab.start("bert")
     shop.wait_until(lambda: lab.living() == {"head", "anna", "bert"}, 60, "bert is back")
@@ -105,41 +103,12 @@ def test_two_ranks_on_two_hosts_lose_one_of_them_in_the_middle_of_an_epoch(lab, 
 
 def test_a_raylet_that_is_killed_costs_no_byte(lab, segment, whole, shop):
     out = lab.shared / "killed.zarr"
-    job = lab.submit(*segment, "--output", out)
+    job = shop.begin_on_all(lab, *segment, "--output", out)
     job.until(lambda: len(shop.records(out)) >= 20, "some blocks")
     (raylet,) = lab.processes("bert", "raylet/raylet")
     os.kill(raylet, signal.SIGKILL)
     assert job.wait() == "SUCCEEDED", job.log
     assert shop.content_of(out) == whole
-
-
-def test_nodes_with_another_storage_or_package_are_named_before_the_work(lab, train, shop):
-    lab.power_off("bert")
-    other = lab.folder / "other"
-    own = lab.folder / "own"
-    own.mkdir()
-    (other).mkdir()
-    shop.copy_package(other)
-    (other / "kasthuri_ray" / "geometry.py").open("a").write("\n# another release\n")
-    lab.start("bert", env={"PYTHONPATH": str(other)}, mounts=f"mount --bind {own} {lab.shared}")
-    shop.wait_until(lambda: lab.living() == {"head", "anna", "bert"}, 60, "bert is back")
-    job = lab.submit(*train, "--name", "refused")
-    assert job.wait() == "FAILED"
-    assert "is not a folder that all 3 nodes share: bert cannot see it; give --storage s3://" in job.log
-    here = [lab.work / each if str(each).endswith(".json") else each for each in train[1:]]
-    installed = lab.submit(shop.root / train[0], *here, "--name", "refused", ship=False)
-    assert installed.wait() == "FAILED"
-    assert "nodes of this cluster run other packages than this job" in installed.log
-    assert "\n  bert has kasthuri_ray " in installed.log
-    assert "anna has" not in installed.log
-    assert not (lab.shared / "runs" / "refused").exists()
-    checked = lab.submit("jobs/check.py", "--storage", lab.shared / "runs", "--image", "none", "--cache", "none")
-    assert checked.wait() == "FAILED"
-    (line,) = [line for line in checked.log.splitlines() if line.startswith("mend")]
-    assert "bert: it does not see what the other nodes write there" in line
-    lab.power_off("bert")
-    lab.start("bert")
-    shop.wait_until(lambda: lab.living() == {"head", "anna", "bert"}, 60, "bert is back")
 
 
 def test_no_key_lies_in_anything_that_was_left(lab, whole, shop):
