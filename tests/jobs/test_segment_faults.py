@@ -102,17 +102,19 @@ def nodes(clean_env, request):
         command = [*ray, "--address", found.address, "--num-cpus", "2"]
         found.second = tools.started(command, env, folder / "second.log")
 
+    def lives(node: subprocess.Popen | None) -> bool:
+        """Whether it has its raylet: `ray start` itself ends a moment later."""
+        return node is not None and node.poll() is None and bool(named(found, node.pid, "raylet/raylet"))
+
     def heal() -> None:
         """Whatever is gone is begun anew."""
+        whole = lives(found.head)
         for node in (found.head, found.second):
-            if node is not None and node.poll() is not None:
+            if node is not None and not (whole and lives(node)):
                 tools.end_session(node)
-        if found.head is None or found.head.poll() is not None:
-            if found.second is not None:
-                tools.end_session(found.second)
+        if not whole:
             head()
-            second()
-        elif found.second.poll() is not None:
+        if not lives(found.second):
             second()
 
     found.heal, found.tools = heal, tools
