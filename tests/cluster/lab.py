@@ -323,7 +323,7 @@ class Job:
     def log(self) -> str:
         return self.lab.ask(f"/api/jobs/{self.id}/logs")["logs"]
 
-    def until(self, true: Callable[[], Any], what: str, seconds: float = 240) -> None:
+    def until(self, true: Callable[[], Any], what: str, seconds: float = 600) -> None:
         """Until `true()`; an assertion fails where the job ends before."""
         end = time.monotonic() + seconds
         while not true():
@@ -331,7 +331,7 @@ class Job:
             assert self.status in ("PENDING", "RUNNING") or true(), f"ended before {what}:\n{self.log}"
             time.sleep(0.2)
 
-    def wait(self, seconds: float = 300) -> str:
+    def wait(self, seconds: float = 600) -> str:
         """The status at the end."""
         wait_until(lambda: self.status not in ("PENDING", "RUNNING"), seconds, lambda: f"{self.id} ends:\n{self.log}")
         return self.status
