@@ -55,7 +55,7 @@ def check_apart(output: str, copy: str | None, volumes: Mapping[str, Volume | No
         for name, volume in volumes.items():
             if real and volume is not None and volume.folder is not None and lies_in(real, volume.folder):
                 raise ValueError(
-                    f"{flag} {path} lies in the folder of the {name}, {volume.folder}; give a folder outside of it"
+                    f"{flag} {path} lies in the folder of the {name}, {volume.folder}; choose another {flag}"
                 )
 
 
