@@ -17,6 +17,7 @@ from typing import Any
 from kasthuri_ray.benchmarks.processes import run_part
 from kasthuri_ray.benchmarks.table import Line, tell
 from kasthuri_ray.benchmarks.train import make_store
+from kasthuri_ray.config import SMALLEST_BATCH
 
 TUNE_PARTS = "kasthuri_ray.benchmarks.tune_parts"
 SPACE = {
@@ -82,7 +83,7 @@ def layers(store: str, size: Size, scratch: str, scheduler: str) -> dict[str, An
         **{"xrange_vol": [0, 256], "yrange_vol": [0, 256], "z_train": [0, 14], "z_val": [14, 17], "z_test": [17, 20]},
         **{"tile_size": [128, 128], "threshold": False},
     }
-    network = {"epochs": size.epochs, "tiles_per_epoch": size.tiles, "batch_size": 8, "n_blocks": 3}
+    network = {"epochs": size.epochs, "tiles_per_epoch": size.tiles, "batch_size": SMALLEST_BATCH, "n_blocks": 3}
     train = {"storage": scratch, "name": scheduler, "cache": "none", "compile": "off"}
     tune = {
         **{"networks": ["UNet_2D"], "space": f"{scratch}/space.json", "search": "random", "scheduler": scheduler},

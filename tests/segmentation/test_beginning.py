@@ -209,7 +209,7 @@ def test_a_place_in_the_folder_of_what_is_read_is_refused_before_ray_starts(
     given |= {flag: str(tmp_path / place), "--cache": str(tmp_path / "cache")}
     assert cli.run_job(segment_main, [word for pair in given.items() for word in pair]) == 2
     error = capsys.readouterr().err
-    assert f"error: {flag} {tmp_path / place} lies in the folder of the image, {em}; give a folder outside of" in error
+    assert f"error: {flag} {tmp_path / place} lies in the folder of the image, {em}; choose another {flag}" in error
     assert content_of(tmp_path) == before
 
 
