@@ -21,7 +21,7 @@ from kasthuri_ray.config import SMALLEST_BATCH
 
 TUNE_PARTS = "kasthuri_ray.benchmarks.tune_parts"
 SPACE = {
-    "network.learning_rate": {"loguniform": [1e-5, 3e-2]},
+    "network.learning_rate": {"loguniform": [1e-6, 3e-2]},
     "network.loss": {"choice": ["dice_ce", "cross_entropy", "focal"]},
     "network.start_filters": {"choice": [4, 8]},
     "network.augmentations": {"choice": ["none", "basic"]},
