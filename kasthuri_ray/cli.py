@@ -186,10 +186,16 @@ def command_again(program: str, given: Sequence[str], name: str) -> str:
 
 @contextmanager
 def ending_on_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM (`kill`, `ray job stop`) unwinds the stack like Ctrl-C, and the exit code is 143."""
+    """Inside, SIGTERM (`kill`, `ray job stop`) unwinds the stack like Ctrl-C, and the exit code is 143.
+
+    Where it comes inside of `ray.get` or `ray.wait`, Ray makes a SystemExit of code 1 of it; the code is put right.
+    """
+    received = 0
 
     def end(number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
+        nonlocal received
+        received = 128 + number
+        raise SystemExit(received)
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -197,5 +203,7 @@ def ending_on_sigterm() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except SystemExit as error:
+        raise SystemExit(received or error.code) from None
     finally:
         signal.signal(signal.SIGTERM, before)

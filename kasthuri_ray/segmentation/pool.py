@@ -105,7 +105,7 @@ class Pool:
         try:
             self.close()
         finally:
-            self._sigterm.__exit__(None, None, None)
+            self._sigterm.__exit__(*error)
 
     def close(self) -> None:
         """End all actors and take the wish for more machines back."""

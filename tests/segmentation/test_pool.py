@@ -222,21 +222,28 @@ def test_the_crew_grows_where_there_is_room_and_shrinks_when_blocks_run_out(team
     assert wishes == [[{"CPU": 0.2}] * 3, []]
 
 
-@pytest.mark.parametrize("how", ["tick raises", "SIGTERM", "Ctrl-C"])
-def test_whatever_ends_the_run_ends_the_actors(team, how):
+@pytest.mark.parametrize("how", ["tick raises", "SIGTERM", "SIGTERM while Ray waits", "Ctrl-C"])
+def test_whatever_ends_the_run_ends_the_actors(team, how, ray_here):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts us in the background has it ignored
     ours, before = team(), signal.getsignal(signal.SIGTERM)
 
     def tick(progress):
         if progress.done and how == "tick raises":
             raise RuntimeError("the lease is lost")
+        if progress.done and how == "SIGTERM while Ray waits":
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            ray_here.get(endless.remote())
         if progress.done:
             signal.raise_signal(signal.SIGTERM if how == "SIGTERM" else signal.SIGINT)
 
-    raised = {"tick raises": RuntimeError, "SIGTERM": SystemExit, "Ctrl-C": KeyboardInterrupt}[how]
+    @ray_here.remote(num_cpus=0)
+    def endless():
+        time.sleep(60)
+
+    raised = {"tick raises": RuntimeError, "Ctrl-C": KeyboardInterrupt}.get(how, SystemExit)
     with pytest.raises(raised) as error:
         ours.run(((n, "sleep", 0.05) for n in range(10_000)), tick=tick)
-    if how == "SIGTERM":
+    if raised is SystemExit:
         assert error.value.code == 143
         assert signal.getsignal(signal.SIGTERM) == before
     wait_until(lambda: not any(alive(about["pid"]) for about in ours.ready))
