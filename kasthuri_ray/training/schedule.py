@@ -130,7 +130,7 @@ def make_callback(sweep: Trials) -> Any:
             sweep.end(_name_of(trial))
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            error = trial.get_pickled_error() or trial.get_error() or RuntimeError("its process died")
+            error = trial.get_pickled_error() or trial.get_error() or ChildProcessError("its process died")
             sweep.end(_name_of(trial), error)
 
         def __reduce__(self) -> Any:

@@ -181,7 +181,9 @@ class Sweep:
     def _next_trial(self) -> Trial | None:
         """One that was cut off, or a new one."""
         if self._cut_off:
-            return self._cut_off.pop(0)
+            trial = self._cut_off.pop(0)
+            self.board.folder(trial).storage.delete("metrics.json")  # those of a winner as far as it had come
+            return trial
         board, tune, number = self.board, self.plan.tune, len(self.board.trials)
         if self.plan.samples is not None and number >= self.plan.samples:
             return None
@@ -262,6 +264,7 @@ class Sweep:
         for trial in board.trials:
             if trial.state == RUNNING:  # cut off, and no time was left to go on with it
                 trial.update({"state": OUT_OF_TIME, "why": late_words(trial.epochs)})
+        self._write()  # who is out of time, before the best of them is judged
         drop_weights(board, self.plan.tune.keep)
         best = board.best()
         if best is not None:
