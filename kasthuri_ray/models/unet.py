@@ -7,12 +7,13 @@ normalization, and every submodule carries the name under which the published we
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from kasthuri_ray.models.by_path import import_network, try_out
 
@@ -31,6 +32,7 @@ PLAIN_BLOCKS = 4
 WRAPPERS = ("module.", "_orig_mod.")  # what DDP and torch.compile put before every key
 
 CONV: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
+FUNCTION: dict[int, Callable[..., Tensor]] = {2: functional.conv2d, 3: functional.conv3d}
 TRANSPOSED: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 MAX_POOL: dict[int, type[nn.Module]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 BATCH_NORM: dict[int, type[nn.Module]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -140,13 +142,23 @@ class UpBlock(nn.Module):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         raw = self.up(x)
         up = self.norm0(self.act(raw))
-        if self.attention_gate is not None:
-            x = torch.cat([self.attention_gate(skip, raw), up], dim=1)
-        else:
-            x = torch.cat([up, skip], dim=1)
-        x = self.norm1(self.act(self.conv1(x)))
+        both = (up, skip) if self.attention_gate is None else (self.attention_gate(skip, raw), up)
+        x = self.norm1(self.act(_convolve_both(self.conv1, *both)))
         x = self.norm2(self.act(self.conv2(x)))
         return self.res_block(x) if self.res_block is not None else x
+
+
+def _convolve_both(conv: nn.Module, first: Tensor, second: Tensor) -> Tensor:
+    """`conv` over the channels of both.
+
+    As a sum: a copy that holds both, and its gradient, made a training step in 2D 1.5 to 2 times as long (measured on
+    a CPU). A compiler does with the copy what it can.
+    """
+    if torch.compiler.is_compiling():
+        return conv(torch.cat([first, second], dim=1))
+    convolve, n = FUNCTION[first.ndim - 2], first.shape[1]
+    part = convolve(first, conv.weight[:, :n], conv.bias, padding=conv.padding)
+    return part + convolve(second, conv.weight[:, n:], None, padding=conv.padding)
 
 
 class UNet(nn.Module):
