@@ -7,7 +7,7 @@ normalization, and every submodule carries the name under which the published we
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -32,7 +32,6 @@ PLAIN_BLOCKS = 4
 WRAPPERS = ("module.", "_orig_mod.")  # what DDP and torch.compile put before every key
 
 CONV: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
-FUNCTION: dict[int, Callable[..., Tensor]] = {2: functional.conv2d, 3: functional.conv3d}
 TRANSPOSED: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 MAX_POOL: dict[int, type[nn.Module]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 BATCH_NORM: dict[int, type[nn.Module]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -151,14 +150,15 @@ class UpBlock(nn.Module):
 def _convolve_both(conv: nn.Module, first: Tensor, second: Tensor) -> Tensor:
     """`conv` over the channels of both.
 
-    As a sum: a copy that holds both, and its gradient, made a training step in 2D 1.5 to 2 times as long (measured on
-    a CPU). A compiler does with the copy what it can.
+    With channels last as a sum: a copy that holds both, and its gradient, made a training step 1.5 to 2 times as long
+    (measured on a CPU). A compiler does with the copy what it can.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not first.is_contiguous(memory_format=torch.channels_last):
         return conv(torch.cat([first, second], dim=1))
-    convolve, n = FUNCTION[first.ndim - 2], first.shape[1]
-    part = convolve(first, conv.weight[:, :n], conv.bias, padding=conv.padding)
-    return part + convolve(second, conv.weight[:, n:], None, padding=conv.padding)
+    assert isinstance(conv, nn.Conv2d)
+    of_first, of_second = conv.weight[:, : first.shape[1]], conv.weight[:, first.shape[1] :]
+    part = functional.conv2d(first, of_first, conv.bias, padding=conv.padding)
+    return part + functional.conv2d(second, of_second, padding=conv.padding)
 
 
 class UNet(nn.Module):
