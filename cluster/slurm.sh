@@ -9,6 +9,7 @@
 #SBATCH --job-name=kasthuri_ray
 #SBATCH --nodes=2
 #SBATCH --exclusive
+#SBATCH --mem=0
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=1
 #SBATCH --time=24:00:00
@@ -34,13 +35,17 @@ export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_T
 hosts=$(scontrol show hostnames "${SLURM_JOB_NODELIST:?is set by sbatch}")
 addresses=$(getent ahostsv4 "${hosts%%$'\n'*}")
 address=${addresses%% *}
+if [[ $address == 127.* ]]; then # as Debian names a host to itself
+    addresses=$(hostname --all-ip-addresses)
+    address=${addresses%% *}
+fi
 port=$((20000 + SLURM_JOB_ID % 10000))
 
 # The dashboard listens on the loopback alone. In the background, so that SLURM's TERM reaches the job at once.
 nodes=${SLURM_JOB_NUM_NODES:?is set by sbatch}
 srun --nodes="$nodes" --ntasks="$nodes" --kill-on-bad-exit=1 \
     ray symmetric-run --address "$address:$port" --min-nodes "$nodes" \
-    --num-gpus "${SLURM_GPUS_ON_NODE:-0}" -- \
+    -- \
     env RAY_ADDRESS="$address:$port" "$@" &
 steps=$!
 trap 'kill -TERM "$steps" 2>/dev/null; wait "$steps"' TERM

@@ -7,7 +7,7 @@ from kasthuri_ray.cli import SettingFlags, add_reading_flags, add_waiting_flag, 
 
 EXAMPLES = """examples:
   python jobs/check.py
-  python jobs/check.py --address 10.0.0.5:6379 --storage s3://bucket/runs --gpus 8
+  python jobs/check.py --address 10.0.0.5:6379 --storage s3://bucket/runs --gpus 8    # on one of its nodes
   ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/check.py --storage s3://bucket/runs
 
 Exit codes: 0 fit, 1 not fit, 2 bad input.

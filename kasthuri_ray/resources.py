@@ -121,6 +121,11 @@ def _attach(address: str, verbose: bool, level: int) -> None:
     try:
         ray.init(log_to_driver=verbose, logging_level=level)
     except Exception as error:
+        if "No node info found" in str(error):
+            raise ValueError(
+                f"this machine is no node of the Ray at {address}: submit the job (ray job submit --address "
+                "http://HEAD:8265 ...), or type the command on one of its nodes"
+            ) from error
         if not isinstance(error, ray.exceptions.AuthenticationError) and not _REFUSED.search(str(error)):
             raise
         raise ValueError(

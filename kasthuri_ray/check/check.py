@@ -181,6 +181,8 @@ def _rate(source: Node, target: Node) -> float | None:
         return task.options(scheduling_strategy=strategy)
 
     try:
-        return OBJECT_BYTES / ray.get(on(target, fetch).remote([on(source, make).remote()]), timeout=90)
+        made = on(source, make).remote()
+        ray.wait([made], timeout=60, fetch_local=False)  # what is timed is its way alone
+        return OBJECT_BYTES / ray.get(on(target, fetch).remote([made]), timeout=90)
     except (ray.exceptions.RayError, TimeoutError):
         return None
