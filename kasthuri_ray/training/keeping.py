@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from kasthuri_ray.storage import Storage
-from kasthuri_ray.training.leaderboard import FAILED, Leaderboard, Trial
+from kasthuri_ray.training.leaderboard import FAILED, OUT_OF_TIME, Leaderboard, Trial
 from kasthuri_ray.training.run_folder import FREE
 
 BEST, CONFIG = "best", "best.json"
@@ -14,8 +14,8 @@ WEIGHTS = ".pt"
 
 
 def drop_weights(board: Leaderboard, keep: int) -> None:
-    """Delete the weights of all trials that have ended, but those of the `keep` best."""
-    ended = [trial for trial in board.ranked() if trial.ended]
+    """Delete the weights of all trials that have ended, but those of the `keep` best. One out of time may yet go on."""
+    ended = [trial for trial in board.ranked() if trial.ended and trial.state != OUT_OF_TIME]
     kept = [trial for trial in ended if trial.state != FAILED and trial.score is not None][:keep]
     for trial in ended:
         if trial.kept and not any(trial is one for one in kept):

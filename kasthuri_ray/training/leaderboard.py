@@ -160,10 +160,13 @@ def take_stock(board: Leaderboard) -> None:
     for trial in board.trials:
         if trial.state not in (RUNNING, OUT_OF_TIME):
             continue
-        folder, may_have_ended = board.folder(trial), trial.state == RUNNING  # one out of time may have been judged
+        folder = board.folder(trial)
+        if trial.state == OUT_OF_TIME:
+            folder.storage.delete("metrics.json")  # of the best one, as far as it had come
+            trial.kept = True
         trial.state, trial.why = RUNNING, ""
         trial.update(summary(folder.read_history(), board.metric))
-        if may_have_ended and folder.read_metrics() is not None:  # what a run writes last
+        if folder.read_metrics() is not None:  # what a run writes last
             trial.state, trial.why = FINISHED, ended_words(trial.epochs)
 
 

@@ -85,6 +85,7 @@ def _tell_past(scheduler: Any, trial: _Past, scores: list[float]) -> None:
     scheduler.on_trial_add(None, trial)
     for result in results:
         scheduler.on_trial_result(None, trial, result)
+        getattr(scheduler, "_stopped_trials", set()).discard(trial)  # it went on, when others were not as far yet
     scheduler.on_trial_complete(None, trial, results[-1])
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ SHARED = {
     "network.epochs": "trials of one length are compared epoch by epoch: --set network.epochs=... sets it for all",
     "network.metric": "trials are compared by it: --metric sets it for all",
     "network.outweightfilename": "it is a name",
+    "task.loss": "trials learn by network.loss: search that",
     "task.name": "it is a name",
     "task.task_type": "it is what the task looks for",
 }
@@ -65,9 +67,11 @@ class Domain:
         return self.rounded(math.exp(random.uniform(math.log(low), math.log(high))))
 
     def rounded(self, value: float) -> float:
-        """The value with as many digits as a table shows, inside the domain."""
+        """The value with as many digits as a table shows, more where the domain is narrow; inside the domain."""
         low, high = self.values
-        return min(max(float(f"{value:.{DIGITS}g}"), low), high)
+        narrow = max(abs(low), abs(high)) / max(high - low, sys.float_info.min)
+        digits = DIGITS + (int(math.log10(narrow)) if narrow > 1 else 0)
+        return min(max(float(f"{value:.{digits}g}"), low), high)
 
     def as_json(self) -> dict[str, list[Any]]:
         return {self.kind: list(self.values)}

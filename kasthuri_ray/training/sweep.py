@@ -45,7 +45,7 @@ from kasthuri_ray.training.propose import propose
 from kasthuri_ray.training.schedule import END, Interrupted, make_scheduler, make_tuner
 from kasthuri_ray.training.space import NETWORK
 from kasthuri_ray.training.sweep_page import leave_page
-from kasthuri_ray.training.sweep_plan import SweepPlan, check_resumable, plan_sweep
+from kasthuri_ray.training.sweep_plan import SweepPlan, check_resumable, plan_sweep, with_batch_size
 from kasthuri_ray.training.sweep_view import SweepView, describe, describe_search, metric_name
 from kasthuri_ray.training.trial_run import CUT_OFF, Crew, TrialPlan, judge, prepare_trial, reason_of, run_trial
 from kasthuri_ray.training.workers import Show, wait_for
@@ -181,9 +181,7 @@ class Sweep:
     def _next_trial(self) -> Trial | None:
         """One that was cut off, or a new one."""
         if self._cut_off:
-            trial = self._cut_off.pop(0)
-            self.board.folder(trial).storage.delete("metrics.json")  # those of a winner as far as it had come
-            return trial
+            return self._cut_off.pop(0)
         board, tune, number = self.board, self.plan.tune, len(self.board.trials)
         if self.plan.samples is not None and number >= self.plan.samples:
             return None
@@ -214,6 +212,7 @@ class Sweep:
         plan, left = self.plan, self.seconds_left()
         values = {key: value for key, value in trial.values.items() if key != NETWORK}
         settings = with_values(plan.bases[trial.network], values, f"trial {trial.id}")
+        settings = with_batch_size(settings, plan.workers[1])
         train = settings.train.model_copy(update={"storage": f"{plan.path}/trials", "name": trial.id})
         settings = settings.model_copy(update={"train": train})
         crew = Crew(plan.workers, plan.gpu, plan.sharing)

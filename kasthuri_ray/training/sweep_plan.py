@@ -39,6 +39,7 @@ from kasthuri_ray.training.space import (
     size_of,
 )
 from kasthuri_ray.training.start import check_network, norm_warning, read_start_weights
+from kasthuri_ray.training.sweep_again import as_begun, record_of
 from kasthuri_ray.training.trackers import check_trackers
 
 NETWORKS_2D = ("UNet_2D", "UNet_2D_attention", "UNet_2D_residual", "UNet_2D_depth")
@@ -108,6 +109,7 @@ def plan_sweep(task: str | None, layers: Mapping[str, Any], program: str, given:
     task: of `--task`. layers: config, assignments and flags, as `layers.resolve` takes them. say: gets notes.
     Raises ValueError, FileNotFoundError, PermissionError for whatever can be seen to be wrong by now.
     """
+    task, layers = as_begun(task, layers)
     bases = {name: with_absolute_paths(base) for name, base in resolve_networks(task, layers).items()}
     settings = next(iter(bases.values()))
     for note in kept_notes(settings):
@@ -128,7 +130,7 @@ def plan_sweep(task: str | None, layers: Mapping[str, Any], program: str, given:
     name = settings.train.name or f"{settings.task.name.removesuffix('_task')}_sweep_{time.strftime('%Y%m%d-%H%M%S')}"
     path = open_storage(f"{place_output(settings.train.storage, cluster).rstrip('/')}/{name}").path
     check_seen_everywhere(path, cluster)
-    bases = {key: _with_batch_size(base, workers[1]) for key, base in bases.items()}
+    bases = {key: with_batch_size(base, workers[1]) for key, base in bases.items()}
     for base in bases.values() if settings.train.workers else ():
         plan_workers(base, cluster)  # each needs a tile of a batch
     samples, gpu = num_samples(settings.tune, space), uses_gpus(settings, cluster)
@@ -143,7 +145,7 @@ def plan_sweep(task: str | None, layers: Mapping[str, Any], program: str, given:
         gpu=gpu,
         concurrent=int(concurrent),
         sharing=math.ceil(concurrent * workers[1] / cluster.nodes),
-        description=description_of(bases, space),
+        description=description_of(bases, space, record_of(task, layers)),
     )
 
 
@@ -187,7 +189,8 @@ def check_comparable(bases: Mapping[str, Settings]) -> None:
 def fixed_by(layers: Mapping[str, Any]) -> set[str]:
     """The settings that the command line sets for all trials, by key; a file of --config only lays the ground."""
     above: list[tuple[str, Layer]] = layers_above(None, layers["assignments"], layers["flags"])
-    return {f"{section}.{key}" for _, layer in above for section, entries in layer.items() for key in entries}
+    found = {f"{section}.{key}" for _, layer in above for section, entries in layer.items() for key in entries}
+    return found | {"network.loss"} if "task.loss" in found else found
 
 
 def read_space(bases: Mapping[str, Settings], workers: int, fixed: set[str]) -> Space:
@@ -227,20 +230,21 @@ def num_concurrent(tune: Tune, workers: int, gpu: bool, cluster: Cluster) -> int
     return max(1, (int(cluster.gpus) if gpu else cluster.nodes) // workers)
 
 
-def _with_batch_size(settings: Settings, workers: int) -> Settings:
+def with_batch_size(settings: Settings, workers: int) -> Settings:
     """The settings with a batch size, where they leave it open: a tile a worker, and no fewer than SMALLEST_BATCH."""
     size = settings.network.batch_size or max(SMALLEST_BATCH, workers)
     return settings.model_copy(update={"network": settings.network.model_copy(update={"batch_size": size})})
 
 
-def description_of(bases: Mapping[str, Settings], space: Space) -> dict[str, Any]:
-    """What settings.json of a sweep holds."""
+def description_of(bases: Mapping[str, Settings], space: Space, begun: Mapping[str, Any]) -> dict[str, Any]:
+    """What settings.json of a sweep holds. begun: its command line."""
     settings = next(iter(bases.values()))
     found = describe(settings)
     networks = {name: base.of_training()["network"] for name, base in bases.items()}
     searched = {key: domain.as_json() for key, domain in space.items()}
     del found["network"]
-    return {**found, "tune": settings.tune.model_dump(mode="json"), "sweep": {"networks": networks, "space": searched}}
+    sweep = {"networks": networks, "space": searched, "begun": begun}
+    return {**found, "tune": settings.tune.model_dump(mode="json"), "sweep": sweep}
 
 
 def check_resumable(plan: SweepPlan) -> Leaderboard:

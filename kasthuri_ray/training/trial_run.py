@@ -133,8 +133,8 @@ def run_trial(id: str, gate: Any, post: Show) -> None:
     while True:
         alive = training.alive
         history = ray.get(gate.history.remote(id, len(seen), WAIT_S if alive else 0.01))
-        for row in history[len(seen) : plan.epochs - 1]:  # the last epoch is told with the end
-            seen.append(row)
+        if new := history[len(seen) : plan.epochs - 1]:  # the last epoch is told with the end
+            seen += new  # several of a trial that goes on: it has passed the scheduler as far as that
             _tell(plan, seen)  # Tune comes back once the scheduler has seen it, or not at all
         if not alive:
             break

@@ -69,3 +69,10 @@ def test_by_loss_the_lower_one_goes_on(tmp_path):
     for number in range(3):
         run(scheduler, f"low {number}", POOR)
     assert run(scheduler, "high", GOOD) == 1
+
+
+def test_a_poor_trial_that_ran_to_its_end_all_the_same_keeps_no_sweep_from_going_on(tmp_path):
+    """Where trials run at once, the others were not as far when it was judged."""
+    board = leave_trials(tmp_path, GOOD, GOOD, GOOD, POOR)
+    for name in ("median", "asha"):
+        assert run(make_scheduler(Tune(scheduler=name), 9, board), "best", [score + 0.1 for score in GOOD]) == 9

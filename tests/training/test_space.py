@@ -108,6 +108,7 @@ def test_draws_lie_inside_are_short_and_reach_everywhere():
     shares = [Domain("uniform", (0.1, 0.3)).draw(random) for _ in range(1000)]
     assert np.mean(shares) == pytest.approx(0.2, abs=0.01)
     assert type(shares[0]) is float
+    assert len({Domain("uniform", (0.999, 0.9999)).draw(random) for _ in range(100)}) > 50
     assert json.dumps(Domain("int", (2, 4)).draw(random))  # no number of numpy's
 
 

@@ -9,6 +9,7 @@ from kasthuri_ray.resources import Cluster
 from kasthuri_ray.training import sweep_plan
 from kasthuri_ray.training.leaderboard import FINISHED, OUT_OF_TIME, Leaderboard, Trial
 from kasthuri_ray.training.space import Domain
+from kasthuri_ray.training.sweep_again import record_of
 from kasthuri_ray.training.sweep_plan import (
     check_resumable,
     fixed_by,
@@ -209,3 +210,26 @@ def test_networks_whose_trials_cannot_be_compared_are_refused(planned, tmp_path)
     with pytest.raises(ValueError, match=r"--grace 30: a trial has 30 epochs .* or --scheduler none"):
         planned(grace=30)
     planned(grace=30, scheduler="none")
+
+
+def test_a_sweep_that_is_only_named_is_the_one_that_was_begun(planned, tmp_path):
+    plan, _ = planned("network.epochs=7", samples=5, hours=2.0)
+    assert record_of("a", {"flags": {"task": {"image_chan": "https://h/x?key=1"}}})["flags"] == {
+        "task": {"image_chan": "https://h/x"}
+    }
+    begin(plan, trial(0), finished=False)
+    named = {"config": None, "assignments": [], "flags": {"train": {"storage": str(tmp_path), "name": "sweep"}}}
+    again = plan_sweep(None, named, "jobs/tune.py", ["--name", "sweep"], print)
+    assert again.description == plan.description | {"sweep": again.description["sweep"]}
+    assert (again.samples, again.tune.hours, again.settings.network.epochs) == (5, 2.0, 7)
+    assert len(check_resumable(again).trials) == 1
+    longer = {**named, "flags": {**named["flags"], "tune": {"samples": 9}}}
+    assert plan_sweep(None, longer, "jobs/tune.py", [], print).samples == 9
+    named["flags"]["train"]["name"] = "other"
+    with pytest.raises(ValueError, match="no task: give --task"):
+        plan_sweep(None, named, "jobs/tune.py", [], print)
+
+
+def test_where_the_loss_is_set_for_all_it_is_not_searched(planned):
+    assert "network.loss" in planned()[0].space
+    assert "network.loss" not in planned("task.loss=tversky")[0].space
