@@ -79,3 +79,14 @@ def test_every_heading_that_is_linked_to_is_there():
                 for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
             }
             assert heading in headings, f"{page}: {heading}"
+
+
+def test_files_of_keys_do_not_travel_with_the_working_directory(tmp_path):
+    """Ray leaves out what .gitignore names."""
+    from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
+
+    (tmp_path / ".gitignore").write_text((ROOT / ".gitignore").read_text())
+    excluded = get_excludes_from_ignore_files(tmp_path, include_gitignore=True)
+    for name in ("keys.env", "token.txt", ".ray-17-abcdef/token"):
+        assert any(exclude(tmp_path / name) for exclude in excluded), name
+    assert not any(exclude(tmp_path / "README.md") for exclude in excluded)
