@@ -199,7 +199,8 @@ def read_space(bases: Mapping[str, Settings], workers: int, fixed: set[str]) -> 
     file = settings.tune.space
     origin = file or DEFAULT
     if file is None:
-        content = {k: v for k, v in default_space(list(bases.values()), workers).items() if k not in fixed}
+        left_out = fixed | ({"network.loss"} if settings.network.metric == "val.loss" else set())  # each by its own
+        content = {k: v for k, v in default_space(list(bases.values()), workers).items() if k not in left_out}
     else:
         content = read_json(Path(file))
         check_not_fixed(content, fixed, origin)

@@ -233,3 +233,4 @@ def test_a_sweep_that_is_only_named_is_the_one_that_was_begun(planned, tmp_path)
 def test_where_the_loss_is_set_for_all_it_is_not_searched(planned):
     assert "network.loss" in planned()[0].space
     assert "network.loss" not in planned("task.loss=tversky")[0].space
+    assert "network.loss" not in planned("network.metric=val.loss")[0].space  # losses are no measure of each other
