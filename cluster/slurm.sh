@@ -44,8 +44,7 @@ port=$((20000 + SLURM_JOB_ID % 10000))
 # The dashboard listens on the loopback alone. In the background, so that SLURM's TERM reaches the job at once.
 nodes=${SLURM_JOB_NUM_NODES:?is set by sbatch}
 srun --nodes="$nodes" --ntasks="$nodes" --kill-on-bad-exit=1 \
-    ray symmetric-run --address "$address:$port" --min-nodes "$nodes" \
-    -- \
+    ray symmetric-run --address "$address:$port" --min-nodes "$nodes" -- \
     env RAY_ADDRESS="$address:$port" "$@" &
 steps=$!
 trap 'kill -TERM "$steps" 2>/dev/null; wait "$steps"' TERM

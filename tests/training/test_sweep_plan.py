@@ -5,6 +5,7 @@ import json
 import pytest
 
 from kasthuri_ray.config import Tune
+from kasthuri_ray.layers import with_values
 from kasthuri_ray.resources import Cluster
 from kasthuri_ray.training import sweep_plan
 from kasthuri_ray.training.leaderboard import FINISHED, OUT_OF_TIME, Leaderboard, Trial
@@ -19,6 +20,7 @@ from kasthuri_ray.training.sweep_plan import (
     read_space,
     resolve_networks,
     sweep_differences,
+    with_batch_size,
 )
 
 PHANTOM = ["task.image_chan=phantom://em?shape=16,64,64", "task.annotation_chan=phantom://membrane?shape=16,64,64"]
@@ -234,3 +236,9 @@ def test_where_the_loss_is_set_for_all_it_is_not_searched(planned):
     assert "network.loss" in planned()[0].space
     assert "network.loss" not in planned("task.loss=tversky")[0].space
     assert "network.loss" not in planned("network.metric=val.loss")[0].space  # losses are no measure of each other
+
+
+def test_a_batch_size_that_a_trial_leaves_open_is_that_of_its_workers(planned):
+    plan, _ = planned()
+    open_size = with_values(plan.settings, {"network.batch_size": None}, "trial 0000")
+    assert [with_batch_size(open_size, workers).network.batch for workers in (1, 2, 8)] == [2, 2, 8]
