@@ -6,7 +6,7 @@ BIN := .venv/bin
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint,benchmarks]'
 	touch $@
 
 DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
@@ -26,11 +26,13 @@ test-faults: .venv               ## the long trials: kills at random moments
 test-cluster: .venv              ## Ray over several hosts (root on Linux): what is killed, cut and lost, and what came of it
 	$(BIN)/python -m pytest -m 'cluster or not cluster' tests/cluster
 
-lint: .venv                      ## style, layers, types
+lint: .venv                      ## style, imports, declared dependencies, types, docstrings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/deptry .
 	$(BIN)/mypy
+	$(BIN)/python tests/docstrings.py
 
 wheels: .venv                    ## shows that all of it comes as wheels, on x86 and ARM
 	$(BIN)/python tests/wheels.py

@@ -80,35 +80,37 @@ def main(given: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended too
     kind = options.pop("kind")
     if kind == "train":
-        from kasthuri_ray.benchmarks import train
+        from kasthuri_ray.benchmarks import training_speed
 
-        train.run(**options)
+        training_speed.run_training_benchmark(**options)
     elif kind == "segment":
-        from kasthuri_ray.benchmarks import segment
+        from kasthuri_ray.benchmarks import segmentation_speed
 
-        segment.run(**options)
+        segmentation_speed.run_segmentation_benchmark(**options)
     elif kind == "predictor":
-        from kasthuri_ray.benchmarks import predictor
+        from kasthuri_ray.benchmarks import predictor_speed
 
-        predictor.run(**options)
+        predictor_speed.run_predictor_benchmark(**options)
     elif kind == "tune":
-        from kasthuri_ray.benchmarks import tune
+        from kasthuri_ray.benchmarks import sweep_cost
 
-        tune.run(**options)
+        sweep_cost.run_sweep_benchmark(**options)
     elif kind == "accuracy":
         from kasthuri_ray.benchmarks import accuracy
 
         options["tasks"] = options.pop("task")
-        accuracy.run(**options)
+        accuracy.run_accuracy(**options)
     elif kind == "phantom":
-        from kasthuri_ray.benchmarks import phantom, table
+        from kasthuri_ray.benchmarks import harness, phantom_difficulty
 
-        figures = phantom.run(seed=options["seed"])
-        table.write(options["out"], {"benchmark": "phantom", "machine": table.machine(), **figures})
+        figures = phantom_difficulty.run_phantom_difficulty(seed=options["seed"])
+        harness.write_json(
+            options["out"], {"benchmark": "phantom", "machine": harness.machine_description(), **figures}
+        )
     else:
         from kasthuri_ray.benchmarks import vnc
 
-        vnc.convert(options["source"], options["output"])
+        vnc.convert_vnc(options["source"], options["output"])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,15 @@
 import sys
 from collections.abc import Sequence
 
-from kasthuri_ray.cli import SettingFlags, add_reading_flags, add_waiting_flag, add_watching_flags, run_job
+from kasthuri_ray.cli import (
+    DONE,
+    FAILED,
+    SettingFlags,
+    add_reading_flags,
+    add_reporting_flags,
+    add_waiting_flag,
+    run_job,
+)
 
 EXAMPLES = """examples:
   python jobs/check.py
@@ -23,16 +31,17 @@ def make_parser() -> SettingFlags:
     group.setting("--gpus", type=int, metavar="N", help="that there must be (default: what there is)")
     add_reading_flags(parser)
     add_waiting_flag(parser.group("computing"))
-    add_watching_flags(parser)
+    add_reporting_flags(parser)
     return parser
 
 
 def main(given: Sequence[str]) -> int:
     parser = make_parser()
     flags = parser.layer(parser.parse_args(given)).get("check", {})
-    from kasthuri_ray.check.check import Options, check
+    from kasthuri_ray.config.settings import CheckSettings
+    from kasthuri_ray.ray_cluster.fitness_check import check_cluster
 
-    return check(Options(**flags))
+    return DONE if check_cluster(CheckSettings(**flags)) else FAILED
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from kasthuri_ray.cli import SettingFlags, add_reading_flags, add_waiting_flag, add_watching_flags, run_job
+from kasthuri_ray.cli import SettingFlags, add_reading_flags, add_reporting_flags, add_waiting_flag, run_job
 
 EXAMPLES = """examples:
   python jobs/evaluate.py --prediction out.zarr --annotation bossdb://Kasthuri/ac4/synapse
@@ -31,16 +31,17 @@ def make_parser() -> SettingFlags:
     )
     add_reading_flags(parser)
     add_waiting_flag(parser.group("computing"))
-    add_watching_flags(parser)
+    add_reporting_flags(parser)
     return parser
 
 
 def main(given: Sequence[str]) -> None:
     parser = make_parser()
     flags = parser.layer(parser.parse_args(given))["evaluate"]
-    from kasthuri_ray.evaluation.evaluate import Options, evaluate
+    from kasthuri_ray.config.settings import EvaluateSettings
+    from kasthuri_ray.evaluation.evaluate import evaluate
 
-    evaluate(Options(**flags))
+    evaluate(EvaluateSettings(**flags))
 
 
 if __name__ == "__main__":

@@ -4,12 +4,15 @@ import sys
 from collections.abc import Sequence
 
 from kasthuri_ray.cli import (
+    DONE,
+    SET_ASIDE,
     SettingFlags,
     add_computing_flags,
     add_reading_flags,
+    add_reporting_flags,
     add_settings_flags,
-    add_watching_flags,
     run_job,
+    segment_resume_command,
 )
 
 EXAMPLES = """examples:
@@ -60,18 +63,18 @@ def make_parser() -> SettingFlags:
     add_settings_flags(parser)
     add_reading_flags(parser)
     add_computing_flags(parser)
-    add_watching_flags(parser)
+    add_reporting_flags(parser)
     return parser
 
 
 def main(given: Sequence[str]) -> int:
     parser = make_parser()
     arguments = parser.parse_args(given)
-    from kasthuri_ray.segmentation.segment import segment_as_told
+    from kasthuri_ray.segmentation.segment import segment_from_flags
 
-    return segment_as_told(
-        arguments.task, arguments.network, parser.layers(arguments), program=sys.argv[0], given=given
-    )
+    again = segment_resume_command(sys.argv[0], given)
+    result = segment_from_flags(arguments.task, arguments.network, parser.layers(arguments), again)
+    return SET_ASIDE if result.num_set_aside else DONE
 
 
 if __name__ == "__main__":

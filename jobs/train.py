@@ -7,9 +7,10 @@ from kasthuri_ray.cli import (
     SettingFlags,
     add_computing_flags,
     add_reading_flags,
+    add_reporting_flags,
     add_settings_flags,
     add_task_flags,
-    add_watching_flags,
+    resume_command,
     run_job,
 )
 
@@ -33,19 +34,19 @@ def make_parser() -> SettingFlags:
     add_settings_flags(parser)
     add_reading_flags(parser)
     add_computing_flags(parser, precision="network")
-    add_watching_flags(parser, logged="the run")
+    add_reporting_flags(parser, logged="the run")
     return parser
 
 
 def main(given: Sequence[str]) -> None:
     parser = make_parser()
     arguments = parser.parse_args(given)
-    from kasthuri_ray.layers import resolve
+    from kasthuri_ray.config.loading import resolve_settings
 
-    settings = resolve(arguments.task, arguments.network, **parser.layers(arguments))
-    from kasthuri_ray.training.fit import fit
+    settings = resolve_settings(arguments.task, arguments.network, **parser.layers(arguments))
+    from kasthuri_ray.training.train import train
 
-    fit(settings, program=sys.argv[0], given=given)
+    train(settings, lambda name: resume_command(sys.argv[0], given, name))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ from kasthuri_ray.cli import (
     SettingFlags,
     add_computing_flags,
     add_reading_flags,
+    add_reporting_flags,
     add_settings_flags,
     add_task_flags,
-    add_watching_flags,
+    resume_command,
     run_job,
 )
 
@@ -53,16 +54,16 @@ def make_parser() -> SettingFlags:
     add_settings_flags(parser)
     add_reading_flags(parser, "train")
     add_computing_flags(parser, "train", precision="network")
-    add_watching_flags(parser, "train", logged="every trial")
+    add_reporting_flags(parser, "train", logged="every trial")
     return parser
 
 
 def main(given: Sequence[str]) -> None:
     parser = make_parser()
     arguments = parser.parse_args(given)
-    from kasthuri_ray.training.sweep import sweep_as_told
+    from kasthuri_ray.tuning.tune import tune
 
-    sweep_as_told(arguments.task, parser.layers(arguments), program=sys.argv[0], given=given)
+    tune(arguments.task, parser.layers(arguments), lambda name: resume_command(sys.argv[0], given, name))
 
 
 if __name__ == "__main__":

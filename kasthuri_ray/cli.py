@@ -9,22 +9,17 @@ import re
 import shlex
 import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from kasthuri_ray.storage import in_ray_job, without_secrets
+from kasthuri_ray.errors import WorkFailed
+from kasthuri_ray.storage.uris import in_ray_job, redact_secrets
 
 DONE, FAILED, BAD_INPUT, SET_ASIDE = 0, 1, 2, 3
 # Whatever is wrong before the work starts and that a person can mend on the command line.
 INPUT_ERRORS = (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-
-
-class WorkFailed(Exception):
-    """The work had begun and could not be ended; the message says why, and how to go on."""
 
 
 class SettingFlags(argparse.ArgumentParser):
@@ -121,7 +116,7 @@ def add_waiting_flag(group: SettingGroup, section: str | None = None) -> None:
     group.setting("--wait-for-resources", section, nargs="?", const=600.0, type=float, metavar="SECONDS", help=words)
 
 
-def add_watching_flags(parser: SettingFlags, section: str | None = None, logged: str = "") -> None:
+def add_reporting_flags(parser: SettingFlags, section: str | None = None, logged: str = "") -> None:
     """What is told, and to whom. logged: what a tracker is told of, in words; "" if nothing."""
     group = parser.group("watching")
     if logged:
@@ -171,7 +166,7 @@ def _tell(message: str, error: Exception, code: int, given: Sequence[str]) -> in
     return code
 
 
-def command_again(program: str, given: Sequence[str], name: str) -> str:
+def resume_command(program: str, given: Sequence[str], name: str) -> str:
     """The command that goes on with the run `name`."""
     kept, skip = [], False
     for word in given:
@@ -181,29 +176,9 @@ def command_again(program: str, given: Sequence[str], name: str) -> str:
             skip = True
         else:
             kept.append(word)
-    return shlex.join(["python", program, *map(without_secrets, kept), "--name", name])
+    return shlex.join(["python", program, *map(redact_secrets, kept), "--name", name])
 
 
-@contextmanager
-def ending_on_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM (`kill`, `ray job stop`) unwinds the stack like Ctrl-C, and the exit code is 143.
-
-    Where it comes inside of `ray.get` or `ray.wait`, Ray makes a SystemExit of code 1 of it; the code is put right.
-    """
-    received = 0
-
-    def end(number: int, frame: Any) -> None:
-        nonlocal received
-        received = 128 + number
-        raise SystemExit(received)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    except SystemExit as error:
-        raise SystemExit(received or error.code) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def segment_resume_command(program: str, given: Sequence[str]) -> str:
+    """The command that goes on: the same, but that it does not begin anew."""
+    return shlex.join(["python", program, *(redact_secrets(word) for word in given if word != "--overwrite")])

@@ -4,17 +4,60 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 Zyx = tuple[int, int, int]
+Nm = tuple[float, float, float]
 AXES = "zyx"
+T = TypeVar("T")
+
+
+def per_axis(function: Callable[..., T], *values: Sequence[Any]) -> tuple[T, T, T]:
+    """Return `function` of the values of each axis.
+
+    Parameters
+    ----------
+    function : callable
+        Takes one value of each of `values`.
+    *values : sequence of three
+        One value an axis, z, y, x.
+
+    Returns
+    -------
+    tuple of three
+        One result an axis, z, y, x.
+
+    Raises
+    ------
+    ValueError
+        If there are not three axes.
+    """
+    z, y, x = (function(*each) for each in zip(*values, strict=True))
+    return z, y, x
+
+
+def ceil_div(dividend: int, divisor: int) -> int:
+    """Return the quotient rounded up."""
+    return -(-dividend // divisor)
 
 
 @dataclass(frozen=True)
 class Box:
-    """A half-open box of voxels, `start <= voxel < stop` along z, y, x."""
+    """A half-open box of voxels, `start <= voxel < stop` along z, y, x.
+
+    Parameters
+    ----------
+    start, stop : tuple of int
+        First voxel, and the voxel after the last, z, y, x.
+
+    Raises
+    ------
+    ValueError
+        If `start` or `stop` does not have three axes.
+    """
 
     start: Zyx
     stop: Zyx
@@ -27,78 +70,135 @@ class Box:
 
     @classmethod
     def at(cls, start: Sequence[int], shape: Sequence[int]) -> Box:
-        """The box of `shape` voxels whose first voxel is `start`."""
-        return cls(tuple(start), tuple(a + n for a, n in zip(start, shape, strict=True)))  # type: ignore[arg-type]
+        """Return the box of `shape` voxels whose first voxel is `start`."""
+        return cls(per_axis(int, start), per_axis(operator.add, start, shape))
 
     @property
     def shape(self) -> Zyx:
-        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))  # type: ignore[return-value]
+        """Number of voxels along z, y, x."""
+        return per_axis(operator.sub, self.stop, self.start)
 
     @property
     def num_voxels(self) -> int:
+        """Number of voxels; 0 if the box is empty along any axis."""
         return math.prod(max(0, n) for n in self.shape)
 
     def contains(self, other: Box) -> bool:
-        """Whether every voxel of `other` lies in this box."""
-        return all(a <= c and d <= b for a, b, c, d in self._pairs(other))
+        """Return whether every voxel of `other` lies in this box."""
+        return self.intersect(other) == other
 
     def intersect(self, other: Box) -> Box:
-        """What both boxes share; empty (no voxels, never a negative shape) where they do not meet."""
-        start = tuple(max(a, c) for a, _, c, _ in self._pairs(other))
-        stop = tuple(min(b, d) for _, b, _, d in self._pairs(other))
-        return Box(start, tuple(max(a, b) for a, b in zip(start, stop, strict=True)))  # type: ignore[arg-type]
+        """Return the voxels that both boxes share; empty, never of negative shape, where they do not meet."""
+        start = per_axis(max, self.start, other.start)
+        return Box(start, per_axis(max, start, per_axis(min, self.stop, other.stop)))
 
     def overlaps(self, other: Box) -> bool:
+        """Return whether the boxes share a voxel."""
         return self.intersect(other).num_voxels > 0
 
+    def shifted(self, by: Sequence[int]) -> Box:
+        """Return the box, moved by a number of voxels along z, y, x."""
+        return Box(per_axis(operator.add, self.start, by), per_axis(operator.add, self.stop, by))
+
+    def relative_to(self, origin: Sequence[int]) -> Box:
+        """Return the box in voxels counted from the voxel `origin`."""
+        return self.shifted(per_axis(operator.neg, origin))
+
+    def grown(self, margin: Sequence[int]) -> Box:
+        """Return the box with `margin` voxels more on both sides of each axis."""
+        return Box(per_axis(operator.sub, self.start, margin), per_axis(operator.add, self.stop, margin))
+
+    def scaled(self, factors: Sequence[int]) -> Box:
+        """Return the same box in voxels that are smaller by whole factors."""
+        return Box(per_axis(operator.mul, self.start, factors), per_axis(operator.mul, self.stop, factors))
+
     def grown_to_grid(self, cell: Sequence[int], origin: Sequence[int] = (0, 0, 0)) -> Box:
-        """The smallest box of whole grid cells of shape `cell`, with a corner at `origin`, that covers this one."""
-        start = (o + (a - o) // c * c for a, c, o in zip(self.start, cell, origin, strict=True))
-        stop = (o - (o - b) // c * c for b, c, o in zip(self.stop, cell, origin, strict=True))
-        return Box(tuple(start), tuple(stop))  # type: ignore[arg-type]
+        """Return the smallest box of whole grid cells that covers this one.
+
+        Parameters
+        ----------
+        cell : sequence of int
+            Shape of a grid cell, z, y, x.
+        origin : sequence of int
+            A corner of the grid.
+        """
+        start = per_axis(lambda a, c, o: o + (a - o) // c * c, self.start, cell, origin)
+        return Box(start, per_axis(lambda b, c, o: o + ceil_div(b - o, c) * c, self.stop, cell, origin))
 
     def cells(self, cell: Sequence[int], origin: Sequence[int] = (0, 0, 0)) -> Iterator[Box]:
-        """The grid cells (see `grown_to_grid`) that this box meets, each cut to the box, z slowest."""
+        """Yield the grid cells (see `grown_to_grid`) that this box meets, each cut to the box, z slowest."""
         grown = self.grown_to_grid(cell, origin)
-        corners = (range(a, b, c) for a, b, c in zip(grown.start, grown.stop, cell, strict=True))
-        for corner in itertools.product(*corners):
+        for corner in itertools.product(*per_axis(range, grown.start, grown.stop, cell)):
             yield Box.at(corner, cell).intersect(self)
 
     def slices(self, origin: Sequence[int] = (0, 0, 0)) -> tuple[slice, slice, slice]:
-        """Slices that cut this box from an array whose voxel [0, 0, 0] is the voxel `origin`."""
-        return tuple(slice(a - o, b - o) for a, b, o in zip(self.start, self.stop, origin, strict=True))  # type: ignore[return-value]
-
-    def _pairs(self, other: Box) -> Iterator[tuple[int, int, int, int]]:
-        return zip(self.start, self.stop, other.start, other.stop, strict=True)
+        """Return slices that cut this box from an array whose voxel [0, 0, 0] is the voxel `origin`."""
+        inside = self.relative_to(origin)
+        return per_axis(slice, inside.start, inside.stop)
 
     def __str__(self) -> str:
         return ",".join(f"{a}:{b}" for a, b in zip(self.start, self.stop, strict=True))
 
 
 def parse_box(text: str, bounds: Box) -> Box:
-    """The box that `text` names, such as `0:100,1000:3000,:`, inside `bounds`.
+    """Return the box that a text such as `0:100,1000:3000,:` names.
 
-    `:` stands for the whole axis. Raises ValueError for anything that is not three ranges, is empty, negative, or
-    not wholly inside `bounds`.
+    Parameters
+    ----------
+    text : str
+        Three half-open ranges z, y, x, in voxels; `:` is the whole axis.
+    bounds : Box
+        What the box must lie in.
+
+    Returns
+    -------
+    Box
+        The box, in the voxels of `bounds`.
+
+    Raises
+    ------
+    ValueError
+        If the text is not three ranges, or the box is empty, negative where `bounds` is not, or outside `bounds`.
     """
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 3 or any(part.count(":") != 1 for part in parts):
         raise ValueError(f"box {text!r} is not three ranges z,y,x such as 0:100,1000:3000,: (half-open, in voxels)")
-    start, stop = [], []
-    for axis, part in enumerate(parts):
-        low, high = part.split(":")
-        try:
-            start.append(int(low) if low else bounds.start[axis])
-            stop.append(int(high) if high else bounds.stop[axis])
-        except ValueError:
-            raise ValueError(f"box {text!r}: {part!r} along {AXES[axis]} is not a range of whole voxels") from None
-        if start[-1] < min(0, bounds.start[axis]) or stop[-1] < min(0, bounds.start[axis]):
-            raise ValueError(f"box {text!r}: negative indices are refused, along {AXES[axis]} it has {part!r}")
-    return check_inside(Box(tuple(start), tuple(stop)), bounds, f"box {text!r}")  # type: ignore[arg-type]
+    whole = zip(parts, AXES, bounds.start, bounds.stop, strict=True)
+    start, stop = zip(*(_parse_range(text, *axis) for axis in whole), strict=True)
+    return check_inside(Box(start, stop), bounds, f"box {text!r}")
+
+
+def _parse_range(text: str, part: str, axis: str, low: int, high: int) -> tuple[int, int]:
+    first, last = part.split(":")
+    try:
+        start, stop = int(first) if first else low, int(last) if last else high
+    except ValueError:
+        raise ValueError(f"box {text!r}: {part!r} along {axis} is not a range of whole voxels") from None
+    if min(start, stop) < min(0, low):
+        raise ValueError(f"box {text!r}: negative indices are refused, along {axis} it has {part!r}")
+    return start, stop
 
 
 def check_inside(box: Box, bounds: Box, what: str) -> Box:
-    """`box`, if it holds voxels and lies in `bounds`; a ValueError that shows the bounds if not."""
+    """Return `box` if it holds voxels and lies in `bounds`.
+
+    Parameters
+    ----------
+    box, bounds : Box
+        What is checked, and what it must lie in.
+    what : str
+        Opens the message of the error.
+
+    Returns
+    -------
+    Box
+        `box`.
+
+    Raises
+    ------
+    ValueError
+        If the box is empty or outside; the message shows `bounds`.
+    """
     if box.num_voxels == 0:
         raise ValueError(f"{what} holds no voxels: {box}")
     if not bounds.contains(box):
@@ -107,7 +207,13 @@ def check_inside(box: Box, bounds: Box, what: str) -> Box:
 
 
 def tile_starts(start: int, stop: int, size: int) -> list[int]:
-    """Where tiles of `size` begin so that they cover `start`..`stop`; the last one shifts inward."""
+    """Return where tiles of `size` begin that cover `start`..`stop`; the last one shifts inward.
+
+    Raises
+    ------
+    ValueError
+        If the range is smaller than a tile.
+    """
     if stop - start < size:
         raise ValueError(f"a range of {stop - start} voxels is smaller than the tile, {size}")
     starts = list(range(start, stop - size + 1, size))
@@ -117,10 +223,22 @@ def tile_starts(start: int, stop: int, size: int) -> list[int]:
 
 
 class TileGrid(Sequence[tuple[Box, Box]]):
-    """Tiles that cover `box`, z slowest, and of each the part that no tile before it holds; nothing is kept of them.
+    """Tiles that cover a box, z slowest; computed when they are asked for.
 
-    Gives pairs (tile, own): `tile` has the shape `tile`, the last along an axis shifts inward; the `own` boxes
-    cover every voxel of `box` exactly once. Raises ValueError where the box is smaller than a tile.
+    An element is a pair (tile, own). `tile` has the shape of a tile; the last one along an axis shifts inward. The
+    `own` boxes, the parts that no earlier tile holds, cover every voxel of the box exactly once.
+
+    Parameters
+    ----------
+    box : Box
+        What the tiles cover.
+    tile : tuple of int
+        Shape of a tile, z, y, x.
+
+    Raises
+    ------
+    ValueError
+        If the box is smaller than a tile.
     """
 
     def __init__(self, box: Box, tile: Zyx) -> None:
@@ -131,13 +249,13 @@ class TileGrid(Sequence[tuple[Box, Box]]):
                     f"it has {box.shape[axis]} voxels, the tile {tile[axis]}"
                 )
         self.box, self.tile = box, tile
-        self._starts = [tile_starts(box.start[axis], box.stop[axis], tile[axis]) for axis in range(3)]
+        self._starts = per_axis(tile_starts, box.start, box.stop, tile)
 
     def __len__(self) -> int:
         return math.prod(len(starts) for starts in self._starts)
 
     def __getitem__(self, number: Any) -> Any:
-        """The pair `number`; a slice gives a list of pairs."""
+        """Return the pair `number`, or a list of pairs for a slice."""
         if isinstance(number, slice):
             return [self[i] for i in range(*number.indices(len(self)))]
         if not -len(self) <= number < len(self):
@@ -147,9 +265,10 @@ class TileGrid(Sequence[tuple[Box, Box]]):
         for starts in reversed(self._starts):
             number, place = divmod(number, len(starts))
             places.insert(0, place)
-        start, own, stop = [], [], []
-        for starts, place, size in zip(self._starts, places, self.tile, strict=True):
-            start.append(starts[place])
-            own.append(starts[place - 1] + size if place else starts[place])
-            stop.append(starts[place] + size)
-        return Box(tuple(start), tuple(stop)), Box(tuple(own), tuple(stop))  # type: ignore[arg-type]
+        tile = Box.at(per_axis(lambda starts, place: starts[place], self._starts, places), self.tile)
+        own = per_axis(self._own_start, self._starts, places, self.tile)
+        return tile, Box(own, tile.stop)
+
+    @staticmethod
+    def _own_start(starts: list[int], place: int, size: int) -> int:
+        return starts[place - 1] + size if place else starts[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 import time
@@ -57,12 +58,33 @@ class Reporter:
             self._height = 0
 
 
-def counted(number: int, noun: str) -> str:
+class Throttle:
+    """Limit how often something is done.
+
+    Parameters
+    ----------
+    period_s : float
+        Least time between two times, in seconds.
+    """
+
+    def __init__(self, period_s: float) -> None:
+        self.period_s, self._last = period_s, -math.inf
+
+    def due(self) -> bool:
+        """Return whether the period has passed since this last returned True; the first call returns True."""
+        now = time.monotonic()
+        if now - self._last <= self.period_s:
+            return False
+        self._last = now
+        return True
+
+
+def format_count(number: int, noun: str) -> str:
     """So many of something: 1 block, 1,000 blocks."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as a person says them: 45 s, 12 min, 3 h 05 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"

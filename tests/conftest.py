@@ -81,7 +81,7 @@ def array_volume() -> Any:
     import numpy as np
 
     from kasthuri_ray.geometry import Box
-    from kasthuri_ray.volumes import Volume
+    from kasthuri_ray.volumes.volume import Volume
 
     # In here, so that Ray carries the class itself: its workers cannot import the tests.
     @dataclasses.dataclass(kw_only=True)
@@ -109,11 +109,11 @@ def ray_here() -> Iterator[Any]:
     """A Ray of two CPUs on this machine, which lives as long as the tests."""
     import ray
 
-    from kasthuri_ray.resources import attach_or_start
+    from kasthuri_ray.ray_cluster.connection import connect_ray
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setattr("kasthuri_ray.device.usable_cpus", lambda: 2)
-        attach_or_start()
+        patch.setattr("kasthuri_ray.hardware.usable_cpus", lambda: 2)
+        connect_ray()
     yield ray
     ray.shutdown()

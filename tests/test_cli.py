@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kasthuri_ray.cli import SettingFlags, WorkFailed, add_computing_flags, add_reading_flags, command_again, run_job
-from kasthuri_ray.volumes import SourceError
+from kasthuri_ray.cli import SettingFlags, add_computing_flags, add_reading_flags, resume_command, run_job
+from kasthuri_ray.errors import VolumeError, WorkFailed
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = str(ROOT / "jobs" / "train.py")
@@ -29,7 +29,7 @@ def raising(error: BaseException):
         (FileNotFoundError("not there"), 2, "error: not there\n"),
         (PermissionError("not yours"), 2, "error: not yours\n"),
         (WorkFailed("half way\nto go on: again"), 1, "error: half way\nto go on: again\n"),
-        (SourceError("the server is down"), 1, "error: the server is down\n"),
+        (VolumeError("the server is down"), 1, "error: the server is down\n"),
         (OSError("disk full"), 1, "error: disk full\n"),
         (KeyError("x"), 1, "error: KeyError: 'x' (--verbose shows where)\n"),
         (RuntimeError(), 1, "error: RuntimeError:  (--verbose shows where)\n"),
@@ -102,7 +102,7 @@ def test_flags_that_are_given_and_no_others_become_settings():
     ],
 )
 def test_the_command_that_goes_on_names_the_run(given, again):
-    assert command_again("jobs/train.py", shlex.split(given), "n") == again
+    assert resume_command("jobs/train.py", shlex.split(given), "n") == again
 
 
 def train(*given: str, cwd: Path) -> subprocess.CompletedProcess[str]:

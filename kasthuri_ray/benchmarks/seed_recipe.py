@@ -46,11 +46,11 @@ class ArrayTiles(Dataset):
         image = torch.from_numpy(self.image[place].astype(np.float32) / 255)
         label = torch.from_numpy(self.label[place].astype(np.int64))
         if self.rotation is not None:
-            image, label = change(image, label, *self.rotation)
+            image, label = augment_seed_tile(image, label, *self.rotation)
         return image, label[0]
 
 
-def change(image: Tensor, label: Tensor, degrees: float, likely: float) -> tuple[Tensor, Tensor]:
+def augment_seed_tile(image: Tensor, label: Tensor, degrees: float, likely: float) -> tuple[Tensor, Tensor]:
     """Flip every second tile horizontally and rotate it by up to `degrees`; image and label 1, y, x."""
     if torch.rand(()) < 0.5:
         image, label = image.flip(-1), label.flip(-1)
@@ -64,7 +64,7 @@ def change(image: Tensor, label: Tensor, degrees: float, likely: float) -> tuple
 
 
 @dataclass
-class Recipe:
+class SeedRecipe:
     """The recipe over arrays. train, val, test: pairs of image and label, uint8 z, y, x."""
 
     task_type: str

@@ -33,7 +33,7 @@ FOLDERS = {
 }
 
 
-def convert(source: str, output: str) -> None:
+def convert_vnc(source: str, output: str) -> None:
     """Write `output`, a zarr group of em, labels and the binary membrane, mitochondria and synapse, z, y, x uint8.
 
     source: a checkout of SOURCE, or its stack1. Raises FileNotFoundError and ValueError for what is missing or odd.
@@ -46,8 +46,8 @@ def convert(source: str, output: str) -> None:
         if array.shape != arrays["em"].shape:
             raise ValueError(f"{stack / FOLDERS[name]} is {array.shape}, the images are {arrays['em'].shape} (z,y,x)")
     for name, values in CLASSES.items():
-        arrays[name] = foreground(arrays[name], np.isin(arrays["labels"], values), str(stack / FOLDERS[name]))
-    write(arrays, output)
+        arrays[name] = label_foreground(arrays[name], np.isin(arrays["labels"], values), str(stack / FOLDERS[name]))
+    write_vnc(arrays, output)
     print(output)
 
 
@@ -74,7 +74,7 @@ def _read(file: Path) -> np.ndarray:
         raise ValueError(f"{file} is not an image; is it a pointer of Git LFS? {TO_BE_HAD}") from None
 
 
-def foreground(drawn: np.ndarray, labelled: np.ndarray, name: str) -> np.ndarray:
+def label_foreground(drawn: np.ndarray, labelled: np.ndarray, name: str) -> np.ndarray:
     """The drawn structure as 1, the rest as 0, whether it was drawn in black or in white.
 
     drawn: two grey levels. labelled: where the merged labels have the structure; they agree with it nearly everywhere.
@@ -88,7 +88,7 @@ def foreground(drawn: np.ndarray, labelled: np.ndarray, name: str) -> np.ndarray
     return (white if agreement > 0.5 else ~white).astype(np.uint8)
 
 
-def write(arrays: dict[str, np.ndarray], output: str) -> None:
+def write_vnc(arrays: dict[str, np.ndarray], output: str) -> None:
     """The arrays as a zarr group, each with its voxel size."""
     import zarr
 

@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from kasthuri_ray.config import Task
+from kasthuri_ray.config.loading import builtin_tasks, resolve_settings
+from kasthuri_ray.config.task import TaskSettings
 from kasthuri_ray.geometry import Box, Zyx
-from kasthuri_ray.layers import own_tasks, resolve
-from kasthuri_ray.progress import counted
-from kasthuri_ray.segmentation.output import Output
-from kasthuri_ray.storage import open_storage
-from kasthuri_ray.volumes import Volume
-from kasthuri_ray.volumes.opener import Opener
+from kasthuri_ray.output.ome_zarr import OmeZarrOutput
+from kasthuri_ray.progress import format_count
+from kasthuri_ray.storage.folder import open_storage
+from kasthuri_ray.volumes.opening import VolumeOpener
+from kasthuri_ray.volumes.volume import Volume
 
 
 @dataclass(frozen=True)
-class Truth:
+class AnnotationRule:
     """What of a task says what an annotation's labels mean, and what is looked for."""
 
     name: str
@@ -32,7 +32,7 @@ class Truth:
     annotation: str | None = None
 
     @classmethod
-    def of(cls, task: Mapping[str, Any]) -> Truth:
+    def of(cls, task: Mapping[str, Any]) -> AnnotationRule:
         return cls(
             name=task["name"],
             task_type=task["task_type"],
@@ -43,17 +43,17 @@ class Truth:
         )
 
 
-def read_record(uri: str) -> dict[str, Any]:
+def read_provenance(uri: str) -> dict[str, Any]:
     """The provenance that a segmentation of ours left in its group; empty for anything else."""
-    return _found(uri)[1]
+    return _find_provenance(uri)[1]
 
 
-def output_path(uri: str) -> str | None:
+def output_group_path(uri: str) -> str | None:
     """The path of the group where one of its arrays is named, else that of the prediction; None as `group_path`."""
-    return _found(uri)[0]
+    return _find_provenance(uri)[0]
 
 
-def _found(uri: str) -> tuple[str | None, dict[str, Any]]:
+def _find_provenance(uri: str) -> tuple[str | None, dict[str, Any]]:
     path = group_path(uri)
     if path is None:
         return None, {}
@@ -73,34 +73,35 @@ def group_path(uri: str) -> str | None:
     return path if plain and path else None
 
 
-def truth_of(task: str | None, prediction: str, record: Mapping[str, Any]) -> Truth:
+def annotation_rule(task: str | None, prediction: str, record: Mapping[str, Any]) -> AnnotationRule:
     """The task that was named, else the one of the provenance. ValueError where there is neither."""
     if task is not None:
-        return Truth.of(resolve(task, None).task.model_dump())
+        return AnnotationRule.of(resolve_settings(task, None).task.model_dump())
     known = record.get("task")
     if known is None:
         raise ValueError(
             f"{prediction} does not say which task it was made for: give --task, one of "
-            f"{', '.join(own_tasks())} or a task file"
+            f"{', '.join(builtin_tasks())} or a task file"
         )
     defaults = {
-        name: Task.model_fields[name].default for name in ("name", "threshold", "threshold_value", "ignore_label")
+        name: TaskSettings.model_fields[name].default
+        for name in ("name", "threshold", "threshold_value", "ignore_label")
     }
-    return Truth.of({**defaults, "task_type": "", **known})
+    return AnnotationRule.of({**defaults, "task_type": "", **known})
 
 
 @dataclass(kw_only=True)
-class ClassesVolume(Volume):
+class ForegroundVolume(Volume):
     """The foreground of an output with several classes: their probabilities added up, at most 255."""
 
-    output: Output
+    output: OmeZarrOutput
 
     def _read(self, box: Box) -> np.ndarray:
         total = self.output.read(0, box).sum(axis=0, dtype=np.uint16)
         return np.minimum(total, 255).astype(np.uint8)
 
 
-def open_prediction(uri: str, opener: Opener, classes: int) -> Volume:
+def open_prediction(uri: str, opener: VolumeOpener, classes: int) -> Volume:
     """The probability of foreground as a volume of uint8, floats or bools. ValueError for other types."""
     path = group_path(uri)
     if classes > 2 and path is not None:
@@ -115,10 +116,10 @@ def open_prediction(uri: str, opener: Opener, classes: int) -> Volume:
 
 
 def _open_classes(path: str) -> Volume:
-    output = Output.open(path)
+    output = OmeZarrOutput.open(path)
     level = output.spec.levels[0]
     known = output.spec.nanometers
-    return ClassesVolume(
+    return ForegroundVolume(
         uri=output.path,
         bounds=level.box,
         dtype=np.dtype(np.uint8),
@@ -130,7 +131,7 @@ def _open_classes(path: str) -> Volume:
     )
 
 
-def start_of(record: Mapping[str, Any], prediction: Volume) -> Zyx | None:
+def prediction_start(record: Mapping[str, Any], prediction: Volume) -> Zyx | None:
     """Where a prediction of ours begins in its image, which an OME-Zarr without a unit cannot say.
 
     Raises ValueError for a coarser level of one: nobody knows its voxels from those of the annotation.
@@ -147,9 +148,9 @@ def start_of(record: Mapping[str, Any], prediction: Volume) -> Zyx | None:
     return box.start
 
 
-def unfinished_words(uri: str) -> str:
+def unfinished_warning(uri: str) -> str:
     """What to tell of a segmentation that is not done and holds zeros where blocks are missing; empty for any other."""
-    path = output_path(uri)
+    path = output_group_path(uri)
     if path is None:
         return ""
     folder, _, name = path.rpartition("/")
@@ -161,6 +162,6 @@ def unfinished_words(uri: str) -> str:
     if state == "done":
         return ""
     return (
-        f"The segmentation is not finished ({state}: {done} of {counted(blocks, 'block')}). What is missing counts as "
+        f"The segmentation is not finished ({state}: {done} of {format_count(blocks, 'block')}). What is missing counts as "
         "background here; run it to its end first, or give --box of a part that is done."
     )

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kasthuri_ray.geometry import Zyx
 from kasthuri_ray.models.unet import DownBlock, UNet, UpBlock
 
-Zyx = tuple[int, int, int]
 Span = tuple[int, int]  # first and last voxel along one axis, both included
 
 FACTORS = (1, 2, 4, 8, 16, 32)  # pooling grids that are looked for
@@ -34,8 +34,11 @@ SEES_ALL = (
 )
 
 
+_CONV = ("kernel_size", "stride", "padding", "dilation")
+
+
 @dataclass(frozen=True)
-class Reach:
+class ReceptiveField:
     """What an output voxel depends on, in voxels z, y, x.
 
     margin: how far to each side, rounded up to the factors; z is 0 in 2D. factors: the cell of the pooling grid, which
@@ -49,16 +52,16 @@ class Reach:
     exact: bool = True
     note: str = ""
 
-    def turned(self) -> Reach:
+    def turned(self) -> ReceptiveField:
         """The same for a network that is also run on tiles whose y and x are exchanged."""
         across = [max(values[1:]) for values in (self.margin, self.factors, self.sees)]
         margin, factors, sees = (
             (values[0], n, n) for values, n in zip((self.margin, self.factors, self.sees), across, strict=True)
         )
-        return Reach(margin, factors, sees, self.exact, self.note)
+        return ReceptiveField(margin, factors, sees, self.exact, self.note)
 
 
-def reach_of(network: nn.Module, dim: int, channels: int = 1) -> Reach:
+def find_receptive_field(network: nn.Module, dim: int, channels: int = 1) -> ReceptiveField:
     """How far `network` sees: an `nn.Module` that gives N, classes, [z], y, x for N, channels, [z], y, x.
 
     Computed over every place that a voxel can have in its pooling cell. Weights do not matter: a voxel counts where
@@ -70,22 +73,19 @@ def reach_of(network: nn.Module, dim: int, channels: int = 1) -> Reach:
     return _measured(network, dim, channels)
 
 
-def _reach(sees: Sequence[int], factors: Sequence[int], exact: bool, note: str) -> Reach:
+def _reach(sees: Sequence[int], factors: Sequence[int], exact: bool, note: str) -> ReceptiveField:
     """A Reach from the values along the network's own axes."""
     fill = 3 - len(sees)
     margin = [-(-n // f) * f for n, f in zip(sees, factors, strict=True)]
     z0, z1 = (0,) * fill, (1,) * fill
-    return Reach((*z0, *margin), (*z1, *factors), (*z0, *sees), exact, note)  # type: ignore[arg-type]
+    return ReceptiveField((*z0, *margin), (*z1, *factors), (*z0, *sees), exact, note)  # type: ignore[arg-type]
 
 
-# A UNet: which input voxels an output voxel is computed from, layer by layer, from the last to the first.
-
-
-def _computed(network: UNet) -> Reach:
+def _computed(network: UNet) -> ReceptiveField:
     sees = [
         max(_distance(network, axis, phase) for phase in range(factor)) for axis, factor in enumerate(network.factors)
     ]
-    note = normalizes_by_tile(network)
+    note = tile_normalization_note(network)
     return _reach(sees, network.factors, not note, note)
 
 
@@ -122,9 +122,6 @@ def _through_conv(span: Span, conv: nn.Module, axis: int) -> Span:
     return span[0] * stride - padding, span[1] * stride - padding + dilation * (kernel - 1)
 
 
-_CONV = ("kernel_size", "stride", "padding", "dilation")
-
-
 def _through_transposed(span: Span, conv: nn.Module, axis: int) -> Span:
     kernel, stride, padding, dilation = (int(getattr(conv, key)[axis]) for key in _CONV)  # type: ignore[index]
     return -(-(span[0] + padding - dilation * (kernel - 1)) // stride), (span[1] + padding) // stride
@@ -136,7 +133,7 @@ def _through_pool(span: Span, pool: nn.Module, axis: int) -> Span:
     return span[0] * size, span[1] * size + size - 1
 
 
-def normalizes_by_tile(network: nn.Module) -> str:
+def tile_normalization_note(network: nn.Module) -> str:
     """A note for a network with layers that take their mean and variance from the tile; "" for others."""
     for module in network.modules():
         if isinstance(module, NORMALIZES_BY_TILE) and not getattr(module, "track_running_stats", False):
@@ -144,12 +141,8 @@ def normalizes_by_tile(network: nn.Module) -> str:
     return ""
 
 
-# Any other network: which outputs change with one input voxel. Not-a-number goes wherever that voxel can matter, past
-# weights of zero and rectifiers that are shut; a large change shows it where the network swallows not-a-number.
-
-
-def _measured(network: nn.Module, dim: int, channels: int) -> Reach:
-    note = normalizes_by_tile(network)
+def _measured(network: nn.Module, dim: int, channels: int) -> ReceptiveField:
+    note = tile_normalization_note(network)
     probe = _Probe(_without_tile_norms(network), dim, channels)
     found = [probe.along(axis) for axis in range(dim)]
     factors = [factor or FACTORS[-1] for factor, _, _ in found]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kasthuri_ray.models.by_path import import_network, try_out
+from kasthuri_ray.models.user_network import check_network_output, import_network
 
 MODEL_TYPES = ("unet", "attention", "residual", "depth")
 NORMALIZATIONS = ("batch", "instance", "group", "none")
@@ -246,7 +246,7 @@ def build_network(settings: Mapping[str, Any], tile_shape: Sequence[int] | None 
     network = import_network(model, settings.get("model_args") or {})
     dim, classes = settings.get("dim") or 2, settings.get("classes") or 2
     size = tuple(tile_shape or (16, 64, 64)[-dim:])
-    try_out(network, model, (1, settings.get("in_channels") or 1, *size), (1, classes, *size))
+    check_network_output(network, model, (1, settings.get("in_channels") or 1, *size), (1, classes, *size))
     return network
 
 

@@ -11,12 +11,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kasthuri_ray.evaluation.metrics import Counts, background_everywhere_words, calls_background_everywhere
-from kasthuri_ray.reports import figures, parts
+from kasthuri_ray.metrics.voxel_counts import VoxelCounts, predicts_only_background
+from kasthuri_ray.reports import figures, rendering
 from kasthuri_ray.reports.figures import FIRST, INK, SECOND, STYLE
-from kasthuri_ray.reports.parts import chart
-from kasthuri_ray.reports.slices import TestSlice
-from kasthuri_ray.reports.words import Foreground, percent
+from kasthuri_ray.reports.rendering import ForegroundName, chart_html, only_background_warning, percent
+from kasthuri_ray.reports.section_images import SectionResult
 
 BETTER = 0.01  # of F1, from which another threshold is worth a word
 
@@ -35,10 +34,10 @@ class EvaluationReport:
     name: str
     task_type: str
     result: Mapping[str, Any]
-    counts: Counts
+    counts: VoxelCounts
     threshold: float
     sections: Sequence[tuple[int, float, int]]
-    gallery: Sequence[TestSlice]
+    gallery: Sequence[SectionResult]
     whole_sections: bool = True
     notes: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -47,28 +46,28 @@ class EvaluationReport:
     pixel_size_nm: tuple[float, float] | None = None
 
     @property
-    def foreground(self) -> Foreground:
-        return Foreground(self.task_type)
+    def foreground(self) -> ForegroundName:
+        return ForegroundName(self.task_type)
 
 
 def evaluation_page(report: EvaluationReport) -> str:
     """The page as HTML: everything in one file, no address of anything outside it."""
     over = [report.foreground.many.capitalize(), "evaluation", report.name]
     body = [
-        parts.header(over, _headline(report), [_measured(report), _rule(report), _advice(report)]),
-        parts.notes([*_silence(report), *report.notes]),
-        parts.cells(_figures(report), "Figures"),
+        rendering.page_header(over, _headline(report), [_measured(report), _rule(report), _advice(report)]),
+        rendering.warning_notes([*_silence(report), *report.notes]),
+        rendering.figure_cells(_figures(report), "Figures"),
         _gallery(report),
         _where(report),
-        parts.next_step(report.next_words, report.next_command),
-        parts.settings_tables(report.settings),
+        rendering.next_step(report.next_words, report.next_command),
+        rendering.settings_tables(report.settings),
     ]
-    return parts.document(f"{report.name}: {report.foreground.many}", "\n".join(filter(None, body)))
+    return rendering.html_document(f"{report.name}: {report.foreground.many}", "\n".join(filter(None, body)))
 
 
 def _gallery(report: EvaluationReport) -> str:
     noun = "section" if report.whole_sections else "part"
-    gallery = parts.Gallery(report.gallery, report.threshold, report.foreground, report.pixel_size_nm, noun)
+    gallery = rendering.Gallery(report.gallery, report.threshold, report.foreground, report.pixel_size_nm, noun)
     many = "Sections" if report.whole_sections else "Parts of sections"
     return gallery.html(
         f"{many} as the microscope took them, what the annotation says, and what the network made of them. In truth "
@@ -87,7 +86,7 @@ def _headline(report: EvaluationReport) -> str:
             f"marks, {report.counts.confusion[0, 1]:,} of {report.counts.num_voxels:,} voxels."
         )
     if not objects or not objects["num_true"]:
-        return parts.headline(report.counts, report.threshold, report.foreground)
+        return rendering.voxel_headline(report.counts, report.threshold, report.foreground)
     many, right = report.foreground.many, round(objects["recall"] * objects["num_true"])
     if not objects["num_predicted"]:
         return f"The network marks none of the {objects['num_true']:,} {many}."
@@ -132,8 +131,8 @@ def _advice(report: EvaluationReport) -> str:
 
 
 def _silence(report: EvaluationReport) -> list[str]:
-    silent = report.counts.num_voxels and calls_background_everywhere(report.counts)
-    return [background_everywhere_words(report.counts, report.foreground.name)] if silent else []
+    silent = report.counts.num_voxels and predicts_only_background(report.counts)
+    return [only_background_warning(report.counts, report.foreground.name)] if silent else []
 
 
 def _figures(report: EvaluationReport) -> list[tuple[str, str, str]]:
@@ -167,30 +166,30 @@ def _where(report: EvaluationReport) -> str:
     (right, wrong), (missed, found) = report.counts.confusion.tolist()
     name, result = report.foreground.name, report.result
     charts = [
-        chart(
+        chart_html(
             figures.precision_recall(report.counts, report.threshold, result["threshold"]),
             "Precision over recall",
             f"How many of the marked voxels are right, over how many of the {name} voxels are found, as the threshold "
             f"falls. The dot is the threshold; average precision is the area below, "
             f"{result['average_precision']:.3f}. Pale: equal F1.",
         ),
-        chart(
-            section_scores(report.sections, result["foreground_f1"]),
+        chart_html(
+            section_score_chart(report.sections, result["foreground_f1"]),
             "F1 of every section",
             f"F1 of the {name} voxels of every section; the line is that of all voxels. Hollow: sections with little "
             "foreground, where a few voxels decide.",
         ),
-        chart(
+        chart_html(
             figures.confusion([[right, wrong], [missed, found]], ["background", name]),
             "Confusion",
             f"Voxels at threshold {result['threshold']:.2f}: the share of each row, and the count.",
         ),
     ]
-    return parts.charts("Where it errs", charts)
+    return rendering.charts_html("Where it errs", charts)
 
 
 @mpl.rc_context(STYLE)
-def section_scores(sections: Sequence[tuple[int, float, int]], overall: float) -> Figure:
+def section_score_chart(sections: Sequence[tuple[int, float, int]], overall: float) -> Figure:
     """F1 of every section over z; hollow where there is little foreground, and nothing where there is none."""
     figure = Figure(figsize=(4.4, 4.0), layout="constrained")
     axes = figure.subplots()

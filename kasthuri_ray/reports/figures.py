@@ -19,8 +19,8 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from kasthuri_ray.evaluation import metrics
-from kasthuri_ray.reports.slices import LEGEND, TestSlice
+from kasthuri_ray.metrics import voxel_counts
+from kasthuri_ray.reports.section_images import LEGEND, SectionResult
 
 INK, FIRST, SECOND = "#22262b", "#0072b2", "#d55e00"
 PAGE_COLOURS = {INK: "currentColor", FIRST: "var(--first)", SECOND: "var(--second)"}
@@ -74,7 +74,7 @@ def score_curve(history: History, best_epoch: int | None = None) -> Figure:
 
 
 @mpl.rc_context(STYLE)
-def precision_recall(counts: metrics.Counts, threshold: float, named: float | None = None) -> Figure:
+def precision_recall(counts: voxel_counts.VoxelCounts, threshold: float, named: float | None = None) -> Figure:
     """Precision over recall of the foreground, the chosen threshold marked; pale, the curves of equal F1.
 
     named: the threshold as it is called, where `threshold` is the edge of the bin that stands for it.
@@ -85,14 +85,14 @@ def precision_recall(counts: metrics.Counts, threshold: float, named: float | No
         recall = np.geomspace(f1 / (2 - f1), 1, 60)
         axes.plot(recall, f1 * recall / (2 * recall - f1), color=INK, alpha=0.22, linewidth=0.7)
         axes.text(1.01, f1 / (2 - f1), f"F1 {f1}", fontsize=7, alpha=0.6, va="center")
-    precision, recall, _ = metrics.precision_recall_curve(counts)
+    precision, recall, _ = voxel_counts.precision_recall_curve(counts)
     called = counts.histogram[:, ::-1].cumsum(1)[:, ::-1].sum(0) > 0
     axes.plot(recall[called], precision[called], color=FIRST)
-    at = metrics.precision_recall_at(counts, threshold)
+    at = voxel_counts.precision_recall_at(counts, threshold)
     axes.plot(at[1], at[0], "o", markersize=8, color=SECOND)
     right = at[1] < 0.6  # a falling curve leaves room above it on the right, below it on the left
     axes.annotate(
-        f"threshold {threshold if named is None else named:.2f}\nF1 {metrics.foreground_f1(counts, threshold):.2f}",
+        f"threshold {threshold if named is None else named:.2f}\nF1 {voxel_counts.foreground_f1(counts, threshold):.2f}",
         (at[1], at[0]), xytext=(8, 6) if right else (-8, -6), textcoords="offset points", color=SECOND,
         ha="left" if right else "right", va="bottom" if right or at[0] < 0.15 else "top",
     )  # fmt: skip
@@ -124,7 +124,7 @@ def confusion(matrix: Sequence[Sequence[int]] | np.ndarray, names: Sequence[str]
 
 @mpl.rc_context(STYLE)
 def slice_figure(
-    section: TestSlice, threshold: float, foreground: str = "foreground", named: float | None = None
+    section: SectionResult, threshold: float, foreground: str = "foreground", named: float | None = None
 ) -> Figure:
     """Image, truth, prediction and errors of one section side by side, with a legend; what test_outputs/ holds.
 
@@ -148,7 +148,7 @@ def slice_figure(
 
 
 @mpl.rc_context(STYLE)
-def png(figure: Figure, dpi: int = 150) -> bytes:
+def figure_png(figure: Figure, dpi: int = 150) -> bytes:
     """The figure as PNG, on white."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=dpi, facecolor="white")
@@ -156,7 +156,7 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
 
 
 @mpl.rc_context(STYLE)
-def svg(figure: Figure, title: str) -> str:
+def figure_svg(figure: Figure, title: str) -> str:
     """The figure as an `<svg>` element that lies in a page: `title` for who cannot see it, the page's colours
     (`PAGE_COLOURS`), no background, no address of anything outside."""
     out = io.StringIO()

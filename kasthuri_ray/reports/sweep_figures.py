@@ -63,7 +63,7 @@ class Axis:
 
 
 @mpl.rc_context(STYLE)
-def learning_curves(trials: Sequence[TrialRow], winner: str, metric: str) -> Figure:
+def trial_learning_curves(trials: Sequence[TrialRow], winner: str, metric: str) -> Figure:
     """The metric of every trial over its epochs; the winner stands out, and a dot says where one was stopped."""
     figure = Figure(figsize=(9.6, 3.9), layout="constrained")
     axes = figure.subplots()
@@ -210,7 +210,7 @@ def scores_by_speed(trials: Sequence[TrialRow], winner: str, metric: str) -> Fig
 
 
 @mpl.rc_context(STYLE)
-def importances(found: Mapping[str, float]) -> Figure:
+def importance_chart(found: Mapping[str, float]) -> Figure:
     """How much each setting decides, as bars, the most important on top."""
     figure = Figure(figsize=(4.4, max(1.6, 0.36 * len(found) + 0.7)), layout="constrained")
     axes = figure.subplots()

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kasthuri_ray.reports import parts
-from kasthuri_ray.reports import sweep_figures as figures
-from kasthuri_ray.reports.parts import chart
+from kasthuri_ray.progress import format_duration
+from kasthuri_ray.reports import rendering, sweep_figures
+from kasthuri_ray.reports.rendering import ForegroundName, chart_html
 from kasthuri_ray.reports.sweep_figures import Axis, TrialRow
-from kasthuri_ray.reports.words import Foreground, duration
 
 CLOSE = 0.01  # of the score: trials this near the winner are as good, and may be faster
 FASTER = 1.3
@@ -43,8 +42,8 @@ class SweepReport:
     commands: Sequence[tuple[str, str]] = ()
 
     @property
-    def foreground(self) -> Foreground:
-        return Foreground(self.task_type)
+    def foreground(self) -> ForegroundName:
+        return ForegroundName(self.task_type)
 
     @property
     def winner(self) -> Mapping[str, Any] | None:
@@ -70,16 +69,16 @@ def sweep_page(report: SweepReport) -> str:
     """The page as HTML: everything in one file, no address of anything outside it."""
     over = [report.foreground.many.capitalize(), "search", report.name]
     body = [
-        parts.header(over, _headline(report), [_winner(report), _effort(report), _faster(report)]),
-        parts.notes(_warnings(report)),
+        rendering.page_header(over, _headline(report), [_winner(report), _effort(report), _faster(report)]),
+        rendering.warning_notes(_warnings(report)),
         _figures_of_winner(report),
         _learning(report),
         _worth(report),
         _leaderboard(report),
-        parts.next_steps(report.commands),
-        parts.settings_tables(_shown_settings(report)),
+        rendering.next_steps(report.commands),
+        rendering.settings_tables(_shown_settings(report)),
     ]
-    return parts.document(f"{report.name}: {report.foreground.many}", "\n".join(filter(None, body)))
+    return rendering.html_document(f"{report.name}: {report.foreground.many}", "\n".join(filter(None, body)))
 
 
 def _headline(report: SweepReport) -> str:
@@ -104,7 +103,7 @@ def _effort(report: SweepReport) -> str:
     """What it took, and what stopping poor trials early has saved."""
     count = len(report.trials)
     epochs = sum(row["epochs"] for row in report.trials)
-    words = f"{count} trial{'s' * (count != 1)} of {epochs:,} epochs together, in {duration(report.seconds)}"
+    words = f"{count} trial{'s' * (count != 1)} of {epochs:,} epochs together, in {format_duration(report.seconds)}"
     by_state = {
         state: sum(row["state"] == state for row in report.trials) for state in ("finished", "stopped", "failed")
     }
@@ -175,21 +174,22 @@ def _figures_of_winner(report: SweepReport) -> str:
     ]
     words = "<p>On the test box, which neither training nor the search has seen:</p>"
     return f"<section>\n<h2>What the winner can do</h2>\n{words}\n" + (
-        parts.cells([(name, f"{value:.3f}", said) for name, value, said in entries], "Figures on test") + "\n</section>"
+        rendering.figure_cells([(name, f"{value:.3f}", said) for name, value, said in entries], "Figures on test")
+        + "\n</section>"
     )
 
 
 def _learning(report: SweepReport) -> str:
     if report.winner is None:
         return ""
-    curves = chart(
-        figures.learning_curves(report.rows(), report.winner["id"], report.metric),
+    curves = chart_html(
+        sweep_figures.trial_learning_curves(report.rows(), report.winner["id"], report.metric),
         "Learning curves of all trials",
         f"The {report.metric} on the validation box over the epochs, every trial a line. Orange is the winner; a dot "
         "ends a trial that was stopped early.",
         wide=True,
     )
-    return parts.charts("How the trials learned", [curves])
+    return rendering.charts_html("How the trials learned", [curves])
 
 
 def _worth(report: SweepReport) -> str:
@@ -198,22 +198,22 @@ def _worth(report: SweepReport) -> str:
         return ""
     rows, winner, metric = report.rows(), report.winner["id"], report.metric
     found = [
-        chart(figures.scores_by_setting(rows, report.space, winner, metric), "Score against each setting", "The best "
+        chart_html(sweep_figures.scores_by_setting(rows, report.space, winner, metric), "Score against each setting", "The best "
               "score of each trial against each setting. Filled: trained to the end; hollow: stopped early, so that it "
               "might have come further. The bar is the median of a choice, orange the winner.", wide=True),
-        chart(figures.parallel_coordinates(rows, report.space, winner, metric, report.higher), "Parallel coordinates",
+        chart_html(sweep_figures.parallel_coordinates(rows, report.space, winner, metric, report.higher), "Parallel coordinates",
               "Each trial as a line through its settings, from left to right, to its score: the better, the darker. "
               "Orange is the winner.", wide=True),
-        chart(figures.scores_by_speed(rows, winner, metric), "Score against speed", "The best score of each trial "
+        chart_html(sweep_figures.scores_by_speed(rows, winner, metric), "Score against speed", "The best score of each trial "
               "against the tiles that it trained on in a second, at the sweep's load of the machine. Right and high "
               "is good: a slow winner is a poor one for a whole volume."),
     ]  # fmt: skip
     if report.importances:
         found.append(
-            chart(figures.importances(report.importances), "Importances", "How much each setting decides whether a "
+            chart_html(sweep_figures.importance_chart(report.importances), "Importances", "How much each setting decides whether a "
                   "trial is among the best quarter (Optuna, PED-ANOVA). With few trials it is a hint, no more.")
         )  # fmt: skip
-    return parts.charts("What the settings are worth", found)
+    return rendering.charts_html("What the settings are worth", found)
 
 
 def _leaderboard(report: SweepReport) -> str:
@@ -243,7 +243,7 @@ def _leaderboard(report: SweepReport) -> str:
         ]
         for place, row in enumerate(report.trials, 1)
     ]
-    return parts.table("Leaderboard", heads, rows, numbers=(2, 3, 5, 6))
+    return rendering.html_table("Leaderboard", heads, rows, numbers=(2, 3, 5, 6))
 
 
 def _shown_settings(report: SweepReport) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kasthuri_ray.geometry import Box, TileGrid, Zyx
-from kasthuri_ray.volumes.labels import IGNORE, to_classes, to_uint8
+from kasthuri_ray.labels import IGNORE_LABEL, to_classes, to_uint8
 from kasthuri_ray.volumes.volume import Volume
 
 SEARCH_VOXELS = 64_000_000  # read at most, in search of foreground
@@ -24,7 +24,7 @@ ALL_CANDIDATES = 4096  # up to so many cutouts each is looked at once, before an
 
 
 @dataclass(frozen=True)
-class Labelling:
+class LabelRule:
     """How the values of an annotation become classes; see `labels.to_classes`."""
 
     threshold_value: float | None = None
@@ -33,19 +33,19 @@ class Labelling:
 
 
 @dataclass(frozen=True)
-class Source:
+class TileSource:
     """A box of an image and of its annotation (None: only looked at), and how their values become uint8."""
 
     image: Volume
     annotation: Volume | None
     box: Box
     intensity: tuple[float, float] = (0.0, 255.0)
-    labelling: Labelling = Labelling()
+    labelling: LabelRule = LabelRule()
 
     def read_labels(self, box: Box) -> np.ndarray:
         """uint8 classes, z, y, x; IGNORE everywhere without an annotation."""
         if self.annotation is None:
-            return np.full(box.shape, IGNORE, np.uint8)
+            return np.full(box.shape, IGNORE_LABEL, np.uint8)
         how = self.labelling
         return to_classes(
             self.annotation.read(box),
@@ -87,7 +87,7 @@ class TrainTiles:
     tiles_per_epoch: how many tiles an epoch has.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[TileSource, ...]
     tile: Zyx
     seed: int
     share: float
@@ -163,17 +163,17 @@ class TrainTiles:
         return Box.at(start, self.tile)
 
 
-def _foreground_in(source: Source, box: Box, rng: np.random.Generator) -> Zyx | None:
+def _foreground_in(source: TileSource, box: Box, rng: np.random.Generator) -> Zyx | None:
     """A random foreground voxel of `box`, None if it has none."""
     labels = source.read_labels(box)
-    found = np.flatnonzero((labels != 0) & (labels != IGNORE))
+    found = np.flatnonzero((labels != 0) & (labels != IGNORE_LABEL))
     if not len(found):
         return None
     voxel = np.unravel_index(found[rng.integers(len(found))], labels.shape)
     return tuple(int(a + b) for a, b in zip(box.start, voxel, strict=True))  # type: ignore[return-value]
 
 
-def _candidates(source: Source, tile: Zyx, rng: np.random.Generator) -> Iterator[Box]:
+def _candidates(source: TileSource, tile: Zyx, rng: np.random.Generator) -> Iterator[Box]:
     """Cutouts of the source's box in random order; of a large grid with repetition.
 
     Each is about a tile, of whole chunks of the annotation: they cost no more to read than a part of them.
@@ -197,7 +197,7 @@ def _candidates(source: Source, tile: Zyx, rng: np.random.Generator) -> Iterator
 class GridTiles:
     """The tiles that cover the validation or test boxes: every voxel is some tile's own exactly once."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[TileSource, ...]
     tile: Zyx
 
     def __len__(self) -> int:
@@ -213,7 +213,7 @@ class GridTiles:
         raise IndexError(f"the grid has {len(self)} tiles")
 
 
-def read_tile(sources: tuple[Source, ...], address: TileAddress) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def read_tile(sources: tuple[TileSource, ...], address: TileAddress) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """The image and the labels of a tile (uint8, z, y, x), and the image chunks that are missing there.
 
     Labels outside `address.own` are IGNORE. Errors name the tile's box.
@@ -222,7 +222,7 @@ def read_tile(sources: tuple[Source, ...], address: TileAddress) -> tuple[np.nda
     stored = source.image.read(address.box)
     labels = source.read_labels(address.box)
     if address.own != address.box:
-        counted = np.full_like(labels, IGNORE)
+        counted = np.full_like(labels, IGNORE_LABEL)
         own = address.own.slices(address.box.start)
         counted[own] = labels[own]
         labels = counted

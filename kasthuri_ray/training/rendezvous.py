@@ -16,7 +16,10 @@ from ray.train.torch import TorchConfig
 VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
-def interface_of(address: str) -> str | None:
+_Backend: Any = TorchConfig().backend_cls
+
+
+def find_interface(address: str) -> str | None:
     """The name of this machine's network interface that holds an address; None where none does."""
     import psutil
 
@@ -28,9 +31,9 @@ def interface_of(address: str) -> str | None:
     return None
 
 
-def name_interface(address: str) -> None:
+def set_network_interface(address: str) -> None:
     """Tell gloo and NCCL by which interface this process is reached, unless a person has told them."""
-    name = interface_of(address)
+    name = find_interface(address)
     for variable in VARIABLES if name else ():
         os.environ.setdefault(variable, str(name))
 
@@ -42,22 +45,19 @@ def _address() -> str:
 
 
 def _name_interface_here() -> None:
-    name_interface(_address())
+    set_network_interface(_address())
 
 
-_Backend: Any = TorchConfig().backend_cls
-
-
-class _NamingInterfaces(_Backend):
+class _InterfaceBackend(_Backend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         if len(set(worker_group.execute(_address))) > 1:
             worker_group.execute(_name_interface_here)
         super().on_start(worker_group, backend_config)
 
 
-class TorchOverHosts(TorchConfig):
+class MultiHostTorchConfig(TorchConfig):
     """Ray's setup of torch's process group, in which each rank names its interface first where there are many hosts."""
 
     @property
     def backend_cls(self) -> Any:
-        return _NamingInterfaces
+        return _InterfaceBackend

@@ -5,26 +5,27 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence, Set
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-from kasthuri_ray.layers import with_defaults
-from kasthuri_ray.models.weights import Checkpoint, pack, read_checkpoint
-from kasthuri_ray.storage import Storage
+from kasthuri_ray.config.settings import Settings
+from kasthuri_ray.models.checkpoints import Checkpoint, checkpoint_bytes, read_checkpoint
+from kasthuri_ray.storage.folder import Storage
 
-HISTORY = (
+HISTORY_COLUMNS = (
     *("epoch", "train.loss", "val.loss", "val.foreground_f1", "val.average_precision"),
     *("learning_rate", "seconds", "tiles_per_second"),
 )
 LOWER_IS_BETTER = {"val.loss"}
-# What may differ when a run goes on: where and how fast it works, not what it learns.
-FREE = {
-    "train": {
-        *("storage", "name", "num_workers", "device", "boss", "cache", "cache_size", "wait_for_resources"),
-        *("mlflow", "wandb", "verbose"),
-    }
-}
+
+
+RECORDED_PACKAGES = ("kasthuri_ray", "torch", "ray", "intern", "numpy", "zarr", "tensorstore")
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,12 @@ class RunFolder:
             ) from error
 
     def write_checkpoint(self, name: str, checkpoint: Checkpoint) -> None:
-        self.storage.write_bytes(f"checkpoint/{name}.pt", pack(checkpoint))
+        self.storage.write_bytes(f"checkpoint/{name}.pt", checkpoint_bytes(checkpoint))
 
     def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """history.csv, written whole: a run that was cut off leaves no epoch twice."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, HISTORY, extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(text, HISTORY_COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         self.storage.write_bytes("history.csv", text.getvalue().encode())
@@ -104,7 +105,7 @@ class RunFolder:
         self.storage.write_bytes(name, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def standing(row: Mapping[str, Any], metric: str) -> tuple[float, float]:
+def epoch_rank(row: Mapping[str, Any], metric: str) -> tuple[float, float]:
     """How good an epoch of the history is: the higher, the better by the metric; among equals, the lower loss."""
     return (-row[metric] if metric in LOWER_IS_BETTER else row[metric]), -row["val.loss"]
 
@@ -127,30 +128,27 @@ def _event_bytes(writer: Any, event: Any, summary: Any, rows: Sequence[Mapping[s
         seconds = 0.0
         for row in rows:
             seconds += row["seconds"]
-            values = [summary.Value(tag=name, simple_value=row[name]) for name in HISTORY[1:]]
+            values = [summary.Value(tag=name, simple_value=row[name]) for name in HISTORY_COLUMNS[1:]]
             events.write_event(event(wall_time=seconds, step=row["epoch"], summary=summary(value=values)))
         events.close()
         return next(Path(folder).iterdir()).read_bytes()
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The settings that change a result and differ, each as `section.key: before -> now`.
-
-    One that `before` is too old to name had the default.
-    """
-    found = []
-    for section in ("task", "network", "train"):
-        old, new = (with_defaults(section, each.get(section, {})) for each in (before, now))
-        found += entries_that_differ(section, old, new, FREE.get(section, set()))
-    return found
+def run_description(settings: Settings) -> dict[str, Any]:
+    """What settings.json holds: everything that would be needed to do it again, and no secret."""
+    return {
+        **settings.of_training(),
+        "seed": settings.network.seed,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED_PACKAGES}},
+        "git_commit": git_commit(),
+    }
 
 
-def entries_that_differ(
-    name: str, old: Mapping[str, Any], new: Mapping[str, Any], free: Set[str] = frozenset()
-) -> list[str]:
-    """The entries of `name` that are not `free` and differ, each as `name.key: before -> now`."""
-    return [
-        f"{name}.{key}: {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}"
-        for key in sorted((old.keys() | new.keys()) - free)
-        if old.get(key) != new.get(key)
-    ]
+def git_commit() -> str | None:
+    """The commit of the checkout that this package lies in, None outside one."""
+    with suppress(OSError, subprocess.SubprocessError):
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
+        )
+        return found.stdout.strip() or None
+    return None

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kasthuri_ray.config import Settings, Train
+from kasthuri_ray.config.settings import Settings, TrainSettings
 
 
-def check_trackers(train: Train) -> None:
+def check_trackers(train: TrainSettings) -> None:
     """Raise a ValueError if a tracker is asked for that is not installed."""
     for name in ("mlflow", "wandb"):
         if getattr(train, name) is not None and importlib.util.find_spec(name) is None:

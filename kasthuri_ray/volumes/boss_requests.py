@@ -15,26 +15,26 @@ from typing import Any, NoReturn, TypeVar
 import requests
 from blosc.blosc_extension import error as BloscError
 
-from kasthuri_ray.volumes.threads import call_within
-from kasthuri_ray.volumes.volume import SourceError
+from kasthuri_ray.errors import VolumeError
+from kasthuri_ray.volumes.threads import call_with_timeout
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-PASSING_STATUS = {408, 425, 429}
+RETRYABLE_STATUS = {408, 425, 429}
 """Statuses below 500 that may pass; every other 4xx is final."""
 
-SAID_FROM_S = 1.0
+REPORTED_PAUSE_S = 1.0
 """Whoever waits longer is told that something is tried again, by at most one line a second of all that are asked for
 side by side. Python shows it on the error output, and Ray keeps a worker's in the worker's log."""
-_said = float("-inf")
+_last_reported = float("-inf")
 
-_PASSING = (requests.RequestException, BloscError, TimeoutError, ValueError)
+_RETRYABLE_ERRORS = (requests.RequestException, BloscError, TimeoutError, ValueError)
 _INVALID = (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.InvalidHeader)
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """What one request may take, and what is done when it fails in a way that may pass.
 
     tries: how often it is sent at most.
@@ -58,7 +58,7 @@ class Patience:
 
 
 @dataclass(frozen=True)
-class Boss:
+class BossServer:
     """A Boss server, and the token shown to it (which no message and no repr holds)."""
 
     protocol: str = "https"
@@ -66,7 +66,7 @@ class Boss:
     token: str = field(default="public", repr=False)
 
     @classmethod
-    def of(cls, options: Mapping[str, Any] | None) -> Boss:
+    def of(cls, options: Mapping[str, Any] | None) -> BossServer:
         """The server that `options` (`protocol`, `host`, `token`) name.
 
         What they leave out is public data of https://api.bossdb.io. None stands for that too, with the token in
@@ -99,7 +99,7 @@ class Boss:
         return text if self.token == "public" else text.replace(self.token, "[token]")
 
 
-def ask(call: Callable[[], T], what: str, boss: Boss, patience: Patience) -> T:
+def request_with_retries(call: Callable[[], T], what: str, boss: BossServer, patience: RetryPolicy) -> T:
     """What `call` gets from `boss`, asked again while what fails may pass.
 
     call: one request, which raises requests.HTTPError for every status but 200, and ValueError for an answer that is
@@ -110,30 +110,30 @@ def ask(call: Callable[[], T], what: str, boss: Boss, patience: Patience) -> T:
     """
     cause, began = "", time.monotonic()
     for number, pause in enumerate(patience.pauses(), 1):
-        if max(pause, time.monotonic() - began) >= SAID_FROM_S and cause:
+        if max(pause, time.monotonic() - began) >= REPORTED_PAUSE_S and cause:
             again = f"trying again in {pause:.1g} s ({number} of {patience.tries})"
-            _say(boss.without_token(f"{what}: {cause}; {again}"))
+            _report_pause(boss.without_token(f"{what}: {cause}; {again}"))
         time.sleep(pause)
         try:
-            return call_within(patience.deadline_s, call)
+            return call_with_timeout(patience.deadline_s, call)
         except _INVALID as error:
             raise ValueError(boss.without_token(f"{what}: {error}")) from None
         except requests.HTTPError as error:
             cause = _status(error, what, boss)
-        except _PASSING as error:
+        except _RETRYABLE_ERRORS as error:
             cause = _failure(error)
     text = f"{what} did not come from {boss.host} in {patience.tries} tries; the last one: {cause}"
-    raise SourceError(boss.without_token(text))
+    raise VolumeError(boss.without_token(text))
 
 
-def _say(line: str) -> None:
-    global _said
-    if time.monotonic() - _said >= SAID_FROM_S:
-        _said = time.monotonic()
+def _report_pause(line: str) -> None:
+    global _last_reported
+    if time.monotonic() - _last_reported >= REPORTED_PAUSE_S:
+        _last_reported = time.monotonic()
         log.warning("%s", line)
 
 
-def _status(error: requests.HTTPError, what: str, boss: Boss) -> str:
+def _status(error: requests.HTTPError, what: str, boss: BossServer) -> str:
     """The status in words, if it may pass; raises what it means if it is final."""
     if error.response is None:
         return _failure(error)
@@ -141,7 +141,7 @@ def _status(error: requests.HTTPError, what: str, boss: Boss) -> str:
     said = f'HTTP {status}, "{_message(error.response)}"'
     if status == 429:
         return f"{said}: the quota of this token or address is used up; go on later, or use a token of your own"
-    if 400 <= status < 500 and status not in PASSING_STATUS:
+    if 400 <= status < 500 and status not in RETRYABLE_STATUS:
         _raise_final(status, boss.without_token(f"{what}: {boss.host} answered {said}"))
     return said
 

@@ -18,8 +18,8 @@ from requests.exceptions import JSONDecodeError
 from requests.utils import get_environ_proxies
 
 from kasthuri_ray.geometry import Box, Zyx
-from kasthuri_ray.volumes.boss_requests import Boss, Patience, ask
-from kasthuri_ray.volumes.threads import side_by_side
+from kasthuri_ray.volumes.boss_requests import BossServer, RetryPolicy, request_with_retries
+from kasthuri_ray.volumes.threads import map_threads
 from kasthuri_ray.volumes.volume import Volume
 
 Resource = TypeVar("Resource", ChannelResource, CoordinateFrameResource, ExperimentResource)
@@ -28,8 +28,8 @@ CUBOID: Zyx = (16, 512, 512)
 """What the Boss keeps as one object, at every resolution; its grid begins at voxel 0 (spdb, CUBOIDSIZE)."""
 REQUEST_VOXELS = math.prod(CUBOID)
 """The most voxels of one request: far below the 30 million above which intern forks."""
-REQUESTS_AT_ONCE = 8
-PATIENCE = Patience()
+PARALLEL_REQUESTS = 8
+RETRY_POLICY = RetryPolicy()
 """With every cutout, where `open_bossdb` is not given another. At ten tries a server that fails one time in five costs
 one request in ten million."""
 METADATA_TRIES = 6
@@ -46,10 +46,10 @@ class BossVolume(Volume):
     channel: the names of collection, experiment and channel.
     """
 
-    boss: Boss
+    boss: BossServer
     channel: tuple[str, str, str]
     resolution: int
-    patience: Patience = PATIENCE
+    patience: RetryPolicy = RETRY_POLICY
 
     def _read(self, box: Box) -> np.ndarray:
         if box.num_voxels <= REQUEST_VOXELS:
@@ -60,7 +60,7 @@ class BossVolume(Volume):
         def fetch(piece: Box) -> None:
             voxels[piece.slices(box.start)] = self._fetch(piece)
 
-        side_by_side(fetch, pieces, REQUESTS_AT_ONCE)
+        map_threads(fetch, pieces, PARALLEL_REQUESTS)
         return voxels
 
     def _fetch(self, box: Box) -> np.ndarray:
@@ -77,11 +77,11 @@ class BossVolume(Volume):
                 raise ValueError(f"{voxels.dtype} voxels of shape {voxels.shape} where {box.shape} were asked for")
             return voxels
 
-        return ask(cutout, f"cutout {box} (z,y,x) of {self.uri}", self.boss, self.patience)
+        return request_with_retries(cutout, f"cutout {box} (z,y,x) of {self.uri}", self.boss, self.patience)
 
 
 def open_bossdb(
-    uri: str, mip: int | None = None, boss: Mapping[str, Any] | None = None, patience: Patience | None = None
+    uri: str, mip: int | None = None, boss: Mapping[str, Any] | None = None, patience: RetryPolicy | None = None
 ) -> Volume:
     """The channel that `uri` names, `bossdb://collection/experiment/channel[/resolution]`.
 
@@ -94,8 +94,8 @@ def open_bossdb(
     token does not suffice, SourceError where the server does not answer.
     """
     names, named_resolution = _parse(uri)
-    server = Boss.of(boss)
-    patience = patience or PATIENCE
+    server = BossServer.of(boss)
+    patience = patience or RETRY_POLICY
     resolution = mip if mip is not None else named_resolution or 0
     uri = f"bossdb://{'/'.join(names)}/{resolution}"
     collection, experiment_name, name = names
@@ -173,7 +173,7 @@ def _request_shape(box: Box) -> Zyx:
     return tuple(shape)  # type: ignore[return-value]
 
 
-def _metadata(resource: Resource, uri: str, boss: Boss, patience: Patience) -> Resource:
+def _metadata(resource: Resource, uri: str, boss: BossServer, patience: RetryPolicy) -> Resource:
     """What the server says of `resource`."""
 
     def get() -> Resource:
@@ -189,7 +189,7 @@ def _metadata(resource: Resource, uri: str, boss: Boss, patience: Patience) -> R
     kind = type(resource).__name__.removesuffix("Resource").lower()
     try:
         patience = replace(patience, tries=min(patience.tries, METADATA_TRIES))
-        return ask(get, f"the metadata of {kind} {resource.name!r} of {uri}", boss, patience)
+        return request_with_retries(get, f"the metadata of {kind} {resource.name!r} of {uri}", boss, patience)
     except _UnknownValue as error:
         raise ValueError(f"{uri}: intern cannot read its {kind} {resource.name!r}: {error}") from None
 
@@ -199,7 +199,7 @@ class _UnknownValue(Exception):
 
 
 @functools.lru_cache(maxsize=16)
-def _remote(boss: Boss, timeout_s: float, process: int) -> BossRemote:
+def _remote(boss: BossServer, timeout_s: float, process: int) -> BossRemote:
     """intern's client, one per process (a forked one must not share sockets), with a timeout and the proxies set."""
     options = {"protocol": boss.protocol, "host": boss.host, "token": boss.token}
     # intern writes its options as INI text, where a percent sign begins a reference
@@ -207,7 +207,7 @@ def _remote(boss: Boss, timeout_s: float, process: int) -> BossRemote:
     for service in (remote.project_service, remote.volume_service):
         service.session_send_opts["timeout"] = timeout_s
         service.session_send_opts["proxies"] = get_environ_proxies(boss.url)
-        service.session.mount(boss.url, HTTPAdapter(pool_maxsize=4 * REQUESTS_AT_ONCE))
+        service.session.mount(boss.url, HTTPAdapter(pool_maxsize=4 * PARALLEL_REQUESTS))
     return remote
 
 

@@ -1,8 +1,4 @@
-"""Zarr 2, zarr 3, OME-Zarr, N5 and Neuroglancer precomputed, on disk and on S3, by tensorstore.
-
-`open_store(uri)` finds the format out and gives a Volume. What was found out travels with the volume as a small JSON
-spec; a process opens it once and reads through one handle, whose decoded chunks it keeps up to 64 MB.
-"""
+"""Which arrays lie at a place, for the errors that advise a person to name one of them."""
 
 from __future__ import annotations
 
@@ -13,28 +9,103 @@ import re
 import time
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
-from kasthuri_ray.geometry import Box, Zyx
-from kasthuri_ray.volumes import formats
-from kasthuri_ray.volumes.formats import ARRAY, DOCUMENTS, Document, Level, Nm, Node, find_node
-from kasthuri_ray.volumes.inside import name_one, nothing_there
-from kasthuri_ray.volumes.keyvalue import (
-    ANSWER_SECONDS,
-    Location,
-    context,
-    locate,
-    read_documents,
-    source_errors,
-    words,
+from kasthuri_ray.errors import VolumeError
+from kasthuri_ray.geometry import Box, Nm, Zyx
+from kasthuri_ray.storage.kvstore import (
+    ANSWER_TIMEOUT_S,
+    MIN_BYTES_PER_SECOND,
+    StoreLocation,
+    first_error_line,
+    locate_store,
+    read_json_documents,
+    s3_filesystem,
+    tensorstore_context,
+    translate_tensorstore_errors,
 )
-from kasthuri_ray.volumes.volume import SourceError, Volume
+from kasthuri_ray.volumes import store_metadata
+from kasthuri_ray.volumes.store_metadata import ARRAY, DOCUMENTS, Document, OmeLevel, StoreNode, find_node
+from kasthuri_ray.volumes.volume import Volume
 
-SLOWEST_BYTES_PER_SECOND = 250_000
+MAX_LISTED = 20
+
+
 _opened = itertools.count()
+
+
+def no_array_message(place: StoreLocation) -> Exception:
+    """What to tell a person whose URI leads to nothing that is known."""
+    looked = f"looked for {', '.join(name for name, driver in DOCUMENTS.items() if place.driver in (None, driver))}"
+    parent = place.at("..")
+    if place.folder is None:
+        return FileNotFoundError(
+            f"{place.uri}: nothing is there ({looked}){_listing(_folders_in_bucket(parent), parent)}"
+        )
+    if place.folder.is_dir():
+        return ValueError(
+            f"{place.uri} is no array or pyramid: {looked}{_listing(_arrays_in_folder(place.folder), place)}"
+        )
+    if parent.folder is None or not parent.folder.is_dir():
+        return FileNotFoundError(f"{place.uri}: there is no {place.folder}")
+    return FileNotFoundError(
+        f"{place.uri}: nothing is there ({looked}){_listing(_arrays_in_folder(parent.folder), parent)}"
+    )
+
+
+def name_array_message(place: StoreLocation, group: StoreNode) -> str:
+    """The advice to name an array of a group, with those inside where they can be seen."""
+    names = group.attributes.get("ome", group.attributes).get("labels") or []
+    if not names and place.folder is not None:
+        names = _arrays_in_folder(place.folder)
+    elif not names:
+        names = _folders_in_bucket(place)
+    return f"name one: {_listed(names)}" if names else "name an array inside it"
+
+
+def _listing(names: list[str], place: StoreLocation) -> str:
+    return f"; {place.path} holds: {_listed(names)}" if names else ""
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:MAX_LISTED]) + (", ..." if len(names) > MAX_LISTED else "")
+
+
+def _arrays_in_folder(folder: Path) -> list[str]:
+    """The arrays and pyramids up to two folders down."""
+    marks = [mark for depth in ("*", "*/*") for name in DOCUMENTS for mark in folder.glob(f"{depth}/{name}")]
+    return sorted({mark.parent.relative_to(folder).as_posix() for mark in marks if _is_readable(mark)})
+
+
+def _is_readable(mark: Path) -> bool:
+    """Whether this document is that of an array or a pyramid."""
+    if mark.name in (".zarray", "info"):
+        return True
+    try:
+        text = mark.read_text(errors="replace")
+    except OSError:
+        return False
+    return any(word in text for word in ('"array"', '"multiscales"', '"blockSize"'))
+
+
+def _folders_in_bucket(place: StoreLocation) -> list[str]:
+    """The folders at a place on S3; none where they may not be listed, since this only serves advice."""
+    kvstore = place.kvstore
+    if kvstore["driver"] != "s3" or not kvstore.get("path"):
+        return []
+    from pyarrow.fs import FileSelector, FileType
+
+    anonymous = kvstore.get("aws_credentials", {}).get("type") == "anonymous"
+    try:
+        files = s3_filesystem(kvstore["bucket"], anonymous)
+        found = files.get_file_info(FileSelector(f"{kvstore['bucket']}/{kvstore['path'].strip('/')}"))
+    except OSError:
+        return []
+    return sorted(info.base_name for info in found if info.type == FileType.Directory)
 
 
 @dataclass(kw_only=True)
@@ -51,14 +122,16 @@ class StoreVolume(Volume):
     opened: str
 
     def _read(self, box: Box) -> np.ndarray:
-        seconds = 60 + box.num_voxels * self.dtype.itemsize / SLOWEST_BYTES_PER_SECOND
+        seconds = 60 + box.num_voxels * self.dtype.itemsize / MIN_BYTES_PER_SECOND
         try:
             store = _handle(self.spec, self.axes, self.opened)
             return store[box.slices()].read(order="C").result(timeout=seconds)
         except TimeoutError as error:
-            raise SourceError(f"{self.uri}: the cutout {box} (z,y,x) did not come within {seconds:.0f} s") from error
+            raise VolumeError(f"{self.uri}: the cutout {box} (z,y,x) did not come within {seconds:.0f} s") from error
         except (ValueError, OSError) as error:
-            raise SourceError(f"{self.uri}: the cutout {box} (z,y,x) could not be read: {words(error)}") from error
+            raise VolumeError(
+                f"{self.uri}: the cutout {box} (z,y,x) could not be read: {first_error_line(error)}"
+            ) from error
 
 
 def open_store(uri: str, mip: int | None = None) -> Volume:
@@ -69,14 +142,14 @@ def open_store(uri: str, mip: int | None = None) -> Volume:
     z, y, x are dropped; more than one channel is a ValueError.
     """
     name, mip = _split_mip(uri, mip)
-    location = locate(name)
+    location = locate_store(name)
     folder = location.folder
     if folder is not None and folder.is_file():
         raise ValueError(f"{name} is a file; a zarr, N5 or precomputed volume is a folder")
-    place, documents = read_documents(location, DOCUMENTS)
+    place, documents = read_json_documents(location, DOCUMENTS)
     node = find_node(documents, location.driver)
     if node is None:
-        raise nothing_there(place)
+        raise no_array_message(place)
     if node.driver == "neuroglancer_precomputed":
         return _open_precomputed(place, node, mip)
     if node.kind == ARRAY:
@@ -108,21 +181,21 @@ def _leveled(uri: str, mip: int) -> str:
     return f"{uri}#mip={mip}" if mip else uri
 
 
-def _open_pyramid(place: Location, group: Node, documents: dict[str, Any], mip: int) -> Volume:
+def _open_pyramid(place: StoreLocation, group: StoreNode, documents: dict[str, Any], mip: int) -> Volume:
     """The level `mip` of a group; a ValueError that lists its arrays where the group is no pyramid."""
-    levels: list[Level] | None = None
+    levels: list[OmeLevel] | None = None
     if group.driver == "n5":
         paths = _n5_levels(place, documents)
     else:
-        levels = formats.ome_levels(group.attributes)
+        levels = store_metadata.ome_levels(group.attributes)
         if levels is None and "bioformats2raw.layout" in group.attributes.get("ome", group.attributes):
             return open_store(f"{place.uri.rstrip('/')}{'' if place.uri.endswith(':') else '/'}0", mip)
         paths = [level.path for level in levels or []]
     if not paths:
-        raise ValueError(f"{place.uri} is a group, not an array; {name_one(place, group)}")
+        raise ValueError(f"{place.uri} is a group, not an array; {name_array_message(place, group)}")
     _check_mip(place.uri, mip, len(paths))
     inner = place.at(paths[mip])
-    node = find_node(read_documents(inner, DOCUMENTS)[1], group.driver)
+    node = find_node(read_json_documents(inner, DOCUMENTS)[1], group.driver)
     if node is None or node.kind != ARRAY:
         raise FileNotFoundError(f"{place.uri} says that its mip {mip} is {paths[mip]!r}, but no array is there")
     volume = _open_array(inner, node, group.attributes, levels[mip] if levels else None, mip, _leveled(place.uri, mip))
@@ -130,58 +203,62 @@ def _open_pyramid(place: Location, group: Node, documents: dict[str, Any], mip: 
     return volume
 
 
-def _n5_levels(place: Location, documents: dict[str, Any]) -> list[str]:
+def _n5_levels(place: StoreLocation, documents: dict[str, Any]) -> list[str]:
     if "s0/attributes.json" not in documents:
         return []
     names = [f"s{level}" for level in range(20)]
-    found = read_documents(place, [f"{name}/attributes.json" for name in names])[1]
+    found = read_json_documents(place, [f"{name}/attributes.json" for name in names])[1]
     return list(itertools.takewhile(lambda name: f"{name}/attributes.json" in found, names))
 
 
-def _parent_of(place: Location) -> tuple[Document, Level | None, int | None]:
+def _parent_of(place: StoreLocation) -> tuple[Document, OmeLevel | None, int | None]:
     """What the group around an array says: its attributes, and which level of its pyramid the array is."""
     parent, name = place.at(".."), place.path.rstrip("/").rpartition("/")[2]
     if parent.path == place.path:
         return {}, None, None
     try:
-        node = find_node(read_documents(parent, DOCUMENTS)[1], place.driver)
+        node = find_node(read_json_documents(parent, DOCUMENTS)[1], place.driver)
     except (PermissionError, ValueError):
         return {}, None, None  # the array may be read where its surroundings may not, or are something else
     attributes = node.attributes if node else {}
-    level = next((level for level in formats.ome_levels(attributes) or [] if level.path.strip("/") == name), None)
+    level = next(
+        (level for level in store_metadata.ome_levels(attributes) or [] if level.path.strip("/") == name), None
+    )
     match = re.fullmatch(r"s(\d+)", name)
     return attributes, level, int(match[1]) if match else None
 
 
 def _open_array(
-    place: Location, node: Node, group: Document, level: Level | None, index: int | None, uri: str
+    place: StoreLocation, node: StoreNode, group: Document, level: OmeLevel | None, index: int | None, uri: str
 ) -> Volume:
     spec = {"driver": node.driver, "kvstore": place.kvstore}
     raw = _open_raw(spec, uri)
     if node.driver == "n5":
         order: Zyx = (2, 1, 0)  # N5 writes x, y, z, and a channel last
-        size = formats.n5_voxel_size(node.attributes, group, index)
+        size = store_metadata.n5_voxel_size(node.attributes, group, index)
     else:
-        order = formats.zarr_axes(node, level, raw.rank)
-        size = formats.zarr_voxel_size(node.attributes, group, level)
+        order = store_metadata.zarr_axes(node, level, raw.rank)
+        size = store_metadata.zarr_voxel_size(node.attributes, group, level)
     volume = _volume(raw, spec, order, uri, place, size)
     if level is not None:
         volume.translation_nm = level.translation_nm
     return volume
 
 
-def _open_precomputed(place: Location, node: Node, mip: int) -> Volume:
+def _open_precomputed(place: StoreLocation, node: StoreNode, mip: int) -> Volume:
     scales = node.metadata["scales"]
     _check_mip(place.uri, mip, len(scales))
     spec = {"driver": node.driver, "kvstore": place.kvstore, "scale_index": mip}
     uri = _leveled(place.uri, mip)
-    size = formats.in_nanometers(scales[mip]["resolution"][::-1], ["nm"] * 3)
+    size = store_metadata.in_nanometers(scales[mip]["resolution"][::-1], ["nm"] * 3)
     volume = _volume(_open_raw(spec, uri), spec, (2, 1, 0), uri, place, size)  # stored as x, y, z, channel
     volume.pyramid = _source_id(place.kvstore)
     return volume
 
 
-def _volume(raw: ts.TensorStore, spec: dict[str, Any], axes: Zyx, uri: str, place: Location, size: Nm | None) -> Any:
+def _volume(
+    raw: ts.TensorStore, spec: dict[str, Any], axes: Zyx, uri: str, place: StoreLocation, size: Nm | None
+) -> Any:
     _check_axes(raw, axes, uri)
     dtype = _numeric(raw, uri)
     store = _turned(raw, axes)
@@ -247,11 +324,16 @@ def _turned(raw: ts.TensorStore, axes: Zyx) -> ts.TensorStore:
 
 
 def _open_raw(spec: dict[str, Any], uri: str) -> ts.TensorStore:
-    with source_errors(uri, "opened"):
+    with translate_tensorstore_errors(uri, "opened"):
         future = ts.open(
-            spec, read=True, open=True, context=context(), recheck_cached_metadata="open", recheck_cached_data="open"
+            spec,
+            read=True,
+            open=True,
+            context=tensorstore_context(),
+            recheck_cached_metadata="open",
+            recheck_cached_data="open",
         )
-        return future.result(timeout=ANSWER_SECONDS)
+        return future.result(timeout=ANSWER_TIMEOUT_S)
 
 
 @lru_cache(maxsize=32)

@@ -11,7 +11,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def call_within(seconds: float, call: Callable[[], T]) -> T:
+def call_with_timeout(seconds: float, call: Callable[[], T]) -> T:
     """What `call()` returns or raises, or TimeoutError when it has done neither after `seconds`.
 
     A call that is given up goes on unheard until it ends by itself.
@@ -34,7 +34,7 @@ def call_within(seconds: float, call: Callable[[], T]) -> T:
     return result[0]
 
 
-def side_by_side(call: Callable[[T], object], items: Sequence[T], num_threads: int) -> None:
+def map_threads(call: Callable[[T], object], items: Sequence[T], num_threads: int) -> None:
     """Calls `call` with every item, `num_threads` at a time; the first failure is raised, and no more are begun."""
     waiting: queue.SimpleQueue[T] = queue.SimpleQueue()
     finished: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()

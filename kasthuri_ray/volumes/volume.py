@@ -10,10 +10,6 @@ import numpy as np
 from kasthuri_ray.geometry import Box, Zyx, check_inside
 
 
-class SourceError(OSError):
-    """A source of voxels that should answer does not: it is down, too slow, or its answers stay broken."""
-
-
 @dataclass(kw_only=True)
 class Volume(ABC):
     """A read-only array of voxels with a name. Picklable: Ray carries it to where it is read.

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kasthuri_ray.benchmarks import seed_recipe
-from kasthuri_ray.benchmarks.seed_recipe import ArrayTiles, Recipe, change
+from kasthuri_ray.benchmarks.seed_recipe import ArrayTiles, SeedRecipe, augment_seed_tile
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def test_image_and_label_are_turned_and_flipped_together() -> None:
     image[0, 20:30, 8:40] = 1
     moved = 0
     for _ in range(10):
-        turned, label = change(image, (image > 0).long(), degrees=30.0, likely=0.5)
+        turned, label = augment_seed_tile(image, (image > 0).long(), degrees=30.0, likely=0.5)
         assert ((turned > 0.5) == (label > 0)).float().mean() > 0.98
         moved += not torch.equal(turned, image)
     assert 3 <= moved <= 10
@@ -46,7 +46,7 @@ def test_it_learns_what_is_bright_and_its_time_is_told(monkeypatch: pytest.Monke
     rng = np.random.default_rng(0)
     label = (rng.random((8, 8, 8)) < 0.5).repeat(4, 1).repeat(4, 2).astype(np.uint8)
     pair = (label * 200, label)
-    recipe = Recipe("membrane", pair, pair, pair, size=32, batch_size=2)
+    recipe = SeedRecipe("membrane", pair, pair, pair, size=32, batch_size=2)
     for group in recipe.optimizer.param_groups:
         group["lr"] = 1e-2
     found = recipe.run(epochs=10)

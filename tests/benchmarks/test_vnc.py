@@ -9,7 +9,7 @@ from PIL import Image
 
 from kasthuri_ray.benchmarks import vnc
 from kasthuri_ray.benchmarks.accuracy import find_store
-from kasthuri_ray.volumes import open_volume
+from kasthuri_ray.volumes.opening import open_volume
 
 SHAPE = (12, 64, 80)  # more than ten sections: their numbers need two digits
 
@@ -42,7 +42,7 @@ def test_every_array_comes_out_as_it_was_drawn(
     checkout: Path, arrays: dict[str, np.ndarray], tmp_path: Path, capsys
 ) -> None:
     output = tmp_path / "vnc.zarr"
-    vnc.convert(str(checkout), str(output))
+    vnc.convert_vnc(str(checkout), str(output))
     for name, expected in arrays.items():
         volume = open_volume(f"{output}/{name}")
         np.testing.assert_array_equal(volume.read(volume.bounds), expected, err_msg=name)
@@ -55,12 +55,12 @@ def test_every_array_comes_out_as_it_was_drawn(
 def test_what_was_converted_before_is_left_alone(checkout: Path, tmp_path: Path) -> None:
     (tmp_path / "vnc.zarr").mkdir()
     with pytest.raises(ValueError, match="is already there; give another --output"):
-        vnc.convert(str(checkout), str(tmp_path / "vnc.zarr"))
+        vnc.convert_vnc(str(checkout), str(tmp_path / "vnc.zarr"))
 
 
 def test_a_missing_folder_says_where_vnc_is_to_be_had(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no sections.*git clone.*groundtruth-drosophila-vnc"):
-        vnc.convert(str(tmp_path), str(tmp_path / "vnc.zarr"))
+        vnc.convert_vnc(str(tmp_path), str(tmp_path / "vnc.zarr"))
     with pytest.raises(FileNotFoundError, match=r"holds no vnc\.zarr.*CC BY-NC-SA 3\.0; cite Gerhard"):
         find_store(str(tmp_path))
 
@@ -68,7 +68,7 @@ def test_a_missing_folder_says_where_vnc_is_to_be_had(tmp_path: Path) -> None:
 def test_a_section_of_another_size_is_refused(checkout: Path, tmp_path: Path) -> None:
     tifffile.imwrite(checkout / "stack1/raw/03.tif", np.zeros((64, 64), np.uint8))
     with pytest.raises(ValueError, match=r"different sizes: \(64, 64\), \(64, 80\)"):
-        vnc.convert(str(checkout), str(tmp_path / "vnc.zarr"))
+        vnc.convert_vnc(str(checkout), str(tmp_path / "vnc.zarr"))
 
 
 def test_an_annotation_of_something_else_is_refused(checkout: Path, tmp_path: Path) -> None:
@@ -76,10 +76,10 @@ def test_an_annotation_of_something_else_is_refused(checkout: Path, tmp_path: Pa
         noise = np.random.default_rng(z).integers(0, 2, SHAPE[1:])
         Image.fromarray((255 * noise).astype(np.uint8)).save(file)
     with pytest.raises(ValueError, match="do not belong together"):
-        vnc.convert(str(checkout), str(tmp_path / "vnc.zarr"))
+        vnc.convert_vnc(str(checkout), str(tmp_path / "vnc.zarr"))
 
 
 def test_a_pointer_in_place_of_an_image_is_named(checkout: Path, tmp_path: Path) -> None:
     (checkout / "stack1/synapses/05.png").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ValueError, match=r"05\.png is not an image; is it a pointer of Git LFS"):
-        vnc.convert(str(checkout), str(tmp_path / "vnc.zarr"))
+        vnc.convert_vnc(str(checkout), str(tmp_path / "vnc.zarr"))

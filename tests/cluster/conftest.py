@@ -177,7 +177,7 @@ def begin_on_all(lab: Any, *command: object) -> Any:
     try:
         job = lab.submit(*command)
         job.until(
-            lambda: all(lab.processes(name, "ray::Segmenter") for name in ("anna", "bert")), "an actor on each host"
+            lambda: all(lab.processes(name, "ray::BlockWorker") for name in ("anna", "bert")), "an actor on each host"
         )
     finally:
         held.unlink()

@@ -12,11 +12,12 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from kasthuri_ray.config import Train
-from kasthuri_ray.layers import resolve
-from kasthuri_ray.resources import WORKER_CPUS, Cluster
-from kasthuri_ray.segmentation.crew import GPU_ACTOR_CPUS
-from kasthuri_ray.tiles.stream import READ_CPUS
+from kasthuri_ray.config.loading import resolve_settings
+from kasthuri_ray.config.settings import TrainSettings
+from kasthuri_ray.ray_cluster.connection import WORKER_CPUS
+from kasthuri_ray.ray_cluster.resources import ClusterResources
+from kasthuri_ray.segmentation.actor_resources import GPU_ACTOR_CPUS
+from kasthuri_ray.tiles.streaming import READ_CPUS
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "cluster" / "kuberay").glob("*.yaml"))
@@ -194,10 +195,10 @@ def test_every_flag_is_one_that_the_job_takes(path):
     assert all(place.startswith("s3://your-bucket/") for place in places)
     assert arguments.get("name") or arguments.get("output"), "the same file goes on where it stopped"
     layers = parser.layers(parser.parse_args(given))
-    resolve(arguments.get("task") or "synapse", None, **layers)  # the values are ones that the settings take
+    resolve_settings(arguments.get("task") or "synapse", None, **layers)  # the values are ones that the settings take
 
 
-def room(path: Path) -> Cluster:
+def room(path: Path) -> ClusterResources:
     """What the cluster of a file holds once it has grown."""
     cluster = cluster_of(documents(path)[0])
     cpus = gpus = 0.0
@@ -205,7 +206,7 @@ def room(path: Path) -> Cluster:
         (container,) = group["template"]["spec"]["containers"]
         cpus += group["maxReplicas"] * float(container["resources"]["limits"]["cpu"])
         gpus += group["maxReplicas"] * float(container["resources"]["limits"].get("nvidia.com/gpu", 0))
-    return Cluster(cpus, gpus, sum(group["maxReplicas"] for group in groups(cluster).values()))
+    return ClusterResources(cpus, gpus, sum(group["maxReplicas"] for group in groups(cluster).values()))
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
@@ -219,7 +220,7 @@ def test_the_cluster_grows_to_what_the_job_asks_for_and_no_further(path):
     elif path.stem.startswith("tune"):
         low, high = 1, arguments["concurrent"]
     else:
-        low, high = Train(num_workers=arguments["num_workers"]).workers
+        low, high = TrainSettings(num_workers=arguments["num_workers"]).workers
     assert low >= 1
     assert high * share == holds.gpus
     assert high * cpus + READ_CPUS <= holds.cpus

@@ -12,14 +12,17 @@ from skimage import metrics as sk
 from skimage.measure import label
 from sklearn import metrics as skl
 
-from kasthuri_ray.evaluation import evaluate as module
-from kasthuri_ray.evaluation.blocks import Totals, compare_block
-from kasthuri_ray.evaluation.evaluate import Options, default_out, evaluate, figures_of, notes_of, summary
-from kasthuri_ray.evaluation.prepare import prepare
-from kasthuri_ray.resources import Cluster
-from kasthuri_ray.segmentation.grid import plan_layout, plan_levels
-from kasthuri_ray.segmentation.output import Output, OutputSpec
-from kasthuri_ray.volumes import open_volume
+from kasthuri_ray.config.settings import EvaluateSettings
+from kasthuri_ray.evaluation import evaluate as evaluate_module
+from kasthuri_ray.evaluation import evaluation_report
+from kasthuri_ray.evaluation.comparison import ComparisonTotals, compare_block
+from kasthuri_ray.evaluation.comparison_inputs import prepare_comparison
+from kasthuri_ray.evaluation.evaluate import default_out, evaluate
+from kasthuri_ray.evaluation.evaluation_report import evaluation_figures, evaluation_notes, evaluation_summary
+from kasthuri_ray.output.ome_zarr import OmeZarrOutput, OutputSpec
+from kasthuri_ray.output.pyramid import plan_layout, plan_levels
+from kasthuri_ray.ray_cluster.resources import ClusterResources
+from kasthuri_ray.volumes.opening import open_volume
 
 SIZE_NM = [30.0, 6.0, 6.0]
 SHAPE = (12, 300, 280)
@@ -80,12 +83,12 @@ def blobs(shape, number=30, seed=0):
 
 def measured(options, block=None):
     """(evaluation.json, notes) in this process, without Ray, figures or page."""
-    prepared = prepare(options)
-    totals = Totals(prepared.comparison)
+    prepared = prepare_comparison(options)
+    totals = ComparisonTotals(prepared.comparison)
     for own in prepared.comparison.blocks(block):
         totals.add(compare_block(prepared.comparison, own))
-    result = figures_of(prepared, totals)
-    return result, notes_of(prepared, totals, result)
+    result = evaluation_figures(prepared, totals)
+    return result, evaluation_notes(prepared, totals, result)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +101,7 @@ def synapses(tmp_path_factory):
     truth = annotation[cut]
     probability = blurred(truth == 1, seed=1)
     image = f"phantom://em?shape={','.join(map(str, SHAPE))}&seed=3"
-    options = Options(
+    options = EvaluateSettings(
         prediction=write_prediction(folder / "out.zarr", probability, image=image),
         annotation=write_volume(folder / "synapse.zarr", annotation),
         out=str(folder / "evaluation"),
@@ -215,7 +218,7 @@ def membranes(tmp_path_factory):
     instances[instances > 0] += np.uint64(2**40)
     truth = truth.copy()
     truth[:, :30, 200:] = IGNORED
-    options = Options(
+    options = EvaluateSettings(
         prediction=write_prediction(folder / "out.zarr", probability, (0, 0, 0), task={"task_type": "membrane"}),
         annotation=write_volume(folder / "membrane.zarr", truth),
         instances=write_volume(folder / "cells.zarr", instances),
@@ -262,15 +265,15 @@ def test_a_box_is_in_voxels_of_the_annotation(synapses):
 
 def test_a_result_of_no_voxels_is_no_f1_of_zero(synapses):
     result, _ = measured(synapses[0])
-    assert summary(result).startswith("F1 0.")
-    assert summary(result | {"voxels": 0}) == "Nothing was compared: every voxel is ignored."
+    assert evaluation_summary(result).startswith("F1 0.")
+    assert evaluation_summary(result | {"voxels": 0}) == "Nothing was compared: every voxel is ignored."
 
 
 def test_what_the_page_warns_of_is_printed_too(synapses, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "attach_or_start", lambda verbose: Cluster(2, 0, 1))
-    monkeypatch.setattr(module, "check_demand", lambda *demand: None)
+    monkeypatch.setattr(evaluate_module, "connect_ray", lambda verbose: ClusterResources(2, 0, 1))
+    monkeypatch.setattr(evaluate_module, "require_resources", lambda *demand: None)
     monkeypatch.setattr(
-        module, "compared", lambda comparison, blocks, _: (compare_block(comparison, b) for b in blocks)
+        evaluate_module, "compare_blocks", lambda comparison, blocks, _: (compare_block(comparison, b) for b in blocks)
     )
     ones = write_prediction(tmp_path / "ones.zarr", (synapses[2] > 102).astype(np.uint8))
     evaluate(replace(synapses[0], prediction=ones, out=str(tmp_path / "evaluation")))
@@ -310,10 +313,10 @@ def test_a_coarser_level_of_unknown_size_is_refused(synapses, tmp_path):
     zarr.open_group(path).create_array("s1", data=coarse, dimension_names=("c", "z", "y", "x"))
     annotation = write_volume(tmp_path / "truth.zarr", truth, size=None)
     options = replace(options, prediction=path, annotation=annotation, box=None)
-    assert prepare(options).comparison.shift == tuple(-a for a in START)
-    assert prepare(replace(options, prediction=f"{path}/s0")).comparison.shift == tuple(-a for a in START)
+    assert prepare_comparison(options).comparison.shift == tuple(-a for a in START)
+    assert prepare_comparison(replace(options, prediction=f"{path}/s0")).comparison.shift == tuple(-a for a in START)
     with pytest.raises(ValueError, match="so a coarser level cannot be compared; give the whole group, or its s0"):
-        prepare(replace(options, prediction=f"{path}/s1"))
+        prepare_comparison(replace(options, prediction=f"{path}/s1"))
 
 
 def test_predictions_of_other_tools_are_floats_or_masks(synapses, tmp_path):
@@ -376,7 +379,7 @@ def test_several_classes_add_up_to_foreground(synapses, tmp_path):
     levels = plan_levels(PART, tuple(SIZE_NM), START)
     record = {"task": {"task_type": "synapse", "ignore_label": IGNORED}, "network": {"classes": 3}, "threshold": 0.4}
     spec = OutputSpec(tuple(levels), plan_layout(PART), True, ("one", "two"), "out", record=record)
-    output = Output.create(path, spec)
+    output = OmeZarrOutput.create(path, spec)
     for box in levels[0].box.cells(spec.layout.shard):
         part = probability[box.slices()]
         output.write_block(0, box, np.stack([part // 3, part - part // 3]))
@@ -408,14 +411,14 @@ def test_a_worker_that_dies_costs_nothing_but_time(evaluated, synapses, tmp_path
     def dying(comparison, own):
         import os
 
-        from kasthuri_ray.evaluation.blocks import compare_block
+        from kasthuri_ray.evaluation.comparison import compare_block
 
         if own.start[0] > 4 and not mark.exists():
             mark.touch()
             os._exit(1)
         return compare_block(comparison, own)
 
-    monkeypatch.setattr(module, "compare_block", dying)
-    monkeypatch.setattr(module, "write_report", lambda *_: None)
+    monkeypatch.setattr(evaluate_module, "compare_block", dying)
+    monkeypatch.setattr(evaluation_report, "write_evaluation_report", lambda *_: None)
     assert evaluate(synapses[0], block=(4, 128, 128)) == evaluated
     assert mark.exists()

@@ -13,8 +13,8 @@ import pytest
 import zarr
 
 from kasthuri_ray import cli
-from kasthuri_ray.evaluation import evaluate
-from kasthuri_ray.resources import Cluster
+from kasthuri_ray.evaluation import evaluate as evaluate_module
+from kasthuri_ray.ray_cluster.resources import ClusterResources
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,7 +39,7 @@ def here(tmp_path, monkeypatch):
     """A folder with a prediction `p.zarr`, its annotation `a.zarr` and cells `c.zarr`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(evaluate, "attach_or_start", lambda verbose: pytest.fail("Ray was started"))
+    monkeypatch.setattr(evaluate_module, "connect_ray", lambda verbose: pytest.fail("Ray was started"))
     store("p.zarr", np.zeros((4, 32, 32), np.uint8))
     store("a.zarr", np.zeros((4, 32, 32), np.uint8))
     store("c.zarr", np.ones((4, 32, 32), np.uint32))
@@ -81,7 +81,7 @@ def test_a_task_that_nobody_names(main, here, capsys):
 
 def test_a_place_that_takes_no_files(refused, here, monkeypatch):
     (here / "file").write_text("")
-    monkeypatch.setattr(evaluate, "attach_or_start", lambda verbose: Cluster(2, 0, 1))
+    monkeypatch.setattr(evaluate_module, "connect_ray", lambda verbose: ClusterResources(2, 0, 1))
     assert f"{here}/file is a file; give another --out" in refused("--out", "file/out")
 
 
@@ -158,9 +158,9 @@ def test_help_is_there_at_once():
 
 @pytest.mark.usefixtures("ray_here")
 def test_from_the_command_line_to_s3(main, here, s3, monkeypatch, capsys):
-    from kasthuri_ray.resources import attach_or_start
+    from kasthuri_ray.ray_cluster.connection import connect_ray
 
-    monkeypatch.setattr(evaluate, "attach_or_start", attach_or_start)
+    monkeypatch.setattr(evaluate_module, "connect_ray", connect_ray)
     truth = np.zeros((4, 32, 32), np.uint8)
     truth[:, 5:20, 7] = 1
     store("truth.zarr", truth)

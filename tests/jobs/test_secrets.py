@@ -133,18 +133,18 @@ def stranger(tmp_path):
 
 
 def test_a_server_that_nobody_vouches_for_is_not_believed(stranger, monkeypatch):
-    from kasthuri_ray.storage import read_anywhere
-    from kasthuri_ray.volumes import SourceError
-    from kasthuri_ray.volumes.boss_requests import Patience
+    from kasthuri_ray.errors import VolumeError
+    from kasthuri_ray.storage.folder import read_uri
+    from kasthuri_ray.volumes.boss_requests import RetryPolicy
     from kasthuri_ray.volumes.bossdb import open_bossdb
 
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     port, got = stranger
     with pytest.raises(ConnectionError, match=r"(?i)certificate verify failed"):
-        read_anywhere(f"https://localhost:{port}/weights.pt")
+        read_uri(f"https://localhost:{port}/weights.pt")
     boss = {"protocol": "https", "host": f"localhost:{port}", "token": KEYS["BOSSDB_TOKEN"]}
-    with pytest.raises(SourceError, match=r"(?i)certificate") as caught:
-        open_bossdb("bossdb://Kasthuri/ac4/em", boss=boss, patience=Patience(tries=2, first_pause_s=0.1))
+    with pytest.raises(VolumeError, match=r"(?i)certificate") as caught:
+        open_bossdb("bossdb://Kasthuri/ac4/em", boss=boss, patience=RetryPolicy(tries=2, first_pause_s=0.1))
     assert KEYS["BOSSDB_TOKEN"] not in str(caught.value)
     assert not got, "not even the token was sent"

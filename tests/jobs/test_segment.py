@@ -33,8 +33,8 @@ def write_run(folder: Path, **network: int) -> Path:
     """What training leaves, of random weights."""
     import torch
 
+    from kasthuri_ray.models.checkpoints import Checkpoint, checkpoint_bytes
     from kasthuri_ray.models.unet import build_network
-    from kasthuri_ray.models.weights import Checkpoint, pack
 
     torch.manual_seed(0)
     network = {"n_blocks": 2, "start_filters": 4} | network
@@ -44,7 +44,7 @@ def write_run(folder: Path, **network: int) -> Path:
     settings = {"task": task | ranges, "network": network}
     (folder / "checkpoint").mkdir(parents=True)
     weights = build_network(network).state_dict()
-    (folder / "checkpoint/best.pt").write_bytes(pack(Checkpoint(weights, settings, about)))
+    (folder / "checkpoint/best.pt").write_bytes(checkpoint_bytes(Checkpoint(weights, settings, about)))
     return folder
 
 

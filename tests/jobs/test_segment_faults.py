@@ -160,7 +160,9 @@ def named(nodes, session: int, name: str) -> list[int]:
 def strike(fault: str, job, nodes) -> None:
     if fault == "actor":
         living = [node.pid for node in (nodes.head, nodes.second) if named(nodes, node.pid, "raylet/raylet")]
-        os.kill(random.choice([pid for node in living for pid in named(nodes, node, "ray::Segmenter")]), signal.SIGKILL)
+        os.kill(
+            random.choice([pid for node in living for pid in named(nodes, node, "ray::BlockWorker")]), signal.SIGKILL
+        )
     elif fault == "raylet":
         os.kill(named(nodes, nodes.second.pid, "raylet/raylet")[0], signal.SIGKILL)
     elif fault == "driver":

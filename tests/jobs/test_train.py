@@ -7,8 +7,8 @@ import shlex
 import pytest
 import torch
 
+from kasthuri_ray.models.checkpoints import read_checkpoint
 from kasthuri_ray.models.unet import build_network
-from kasthuri_ray.models.weights import read_checkpoint
 
 COLUMNS = [
     *("epoch", "train.loss", "val.loss", "val.foreground_f1", "val.average_precision"),

@@ -13,7 +13,8 @@ import torch
 import zarr
 
 from kasthuri_ray import cli
-from kasthuri_ray.training import fit
+from kasthuri_ray.training import preflight
+from kasthuri_ray.training import train as train_module
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,7 +35,7 @@ def refused(main, tiny, tmp_path, monkeypatch, capsys):
     here.mkdir()
     monkeypatch.chdir(here)
     monkeypatch.setenv("KASTHURI_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(fit, "attach_or_start", lambda verbose: pytest.fail("Ray was started"))
+    monkeypatch.setattr(train_module, "connect_ray", lambda verbose: pytest.fail("Ray was started"))
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def run(*arguments: object, code: int = 2) -> str:
@@ -224,12 +225,12 @@ def test_a_boss_file_that_is_not_json_is_not_shown(refused, tmp_path):
 
 
 def test_a_batch_smaller_than_the_workers():
-    from kasthuri_ray.layers import resolve
-    from kasthuri_ray.resources import Cluster
+    from kasthuri_ray.config.loading import resolve_settings
+    from kasthuri_ray.ray_cluster.resources import ClusterResources
 
-    settings = resolve("phantom_synapse", None, assignments=["network.batch_size=2", "train.num_workers=3"])
+    settings = resolve_settings("phantom_synapse", None, assignments=["network.batch_size=2", "train.num_workers=3"])
     with pytest.raises(ValueError, match=r"network.batch_size 2 is smaller than the 3 workers"):
-        fit.plan_workers(settings, Cluster(8, 0, 1))
+        preflight.plan_workers(settings, ClusterResources(8, 0, 1))
 
 
 def test_a_ray_that_is_not_there_is_said_at_once(start, tiny, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import zarr
 
-from kasthuri_ray.volumes import open_volume
+from kasthuri_ray.volumes.opening import open_volume
 
 SHAPE = (80, 128, 128)
 RANGES = {"xrange_vol": "0,128", "yrange_vol": "0,128", "z_train": "0,70", "z_val": "70,72", "z_test": "78,80"}

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from kasthuri_ray.geometry import Box
-from kasthuri_ray.volumes import open_volume
+from kasthuri_ray.volumes.opening import open_volume
 
 ROOT = Path(__file__).resolve().parents[2]
 TUNE = "jobs/tune.py"

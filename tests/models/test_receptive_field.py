@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kasthuri_ray.models.receptive_field import _measured, reach_of
+from kasthuri_ray.models.receptive_field import _measured, find_receptive_field
 from kasthuri_ray.models.unet import MODEL_TYPES, UNet
 
 FIVE = [
@@ -23,7 +23,7 @@ FIVE = [
 
 @pytest.mark.parametrize(("dim", "settings", "sees", "margin", "factors"), FIVE)
 def test_how_far_our_networks_see(dim, settings, sees, margin, factors):
-    reach = reach_of(UNet(start_filters=2, **settings), dim)
+    reach = find_receptive_field(UNet(start_filters=2, **settings), dim)
     assert (reach.sees, reach.margin, reach.factors) == (sees, margin, factors)
     assert reach.exact
     assert reach.note == ""
@@ -61,7 +61,7 @@ def changed_outputs(network, axis, size, place):
 )
 def test_the_reach_is_what_a_change_of_one_voxel_shows(dim, settings, size):
     network = open_network(dim, **settings)
-    reach = reach_of(network, dim)
+    reach = find_receptive_field(network, dim)
     for axis in range(dim - 1 if dim == 2 else 2):  # y is as x
         spread = 0
         for phase in range(network.factors[axis]):
@@ -85,7 +85,7 @@ def test_the_reach_is_what_a_change_of_one_voxel_shows(dim, settings, size):
 def test_measured_as_a_network_of_ones_own_it_is_the_same(dim, settings):
     network = UNet(start_filters=2, dim=dim, **settings)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    assert _measured(network, dim, 1) == reach_of(network, dim)
+    assert _measured(network, dim, 1) == find_receptive_field(network, dim)
     assert network.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
@@ -121,14 +121,14 @@ def test_networks_of_ones_own_are_measured():
         (Own(lambda x: F.pad(x, (9, 0))[..., : x.shape[-1]]), (0, 9), 1),
     ]
     for network, (y, x), factor in cases:
-        reach = reach_of(network, 2)
+        reach = find_receptive_field(network, 2)
         assert (reach.sees, reach.factors) == ((0, y, x), (1, factor, factor))
         assert reach.margin == (0, -(-y // factor) * factor, -(-x // factor) * factor)
         assert reach.exact
 
 
 def test_a_margin_for_turned_tiles_is_the_wider_one():
-    reach = reach_of(Own(lambda x, c: c(x), conv((3, 7))), 2).turned()
+    reach = find_receptive_field(Own(lambda x, c: c(x), conv((3, 7))), 2).turned()
     assert reach.margin == (0, 3, 3)
 
 
@@ -137,15 +137,15 @@ def test_a_network_that_normalizes_by_the_tile_says_so():
         UNet(start_filters=2, n_blocks=2, normalization="instance"),
         Own(lambda x, c, norm: norm(c(x)), conv(3), nn.InstanceNorm2d(1)),
     ):
-        reach = reach_of(network, 2)
+        reach = find_receptive_field(network, 2)
         assert not reach.exact
         assert reach.note.startswith("the network normalizes by the tile (instance norm): its answers depend on the ti")
         assert reach.sees[1] < 20
-    assert "group norm" in reach_of(UNet(start_filters=2, n_blocks=2, normalization="group"), 2).note
+    assert "group norm" in find_receptive_field(UNet(start_filters=2, n_blocks=2, normalization="group"), 2).note
 
 
 def test_a_network_that_sees_the_whole_tile_says_so():
-    reach = reach_of(Own(lambda x: x - x.mean(dim=(2, 3), keepdim=True)), 2)
+    reach = find_receptive_field(Own(lambda x: x - x.mean(dim=(2, 3), keepdim=True)), 2)
     assert not reach.exact
     assert reach.note.startswith("the network sees the whole tile along y, x, up to the 1024 voxels that were tried")
     assert reach.margin[1] > 400
@@ -155,7 +155,7 @@ def test_a_network_whose_answer_depends_on_the_place_says_so():
     def numbered(x):
         return x * torch.arange(x.shape[-1], dtype=x.dtype)
 
-    reach = reach_of(Own(numbered), 2)
+    reach = find_receptive_field(Own(numbered), 2)
     assert not reach.exact
     assert "do not move with the image" in reach.note
 
@@ -166,16 +166,16 @@ def test_sizes_that_a_network_refuses_make_its_factors():
             raise RuntimeError("sizes must be multiples of 8")
         return x
 
-    assert reach_of(Own(fussy), 2).factors == (1, 8, 8)
+    assert find_receptive_field(Own(fussy), 2).factors == (1, 8, 8)
     with pytest.raises(ValueError, match="gets through no tile of 4, 8, 16, 32, 64, 128 voxels"):
-        reach_of(Own(lambda x: x[..., :1]), 2)
+        find_receptive_field(Own(lambda x: x[..., :1]), 2)
 
 
 def test_z_is_apart_from_y_and_x():
     def slabs(x):
         return F.interpolate(F.avg_pool3d(x, (2, 4, 4)), scale_factor=(2, 4, 4))
 
-    reach = reach_of(Own(slabs), 3)
+    reach = find_receptive_field(Own(slabs), 3)
     assert reach.factors == (2, 4, 4)
     assert reach.sees == (1, 3, 3)
     assert reach.margin == (2, 4, 4)
@@ -183,7 +183,7 @@ def test_z_is_apart_from_y_and_x():
 
 def test_every_phase_of_a_cell_counts():
     network = UNet(start_filters=2, n_blocks=2)
-    reach = reach_of(network, 2)
+    reach = find_receptive_field(network, 2)
     seen = [
         place - places[0]
         for place, places in ((p, changed_outputs(open_network(2, n_blocks=2), 1, 64, p)) for p in (32, 33))

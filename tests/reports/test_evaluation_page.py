@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from kasthuri_ray.evaluation import metrics
-from kasthuri_ray.reports.evaluation_page import EvaluationReport, evaluation_page, section_scores
-from kasthuri_ray.reports.slices import TestSlice
+from kasthuri_ray.metrics import voxel_counts
+from kasthuri_ray.reports.evaluation_page import EvaluationReport, evaluation_page, section_score_chart
+from kasthuri_ray.reports.section_images import SectionResult
 
 
 def report(task_type="synapse", threshold=0.5, **changes):
@@ -15,16 +15,18 @@ def report(task_type="synapse", threshold=0.5, **changes):
     truth = (rng.random((6, 48, 48)) < 0.1).astype(np.uint8)
     noise = rng.normal(0, 0.12, truth.shape) + np.linspace(-0.1, 0.1, 6)[:, None, None]
     probability = np.clip(0.3 + 0.35 * truth + noise, 0, 1)
-    counts = metrics.Counts.zeros()
+    counts = voxel_counts.VoxelCounts.zeros()
     counts.add(probability, probability >= threshold, truth)
     image = rng.integers(0, 255, truth.shape, dtype=np.uint8)
-    gallery = [TestSlice(90 + z, image[z], truth[z], probability[z], f"{90 + z}:{91 + z},0:48,0:48") for z in range(6)]
-    precision, recall = metrics.precision_recall_at(counts, threshold)
-    best, best_f1 = metrics.best_threshold(counts)
+    gallery = [
+        SectionResult(90 + z, image[z], truth[z], probability[z], f"{90 + z}:{91 + z},0:48,0:48") for z in range(6)
+    ]
+    precision, recall = voxel_counts.precision_recall_at(counts, threshold)
+    best, best_f1 = voxel_counts.best_threshold(counts)
     result = {
-        "box": "90:96,0:48,0:48", "threshold": threshold, "foreground_f1": metrics.foreground_f1(counts, threshold),
+        "box": "90:96,0:48,0:48", "threshold": threshold, "foreground_f1": voxel_counts.foreground_f1(counts, threshold),
         "precision": precision, "recall": recall, "iou": 0.51234, "best_threshold": best, "best_foreground_f1": best_f1,
-        "average_precision": metrics.average_precision(counts),
+        "average_precision": voxel_counts.average_precision(counts),
     }  # fmt: skip
     if task_type == "synapse":
         result["objects"] = {"precision": 0.75, "recall": 0.6, "f1": 2 / 3, "num_true": 20, "num_predicted": 16}
@@ -111,7 +113,7 @@ def test_the_page_names_no_address_outside_itself():
 
 
 def test_nothing_compared_is_said():
-    empty = report(counts=metrics.Counts.zeros(), sections=[], gallery=[])
+    empty = report(counts=voxel_counts.VoxelCounts.zeros(), sections=[], gallery=[])
     assert "Nothing was compared: every voxel is ignored." in text_of(evaluation_page(empty))
 
 
@@ -125,8 +127,8 @@ def test_an_annotation_without_foreground_is_not_blamed_on_the_network():
 
 
 def test_sections_with_little_foreground_are_hollow_and_those_with_none_are_left_out():
-    figure = section_scores([(0, 0.9, 100), (1, 0.8, 100), (2, 0.1, 2), (3, 0.0, 0)], 0.85)
+    figure = section_score_chart([(0, 0.9, 100), (1, 0.8, 100), (2, 0.1, 2), (3, 0.0, 0)], 0.85)
     full, hollow = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert full.get_xdata().tolist() == [0, 1]
     assert hollow.get_xdata().tolist() == [2]
-    assert section_scores([], 0.0).axes
+    assert section_score_chart([], 0.0).axes

@@ -10,16 +10,23 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from kasthuri_ray.evaluation.metrics import Counts
+from kasthuri_ray.metrics.voxel_counts import VoxelCounts
 from kasthuri_ray.reports import figures
-from kasthuri_ray.reports.slices import FOUND, MISSED, WRONG, TestSlice, jpeg, rank
+from kasthuri_ray.reports.section_images import (
+    FOUND_COLOUR,
+    MISSED_COLOUR,
+    WRONG_COLOUR,
+    SectionResult,
+    encode_jpeg,
+    rank_sections,
+)
 
 
 def counts():
     rng = np.random.default_rng(0)
     labels = (rng.random(5000) < 0.1).astype(int)
     probability = np.clip(0.2 + 0.5 * labels + rng.normal(0, 0.15, 5000), 0, 1)
-    made = Counts.zeros()
+    made = VoxelCounts.zeros()
     made.add(probability, probability >= 0.5, labels)
     return made
 
@@ -41,7 +48,7 @@ def section(f1_wrong=0, truth=True, z=3):
     probability = np.zeros((8, 8), np.float32)
     probability[:, 0] = 0.9
     probability[:, 4 : 4 + f1_wrong] = 0.9
-    return TestSlice(z, np.full((8, 8), 128, np.uint8), labels if truth else None, probability)
+    return SectionResult(z, np.full((8, 8), 128, np.uint8), labels if truth else None, probability)
 
 
 def all_figures():
@@ -58,7 +65,7 @@ def all_figures():
 
 def test_each_figure_is_a_png_of_its_size():
     for name, figure in all_figures().items():
-        picture = Image.open(io.BytesIO(figures.png(figure, dpi=50)))
+        picture = Image.open(io.BytesIO(figures.figure_png(figure, dpi=50)))
         width, height = figure.get_size_inches()
         assert picture.format == "PNG"
         assert picture.size == pytest.approx((width * 50, height * 50), abs=1), name
@@ -68,7 +75,7 @@ def test_each_figure_is_a_png_of_its_size():
 def test_an_svg_takes_the_pages_colours_and_names_nothing_outside():
     made = all_figures()
     for name in ("loss", "scores", "precision", "confusion"):
-        text = figures.svg(made[name], 'a <title> & "more"')
+        text = figures.figure_svg(made[name], 'a <title> & "more"')
         root = ElementTree.fromstring(text.replace("xlink:href", "href"))
         assert root.tag == "svg"
         assert root.get("aria-label") == 'a <title> & "more"'
@@ -79,26 +86,26 @@ def test_an_svg_takes_the_pages_colours_and_names_nothing_outside():
 
 
 def test_the_same_run_draws_the_same_bytes():
-    first, second = (figures.svg(figures.loss_curve(history(), 2), "loss") for _ in range(2))
+    first, second = (figures.figure_svg(figures.loss_curve(history(), 2), "loss") for _ in range(2))
     assert first == second
 
 
 def test_figures_hold_their_words():
     made = all_figures()
-    text = figures.svg(made["loss"], "loss") + figures.svg(made["scores"], "scores")
+    text = figures.figure_svg(made["loss"], "loss") + figures.figure_svg(made["scores"], "scores")
     for word in ("train", "val", "learning rate", "epoch", "best", "F1", "precision"):
         assert word in text
-    text = figures.svg(made["confusion"], "confusion")
+    text = figures.figure_svg(made["confusion"], "confusion")
     for word in ("90.0%", "30.0%", "synapse", "called by the network"):
         assert word in text
-    text = figures.svg(made["precision"], "precision")
+    text = figures.figure_svg(made["precision"], "precision")
     assert "threshold 0.50" in text
     assert "recall" in text
 
 
 @pytest.mark.parametrize("rows", [history(1), history(0), [{"epoch": "1", "train.loss": "0.5", "val.loss": ""}]])
 def test_curves_of_one_epoch_none_and_text_from_a_csv_are_drawn(rows):
-    assert figures.png(figures.learning_curve(rows, 1), dpi=40).startswith(b"\x89PNG")
+    assert figures.figure_png(figures.learning_curve(rows, 1), dpi=40).startswith(b"\x89PNG")
 
 
 def test_one_epoch_has_one_tick_and_every_figure_a_point():
@@ -135,14 +142,14 @@ def test_no_name_lies_on_another(epochs, ends, best):
 
 def test_a_loss_that_is_not_finite_is_left_out():
     rows = [*history(3), {**history()[0], "epoch": 4, "train.loss": math.nan, "val.loss": math.inf}]
-    assert "<svg" in figures.svg(figures.loss_curve(rows), "loss")
+    assert "<svg" in figures.figure_svg(figures.loss_curve(rows), "loss")
 
 
 def test_errors_are_tinted_by_what_they_are():
     panels = section(1).panels(0.5)
     assert list(panels) == ["image", "truth", "prediction", "errors"]
     base = panels["errors"][0, 7].astype(float)
-    for column, colour in ((0, FOUND), (1, MISSED), (4, WRONG)):
+    for column, colour in ((0, FOUND_COLOUR), (1, MISSED_COLOUR), (4, WRONG_COLOUR)):
         expected = 0.2 * base + 0.8 * np.array(colour)
         np.testing.assert_allclose(panels["errors"][:, column], np.tile(expected, (8, 1)), atol=1)
     np.testing.assert_array_equal(panels["image"], 128)
@@ -152,7 +159,7 @@ def test_errors_are_tinted_by_what_they_are():
 
 def test_uint8_and_float_probabilities_are_the_same_and_ignored_pixels_count_nowhere():
     one = section(2)
-    other = TestSlice(3, one.image, one.truth, np.rint(one.probability * 255).astype(np.uint8))
+    other = SectionResult(3, one.image, one.truth, np.rint(one.probability * 255).astype(np.uint8))
     assert one.f1(0.5) == other.f1(0.5) == pytest.approx(2 * 8 / (2 * 8 + 8 + 16))
     one.truth[:, 4:6] = 255
     assert one.f1(0.5) == pytest.approx(2 * 8 / (2 * 8 + 8))
@@ -161,14 +168,14 @@ def test_uint8_and_float_probabilities_are_the_same_and_ignored_pixels_count_now
 
 def test_the_best_and_the_worst_come_first_and_are_named():
     slices = [section(wrong, z=z) for z, wrong in ((10, 1), (11, 3), (12, 0), (13, 2))]
-    ranked = rank(slices, 0.5)
+    ranked = rank_sections(slices, 0.5)
     assert [(s.z, name) for s, name in ranked] == [(12, "best"), (11, "worst"), (10, ""), (13, "")]
-    assert [name for _, name in rank([section(z=1), section(z=2)], 0.5)] == ["", ""]
-    assert [name for _, name in rank([section(truth=False), section()], 0.5)] == ["", ""]
+    assert [name for _, name in rank_sections([section(z=1), section(z=2)], 0.5)] == ["", ""]
+    assert [name for _, name in rank_sections([section(truth=False), section()], 0.5)] == ["", ""]
 
 
 def test_a_jpeg_is_made_smaller_never_larger_and_keeps_its_shape():
     panel = np.random.default_rng(0).integers(0, 255, (600, 300, 3), dtype=np.uint8)
-    assert Image.open(io.BytesIO(jpeg(panel, 200))).size == (100, 200)
-    assert Image.open(io.BytesIO(jpeg(panel, 2000))).size == (300, 600)
-    assert Image.open(io.BytesIO(jpeg(np.full((9, 9, 3), 7, np.uint8), 9))).mode == "L"
+    assert Image.open(io.BytesIO(encode_jpeg(panel, 200))).size == (100, 200)
+    assert Image.open(io.BytesIO(encode_jpeg(panel, 2000))).size == (300, 600)
+    assert Image.open(io.BytesIO(encode_jpeg(np.full((9, 9, 3), 7, np.uint8), 9))).mode == "L"

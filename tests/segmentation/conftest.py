@@ -44,9 +44,9 @@ def logits_of(network, image):
 
 def one_pass(network, image):
     """Probabilities c, z, y, x of the foreground of a whole image: mirrored, run once, cropped."""
-    from kasthuri_ray.models.receptive_field import reach_of
+    from kasthuri_ray.models.receptive_field import find_receptive_field
 
-    reach = reach_of(network, network.dim)
+    reach = find_receptive_field(network, network.dim)
     pads = [
         (m, -(-(2 * m + n) // f) * f - m - n) for m, f, n in zip(reach.margin, reach.factors, image.shape, strict=True)
     ]
@@ -84,7 +84,7 @@ def tiny_network() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def write_run(tiny_network) -> Callable[..., Path]:
     """`write_run(folder, task={}, about={}, **network)`: what training leaves of a tiny network; gives the folder."""
-    from kasthuri_ray.models.weights import Checkpoint, pack
+    from kasthuri_ray.models.checkpoints import Checkpoint, checkpoint_bytes
 
     def write(folder: Path, task=None, about=None, **network) -> Path:
         settings = {
@@ -94,7 +94,7 @@ def write_run(tiny_network) -> Callable[..., Path]:
         known = {"best": {"threshold": 0.4}, "image_intensity": [0.0, 255.0], "voxel_size_nm": list(VOXEL_NM)}
         weights = tiny_network(**network).state_dict()
         (folder / "checkpoint").mkdir(parents=True)
-        content = pack(Checkpoint(weights, settings, known | (about or {})))
+        content = checkpoint_bytes(Checkpoint(weights, settings, known | (about or {})))
         (folder / "checkpoint/best.pt").write_bytes(content)
         return folder
 
@@ -164,16 +164,16 @@ def segment_main():
 @pytest.fixture(scope="session")
 def prepared_for() -> Callable[..., Any]:
     """`prepared_for(run, said=[], **segment)`: what `prepare` makes of flags; keys are settings of `segment`."""
-    from kasthuri_ray.layers import resolve
-    from kasthuri_ray.segmentation.prepare import prepare
-    from kasthuri_ray.segmentation.trained import read_trained
+    from kasthuri_ray.config.loading import resolve_settings
+    from kasthuri_ray.segmentation.segmentation_inputs import prepare_segmentation
+    from kasthuri_ray.segmentation.trained_network import read_trained_network
 
     def make(run: Path, said=None, task=None, network=None, assignments=(), **segment):
-        trained = read_trained(str(run))
+        trained = read_trained_network(str(run))
         base = (trained.where, trained.settings) if trained.settings else None
         flags = {"segment": {"cache": "none", "precision": "float32", "compile": "off", **segment}}
-        settings = resolve(task, network, base=base, flags=flags, assignments=assignments)
-        return prepare(settings, trained, (said if said is not None else []).append)
+        settings = resolve_settings(task, network, base=base, flags=flags, assignments=assignments)
+        return prepare_segmentation(settings, trained, (said if said is not None else []).append)
 
     return make
 
@@ -181,14 +181,16 @@ def prepared_for() -> Callable[..., Any]:
 @pytest.fixture
 def job_of(prepared_for) -> Callable[..., Any]:
     """`job_of(run, output, **segment)`: a job in float32, eager, on one thread."""
-    from kasthuri_ray.segmentation.predictor import Arithmetic
-    from kasthuri_ray.segmentation.tiling import choose_tile
+    from kasthuri_ray.inference.memory import InferenceSettings
+    from kasthuri_ray.inference.tiling import choose_tile_shape
 
     def make(run: Path, output: Path | str, tile=None, copy=None, **segment):
         prepared = prepared_for(run, **segment)
         dim = prepared.settings.network.dim
-        tile = tile or choose_tile(prepared.whole_block, prepared.reach.margin, prepared.reach.factors, 400_000, dim)
-        arithmetic = Arithmetic("cpu", "float32", False, 1, tile, 1, prepared.settings.segment.tta)
+        tile = tile or choose_tile_shape(
+            prepared.whole_block, prepared.reach.margin, prepared.reach.factors, 400_000, dim
+        )
+        arithmetic = InferenceSettings("cpu", "float32", False, 1, tile, 1, prepared.settings.segment.tta)
         return prepared.job(str(output), arithmetic, copy)
 
     return make
@@ -197,12 +199,12 @@ def job_of(prepared_for) -> Callable[..., Any]:
 @pytest.fixture
 def segmenter_of(monkeypatch) -> Callable[..., Any]:
     """`segmenter_of(job)`: an actor's inside, ready, in this process, whose memory and threads it leaves alone."""
-    from kasthuri_ray.segmentation import actor
+    from kasthuri_ray.segmentation import block_worker
 
-    monkeypatch.setattr(actor, "prepare", lambda arithmetic: None)
+    monkeypatch.setattr(block_worker, "prepare_process", lambda arithmetic: None)
 
     def make(job):
-        segmenter = actor.Segmenter(job)
+        segmenter = block_worker.BlockWorker(job)
         segmenter.ready()
         return segmenter
 
@@ -212,19 +214,18 @@ def segmenter_of(monkeypatch) -> Callable[..., Any]:
 @pytest.fixture
 def done_here(segmenter_of) -> Callable[..., Any]:
     """`done_here(job)`: the job's phases, done in this process without Ray; gives the Todo that it left."""
-    from kasthuri_ray.segmentation.actor import phases
-    from kasthuri_ray.segmentation.output import Output
-    from kasthuri_ray.segmentation.precomputed import Precomputed
-    from kasthuri_ray.segmentation.todo import Todo
+    from kasthuri_ray.output.ome_zarr import OmeZarrOutput
+    from kasthuri_ray.output.precomputed import PrecomputedCopy
+    from kasthuri_ray.segmentation.segmentation_job import BlockTracker, job_phases
 
     def do(job, segmenter=None):
         segmenter = segmenter or segmenter_of(job)
-        todo = Todo(job, segmenter.ledger)
+        todo = BlockTracker(job, segmenter.ledger)
         segmenter.ledger.begin(job.record)
-        Output.create(job.output, job.spec)
+        OmeZarrOutput.create(job.output, job.spec)
         if job.precomputed:
-            Precomputed.create(job.precomputed, job.spec)
-        for phase in phases(job):
+            PrecomputedCopy.create(job.precomputed, job.spec)
+        for phase in job_phases(job):
             for index in todo.pending(phase):
                 todo.note_done(phase, index, not segmenter.work(phase, index)["blank"])
         return todo

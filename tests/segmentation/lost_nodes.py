@@ -20,9 +20,9 @@ os.environ.pop("RAY_ADDRESS", None)
 import ray
 from ray.cluster_utils import Cluster
 
-from kasthuri_ray.segmentation import staffing
-from kasthuri_ray.segmentation.pool import Pool
-from kasthuri_ray.segmentation.staffing import Crew, Patience
+from kasthuri_ray.segmentation import actors
+from kasthuri_ray.segmentation.actor_pool import ActorPool
+from kasthuri_ray.segmentation.actors import ActorPlan, PoolTimeouts
 
 BLOCKS, IN_FLIGHT = 80, 2
 SMALL = {"num_cpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": False}
@@ -46,7 +46,7 @@ class Worker:
 
 def main(folder, trials, seed, kind):
     rng = random.Random(seed)
-    staffing.SAY_AFTER_S = 1.0
+    actors.REPORT_AFTER_S = 1.0
     cluster = Cluster(initialize_head=True, head_node_args={**SMALL, "num_cpus": 0})
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     nodes = [cluster.add_node(**SMALL) for _ in range(1 if kind == "raylets" else 2)]
@@ -77,13 +77,13 @@ def run(cluster, nodes, log, rng, kind):
                 nodes.pop(rng.randrange(len(nodes))).kill_raylet(check_alive=False)
                 back_at.append(time.monotonic() + rng.uniform(0, 6))
 
-    crew = Crew(2, 4, 1.0, in_flight=IN_FLIGHT)
+    crew = ActorPlan(2, 4, 1.0, in_flight=IN_FLIGHT)
     begin = time.monotonic()
-    with Pool(
+    with ActorPool(
         lambda options: remote.options(**options).remote(str(log), 0.2 if kind == "raylets" else 0.5),
         crew,
         said.append,
-        patience=Patience(verdict=5.0, cluster=120.0),
+        patience=PoolTimeouts(verdict=5.0, cluster=120.0),
         on_ready=lambda about: pids.append(about["pid"]),
     ) as pool:
         outcome = pool.run("s0", range(BLOCKS), tick=strike)

@@ -5,10 +5,10 @@ import math
 import pytest
 
 from kasthuri_ray.geometry import Box
-from kasthuri_ray.segmentation.crew import SAMPLE_VOXELS, sample_of
-from kasthuri_ray.segmentation.grid import BlockGrid
-from kasthuri_ray.segmentation.plan import MOST_COMPRESSION, Timing, describe_plan, make_plan
-from kasthuri_ray.segmentation.tiling import plan_tiles
+from kasthuri_ray.inference.tiling import plan_tiles
+from kasthuri_ray.output.block_grid import BlockGrid
+from kasthuri_ray.segmentation.actor_resources import SAMPLE_VOXELS, sample_blocks
+from kasthuri_ray.segmentation.plan import MAX_COMPRESSION, TileTiming, describe_plan, plan_segmentation
 
 KASTHURI = "phantom://em?shape=1850,26624,21504"
 
@@ -23,7 +23,7 @@ def plan_of(prepared_for, job_of, run, tmp_path):
     def make(timing=None, done=0, actors=1, gpus=0.0, price=None, copy=None, **segment):
         job = job_of(run, tmp_path / "out.zarr", copy=copy, **segment)
         network = prepared_for(run, image=job.image.uri).network
-        return job, make_plan(job, network, done, actors, gpus, price, timing)
+        return job, plan_segmentation(job, network, done, actors, gpus, price, timing)
 
     return make
 
@@ -59,13 +59,13 @@ def test_bytes_written_are_those_of_all_levels_as_a_sample_compressed_and_of_a_r
     _, copied = plan_of(image="phantom://em?shape=2,600,700", save_mask=True, copy="/tmp/copy")
     assert copied.bytes_written == plan.bytes_written + voxels
     for compression in (2.2, 3000.0):
-        job, timed = plan_of(Timing(1.0, 1000, compression), image="phantom://em?shape=2,600,700")
-        assert timed.bytes_written == round(voxels / min(compression, MOST_COMPRESSION))
+        job, timed = plan_of(TileTiming(1.0, 1000, compression), image="phantom://em?shape=2,600,700")
+        assert timed.bytes_written == round(voxels / min(compression, MAX_COMPRESSION))
         assert "writes about " in describe_plan(timed, job)[0]
 
 
 def test_hours_and_money_follow_from_the_time_of_the_sample(plan_of):
-    timing = Timing(seconds=2.0, computed=1_000_000, compression=20.0)
+    timing = TileTiming(seconds=2.0, computed=1_000_000, compression=20.0)
     _, plan = plan_of(timing, done=6, actors=4, gpus=0.5, price=3.0, **SMALL)
     assert plan.mvoxels_per_second == pytest.approx(4 * 0.5 / (1 + plan.computed_twice))
     left = plan.voxels * (1 - plan.done / plan.blocks)
@@ -78,7 +78,7 @@ def test_hours_and_money_follow_from_the_time_of_the_sample(plan_of):
 
 
 def test_a_plan_of_all_of_kasthuri_is_made_without_going_through_its_blocks(plan_of):
-    job, plan = plan_of(Timing(1.0, 1_500_000, 25.0), image=KASTHURI, tile=(1, 1248, 1248))
+    job, plan = plan_of(TileTiming(1.0, 1_500_000, 25.0), image=KASTHURI, tile=(1, 1248, 1248))
     assert job.block == (64, 2048, 2048)
     assert plan.blocks == 29 * 13 * 11
     assert plan.voxels == 1850 * 26624 * 21504
@@ -90,7 +90,7 @@ def test_a_plan_of_all_of_kasthuri_is_made_without_going_through_its_blocks(plan
 
 
 def test_what_is_said_of_a_plan(plan_of, changed):
-    job, plan = plan_of(Timing(1.0, 1_000_000, 20.0, halo_error=0.125), actors=2, price=2.0, **SMALL)
+    job, plan = plan_of(TileTiming(1.0, 1_000_000, 20.0, halo_error=0.125), actors=2, price=2.0, **SMALL)
     lines = "\n".join(describe_plan(plan, job))
     assert "18 blocks of 2 x 64 x 96 (z,y,x), 0 done; 0.1 Mvoxels" in lines
     assert "with 2 actors: about" in lines
@@ -104,7 +104,7 @@ def test_what_is_said_of_a_plan(plan_of, changed):
 @pytest.mark.parametrize("tile", [(1, 1264, 1264), (1, 72, 72)])
 def test_a_sample_is_a_tile_in_the_middle_that_takes_seconds(run, job_of, tmp_path, tile):
     job = job_of(run, tmp_path / "out.zarr", image=KASTHURI, tile=tile)
-    sample = sample_of(job)
+    sample = sample_blocks(job)
     assert job.box.contains(sample)
     core = tuple(n - 2 * h for n, h in zip(tile, job.halo, strict=True))
     assert sample.shape == (2, *core[1:])
@@ -117,7 +117,7 @@ def test_a_sample_is_a_tile_in_the_middle_that_takes_seconds(run, job_of, tmp_pa
 def test_a_sample_in_3d_is_cut_to_what_takes_seconds(write_run, job_of, tmp_path):
     run = write_run(tmp_path / "run3d", dim=3)
     job = job_of(run, tmp_path / "out.zarr", image=KASTHURI, tile=(128, 512, 256))
-    sample = sample_of(job)
+    sample = sample_blocks(job)
     how = (job.image.bounds.start, job.reach.margin, job.reach.factors, job.arithmetic.tile)
     computed = sum(one.input.num_voxels for one in plan_tiles(sample, *how))
     assert SAMPLE_VOXELS["cpu"] / 3 < computed <= SAMPLE_VOXELS["cpu"] * 1.1

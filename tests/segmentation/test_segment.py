@@ -15,12 +15,12 @@ import torch
 import zarr
 
 from kasthuri_ray import cli
-from kasthuri_ray.lease import Lease
-from kasthuri_ray.resources import Cluster
-from kasthuri_ray.segmentation import segment as module
-from kasthuri_ray.segmentation.downsample import downsample
-from kasthuri_ray.segmentation.ledger import Ledger
-from kasthuri_ray.storage import Storage
+from kasthuri_ray.output.ledger import Ledger
+from kasthuri_ray.output.pyramid import downsample
+from kasthuri_ray.ray_cluster.resources import ClusterResources
+from kasthuri_ray.segmentation import segment as segment_module
+from kasthuri_ray.storage.folder import Storage
+from kasthuri_ray.storage.lease import Lease
 
 PATIENCE_S = 300  # for one job: seconds on a quiet machine
 CUT = ["--shard", "2,32,32", "--block", "2,32,64"]
@@ -182,7 +182,7 @@ def refused(job, tmp_path, monkeypatch):
     def go(*arguments: object, ray: bool = False) -> str:
         with monkeypatch.context() as patch:
             if not ray:
-                patch.setattr(module, "attach_or_start", lambda verbose: pytest.fail("Ray was started"))
+                patch.setattr(segment_module, "connect_ray", lambda verbose: pytest.fail("Ray was started"))
             lines = job(*arguments, "--output", "out.zarr", code=2)
         assert lines == [] or (ray and lines[0] == str(here / "out.zarr")), lines
         assert list(here.iterdir()) == []
@@ -236,7 +236,7 @@ def test_what_depends_on_the_cluster_is_refused_as_well(ray_here, refused, monke
     )
     assert "1 actor needs 1 GPU, the cluster has 0" in refused("--device", "cuda", ray=True)
     assert "tile (1, 70, 71) has 71 voxels along x" in refused("--tile", "1,70,71", ray=True)
-    monkeypatch.setattr("kasthuri_ray.segmentation.beginning.shutil.disk_usage", lambda path: Full())
+    monkeypatch.setattr("kasthuri_ray.segmentation.resume.shutil.disk_usage", lambda path: Full())
     assert "has room for 0.00 GB" in refused(ray=True)
 
 
@@ -247,7 +247,7 @@ class Full:
 def test_an_output_where_no_file_can_be_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=f"since {tmp_path}/file is a file; give another --output"):
-        module._placed(f"{tmp_path}/file/out.zarr", "--output", Cluster(2, 0, 1), dry_run=False)
+        segment_module._resolve_place(f"{tmp_path}/file/out.zarr", "--output", ClusterResources(2, 0, 1), dry_run=False)
 
 
 def test_more_actors_than_there_is_room_for_are_waited_for(ray_here, refused):
@@ -256,11 +256,11 @@ def test_more_actors_than_there_is_room_for_are_waited_for(ray_here, refused):
 
 
 def test_a_block_that_does_not_fit_in_memory_is_refused(ray_here, refused, monkeypatch):
-    from kasthuri_ray.segmentation import crew
-    from kasthuri_ray.segmentation.predictor import Machine
+    from kasthuri_ray.hardware import Machine
+    from kasthuri_ray.segmentation import actor_resources
 
     small = Machine("cpu", "small", 1 << 29, 2, False, False)
-    monkeypatch.setattr(crew, "machine_of_actors", lambda gpu, gpus: small)
+    monkeypatch.setattr(actor_resources, "actor_machine", lambda gpu, gpus: small)
     said = refused(ray=True)
     assert "a machine here has 0.5 GB; give a smaller --block, or --tile" in said
     said = refused("--actors", 3, ray=True)
@@ -319,7 +319,7 @@ def actors() -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if (folder / "cmdline").read_bytes().startswith(b"ray::Segmenter") and ours(int(folder.name)):
+            if (folder / "cmdline").read_bytes().startswith(b"ray::BlockWorker") and ours(int(folder.name)):
                 found.append(int(folder.name))
         except OSError:
             continue
@@ -405,7 +405,7 @@ def test_a_block_that_cannot_be_done_is_set_aside_and_the_next_run_does_it_alone
     assert progress["done"] == 17
     told = Ledger.beside(str(out)).aside("s0")["1_0_3"]
     assert told["box"] == "2:4,0:96,192:256"
-    assert "actor.py" in told["traceback"]
+    assert "block_worker.py" in told["traceback"]
     assert not Path(f"{out}.synapses.csv").exists()
     assert any("objects are joined once every block is done" in line for line in lines)
 

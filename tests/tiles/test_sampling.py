@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from kasthuri_ray.geometry import Box
-from kasthuri_ray.tiles.sampling import GridTiles, Labelling, Source, TileAddress, TrainTiles, read_tile
-from kasthuri_ray.volumes import open_volume
-from kasthuri_ray.volumes.labels import IGNORE
+from kasthuri_ray.labels import IGNORE_LABEL
+from kasthuri_ray.tiles.sampling import GridTiles, LabelRule, TileAddress, TileSource, TrainTiles, read_tile
+from kasthuri_ray.volumes.opening import open_volume
 
 TILE = (1, 24, 32)
 
@@ -18,11 +18,11 @@ TILE = (1, 24, 32)
 def source(array_volume):
     """`source(labels, ...)`: a box of an image of noise with these labels."""
 
-    def make(labels: np.ndarray, box: Box | None = None, image: np.ndarray | None = None, **how) -> Source:
+    def make(labels: np.ndarray, box: Box | None = None, image: np.ndarray | None = None, **how) -> TileSource:
         if image is None:
             image = np.random.default_rng(0).integers(1, 256, labels.shape, dtype=np.uint8)
         em, annotation = array_volume(image), array_volume(labels, uri="array://labels", chunk=(4, 16, 16))
-        return Source(em, annotation, box or em.bounds, **how)
+        return TileSource(em, annotation, box or em.bounds, **how)
 
     return make
 
@@ -35,7 +35,7 @@ def one_voxel(shape=(8, 80, 96), at=(3, 41, 50)) -> np.ndarray:
 
 def holds_foreground(tiles: TrainTiles, address: TileAddress) -> bool:
     labels = tiles.sources[address.source].read_labels(address.box)
-    return bool(((labels != 0) & (labels != IGNORE)).any())
+    return bool(((labels != 0) & (labels != IGNORE_LABEL)).any())
 
 
 @pytest.mark.parametrize("tile", [(1, 24, 32), (4, 16, 16), (8, 80, 96)])
@@ -106,7 +106,7 @@ def test_foreground_comes_to_lie_anywhere_in_its_tile(source):
 def test_what_is_ignored_is_no_foreground(source):
     labels = one_voxel()
     labels[:, :, 70:] = 9
-    tiles = TrainTiles((source(labels, labelling=Labelling(0, 2, ignore_label=9)),), TILE, 0, 1.0, 20)
+    tiles = TrainTiles((source(labels, labelling=LabelRule(0, 2, ignore_label=9)),), TILE, 0, 1.0, 20)
     for index in range(20):
         assert tiles.address(0, index).box.contains(Box((3, 41, 50), (4, 42, 51)))
 
@@ -123,14 +123,14 @@ def test_candidates_are_whole_chunks(source):
 def test_chunks_too_large_to_look_through_are_looked_at_in_tiles(array_volume):
     labels = np.broadcast_to(np.uint8(0), (64, 1024, 1024))
     volume = array_volume(labels, chunk=labels.shape)
-    tiles = TrainTiles((Source(volume, volume, volume.bounds),), (1, 256, 256), 0, 1.0, 8)
+    tiles = TrainTiles((TileSource(volume, volume, volume.bounds),), (1, 256, 256), 0, 1.0, 8)
     tiles.address(0, 0)
     assert {read.shape for read in volume.reads} == {(1, 256, 256)}
 
 
-def empty_source(array_volume, shape=(200, 1024, 1024)) -> Source:
+def empty_source(array_volume, shape=(200, 1024, 1024)) -> TileSource:
     volume = array_volume(np.broadcast_to(np.uint8(0), shape), chunk=(4, 512, 512), uri="array://nothing")
-    return Source(volume, volume, volume.bounds)
+    return TileSource(volume, volume, volume.bounds)
 
 
 @pytest.mark.parametrize("num_sources", [1, 3])
@@ -169,7 +169,7 @@ def test_where_foreground_is_too_rare_to_find_a_tile_is_an_ordinary_one(array_vo
 def test_a_tile_of_the_largest_volume_costs_neither_time_nor_memory():
     shape = "1850,26624,21504"
     em, synapses = (open_volume(f"phantom://{channel}?shape={shape}") for channel in ("em", "synapse"))
-    tiles = TrainTiles((Source(em, synapses, em.bounds),), (1, 256, 256), 0, 0.0, 4096)
+    tiles = TrainTiles((TileSource(em, synapses, em.bounds),), (1, 256, 256), 0, 0.0, 4096)
     tracemalloc.start()
     start = time.perf_counter()
     for index in range(100):
@@ -189,10 +189,10 @@ def test_the_grid_counts_every_voxel_of_every_volume_once(source):
     for number in range(len(grid)):
         address = grid.address(number)
         _, found, _ = read_tile(grid.sources, address)
-        counted = np.argwhere(found != IGNORE) + address.box.start
+        counted = np.argwhere(found != IGNORE_LABEL) + address.box.start
         seen[address.source][tuple(counted.T)] += 1
         truth = labels[address.box.slices()]
-        assert (found[found != IGNORE] == truth[found != IGNORE]).all()
+        assert (found[found != IGNORE_LABEL] == truth[found != IGNORE_LABEL]).all()
     for count, box in zip(seen, boxes, strict=True):
         expected = np.zeros(labels.shape, int)
         expected[box.slices()] = 1
@@ -205,7 +205,7 @@ def test_wide_images_and_annotations_become_bytes(source):
     rng = np.random.default_rng(4)
     image = rng.integers(1000, 3000, (2, 24, 32), dtype=np.uint16)
     ids = rng.integers(0, 2, (2, 24, 32), dtype=np.uint64) * np.uint64(2**60 + 1)
-    here = source(ids, image=image, intensity=(1000.0, 2000.0), labelling=Labelling(0.1, 2, None))
+    here = source(ids, image=image, intensity=(1000.0, 2000.0), labelling=LabelRule(0.1, 2, None))
     box = Box((1, 0, 0), (2, 24, 32))
     grey, labels, blank = read_tile((here,), TileAddress(0, box, box))
     assert (grey.dtype, labels.dtype) == (np.uint8, np.uint8)
@@ -223,10 +223,10 @@ def test_ids_without_a_threshold_are_refused_with_volume_and_box(source):
 
 
 def test_without_an_annotation_nothing_counts(source):
-    here = Source(source(one_voxel()).image, None, Box((0, 0, 0), (8, 80, 96)))
+    here = TileSource(source(one_voxel()).image, None, Box((0, 0, 0), (8, 80, 96)))
     box = Box((3, 40, 40), (4, 64, 72))
     image, labels, _ = read_tile((here,), TileAddress(0, box, box))
-    assert (labels == IGNORE).all()
+    assert (labels == IGNORE_LABEL).all()
     assert (image == here.image.array[box.slices()]).all()
 
 
@@ -235,7 +235,7 @@ def test_only_chunks_that_are_zero_throughout_are_missing(array_volume):
     image[:4, 32:64, 0:32] = 0  # a whole chunk
     image[4:, 0:30, 0:30] = 0  # most of another
     em = array_volume(image, chunk=(4, 32, 32))
-    here = Source(em, None, em.bounds)
+    here = TileSource(em, None, em.bounds)
 
     def blank(*ranges: tuple[int, int]) -> tuple[list[str], int]:
         box = Box(*zip(*ranges, strict=True))
@@ -252,7 +252,7 @@ def test_only_chunks_that_are_zero_throughout_are_missing(array_volume):
 
 def test_dark_voxels_that_a_window_makes_black_are_not_missing(array_volume):
     em = array_volume(np.full((1, 32, 32), 5, np.uint16), chunk=(1, 32, 32))
-    here = Source(em, None, em.bounds, intensity=(100.0, 200.0))
+    here = TileSource(em, None, em.bounds, intensity=(100.0, 200.0))
     image, _, blank = read_tile((here,), TileAddress(0, em.bounds, em.bounds))
     assert (image == 0).all()
     assert blank == []

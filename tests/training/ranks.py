@@ -11,10 +11,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from kasthuri_ray.config import Network, Task
+from kasthuri_ray.config.settings import NetworkSettings
 from kasthuri_ray.models.unet import build_network
-from kasthuri_ray.tiles.stream import rank_share
-from kasthuri_ray.training.loop import Learner, Plan
+from kasthuri_ray.tiles.streaming import rank_share
+from kasthuri_ray.training.learner import ComputePlan, Learner
+from kasthuri_ray.training.training_job import learner_settings
 
 BATCH_SIZE, STEPS, JUDGED = 5, 3, 7
 
@@ -29,14 +30,14 @@ def work(rank: int, size: int, out: str) -> None:
     torch.set_num_threads(1)
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{out}.store", rank=rank, world_size=size)
-    settings = Network(
+    settings = NetworkSettings(
         start_filters=2, n_blocks=2, normalization="none", optimizer="SGD", learning_rate=0.1, momentum=0.0,
         scheduler="constant", epochs=1, batch_size=BATCH_SIZE, augmentations="basic", gradient_clip=0.5,
     )  # fmt: skip
     torch.manual_seed(0)
     network = build_network(settings.model_dump())
-    task = Task.model_construct(task_type="synapse")
-    learner = Learner(network, settings, task, torch.device("cpu"), Plan("float32", False, STEPS))
+    plain = learner_settings(settings, "synapse")
+    learner = Learner(network, plain, torch.device("cpu"), ComputePlan("float32", False, STEPS))
     share = rank_share(BATCH_SIZE, rank, size)
     steps = [batch(range(step * 5 + share.start, step * 5 + share.stop)) for step in range(STEPS)]
     train_loss = learner.train_epoch(0, steps, [])

@@ -6,7 +6,7 @@ import pytest
 from ray.train.torch import TorchConfig
 
 from kasthuri_ray.training import rendezvous
-from kasthuri_ray.training.rendezvous import TorchOverHosts, interface_of, name_interface
+from kasthuri_ray.training.rendezvous import MultiHostTorchConfig, find_interface, set_network_interface
 
 
 @pytest.fixture(autouse=True)
@@ -18,19 +18,19 @@ def nothing_named(monkeypatch):
 
 def test_the_interface_is_the_one_that_holds_the_address():
     names = [name for _, name in socket.if_nameindex()]
-    assert interface_of("127.0.0.1") in names
-    assert interface_of("192.0.2.77") is None
+    assert find_interface("127.0.0.1") in names
+    assert find_interface("192.0.2.77") is None
 
 
 def test_what_a_person_says_wins(nothing_named):
     import os
 
     nothing_named.setenv("NCCL_SOCKET_IFNAME", "ib0")
-    name_interface("127.0.0.1")
-    assert os.environ["GLOO_SOCKET_IFNAME"] == interface_of("127.0.0.1")
+    set_network_interface("127.0.0.1")
+    assert os.environ["GLOO_SOCKET_IFNAME"] == find_interface("127.0.0.1")
     assert os.environ["NCCL_SOCKET_IFNAME"] == "ib0"
     nothing_named.delenv("GLOO_SOCKET_IFNAME")
-    name_interface("192.0.2.77")
+    set_network_interface("192.0.2.77")
     assert "GLOO_SOCKET_IFNAME" not in os.environ
 
 
@@ -48,7 +48,7 @@ class Group:
 @pytest.mark.parametrize(("addresses", "named"), [(("10.0.0.1",) * 2, False), (("10.0.0.1", "10.0.0.2"), True)])
 def test_interfaces_are_named_before_the_group_is_made_and_only_over_several_hosts(monkeypatch, addresses, named):
     made = []
-    config = TorchOverHosts()
+    config = MultiHostTorchConfig()
     assert isinstance(config, TorchConfig)
     backend = config.backend_cls
     monkeypatch.setattr(TorchConfig().backend_cls, "on_start", lambda self, group, config: made.append(list(group.run)))

@@ -7,13 +7,14 @@ import json
 import pytest
 import torch
 
-from kasthuri_ray.layers import resolve
-from kasthuri_ray.models.weights import Checkpoint
-from kasthuri_ray.storage import open_storage
-from kasthuri_ray.training.run_folder import HISTORY, RunFolder, differences, tensorboard_events
+from kasthuri_ray.config.differences import setting_differences
+from kasthuri_ray.config.loading import resolve_settings
+from kasthuri_ray.models.checkpoints import Checkpoint
+from kasthuri_ray.storage.folder import open_storage
+from kasthuri_ray.training.run_folder import HISTORY_COLUMNS, RunFolder, tensorboard_events
 
 ROWS = [
-    {**dict.fromkeys(HISTORY, 0.5), "epoch": epoch, "train.loss": 1 / epoch, "training_seconds": 3.0}
+    {**dict.fromkeys(HISTORY_COLUMNS, 0.5), "epoch": epoch, "train.loss": 1 / epoch, "training_seconds": 3.0}
     for epoch in (1, 2)
 ]
 
@@ -75,29 +76,33 @@ def test_tensorboard_reads_the_history(tmp_path):
     found = [(e.step, value.tag, value.simple_value) for e in events for value in e.summary.value]
     assert (1, "train.loss", 1.0) in found
     assert (2, "train.loss", 0.5) in found
-    assert {tag for _, tag, _ in found} == set(HISTORY) - {"epoch"}
+    assert {tag for _, tag, _ in found} == set(HISTORY_COLUMNS) - {"epoch"}
 
 
 def test_only_what_changes_the_result_is_a_difference():
     def written(*assignments: str) -> dict:
-        return resolve("synapse", None, assignments=["network.epochs=30", *assignments]).model_dump(mode="json")
+        return resolve_settings("synapse", None, assignments=["network.epochs=30", *assignments]).model_dump(
+            mode="json"
+        )
 
     before = written()
     free = ["name=b", "storage=s3://x", "num_workers=4", "device=cpu", "cache=none", "cache_size=1GB", "verbose=true"]
     free += ["mlflow=file", "wandb=w", "boss=b.json", "wait_for_resources=3"]
-    assert differences({**before, "versions": {}, "seed": 0}, written(*(f"train.{text}" for text in free))) == []
-    assert differences(before, written("network.epochs=40", "task.z_train=0,70", "train.compile=off")) == [
+    assert (
+        setting_differences({**before, "versions": {}, "seed": 0}, written(*(f"train.{text}" for text in free))) == []
+    )
+    assert setting_differences(before, written("network.epochs=40", "task.z_train=0,70", "train.compile=off")) == [
         "task.z_train: [0, 80] -> [0, 70]",
         "network.epochs: 30 -> 40",
         'train.compile: "auto" -> "off"',
     ]
-    assert differences(before, written('train.weights="a.pt"')) == ['train.weights: null -> "a.pt"']
+    assert setting_differences(before, written('train.weights="a.pt"')) == ['train.weights: null -> "a.pt"']
 
 
 def test_a_setting_that_is_newer_than_the_run_had_its_default():
-    now = resolve("synapse", None).model_dump(mode="json")
+    now = resolve_settings("synapse", None).model_dump(mode="json")
     older = json.loads(json.dumps(now))
     del older["network"]["metric"], older["task"]["z_gap"], older["train"]["weights"]
-    assert differences(older, now) == []
-    other = resolve("synapse", None, assignments=["network.metric=val.loss"]).model_dump(mode="json")
-    assert differences(older, other) == ['network.metric: "val.average_precision" -> "val.loss"']
+    assert setting_differences(older, now) == []
+    other = resolve_settings("synapse", None, assignments=["network.metric=val.loss"]).model_dump(mode="json")
+    assert setting_differences(older, other) == ['network.metric: "val.average_precision" -> "val.loss"']

@@ -8,14 +8,15 @@ import pytest
 import torch
 import zarr
 
+from kasthuri_ray import hardware
+from kasthuri_ray.config.loading import resolve_settings
 from kasthuri_ray.geometry import Box
-from kasthuri_ray.layers import resolve
 from kasthuri_ray.models.unet import build_network
+from kasthuri_ray.tiles.splits import open_task_tiles
 from kasthuri_ray.training import worker
-from kasthuri_ray.training.job import JUDGE, STOP, Job, Ranks
-from kasthuri_ray.training.sources import open_task
-from kasthuri_ray.training.start import check_network, read_start_weights
-from kasthuri_ray.volumes import open_volume
+from kasthuri_ray.training.preflight import build_checked_network, read_initial_weights
+from kasthuri_ray.training.training_job import JUDGE, STOP, TrainingJob, WorkerContext
+from kasthuri_ray.volumes.opening import open_volume
 
 LABELS = "annotation_chan"
 PHANTOM = {
@@ -44,25 +45,25 @@ class MyNet(nn.Module):
 @pytest.fixture
 def train_here(ray_here, tmp_path, monkeypatch):
     """`train_here(task, network, report, **train)` gives the run's folder, and all that was said."""
-    monkeypatch.setattr(worker.hardware, "keep_memory", lambda: True)  # it would hold for all tests that follow
+    monkeypatch.setattr(hardware, "configure_allocator", lambda: True)  # it would hold for all tests that follow
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
 
     def run(task: dict, network: dict, report=lambda history: None, **train: object) -> tuple[Path, list[str]]:
         Path("task.json").write_text(json.dumps(task))
         Path("net.json").write_text(json.dumps({"epochs": 1, "batch_size": 4, "tiles_per_epoch": 8, **network}))
-        settings = resolve("task.json", "net.json", flags={"train": {"cache": "none", **train}})
+        settings = resolve_settings("task.json", "net.json", flags={"train": {"cache": "none", **train}})
         said: list[str] = []
-        check_network(settings)
-        tiles = open_task(settings, said.append)
+        build_checked_network(settings)
+        tiles = open_task_tiles(settings, said.append)
         folder = tmp_path / "run"
-        weights = read_start_weights(settings)
+        weights = read_initial_weights(settings)
         drawn = tiles.train.in_whole_batches(settings.network.batch)
-        job = Job(settings, str(folder), drawn, tiles.val, tiles.test, weights, "the command that goes on")
-        here = Ranks(0, 1, 1, torch.device("cpu"), report=report, show=lambda note: said.append(str(note)))
+        job = TrainingJob(settings, str(folder), drawn, tiles.val, tiles.test, weights, "the command that goes on")
+        here = WorkerContext(0, 1, 1, torch.device("cpu"), report=report, show=lambda note: said.append(str(note)))
         threads = torch.get_num_threads()
         try:
-            worker.train(job, here)
+            worker.train_worker(job, here)
         finally:
             torch.set_num_threads(threads)
         return folder, said

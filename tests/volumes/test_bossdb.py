@@ -10,12 +10,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from kasthuri_ray.errors import VolumeError
 from kasthuri_ray.geometry import Box
-from kasthuri_ray.volumes import SourceError, boss_requests, bossdb, open_volume
-from kasthuri_ray.volumes.boss_requests import Boss, Patience, ask
+from kasthuri_ray.volumes import boss_requests, bossdb
+from kasthuri_ray.volumes.boss_requests import BossServer, RetryPolicy, request_with_retries
 from kasthuri_ray.volumes.bossdb import open_bossdb
+from kasthuri_ray.volumes.opening import open_volume
 
-QUICK = Patience(tries=3, first_pause_s=0.01, longest_pause_s=0.02, timeout_s=0.4, deadline_s=1.0)
+QUICK = RetryPolicy(tries=3, first_pause_s=0.01, longest_pause_s=0.02, timeout_s=0.4, deadline_s=1.0)
 OFFSET = (3, 100, 50)
 
 
@@ -26,7 +28,7 @@ def noise(shape, dtype=np.uint8, seed=0):
 @pytest.fixture
 def patient(monkeypatch):
     """`open_volume` with quick tries."""
-    monkeypatch.setattr(bossdb, "PATIENCE", QUICK)
+    monkeypatch.setattr(bossdb, "RETRY_POLICY", QUICK)
 
 
 @pytest.fixture
@@ -148,16 +150,16 @@ def test_options_that_are_none_are_refused(options, words):
 
 def test_the_token_comes_from_the_options_or_else_from_the_environment(monkeypatch):
     monkeypatch.setenv("BOSSDB_TOKEN", "of-the-environment")
-    assert Boss.of(None) == Boss("https", "api.bossdb.io", "of-the-environment")
-    assert Boss.of({}) == Boss("https", "api.bossdb.io", "public")
-    assert Boss.of({"token": "mine"}).token == "mine"
+    assert BossServer.of(None) == BossServer("https", "api.bossdb.io", "of-the-environment")
+    assert BossServer.of({}) == BossServer("https", "api.bossdb.io", "public")
+    assert BossServer.of({"token": "mine"}).token == "mine"
     monkeypatch.delenv("BOSSDB_TOKEN")
-    assert Boss.of(None).token == "public"
+    assert BossServer.of(None).token == "public"
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_one_failing_answer_in_five_changes_nothing(boss_server, monkeypatch, seed):
-    monkeypatch.setattr(bossdb, "PATIENCE", replace(QUICK, tries=10))
+    monkeypatch.setattr(bossdb, "RETRY_POLICY", replace(QUICK, tries=10))
     monkeypatch.setattr(bossdb, "METADATA_TRIES", 10)
     monkeypatch.setattr(bossdb, "REQUEST_VOXELS", 16 * 32 * 32)
     monkeypatch.setattr(bossdb, "CUBOID", (16, 32, 32))
@@ -199,7 +201,7 @@ def test_what_stays_broken_names_the_cutout_the_tries_and_the_cause(boss_server,
     boss_server.fault = fault
     host = boss_server.options["host"]
     expected = rf"cutout 0:20,0:60,0:70 \(z,y,x\) of {em[0]}/0 did not come from {host} in 3 tries.*{words}"
-    with pytest.raises(SourceError, match=expected):
+    with pytest.raises(VolumeError, match=expected):
         volume.read(volume.bounds)
     assert len(boss_server.cutouts) == 3
 
@@ -235,7 +237,7 @@ def test_after_a_final_answer_no_more_requests_are_begun(boss_server, monkeypatc
     with pytest.raises(PermissionError):
         volume.read(volume.bounds)
     time.sleep(0.1)
-    assert 1 <= len(boss_server.cutouts) <= 3 * bossdb.REQUESTS_AT_ONCE, "of 300"
+    assert 1 <= len(boss_server.cutouts) <= 3 * bossdb.PARALLEL_REQUESTS, "of 300"
 
 
 @pytest.mark.parametrize(("name", "words"), [("a/b/x", "Channel x"), ("x/b/c", "Channel c"), ("a/x/c", "Channel c")])
@@ -252,7 +254,7 @@ def test_a_silent_or_dripping_server_is_given_up_at_the_deadline(boss_server, em
     volume = open_bossdb(em[0], boss=boss_server.options, patience=patience)
     boss_server.fault = fault
     began = time.monotonic()
-    with pytest.raises(SourceError, match=r"in 2 tries; the last one: .*(timed out|within 0.6 s)"):
+    with pytest.raises(VolumeError, match=r"in 2 tries; the last one: .*(timed out|within 0.6 s)"):
         volume.read(volume.bounds)
     assert time.monotonic() - began < 2.5
 
@@ -260,7 +262,7 @@ def test_a_silent_or_dripping_server_is_given_up_at_the_deadline(boss_server, em
 @pytest.mark.parametrize("fault", ["500", "html", "fewer", "empty", "truncated", "reset", "hang"])
 def test_broken_metadata_are_asked_for_again_and_then_named(boss_server, em, patient, fault):
     boss_server.fault = fault
-    with pytest.raises(SourceError, match=rf"the metadata of channel 'em' of {em[0]}/0 did not come .* in 3 tries"):
+    with pytest.raises(VolumeError, match=rf"the metadata of channel 'em' of {em[0]}/0 did not come .* in 3 tries"):
         open_volume(em[0], boss=boss_server.options)
     assert len(boss_server.requests) == 3
 
@@ -276,7 +278,7 @@ def test_a_host_that_is_down_is_said_to_be(boss_server_class, patient):
     server = boss_server_class()
     uri, options = server.add("a/b/c", noise((2, 4, 4))), server.options
     server.close()
-    with pytest.raises(SourceError, match=r"Connection refused.*is the host up"):
+    with pytest.raises(VolumeError, match=r"Connection refused.*is the host up"):
         open_volume(uri, boss=options)
 
 
@@ -299,13 +301,13 @@ def test_a_token_opens_the_door_and_is_never_shown(boss_server, em, patient):
         open_volume(em[0], boss=refused)
     assert "wrong-secret" not in str(caught.value)
     boss_server.fault = "reset"
-    with pytest.raises(SourceError) as broken:
+    with pytest.raises(VolumeError) as broken:
         volume.read(volume.bounds)
     assert secret not in str(broken.value)
 
 
 def test_a_server_that_repeats_the_token_is_blotted_out():
-    assert Boss(token="s3cret").without_token("no user for s3cret") == "no user for [token]"
+    assert BossServer(token="s3cret").without_token("no user for s3cret") == "no user for [token]"
 
 
 def test_a_volume_pickles_and_reads_from_many_threads(boss_server):
@@ -340,7 +342,7 @@ def test_the_environment_names_the_proxy(boss_server, em, patient, monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    with pytest.raises(SourceError, match="proxy"):
+    with pytest.raises(VolumeError, match="proxy"):
         open_volume(em[0], boss=boss_server.options)
     bossdb._remote.cache_clear()
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -391,15 +393,15 @@ def test_whoever_waits_for_long_is_told_by_a_line_what_is_tried_again(monkeypatc
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
     monkeypatch.setattr("random.uniform", lambda low, high: high)
-    monkeypatch.setattr(boss_requests, "_said", float("-inf"))
-    monkeypatch.setattr(boss_requests, "call_within", lambda seconds, call: call())
+    monkeypatch.setattr(boss_requests, "_last_reported", float("-inf"))
+    monkeypatch.setattr(boss_requests, "call_with_timeout", lambda seconds, call: call())
 
     def call():
         raise TimeoutError("no answer to a-secret-token")
 
-    patience = Patience(tries=6, first_pause_s=0.5, longest_pause_s=4.0)
-    with pytest.raises(SourceError):
-        ask(call, "the metadata of channel 'em'", Boss(token="a-secret-token"), patience)
+    patience = RetryPolicy(tries=6, first_pause_s=0.5, longest_pause_s=4.0)
+    with pytest.raises(VolumeError):
+        request_with_retries(call, "the metadata of channel 'em'", BossServer(token="a-secret-token"), patience)
     lines = [record.getMessage() for record in caplog.records]
     assert [line.partition("trying again ")[2] for line in lines] == [
         "in 1 s (3 of 6)",
@@ -410,6 +412,8 @@ def test_whoever_waits_for_long_is_told_by_a_line_what_is_tried_again(monkeypatc
     assert lines[0].startswith("the metadata of channel 'em': TimeoutError: no answer to [token]; ")
     caplog.clear()
     now[0] += 60
-    with pytest.raises(SourceError):  # what fails side by side is told of once
-        ask(call, "a cutout", Boss(), Patience(tries=3, first_pause_s=0.2, longest_pause_s=0.2))
+    with pytest.raises(VolumeError):  # what fails side by side is told of once
+        request_with_retries(
+            call, "a cutout", BossServer(), RetryPolicy(tries=3, first_pause_s=0.2, longest_pause_s=0.2)
+        )
     assert caplog.records == []

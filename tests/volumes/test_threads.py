@@ -5,19 +5,19 @@ import time
 
 import pytest
 
-from kasthuri_ray.volumes.threads import call_within, side_by_side
+from kasthuri_ray.volumes.threads import call_with_timeout, map_threads
 
 
 def test_a_call_within_its_time_gives_what_it_gives():
-    assert call_within(5, lambda: 7) == 7
+    assert call_with_timeout(5, lambda: 7) == 7
     with pytest.raises(KeyError, match="lost"):
-        call_within(5, lambda: {}["lost"])
+        call_with_timeout(5, lambda: {}["lost"])
 
 
 def test_a_call_beyond_its_time_is_given_up():
     began, end = time.monotonic(), threading.Event()
     with pytest.raises(TimeoutError, match=r"no whole answer within 0.1 s"):
-        call_within(0.1, end.wait)
+        call_with_timeout(0.1, end.wait)
     assert time.monotonic() - began < 2
     end.set()
 
@@ -30,7 +30,7 @@ def test_every_item_is_done_once_and_several_at_a_time():
         together.wait()
         done.append(item)
 
-    side_by_side(work, range(20), 4)
+    map_threads(work, range(20), 4)
     assert sorted(done) == list(range(20))
 
 
@@ -44,10 +44,10 @@ def test_the_first_failure_is_raised_and_no_more_are_begun():
         time.sleep(0.02)
 
     with pytest.raises(ValueError, match="item 2"):
-        side_by_side(work, range(100), 2)
+        map_threads(work, range(100), 2)
     time.sleep(0.1)
     assert len(begun) < 10
 
 
 def test_nothing_to_do_is_done():
-    side_by_side(print, [], 4)
+    map_threads(print, [], 4)

@@ -1,0 +1,145 @@
+"""Annotations as classes and images as grey levels of one byte, where they are read. Needs numpy alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+IGNORE_LABEL = 255  # the class of a voxel that counts nowhere
+DEFAULT_PERCENTILES = (0.5, 99.5)
+PIECE = 1 << 20  # voxels converted at once, so that a float32 copy of a whole cutout is never made
+
+
+def to_classes(
+    labels: np.ndarray, *, threshold_value: float | None, num_classes: int, ignore_label: int | None, where: str
+) -> np.ndarray:
+    """The class of every voxel of an annotation: uint8, the shape of `labels`, IGNORE where it is not to count.
+
+    labels: any integer type or bool; floats only with a threshold.
+    threshold_value: a label above it is class 1, any other class 0; None takes the values 0..num_classes-1 as they are.
+    ignore_label: the value whose voxels become IGNORE, before any threshold; None if there is none.
+    where: names the annotation in errors.
+
+    Raises ValueError, with the value and what is allowed, for a label that is no class.
+    """
+    if labels.dtype.kind not in "buif":
+        raise ValueError(f"{where}: an annotation holds integers, this one holds {labels.dtype}")
+    if threshold_value is None and labels.dtype.kind == "f":
+        raise ValueError(
+            f"{where}: an annotation holds integers, this one holds {labels.dtype}; "
+            "set `threshold` to true in the task to take the voxels above its `threshold_value` as class 1"
+        )
+    if labels.dtype.kind == "f" and np.isnan(labels).any():
+        raise ValueError(f"{where}: the annotation holds nan, which is neither above nor below the threshold")
+    if labels.dtype == bool:
+        labels = labels.view(np.uint8)
+    if threshold_value is None:
+        classes = _checked_classes(labels, num_classes, ignore_label, where)
+    else:
+        classes = (labels > _threshold_for(labels.dtype, threshold_value)).view(np.uint8)
+    if ignore_label is not None:
+        classes[labels == ignore_label] = IGNORE_LABEL
+    return classes
+
+
+def _threshold_for(dtype: np.dtype, threshold: float) -> Any:
+    """The threshold in a type that compares exactly: uint64 labels above 2**53 are not floats."""
+    if dtype.kind == "f":
+        return threshold
+    return int(np.floor(threshold))  # for integers, label > 0.5 is label > 0
+
+
+def _checked_classes(labels: np.ndarray, num_classes: int, ignore_label: int | None, where: str) -> np.ndarray:
+    """`labels` as uint8, every one of them a class or `ignore_label`."""
+    classes = labels.astype(np.uint8)
+    wrong = (labels < 0) | (labels >= num_classes)
+    if ignore_label is not None:
+        wrong &= labels != ignore_label
+    if wrong.any():
+        values = np.unique(labels[wrong])
+        shown = ", ".join(str(value) for value in values[:5]) + (", ..." if len(values) > 5 else "")
+        ignored = "" if ignore_label is None else f" and {ignore_label} (ignore_label)"
+        raise ValueError(
+            f"{where}: the annotation holds {shown}; allowed are 0 to {num_classes - 1}{ignored}. If these are the "
+            "ids of objects, set `threshold` to true in the task: labels above its `threshold_value` are class 1"
+        )
+    return classes
+
+
+def intensity_window(
+    sample: np.ndarray, dtype: np.dtype, setting: Sequence[float] | Mapping[str, Sequence[float]] | None
+) -> tuple[float, float]:
+    """The grey levels (low, high) that become 0 and 255.
+
+    sample: voxels of the image, any shape; looked at for percentiles only.
+    dtype: of the image.
+    setting: [low, high]; {"percentiles": [low, high]}; None for 0 to 255 if the image is uint8 and else the
+        percentiles 0.5 and 99.5.
+
+    Raises ValueError for an image of floats without a setting (nobody knows their range), for a setting that is none
+    of these, and for an image whose percentiles coincide.
+    """
+    if dtype.kind not in "uif":
+        raise ValueError(f"the image holds {dtype}; images are uint8, uint16 or other numbers")
+    if dtype.kind == "f" and setting is None:
+        raise ValueError(f"the image holds {dtype}, whose range is not known; give image_intensity as [low, high]")
+    if setting is None and dtype == np.uint8:
+        return 0.0, 255.0
+    if setting is None:
+        return _percentiles(sample, DEFAULT_PERCENTILES)
+    if isinstance(setting, Mapping):
+        if set(setting) != {"percentiles"}:
+            raise ValueError(
+                f'image_intensity {dict(setting)} is neither [low, high] nor {{"percentiles": [low, high]}}'
+            )
+        low, high = _pair(setting["percentiles"])
+        if not 0 <= low < high <= 100:
+            raise ValueError(f"image_intensity: percentiles {[low, high]} are not two rising numbers from 0 to 100")
+        return _percentiles(sample, (low, high))
+    low, high = _pair(setting)
+    if not low < high:
+        raise ValueError(f"image_intensity {[low, high]}: the low value is not below the high one")
+    return low, high
+
+
+def _pair(values: Sequence[float]) -> tuple[float, float]:
+    given = list(values) if isinstance(values, Sequence) else [values]
+    numbers = [float(value) for value in given if isinstance(value, (int, float)) and np.isfinite(value)]
+    if len(given) != 2 or len(numbers) != 2:
+        raise ValueError(f"image_intensity {values!r} is not two numbers [low, high]")
+    return numbers[0], numbers[1]
+
+
+def _percentiles(sample: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float]:
+    if sample.size == 0:
+        raise ValueError("image_intensity: there are no voxels to take percentiles of")
+    low, high = (float(value) for value in np.percentile(sample, percentiles))
+    if low >= high:
+        raise ValueError(
+            f"image_intensity: the percentiles {percentiles[0]} and {percentiles[1]} of the image are both {low:g}: "
+            "it is flat there; give image_intensity as [low, high]"
+        )
+    return low, high
+
+
+def to_uint8(image: np.ndarray, intensity: tuple[float, float]) -> np.ndarray:
+    """The image with [low, high] mapped linearly to 0..255, rounded and clipped: uint8, the same shape.
+
+    A uint8 image with (0, 255) is given back as it is, not copied. Otherwise computed in float32, piece by piece.
+    Raises ValueError for an image that holds nan.
+    """
+    low, high = intensity
+    if image.dtype.kind == "f" and np.isnan(image).any():
+        raise ValueError("the image holds nan, which has no grey level")
+    if image.dtype == np.uint8 and (low, high) == (0, 255):
+        return image
+    grey = np.empty(image.shape, np.uint8)
+    source, target = np.ascontiguousarray(image).reshape(-1), grey.reshape(-1)
+    for start in range(0, source.size, PIECE):
+        piece = np.subtract(source[start : start + PIECE], low, dtype=np.float32)
+        piece *= np.float32(255 / (high - low))
+        np.rint(piece, out=piece)
+        target[start : start + PIECE] = np.clip(piece, 0, 255, out=piece)
+    return grey

@@ -1,0 +1,143 @@
+"""The metadata of an output, as OME-NGFF 0.5 and zarr 3 write it: pure functions to and from JSON.
+
+https://ngff.openmicroscopy.org/0.5/
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kasthuri_ray.geometry import AXES, Zyx
+from kasthuri_ray.output.block_grid import ArrayLayout
+from kasthuri_ray.output.pyramid import PyramidLevel
+
+Json = dict[str, Any]
+
+VERSION = "0.5"
+PROVENANCE_KEY = "kasthuri_ray"  # the attribute that holds the provenance
+COLORS = ("FF5050", "50C8FF", "FFD750", "78E678", "D278FF", "FFA050")  # of classes, in turn
+
+
+def is_node_name(text: str) -> bool:
+    """Whether a node of a zarr may be called so."""
+    return re.fullmatch(r"(?!\.+$)(?!__)[A-Za-z0-9._-]+", text) is not None
+
+
+def image_json(
+    name: str, levels: Sequence[PyramidLevel], nanometers: bool, channels: Sequence[str], record: Mapping[str, Any]
+) -> Json:
+    """The `zarr.json` of the group."""
+    shown = [
+        {
+            "active": True,
+            "coefficient": 1.0,
+            "color": COLORS[number % len(COLORS)],
+            "family": "linear",
+            "inverted": False,
+            "label": channel,
+            "window": {"min": 0.0, "max": 255.0, "start": 0.0, "end": 255.0},
+        }
+        for number, channel in enumerate(channels)
+    ]
+    scales = _multiscales(name, levels, nanometers, channel=True, method="mean")
+    return _group(
+        {
+            "ome": {"version": VERSION, "multiscales": [scales], "omero": {"channels": shown}},
+            PROVENANCE_KEY: dict(record),
+        }
+    )
+
+
+def labels_json(names: Sequence[str]) -> Json:
+    """The `zarr.json` of the group `labels`."""
+    return _group({"ome": {"version": VERSION, "labels": list(names)}})
+
+
+def mask_json(name: str, levels: Sequence[PyramidLevel], nanometers: bool, channels: Sequence[str]) -> Json:
+    """The `zarr.json` of a label image in `labels`: label 1 is the first channel, and so on."""
+    label = {
+        "colors": [{"label-value": number + 1, "rgba": _rgba(number)} for number in range(len(channels))],
+        "properties": [{"label-value": number + 1, "class": channel} for number, channel in enumerate(channels)],
+        "source": {"image": "../../"},
+    }
+    scales = _multiscales(name, levels, nanometers, channel=False, method="majority, the foreground where even")
+    return _group({"ome": {"version": VERSION, "multiscales": [scales], "image-label": label}})
+
+
+def _group(attributes: Json) -> Json:
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+
+
+def _rgba(number: int) -> list[int]:
+    color = COLORS[number % len(COLORS)]
+    return [int(color[i : i + 2], 16) for i in (0, 2, 4)] + [255]
+
+
+def _multiscales(name: str, levels: Sequence[PyramidLevel], nanometers: bool, channel: bool, method: str) -> Json:
+    unit = {"unit": "nanometer"} if nanometers else {}
+    axes: list[Json] = [{"name": "c", "type": "channel"}] if channel else []
+    axes += [{"name": axis, "type": "space", **unit} for axis in AXES]
+    datasets = [
+        {
+            "path": level.name,
+            "coordinateTransformations": [
+                {"type": "scale", "scale": [1.0] * channel + [float(n) for n in level.scale]},
+                {"type": "translation", "translation": [0.0] * channel + [float(n) for n in level.translation]},
+            ],
+        }
+        for level in levels
+    ]
+    return {"name": name, "axes": axes, "datasets": datasets, "type": method}
+
+
+def array_json(shape: Zyx, layout: ArrayLayout, channels: int | None) -> Json:
+    """The `zarr.json` of an array: c, z, y, x with a shard for each channel, or z, y, x where `channels` is None."""
+    one = [] if channels is None else [1]
+    inner = [{"name": "bytes"}, {"name": "zstd", "configuration": {"level": 1, "checksum": True}}]
+    index = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    sharding = {"chunk_shape": [*one, *layout.chunk], "codecs": inner, "index_codecs": index, "index_location": "end"}
+    grid = {"name": "regular", "configuration": {"chunk_shape": [*one, *layout.shard]}}
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [*([] if channels is None else [channels]), *shape],
+        "data_type": "uint8",
+        "fill_value": 0,
+        "chunk_grid": grid,
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        "dimension_names": [*([] if channels is None else ["c"]), *AXES],
+        "attributes": {},
+    }
+
+
+def read_layout(array: Json) -> ArrayLayout:
+    """The layout that `array_json` wrote, of an array with channels."""
+    shard = array["chunk_grid"]["configuration"]["chunk_shape"][1:]
+    return ArrayLayout(tuple(shard), tuple(array["codecs"][0]["configuration"]["chunk_shape"][1:]))  # type: ignore[arg-type]
+
+
+def read_image(group: Json, shape: Zyx) -> tuple[tuple[PyramidLevel, ...], bool, tuple[str, ...]]:
+    """(levels, whether in nm, channels) that `image_json` wrote; `shape` is that of s0."""
+    attributes = group["attributes"]["ome"]
+    scales = attributes["multiscales"][0]
+    levels: list[PyramidLevel] = []
+    for number, dataset in enumerate(scales["datasets"]):
+        scale, translation = dataset["coordinateTransformations"]
+        length: Any = tuple(scale["scale"][1:])
+        finest, before = (levels[0], levels[-1]) if levels else (None, None)
+        factors: Any = tuple(round(a / b) for a, b in zip(length, finest.scale if finest else length, strict=True))
+        levels.append(
+            PyramidLevel(
+                number=number,
+                shape=tuple(-(-n // f) for n, f in zip(shape, factors, strict=True)),  # type: ignore[arg-type]
+                factors=factors,
+                step=tuple(f // g for f, g in zip(factors, before.factors if before else (1, 1, 1), strict=True)),  # type: ignore[arg-type]
+                scale=length,
+                translation=tuple(translation["translation"][1:]),
+            )
+        )
+    nanometers = scales["axes"][-1].get("unit") == "nanometer"
+    return tuple(levels), nanometers, tuple(channel["label"] for channel in attributes["omero"]["channels"])

@@ -1,0 +1,282 @@
+"""Chunks of remote volumes kept on the node's disk, shared by all its processes and by later runs."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numcodecs.zstd import Zstd
+
+from kasthuri_ray.geometry import Box
+from kasthuri_ray.volumes.threads import map_threads
+from kasthuri_ray.volumes.volume import Volume
+
+log = logging.getLogger(__name__)
+
+PARALLEL_FETCHES = 8
+"""Chunks of one read that are on their way at the same time."""
+RESERVED_DISK_BYTES = 500_000_000
+"""So much of the disk is left to others, such as checkpoints, whatever the limit."""
+
+_MAGIC = b"KRC1"
+_DIGEST_BYTES = 16
+_UNITS = {"": 1, "B": 1}
+_UNITS |= {f"{letter}B": 1000**power for power, letter in enumerate("KMGTP", 1)}
+_UNITS |= {f"{letter}IB": 1024**power for power, letter in enumerate("KMGTP", 1)}
+_PAUSE_AFTER_FAILURE_S = 60.0
+"""For so long nothing is written after the disk was full."""
+_ABANDONED_S = 3600.0
+"""After so long a half-written file or a lock is a dead process's."""
+
+
+_noting = threading.Lock()
+_failures: dict[Path, float] = {}
+"""When this process writes again to a folder whose disk was full."""
+_unnoted: dict[Path, int] = {}
+"""Bytes that this process wrote to a folder since it last made room there."""
+
+
+def open_cache(folder: str | None, size: str) -> ChunkCache | None:
+    """The cache in `folder`; None stands for KASTHURI_CACHE or ~/.cache/kasthuri_ray, and "none" gives none.
+
+    size: what it may take on the disk, such as 20GB. Nothing is written yet.
+    """
+    size_limit_bytes = parse_byte_size(size)
+    folder = folder or os.environ.get("KASTHURI_CACHE") or "~/.cache/kasthuri_ray"
+    if folder.lower() == "none":
+        return None
+    return ChunkCache(Path(folder).expanduser().absolute(), size_limit_bytes)
+
+
+def parse_byte_size(text: str) -> int:
+    """Bytes: `20GB` is 20 * 1000**3, `20GiB` is 20 * 1024**3, a bare number is bytes.
+
+    Raises ValueError for anything else, and for nothing at all.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*", text)
+    unit = _UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or (size := int(float(match[1]) * unit)) < 1:
+        raise ValueError(f"size {text!r} is not a positive number of bytes with a unit, such as 20GB, 500MB or 1.5TiB")
+    return size
+
+
+@dataclass(frozen=True)
+class ChunkCache:
+    """A folder of chunks, one file each, of no more than `size_limit_bytes`.
+
+    Those used longest ago go first. Any number of processes may share it, and any file may be deleted at any time. A
+    disk that is full or read-only costs one line in the log, never a voxel. All lies in a subfolder of its own, so
+    that nothing else in `folder` is ever touched.
+    """
+
+    folder: Path
+    size_limit_bytes: int
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "chunks-1"  # another format gets another number
+
+    def get(self, key: str, size: int) -> bytes | None:
+        """The `size` bytes kept under `key`; None where there are none, or damaged ones (which are deleted)."""
+        path = self.root / key
+        try:
+            packed = path.read_bytes()
+        except OSError:
+            return None
+        chunk = _unpack(packed, size)
+        with suppress(OSError):
+            if chunk is None:
+                log.warning("a damaged chunk in the cache is fetched again: %s", path)
+                path.unlink()
+            else:
+                os.utime(path)  # says when it was last used: few disks keep access times
+        return chunk
+
+    def put(self, key: str, chunk: np.ndarray) -> None:
+        """Keeps `chunk` under `key`, wholly or not at all."""
+        if time.monotonic() < _failures.get(self.folder, -1.0):
+            return
+        path = self.root / key
+        temporary = path.with_name(f"{path.name}.{os.urandom(6).hex()}.part")
+        packed = _pack(chunk)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(path.parent).free < RESERVED_DISK_BYTES:
+                raise OSError(errno.ENOSPC, f"less than {RESERVED_DISK_BYTES // 10**6} MB are free")
+            with open(temporary, "xb") as file:
+                file.writelines(packed)
+            os.replace(temporary, path)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
+            self._give_up(error)
+            return
+        self._written(sum(map(len, packed)))
+
+    @contextmanager
+    def locked(self, key: str) -> Iterator[None]:
+        """Holds `key` against other threads and processes; a holder that dies lets go. Without a disk, does nothing."""
+        path = self.root / f"{key}.lock"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        except OSError:
+            yield
+            return
+        try:
+            with suppress(OSError):  # a disk that cannot lock: a chunk may be fetched twice
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            with suppress(OSError):  # whoever waits for the deleted file finds the chunk, or fetches it once more
+                path.unlink()
+            os.close(lock)
+
+    def evict(self) -> None:
+        """Deletes the chunks used longest ago, if the limit is near: down to 14/16 of it, from 15/16 on."""
+        with self._evicting():
+            chunks = sorted(self._chunks())
+            total = sum(size for _, size, _ in chunks)
+            if total <= self.size_limit_bytes * 15 // 16:
+                return
+            for _, size, path in chunks:
+                if total <= self.size_limit_bytes * 14 // 16:
+                    break
+                with suppress(OSError):
+                    os.unlink(path)
+                total -= size
+
+    def _written(self, size: int) -> None:
+        """Notes `size` bytes, and makes room whenever a 256th of the limit was written."""
+        with _noting:
+            written = _unnoted.get(self.folder, self.size_limit_bytes) + size
+            due = written > self.size_limit_bytes // 256
+            _unnoted[self.folder] = 0 if due else written
+        if due:
+            self.evict()
+
+    def _chunks(self) -> Iterator[tuple[float, int, str]]:
+        """When each chunk was last used, its bytes and its path. Clears away what dead processes left."""
+        for parent, _, names in os.walk(self.root):
+            for name in names:
+                path = os.path.join(parent, name)
+                try:
+                    status = os.stat(path)
+                except OSError:
+                    continue
+                if name.endswith(".chunk"):
+                    yield status.st_mtime, status.st_size, path
+                elif name.endswith((".part", ".lock")) and time.time() - status.st_mtime > _ABANDONED_S:
+                    with suppress(OSError):
+                        os.unlink(path)
+
+    @contextmanager
+    def _evicting(self) -> Iterator[None]:
+        """One at a time, so that two do not delete for the same excess; where a disk cannot lock, they may."""
+        try:
+            lock = os.open(self.root / "evicting", os.O_CREAT | os.O_RDWR, 0o666)
+        except OSError:
+            yield
+            return
+        try:
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def _give_up(self, error: OSError) -> None:
+        with _noting:
+            known = self.folder in _failures
+            _failures[self.folder] = time.monotonic() + _PAUSE_AFTER_FAILURE_S
+        if not known:
+            log.warning(
+                "the cache in %s takes no more chunks (%s); they are fetched anew each time", self.folder, error
+            )
+
+
+@dataclass(kw_only=True)
+class CachedVolume(Volume):
+    """A volume whose chunks cross the wire once per node while the cache holds them."""
+
+    source: Volume
+    cache: ChunkCache
+
+    @classmethod
+    def of(cls, volume: Volume, cache: ChunkCache) -> CachedVolume:
+        """`volume`, read through `cache`."""
+        return cls(**{item.name: getattr(volume, item.name) for item in fields(Volume)}, source=volume, cache=cache)
+
+    def _read(self, box: Box) -> np.ndarray:
+        voxels = np.empty(box.shape, self.dtype)
+        missing = []
+        for cell in self._cells(box):
+            if (chunk := self._kept(cell)) is None:
+                missing.append(cell)
+            else:
+                _copy(chunk, cell, voxels, box)
+        if missing:
+            map_threads(lambda cell: _copy(self._fetch(cell), cell, voxels, box), missing, PARALLEL_FETCHES)
+        return voxels
+
+    def _cells(self, box: Box) -> Iterator[Box]:
+        """The whole chunks that `box` meets, cut to the bounds."""
+        grown = box.grown_to_grid(self.chunk, self.chunk_origin)
+        return map(self.bounds.intersect, grown.cells(self.chunk, self.chunk_origin))
+
+    def _kept(self, cell: Box) -> np.ndarray | None:
+        chunk = self.cache.get(self._key(cell), cell.num_voxels * self.dtype.itemsize)
+        return None if chunk is None else np.frombuffer(chunk, self.dtype).reshape(cell.shape)
+
+    def _fetch(self, cell: Box) -> np.ndarray:
+        """The chunk `cell` from the source, unless another process has fetched it by now."""
+        with self.cache.locked(self._key(cell)):
+            chunk = self._kept(cell)
+            if chunk is None:
+                chunk = np.ascontiguousarray(self.source.read(cell))
+                self.cache.put(self._key(cell), chunk)
+        return chunk
+
+    def _key(self, cell: Box) -> str:
+        return f"{self._folder}/{'_'.join(map(str, cell.start))}.chunk"
+
+    @cached_property
+    def _folder(self) -> str:
+        """The volume's own folder: another server, resolution, dtype, extent or grid is another volume."""
+        content = (self.source.identity, str(self.bounds), self.dtype.str, self.chunk, self.chunk_origin)
+        return hashlib.blake2b(repr(content).encode(), digest_size=12).hexdigest()
+
+
+def _copy(chunk: np.ndarray, cell: Box, voxels: np.ndarray, box: Box) -> None:
+    """Copies what `chunk`, the cutout `cell`, has in common with `voxels`, the cutout `box`."""
+    shared = cell.intersect(box)
+    voxels[shared.slices(box.start)] = chunk[shared.slices(cell.start)]
+
+
+def _pack(chunk: np.ndarray) -> list[bytes]:
+    """What a file holds: a mark, the hash of what follows, and the voxels compressed."""
+    body = Zstd(level=1).encode(chunk.reshape(-1).view(np.uint8))
+    return [_MAGIC, hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest(), body]
+
+
+def _unpack(packed: bytes, size: int) -> bytes | None:
+    """The `size` bytes of voxels in a file's content; None where anything is amiss."""
+    header = len(_MAGIC) + _DIGEST_BYTES
+    digest = hashlib.blake2b(memoryview(packed)[header:], digest_size=_DIGEST_BYTES).digest()
+    if packed[:header] != _MAGIC + digest:
+        return None
+    chunk = Zstd().decode(memoryview(packed)[header:])
+    return chunk if len(chunk) == size else None

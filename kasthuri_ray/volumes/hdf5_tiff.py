@@ -1,0 +1,318 @@
+"""HDF5 datasets and TIFF stacks on this machine's disk, by h5py and tifffile."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+from xml.etree import ElementTree
+
+import numpy as np
+
+from kasthuri_ray.errors import VolumeError
+from kasthuri_ray.geometry import Box, Nm, Zyx
+from kasthuri_ray.volumes.store_metadata import in_nanometers
+from kasthuri_ray.volumes.volume import Volume
+
+if TYPE_CHECKING:
+    import h5py
+    import tifffile
+
+
+HDF5 = re.compile(r"(.+?\.(?:h5|hdf5|hdf))(?::(.*))?$", re.IGNORECASE)
+TIFF = re.compile(r".+\.tiff?$", re.IGNORECASE)
+CACHE_BYTES = 64_000_000  # decoded chunks kept by an open file
+MIN_ROWS = 256
+_opened = itertools.count()
+
+Read = Callable[[tuple[slice, ...]], np.ndarray]
+
+
+@dataclass(kw_only=True)
+class FileVolume(Volume):
+    """A dataset of an HDF5 file, or a TIFF stack.
+
+    path: of the file, absolute. dataset: inside it; empty for TIFF.
+    axes: which of the stored axes are z, y, x; z is -1 for a TIFF of one page. The other axes have length 1.
+    rank: how many axes are stored.
+    opened: distinguishes this opening from others of the same file.
+    """
+
+    path: str
+    dataset: str
+    axes: Zyx
+    rank: int
+    opened: str
+
+    def _read(self, box: Box) -> np.ndarray:
+        try:
+            read = _reader(self.path, self.dataset, self.opened)
+            return _as_zyx(read, box, self.axes, self.dtype, self.rank)
+        except Exception as error:  # a broken file raises whatever its codec raises
+            raise VolumeError(f"{self.uri}: the cutout {box} (z,y,x) could not be read: {error}") from error
+
+
+def is_file_volume(uri: str) -> bool:
+    """Whether `uri` names an HDF5 file, with or without `:dataset`, or a TIFF file."""
+    return "|" not in uri and bool(HDF5.match(uri) or TIFF.match(uri)) and not Path(uri).is_dir()
+
+
+def open_file_volume(uri: str, mip: int | None = None) -> Volume:
+    """The volume that `x.h5:dataset` or `x.tif` names; see `open_volume`.
+
+    Without `:dataset` the file's only dataset of three axes. Axes of length 1 beside z, y, x are dropped. Raises
+    FileNotFoundError, PermissionError, and ValueError for what is no volume.
+    """
+    if mip not in (None, 0):
+        raise ValueError(f"{uri} has one resolution, mip 0; mip {mip} was asked for")
+    match = HDF5.match(uri)
+    name, dataset = (match[1], match[2] or "") if match else (uri, "")
+    path = _local_path(name, uri)
+    try:
+        return _open_hdf5(uri, path, dataset) if match else _open_tiff(uri, path)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except OSError as error:
+        raise ValueError(f"{uri} is not a whole {'HDF5' if match else 'TIFF'} file: {error}") from error
+
+
+def _local_path(name: str, uri: str) -> Path:
+    if name.startswith("file://"):
+        name = unquote(name.removeprefix("file://"))
+    elif "://" in name:
+        raise ValueError(f"{uri}: HDF5 and TIFF are read from a local disk only; copy the file, or convert it to zarr")
+    path = Path(name).expanduser().absolute()
+    if not path.is_file():
+        raise FileNotFoundError(f"{uri}: there is no file {path}")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(f"{uri}: {path} may not be read")
+    return path
+
+
+def _open_hdf5(uri: str, path: Path, name: str) -> Volume:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        inside = _datasets(file)
+        if not name:
+            if len(inside) != 1:
+                raise ValueError(f"{uri} holds {len(inside)} datasets of three axes; name one: {_listed(path, inside)}")
+            name = inside[0]
+        if not isinstance(file.get(name), h5py.Dataset):
+            raise ValueError(f"{uri}: {path.name} has no dataset {name!r}; name one: {_listed(path, inside)}")
+        stored = file[name]
+        axes = _last_three(stored.shape, uri)
+        chunks = stored.chunks or (1,) * (len(stored.shape) - 2) + stored.shape[-2:]
+        chunk = tuple(min(c, n) for c, n in zip(chunks[-3:], stored.shape[-3:], strict=True))
+        return _volume(uri, path, name, axes, stored.shape, stored.dtype, chunk, _hdf5_voxel_size(stored))
+
+
+def _datasets(file: h5py.File) -> list[str]:
+    import h5py
+
+    names: list[str] = []
+    file.visititems(
+        lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) and item.ndim >= 3 else None
+    )
+    return names
+
+
+def _listed(path: Path, names: list[str]) -> str:
+    shown = ", ".join(f"{path.name}:{name}" for name in names[:20])
+    return (shown or "it has none") + (", ..." if len(names) > 20 else "")
+
+
+def _last_three(shape: tuple[int, ...], uri: str) -> Zyx:
+    if len(shape) < 3 or any(n != 1 for n in shape[:-3]):
+        channels = f"{shape[-4]} channels" if len(shape) > 3 else f"{len(shape)} axes"
+        raise ValueError(f"{uri} has {channels}, shape {shape}; a volume has one channel and three axes: z, y, x")
+    return len(shape) - 3, len(shape) - 2, len(shape) - 1
+
+
+def _hdf5_voxel_size(stored: h5py.Dataset) -> Nm | None:
+    """`voxel_size_nm_zyx`, CREMI's `resolution` (nm) or ilastik's `element_size_um`, of the dataset or a group."""
+    for item in (stored, stored.parent, stored.file):
+        for name, unit in (("voxel_size_nm_zyx", "nm"), ("resolution", "nm"), ("element_size_um", "um")):
+            if np.shape(item.attrs.get(name)) == (3,):
+                return in_nanometers([float(size) for size in item.attrs[name]], [unit] * 3)
+    return None
+
+
+def _open_tiff(uri: str, path: Path) -> Volume:
+    with _tiff(path) as file:
+        if len(file.series) != 1:
+            shapes = ", ".join(str(series.shape) for series in file.series[:5])
+            raise ValueError(f"{uri} holds {len(file.series)} images, shapes {shapes}; a volume is one stack of pages")
+        series = file.series[0]
+        axes = _tiff_axes(series, uri)
+        _check_codec(series, uri)
+        chunk = tuple(1 if axis < 0 else n for axis, n in zip(axes, _tiff_chunk(series, axes), strict=True))
+        return _volume(uri, path, "", axes, series.shape, np.dtype(series.dtype), chunk, _tiff_voxel_size(file))
+
+
+def _tiff(path: str | Path) -> tifffile.TiffFile:
+    """The file; pages that were written one by one, each with a shape of its own, as the stack that they are."""
+    import tifffile
+
+    try:
+        file = tifffile.TiffFile(path)
+    except tifffile.TiffFileError as error:
+        raise OSError(str(error)) from error
+    if len(file.series) > 1 and file.is_shaped:
+        file.close()
+        return tifffile.TiffFile(path, is_shaped=False)
+    return file
+
+
+def _tiff_axes(series: tifffile.TiffPageSeries, uri: str) -> Zyx:
+    """Where z, y, x stand; z is whatever axis is longer than one, be it named Z, I, Q or T, and -1 if there is none."""
+    names, shape = series.axes, series.shape
+    y, x = names.find("Y"), names.find("X")
+    longer = [axis for axis in range(len(names)) if axis not in (y, x) and shape[axis] > 1]
+    if min(y, x) < 0 or len(longer) > 1 or any(names[axis] in "CS" for axis in longer):
+        raise ValueError(f"{uri} has axes {names} of shape {shape}; a volume has one channel and three axes: z, y, x")
+    others = [axis for axis in range(len(names)) if axis not in (y, x, *longer) and names[axis] not in "CS"]
+    return (*longer, *others, -1)[0], y, x
+
+
+def _check_codec(series: tifffile.TiffPageSeries, uri: str) -> None:
+    import tifffile
+
+    try:
+        tifffile.TIFF.DECOMPRESSORS[series.keyframe.compression]
+    except KeyError as error:
+        raise ValueError(
+            f"{uri}: {error.args[0]}: install it (pip install imagecodecs), or convert the file"
+        ) from error
+
+
+def _tiff_chunk(series: tifffile.TiffPageSeries, axes: Zyx) -> Zyx:
+    """A tile of a page, or as many whole strips as come near MIN_ROWS."""
+    height, width = series.shape[axes[1]], series.shape[axes[2]]
+    if series.keyframe.is_tiled:
+        return 1, min(series.keyframe.tilelength, height), min(series.keyframe.tilewidth, width)
+    strip = min(series.keyframe.rowsperstrip, height)
+    return 1, min(strip * math.ceil(MIN_ROWS / strip), height), width
+
+
+def _tiff_voxel_size(file: tifffile.TiffFile) -> Nm | None:
+    """From OME-XML, ImageJ's metadata or a `voxel_size_nm_zyx` in tifffile's own; a bare dpi says nothing about z."""
+    for metadata in file.shaped_metadata or ():
+        if len(metadata.get("voxel_size_nm_zyx", ())) == 3:
+            return in_nanometers(metadata["voxel_size_nm_zyx"], ["nm"] * 3)
+    if file.is_ome and file.ome_metadata:
+        return _ome_xml_voxel_size(file.ome_metadata)
+    if file.is_imagej and file.imagej_metadata:
+        return _imagej_voxel_size(file.imagej_metadata, file.pages[0].tags)  # type: ignore[union-attr]
+    return None
+
+
+def _ome_xml_voxel_size(xml: str) -> Nm | None:
+    pixels = next((item for item in ElementTree.fromstring(xml).iter() if item.tag.endswith("}Pixels")), None)
+    if pixels is None or any(pixels.get(f"PhysicalSize{axis}") is None for axis in "ZYX"):
+        return None
+    sizes = [float(pixels.get(f"PhysicalSize{axis}", 0)) for axis in "ZYX"]
+    return in_nanometers(sizes, [pixels.get(f"PhysicalSize{axis}Unit", "µm") for axis in "ZYX"])
+
+
+def _imagej_voxel_size(metadata: dict[str, Any], tags: Any) -> Nm | None:
+    unit = str(metadata.get("unit", "")).replace("\\u00B5", "µ")
+    if "spacing" not in metadata or "XResolution" not in tags or "YResolution" not in tags:
+        return None
+    per_pixel = []
+    for name in ("YResolution", "XResolution"):
+        pixels, units = tags[name].value
+        per_pixel.append(units / pixels if pixels else 0.0)
+    return in_nanometers([float(metadata["spacing"]), *per_pixel], [unit] * 3)
+
+
+def _volume(
+    uri: str, path: Path, dataset: str, axes: Zyx, shape: Any, dtype: np.dtype, chunk: Any, size: Nm | None
+) -> Volume:
+    if dtype.kind not in "buif":
+        raise ValueError(f"{uri} holds {dtype}; a volume holds integers or floats")
+    return FileVolume(
+        uri=uri,
+        bounds=Box((0, 0, 0), tuple(1 if axis < 0 else shape[axis] for axis in axes)),  # type: ignore[arg-type]
+        dtype=dtype.newbyteorder("="),
+        voxel_size_nm=size,
+        chunk=chunk,
+        chunk_origin=(0, 0, 0),
+        source_id=f"{path.resolve()}:{dataset}",
+        path=str(path),
+        dataset=dataset,
+        axes=axes,
+        rank=len(shape),
+        opened=f"{os.getpid()}-{time.time_ns()}-{next(_opened)}",
+    )
+
+
+def _as_zyx(read: Read, box: Box, axes: Zyx, dtype: np.dtype, rank: int) -> np.ndarray:
+    """The voxels of `box` as z, y, x, whatever the order of the stored axes."""
+    where = dict(zip(axes, box.slices(), strict=True))
+    voxels = read(tuple(where.get(axis, slice(0, 1)) for axis in range(rank)))
+    kept = [axis for axis in axes if axis >= 0]
+    turned = voxels.transpose([*(axis for axis in range(rank) if axis not in kept), *kept])
+    return np.ascontiguousarray(turned.reshape(box.shape), dtype=dtype)
+
+
+@lru_cache(maxsize=16)
+def _reader(path: str, dataset: str, opened: str) -> Read:
+    """What this process reads one opening by: from an open file, safely from many threads."""
+    if dataset:
+        import h5py
+
+        stored = h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES)[dataset]
+        return stored.__getitem__  # h5py holds a lock of its own around every call
+    file = _tiff(path)
+    series = file.series[0]
+    if series.dataoffset is not None:
+        stored_type = np.dtype(series.dtype).newbyteorder(file.byteorder)
+        return np.memmap(path, stored_type, "r", series.dataoffset, series.shape).__getitem__
+    axes = _tiff_axes(series, path)
+    cell = dict(zip(axes, _tiff_chunk(series, axes), strict=True))
+    return _Cells(series, tuple(cell.get(axis, 1) for axis in range(series.ndim))).read
+
+
+class _Cells:
+    """A compressed TIFF read by grid cells, of which the last ones are kept decoded."""
+
+    def __init__(self, series: tifffile.TiffPageSeries, cell: tuple[int, ...]) -> None:
+        import zarr
+
+        self.array: Any = zarr.open_array(series.aszarr(level=0), mode="r")
+        self.cell = cell
+        self.kept: OrderedDict[tuple[int, ...], np.ndarray] = OrderedDict()
+        self.lock = threading.Lock()
+
+    def read(self, where: tuple[slice, ...]) -> np.ndarray:
+        voxels = np.empty([part.stop - part.start for part in where], self.array.dtype)
+        ranges = (range(p.start // n, -(-p.stop // n)) for p, n in zip(where, self.cell, strict=True))
+        for index in itertools.product(*ranges):
+            source, target = [], []
+            for i, n, part in zip(index, self.cell, where, strict=True):
+                low, high = max(part.start, i * n), min(part.stop, (i + 1) * n)
+                source.append(slice(low - i * n, high - i * n))
+                target.append(slice(low - part.start, high - part.start))
+            voxels[tuple(target)] = self._decoded(index)[tuple(source)]
+        return voxels
+
+    def _decoded(self, index: tuple[int, ...]) -> np.ndarray:
+        with self.lock:
+            if index not in self.kept:
+                cut = tuple(slice(i * n, (i + 1) * n) for i, n in zip(index, self.cell, strict=True))
+                self.kept[index] = np.asarray(self.array[cut])
+                while len(self.kept) > 1 and sum(voxels.nbytes for voxels in self.kept.values()) > CACHE_BYTES:
+                    self.kept.popitem(last=False)
+            self.kept.move_to_end(index)
+            return self.kept[index]

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kasthuri_ray.models.checkpoints import (
+    Checkpoint,
+    checkpoint_bytes,
+    find_weights_file,
+    load_checkpoint_bytes,
+    read_checkpoint,
+    read_weights,
+)
+from kasthuri_ray.models.unet import UNet, load_weights
+
+SEED = Path(__file__).parent / "seed_unet"
+
+
+class Payload:
+    """Pickled, it makes a file when read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def saved(content: object, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("place", ["all of it", "a weight", "beside the weights"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path, zipped, place):
+    payload = Payload(tmp_path / "it ran")
+    content = {
+        "all of it": payload,
+        "a weight": {"conv.weight": payload},
+        "beside the weights": {"weights": {"w": torch.ones(1)}, "settings": payload},
+    }
+    data = saved(content[place], _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"gift.pt holds more than weights \(\S+\) and is refused") as raised:
+        read_weights(data, "gift.pt")
+    assert not payload.path.exists()
+    assert "weights_only" not in str(raised.value)  # torch's own text advises to switch the safety off
+    torch.load(io.BytesIO(data), weights_only=False)
+    assert payload.path.exists()  # so the payload is a real one
+
+
+def test_a_bare_malicious_pickle_is_refused(tmp_path):
+    payload = Payload(tmp_path / "it ran")
+    with pytest.raises(ValueError, match="is no file of torch"):
+        read_weights(pickle.dumps({"weights": payload}), "gift.pt")
+    assert not payload.path.exists()
+
+
+def test_published_weights_are_read_and_loaded():
+    where = SEED / "UNet_2D.pt"
+    load_weights(UNet(start_filters=4), read_weights(where.read_bytes(), str(where)))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_bare_state_dict_is_a_checkpoint_without_settings(zipped):
+    state = nn.Linear(2, 3).state_dict()
+    checkpoint = read_checkpoint(saved(state, _use_new_zipfile_serialization=zipped), "w.pt")
+    assert (checkpoint.settings, checkpoint.about) == (None, {})
+    assert all(torch.equal(checkpoint.weights[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize("key", ["weights", "state_dict", "model_state_dict", "model"])
+def test_weights_in_other_peoples_checkpoints_are_found(key):
+    state = nn.Linear(2, 3).state_dict()
+    assert list(read_weights(saved({"epoch": 3, key: state}), "w.pt")) == ["weight", "bias"]
+
+
+def test_a_checkpoint_comes_back_as_it_was_packed():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+    optimizer = torch.optim.AdamW(network.parameters())
+    network(torch.rand(2, 1, 8, 8)).mean().backward()
+    optimizer.step()
+    settings = {"network": {"dim": 2, "learning_rate": 3e-4, "scheduler": None, "layers": [1, 2]}}
+    resume = {"optimizer": optimizer.state_dict(), "random": torch.get_rng_state(), "epoch": 3, "shape": (1, 2)}
+    packed = Checkpoint(network.state_dict(), settings, resume)
+    back = read_checkpoint(checkpoint_bytes(packed), "last.pt")
+    assert back.settings == settings
+    assert (back.about["epoch"], back.about["shape"]) == (3, (1, 2))
+    assert torch.equal(back.about["random"], torch.get_rng_state())
+    torch.testing.assert_close(back.about["optimizer"], optimizer.state_dict(), rtol=0, atol=0)
+    load_weights(network, back.weights)
+    optimizer.load_state_dict(back.about["optimizer"])
+    assert checkpoint_bytes(back) == checkpoint_bytes(packed)
+
+
+def test_any_plain_dict_comes_back_as_it_was_packed():
+    content = {"weights": {"w": torch.ones(2)}, "settings": {"a": None}, "best": {"epoch": 3, "f1": [0.5, True]}}
+    back = load_checkpoint_bytes(checkpoint_bytes(content), "best.pt")
+    assert (list(back), back["settings"], back["best"]) == (list(content), content["settings"], content["best"])
+    assert list(read_weights(checkpoint_bytes(content), "best.pt")) == ["w"]
+
+
+def test_packed_weights_are_what_plain_torch_loads():
+    network = nn.Linear(2, 3)
+    other = nn.Linear(2, 3)
+    other.load_state_dict(torch.load(io.BytesIO(checkpoint_bytes(network.state_dict())), weights_only=True))
+    assert torch.equal(network.weight, other.weight)
+
+
+def test_a_view_is_packed_without_what_it_does_not_show():
+    assert len(checkpoint_bytes({"w": torch.zeros(1_000_000)[:3]})) < 10_000
+
+
+def test_the_order_of_axes_in_memory_is_kept():
+    weight = torch.zeros(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    assert read_weights(checkpoint_bytes({"w": weight}), "w")["w"].is_contiguous(memory_format=torch.channels_last)
+
+
+def damaged(data: bytes) -> bytes:
+    return data[:1500] + bytes([data[1500] ^ 255]) + data[1501:]
+
+
+LARGE = saved({"w": torch.ones(1000)})
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "w.pt is empty"),
+        (b"\n<!DOCTYPE html><html>Sign in", "is a web page or an XML answer.*Sign in"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>', "web page or an XML answer"),
+        (b"version https://git-lfs.github.com/spec/v1", "no file of torch; it starts with b'version https"),
+        (LARGE[:2000], r"cut short or damaged \(2000 bytes\).*Fetch it again"),
+        (LARGE[:-1], "cut short or damaged"),
+        (damaged(LARGE), "is damaged: the checksum of .*data/0 is wrong"),
+        (saved({"w": torch.ones(1000)}, _use_new_zipfile_serialization=False)[:3000], "cannot be read as weights"),
+        (saved([1, 2]), "holds no state dict but a list"),
+        (saved({}), "holds no weights but an empty dict"),
+        (saved({"w": torch.ones(1), "epoch": 3}), "no state dict: 'epoch' is an int, no tensor"),
+        (saved({"model": {}}), "holds no weights but an empty dict"),
+        (saved({"weights": None, "settings": {}}), "no state dict: 'weights' is a NoneType, no tensor"),
+        (saved(nn.Linear(1, 1)), r"more than weights \(torch.nn.modules.linear.Linear\).*network.state_dict\(\)"),
+    ],
+)
+def test_what_is_no_weights_is_refused_in_words(data, words):
+    with pytest.raises(ValueError, match=words) as raised:
+        read_weights(data, "w.pt")
+    assert str(raised.value).startswith("w.pt ")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"w": np.ones(2)}, "w is a numpy.ndarray"),
+        (Checkpoint({}, {"train": {"lr": np.float64(1)}}), "settings.train.lr is a numpy.float64"),
+        (Checkpoint({}, {}, {"files": [Path()]}), r"files\[0\] is a pathlib.* cannot hold; make it a tensor"),
+    ],
+)
+def test_what_could_not_be_read_safely_is_not_packed(content, words):
+    with pytest.raises(ValueError, match=words):
+        checkpoint_bytes(content)
+
+
+def test_weights_may_be_a_file_or_a_run(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoint").mkdir(parents=True)
+    assert find_weights_file(str(run)) == f"{run}/checkpoint/best.pt"
+    assert find_weights_file(f"{run}/") == f"{run}/checkpoint/best.pt"
+    assert find_weights_file("s3://bucket/runs/a/") == "s3://bucket/runs/a/checkpoint/best.pt"
+    for file in ("s3://bucket/UNet_2D_synapse.pt", "s3://bucket/a.pth", "https://host/a.pt", "a.pt"):
+        assert find_weights_file(file) == file

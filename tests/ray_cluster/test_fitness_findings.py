@@ -1,0 +1,176 @@
+"""From what nodes saw to what a person reads."""
+
+import pytest
+
+from kasthuri_ray.ray_cluster import fitness_findings
+from kasthuri_ray.ray_cluster.fitness_findings import (
+    MARKER,
+    Finding,
+    InspectionRequest,
+    NodeInspection,
+    NodeReport,
+    inspect_node,
+    write_marker,
+)
+from kasthuri_ray.storage.folder import open_storage
+
+GB = 10**9
+
+
+def sight(**other) -> NodeInspection:
+    fit = {
+        "shm_bytes": 8 * GB,
+        "cards": (),
+        "devices": 0,
+        "storage": "",
+        "image": "",
+        "image_seconds": 0.5,
+        "cache_free_bytes": 100 * GB,
+    }
+    return NodeInspection(**{**fit, **other})
+
+
+def nodes(gpus: float = 0, **other) -> dict[str, NodeReport]:
+    """Two nodes, of which `bert` is as said."""
+    return {"anna": NodeReport(0, 4 * GB, sight()), "bert": NodeReport(gpus, 4 * GB, sight(**other))}
+
+
+@pytest.mark.parametrize(
+    ("finding", "words", "mend"),
+    [
+        (fitness_findings.size_finding(0 + 1, 0, 0, ""), "1 node, 0 CPUs, 0 GPUs", "no node takes work"),
+        (
+            fitness_findings.size_finding(3, 4, 0, "2 workers need 2 GPUs, the cluster has 0"),
+            "3 nodes",
+            "2 workers need 2 GPUs",
+        ),
+        (
+            fitness_findings.unanswered_finding({"bert": "no answer in 60 s"}),
+            "bert: no answer in 60 s",
+            "ray list nodes",
+        ),
+        (
+            fitness_findings.package_finding(["bert has torch 2.9 instead of 2.13"], {"torch": "2.13"}),
+            "bert has torch 2.9",
+            "one image",
+        ),
+        (
+            fitness_findings.access_finding(["10.0.0.1"], "disabled"),
+            "no token: whoever reaches a port",
+            "RAY_AUTH_TOKEN_PATH",
+        ),
+        (
+            fitness_findings.access_finding(["10.0.0.1", "8.8.8.8"], "token"),
+            "public addresses: 8.8.8.8",
+            "private addresses",
+        ),
+        (fitness_findings.gpu_finding(nodes(gpus=1)), "does not see the cards of bert", "CUDA build"),
+        (
+            fitness_findings.gpu_finding(nodes(devices=2, cards=("L4", "L4"), gpus=1)),
+            "Ray counts fewer.* bert",
+            "--num-gpus",
+        ),
+        (
+            fitness_findings.storage_finding("/data", nodes(storage="it does not see"), []),
+            "bert: it does not see",
+            "--storage s3://",
+        ),
+        (fitness_findings.storage_finding("s3://b/r", nodes(storage="access is refused"), []), "bert: access", "keys"),
+        (
+            fitness_findings.storage_finding("/data", nodes(), ["anna"]),
+            "anna: what it writes is not seen",
+            "all nodes mount",
+        ),
+        (
+            fitness_findings.image_finding("bossdb://a/b/c", nodes(image="no way")),
+            "bossdb://a/b/c: bert: no way",
+            "443",
+        ),
+        (
+            fitness_findings.shared_memory_finding(nodes(shm_bytes=GB // 16)),
+            r"/dev/shm of bert .*\(0.1 GB, 4.0 GB\)",
+            "--shm-size",
+        ),
+        (
+            fitness_findings.cache_finding(nodes(cache_free_bytes=3 * GB), 20 * GB),
+            r"bert \(3 GB free\)",
+            "--cache-size",
+        ),
+        (
+            fitness_findings.bandwidth_finding({"anna to bert": 5e6, "bert to anna": 9e8}),
+            r"5 MB/s .*anna to bert",
+            "one node",
+        ),
+    ],
+)
+def test_what_is_not_fit_is_named_with_what_to_do(finding, words, mend):
+    import re
+
+    assert re.search(words, finding.found)
+    assert mend in finding.mend
+
+
+@pytest.mark.parametrize(
+    "finding",
+    [
+        fitness_findings.size_finding(3, 4, 0, ""),
+        fitness_findings.unanswered_finding({}),
+        fitness_findings.package_finding([], {"torch": "2.13"}),
+        fitness_findings.access_finding(["10.0.0.1", "10.0.0.2"], "token"),
+        fitness_findings.access_finding(["127.0.0.1"], "disabled"),
+        fitness_findings.gpu_finding(nodes()),
+        fitness_findings.gpu_finding(nodes(devices=1, cards=("L4",), gpus=1)),
+        fitness_findings.storage_finding("s3://b/r", nodes(), []),
+        fitness_findings.image_finding(None, nodes(image="not looked at")),
+        fitness_findings.image_finding("phantom://em", nodes()),
+        fitness_findings.shared_memory_finding(nodes()),
+        fitness_findings.shared_memory_finding({"mac": NodeReport(0, GB, sight(shm_bytes=None))}),
+        fitness_findings.cache_finding(nodes(), 20 * GB),
+        fitness_findings.cache_finding({"anna": NodeReport(0, GB, sight(cache_free_bytes=None))}, 20 * GB),
+        fitness_findings.bandwidth_finding({}),
+        fitness_findings.bandwidth_finding({"anna to bert": 1e9}),
+    ],
+)
+def test_what_is_fit_has_nothing_to_mend(finding):
+    assert finding.mend == ""
+    assert finding.found
+
+
+def test_the_table_ends_with_the_verdict():
+    fit, unfit = Finding("nodes", "3 nodes"), Finding("storage", "bert is blind", "share it")
+    assert fitness_findings.findings_table([fit]) == ["ok    nodes  3 nodes", "fit"]
+    lines = fitness_findings.findings_table([fit, unfit])
+    assert lines[0] == "ok    nodes    3 nodes"
+    assert lines[1] == "mend  storage  bert is blind"
+    assert lines[2].split("->")[1] == " share it"
+    assert lines[3] == "not fit: 1 of 2 to mend"
+
+
+def test_a_node_that_sees_another_folder_leaves_nothing_in_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not see what the other nodes write"):
+        write_marker(str(tmp_path / "other"), "bert")
+    assert not list(tmp_path.iterdir())
+    storage = open_storage(str(tmp_path / "shared"))
+    storage.write_bytes("driver", MARKER)
+    write_marker(storage.path, "bert")
+    assert storage.read_bytes("bert") == MARKER
+
+
+def test_a_node_tells_what_it_sees_and_no_token(tmp_path):
+    open_storage(str(tmp_path)).write_bytes("driver", MARKER)
+    secret = {"protocol": "http", "host": "127.0.0.1:9", "token": "a-secret-token"}
+    request = InspectionRequest(
+        str(tmp_path), "phantom://em?shape=8,64,64", secret, cache=str(tmp_path / "no" / "cache")
+    )
+    assert "a-secret-token" not in repr(request)
+    seen = inspect_node(request, "anna", has_gpus=False)
+    assert (seen.storage, seen.image) == ("", "")
+    assert seen.image_seconds < 30
+    assert seen.cache_free_bytes > 0
+    assert not (tmp_path / "no").exists()
+    lost = inspect_node(
+        InspectionRequest(str(tmp_path / "x"), str(tmp_path / "no.zarr"), None, cache="none"), "anna", has_gpus=False
+    )
+    assert "does not see" in lost.storage
+    assert "no.zarr" in lost.image
+    assert lost.cache_free_bytes is None
