@@ -57,7 +57,7 @@ def is_disk_full(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno in DISK_FULL
 
 
-def disk_full_error(what: str, kept: str) -> OSError:
+def disk_full_error(what: str, kept: str, number: int = errno.ENOSPC) -> OSError:
     """Return the error for a full disk, as people read it.
 
     Parameters
@@ -66,10 +66,11 @@ def disk_full_error(what: str, kept: str) -> OSError:
         What could not be written.
     kept : str
         What of the earlier work is kept.
+    number : int
+        The `errno` of the error.
 
     Returns
     -------
     OSError
-        Its `errno` is ENOSPC.
     """
-    return OSError(errno.ENOSPC, f"the disk is full: {what} could not be written; {kept}. Free some space")
+    return OSError(number, f"the disk is full: {what} could not be written; {kept}. Free some space")

@@ -144,7 +144,7 @@ def _write_durably(path: Path, data: bytes) -> None:
         if not is_disk_full(error):
             raise
         path.unlink(missing_ok=True)
-        raise disk_full_error(f"{path} ({len(data)} bytes)", "what is done is kept") from error
+        raise disk_full_error(f"{path} ({len(data)} bytes)", "what is done is kept", error.errno or 0) from error
 
 
 def _whole_records(folder: Path) -> Iterator[str]:

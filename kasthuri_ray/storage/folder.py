@@ -194,7 +194,7 @@ def _write_local(path: Path, data: bytes, replace: bool) -> None:
     except OSError as error:
         if is_disk_full(error):
             kept = "what was there before is unchanged" if path.exists() else "nothing was written"
-            raise disk_full_error(f"{path} ({len(data)} bytes)", kept) from error
+            raise disk_full_error(f"{path} ({len(data)} bytes)", kept, error.errno or 0) from error
         raise
     finally:
         part.unlink(missing_ok=True)

@@ -132,12 +132,13 @@ def test_a_really_full_disk_is_said(tmp_path):
     """A file that may not grow past 4 kB stands in for a disk that is full in the middle of a write."""
     code = """
 import errno, os, resource, signal, sys
-from kasthuri_ray import storage
+from kasthuri_ray import errors
+from kasthuri_ray.storage.folder import open_storage
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-errno.EDQUOT = errno.EFBIG
+errors.DISK_FULL = (errno.EFBIG,)
 try:
-    storage.open_storage(sys.argv[1]).write_bytes("best.pt", bytes(100_000))
+    open_storage(sys.argv[1]).write_bytes("best.pt", bytes(100_000))
 except OSError as error:
     print(error)
 """
