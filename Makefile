@@ -1,4 +1,4 @@
-# make demo, make test: on a fresh machine both make the environment first.
+# make demo, make test: both create the environment first if it does not exist.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -11,22 +11,22 @@ BIN := .venv/bin
 
 DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
 RUN := outputs/$(DEMO)
-demo: .venv                      ## train on a synthetic cortex, segment a part that training never saw, say how good it is
+demo: .venv                      ## train on a synthetic cortex, segment an unseen part of it, evaluate the result
 	$(BIN)/python jobs/train.py --task phantom_synapse --set network.start_filters=16 --set network.epochs=4 --set network.tiles_per_epoch=352 --set network.batch_size=4 --name $(DEMO)
 	$(BIN)/python jobs/segment.py --weights $(RUN) --output $(RUN)/synapses.zarr --box 74:80,0:1024,0:1024 --objects
 	$(BIN)/python jobs/evaluate.py --prediction $(RUN)/synapses.zarr --annotation 'phantom://synapse?shape=80,2048,2048&seed=7'
-	@echo "Open these in a browser: $(RUN)/index.html (what was trained), $(RUN)/synapses.zarr.evaluation/index.html (what it finds)"
+	@echo "Open these in a browser: $(RUN)/index.html (training), $(RUN)/synapses.zarr.evaluation/index.html (evaluation)"
 
-test: .venv                      ## the whole suite
+test: .venv                      ## run the whole test suite
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
-test-faults: .venv               ## the long trials: kills at random moments
+test-faults: .venv               ## long tests: processes killed at random moments
 	$(BIN)/python -m pytest -m faults
 
-test-cluster: .venv              ## Ray over several hosts (root on Linux): what is killed, cut and lost, and what came of it
+test-cluster: .venv              ## long tests on several hosts (root on Linux): killed, disconnected and lost hosts
 	$(BIN)/python -m pytest -m 'cluster or not cluster' tests/cluster
 
-lint: .venv                      ## style, imports, declared dependencies, types, docstrings
+lint: .venv                      ## check style, imports, declared dependencies, types, docstrings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
@@ -34,7 +34,7 @@ lint: .venv                      ## style, imports, declared dependencies, types
 	$(BIN)/mypy
 	$(BIN)/python tests/docstrings.py
 
-wheels: .venv                    ## shows that all of it comes as wheels, on x86 and ARM
+wheels: .venv                    ## check that every package has a wheel for x86 and ARM
 	$(BIN)/python tests/wheels.py
 
 help:

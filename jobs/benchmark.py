@@ -1,10 +1,11 @@
-"""How fast, how lean and how good it is: `python jobs/benchmark.py train`, `segment`, `tune`, `accuracy`, ..."""
+"""Measure speed, memory and accuracy: `python jobs/benchmark.py train`, `segment`, `tune`, `accuracy`, ..."""
 
 import argparse
 import signal
 import sys
 from collections.abc import Sequence
 
+from kasthuri_ray.benchmarks.predictor_speed import NETWORKS
 from kasthuri_ray.cli import run_job
 
 EXAMPLES = """examples:
@@ -15,7 +16,6 @@ EXAMPLES = """examples:
   python jobs/benchmark.py vnc --source groundtruth-drosophila-vnc --output vnc.zarr
   python jobs/benchmark.py accuracy --data vnc.zarr --task synapse --seeds 0 1 2
 """
-NETWORKS = ["UNet_2D", "UNet_2D_attention", "UNet_2D_residual", "UNet_2D_depth", "UNet_3D"]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -30,26 +30,33 @@ def make_parser() -> argparse.ArgumentParser:
         dest="kind", required=True, metavar="train|segment|predictor|tune|accuracy|phantom|vnc"
     )
 
-    train = kinds.add_parser("train", help="speed and memory of training, against their goals")
+    train = kinds.add_parser("train", help="speed and memory of training, compared with goals")
     train.add_argument("--data", metavar="DIR", help="a zarr with em and synapse (default: made from the phantom)")
-    train.add_argument("--quick", action="store_true", help="fewer steps: shows that it works, says little")
+    train.add_argument("--quick", action="store_true", help="few steps, to try whether the benchmark works")
 
-    segment = kinds.add_parser("segment", help="speed and memory of segmentation, against their goals")
+    segment = kinds.add_parser("segment", help="speed and memory of segmentation, compared with goals")
     segment.add_argument("--data", metavar="DIR", help="a zarr with em and labels (default: the phantom is segmented)")
     segment.add_argument(
-        "--weights", metavar="RUN", help="a run of UNet_2D that learnt those labels: also measures what precision costs"
+        "--weights",
+        metavar="RUN",
+        help="folder of a run of UNet_2D on those labels: measures the effect of reduced precision too",
     )
-    segment.add_argument("--quick", action="store_true", help="fewer voxels: shows that it works, says little")
+    segment.add_argument("--quick", action="store_true", help="few voxels, to try whether the benchmark works")
 
-    predictor = kinds.add_parser("predictor", help="the five networks on this device, against what it can do")
-    predictor.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a card if any")
-    predictor.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS, metavar="NAME")
-    predictor.add_argument("--quick", action="store_true", help="small blocks: shows that it works, says little")
+    predictor = kinds.add_parser("predictor", help="speed of each network, compared with the limits of the device")
+    predictor.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU if there is one"
+    )
+    names = ", ".join(NETWORKS)
+    predictor.add_argument(
+        "--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME", help=names
+    )
+    predictor.add_argument("--quick", action="store_true", help="small blocks, to try whether the benchmark works")
 
     tune = kinds.add_parser("tune", help="what stopping poor trials early saves and loses, and what a trial costs")
-    tune.add_argument("--quick", action="store_true", help="few short trials: shows that it works, says little")
+    tune.add_argument("--quick", action="store_true", help="few short trials, to try whether the benchmark works")
 
-    accuracy = kinds.add_parser("accuracy", help="what the defaults reach on real EM (VNC), and in what time")
+    accuracy = kinds.add_parser("accuracy", help="accuracy and training time of the defaults on real EM (VNC)")
     accuracy.add_argument("--data", metavar="DIR", default="vnc.zarr", help="vnc.zarr, or the folder that holds it")
     accuracy.add_argument("--task", nargs="+", choices=["membrane", "synapse"], default=["membrane", "synapse"])
     accuracy.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
@@ -57,13 +64,13 @@ def make_parser() -> argparse.ArgumentParser:
         "--seed-recipe",
         choices=["steps", "full"],
         default="steps",
-        help="the recipe that it is held against: time a few of its steps, or train it to the end",
+        help="the recipe of the challenge, for comparison: time a few of its steps, or train it to the end",
     )
 
-    phantom = kinds.add_parser("phantom", help="how hard the phantom is, and how fast it grows")
+    phantom = kinds.add_parser("phantom", help="difficulty of the phantom, and the speed of painting it")
     phantom.add_argument("--seed", type=int, default=0, metavar="N")
 
-    vnc = kinds.add_parser("vnc", help="make vnc.zarr of a checkout of groundtruth-drosophila-vnc")
+    vnc = kinds.add_parser("vnc", help="make vnc.zarr from a checkout of groundtruth-drosophila-vnc")
     vnc.add_argument("--source", required=True, metavar="CHECKOUT", help="the folder that holds stack1")
     vnc.add_argument("--output", default="vnc.zarr", metavar="DIR")
 
@@ -71,13 +78,13 @@ def make_parser() -> argparse.ArgumentParser:
         name = kind.prog.split()[-1]
         kind.add_argument("--out", metavar="FILE", default=f"benchmark_{name}.json", help="default: %(default)s")
     for kind in (train, segment, predictor, tune, accuracy, phantom, vnc):
-        kind.add_argument("--verbose", action="store_true", help="show what the parts print, and tracebacks")
+        kind.add_argument("--verbose", action="store_true", help="show the output of the parts, and tracebacks")
     return parser
 
 
-def main(given: Sequence[str]) -> None:
-    options = vars(make_parser().parse_args(given))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended too
+def main(arguments: Sequence[str]) -> None:
+    options = vars(make_parser().parse_args(arguments))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes of the parts are ended too
     kind = options.pop("kind")
     if kind == "train":
         from kasthuri_ray.benchmarks import training_speed

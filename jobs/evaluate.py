@@ -1,9 +1,9 @@
-"""Say how good a segmentation is: `python jobs/evaluate.py --prediction out.zarr --annotation URI`."""
+"""Compare a segmentation with an annotation: `python jobs/evaluate.py --prediction out.zarr --annotation URI`."""
 
 import sys
 from collections.abc import Sequence
 
-from kasthuri_ray.cli import SettingFlags, add_reading_flags, add_reporting_flags, add_waiting_flag, run_job
+from kasthuri_ray import cli
 
 EXAMPLES = """examples:
   python jobs/evaluate.py --prediction out.zarr --annotation bossdb://Kasthuri/ac4/synapse
@@ -12,32 +12,42 @@ EXAMPLES = """examples:
 """
 
 
-def make_parser() -> SettingFlags:
-    parser = SettingFlags("evaluate", prog="evaluate.py", description=__doc__, epilog=EXAMPLES)
-    group = parser.group("what to compare")
-    group.setting("--prediction", required=True, metavar="URI", help="probabilities: uint8 (255 is 1) or floats")
-    group.setting("--annotation", required=True, metavar="URI", help="the truth; compared where the two overlap in nm")
-    group.setting("--task", metavar="NAME|FILE", help="what labels mean (default: as the prediction's provenance says)")
-    group.setting("--instances", metavar="URI", help="ids of cells, for ARAND and VOI of those that membranes enclose")
-    group.setting("--box", metavar="Z0:Z1,Y0:Y1,X0:X1", help="half-open, in voxels of the annotation (default: all)")
-    group.setting(
-        "--threshold", type=float, metavar="P", help="foreground from here (default: the provenance's, or 0.5)"
+def make_parser() -> cli.SettingsParser:
+    parser = cli.SettingsParser("evaluate", prog="evaluate.py", description=__doc__, epilog=EXAMPLES)
+    group = parser.add_group("input")
+    group.add_setting(
+        "--prediction", required=True, metavar="URI", help="probabilities, as floats or as uint8 (255 is 1)"
     )
-    group = parser.group("what it leaves")
-    group.setting(
+    group.add_setting(
+        "--annotation", required=True, metavar="URI", help="ground truth; compared where the two overlap in nm"
+    )
+    group.add_setting(
+        "--task", metavar="NAME|FILE", help="task that defines the labels (default: from the prediction's provenance)"
+    )
+    group.add_setting("--instances", metavar="URI", help="cell ids, for ARAND and VOI of the cells between membranes")
+    group.add_setting(
+        "--box", metavar="Z0:Z1,Y0:Y1,X0:X1", help="half-open, in voxels of the annotation (default: all)"
+    )
+    group.add_setting(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="lowest foreground probability (default: from the prediction's provenance, else 0.5)",
+    )
+    group = parser.add_group("output")
+    group.add_setting(
         "--out",
         metavar="DIR|s3://...",
-        help="evaluation.json, figures, index.html (default: PREDICTION.evaluation)",
+        help="folder for metrics, figures and index.html (default: PREDICTION.evaluation)",
     )
-    add_reading_flags(parser)
-    add_waiting_flag(parser.group("computing"))
-    add_reporting_flags(parser)
+    cli.add_data_access_flags(parser)
+    cli.add_wait_flag(parser.add_group("compute"))
+    cli.add_logging_flags(parser)
     return parser
 
 
-def main(given: Sequence[str]) -> None:
-    parser = make_parser()
-    flags = parser.layer(parser.parse_args(given))["evaluate"]
+def main(arguments: Sequence[str]) -> None:
+    flags = make_parser().parse_settings(arguments)["evaluate"]
     from kasthuri_ray.config.settings import EvaluateSettings
     from kasthuri_ray.evaluation.evaluate import evaluate
 
@@ -45,4 +55,4 @@ def main(given: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main))
+    sys.exit(cli.run_job(main))

@@ -3,17 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from kasthuri_ray.cli import (
-    DONE,
-    SET_ASIDE,
-    SettingFlags,
-    add_computing_flags,
-    add_reading_flags,
-    add_reporting_flags,
-    add_settings_flags,
-    run_job,
-    segment_resume_command,
-)
+from kasthuri_ray import cli
 
 EXAMPLES = """examples:
   python jobs/segment.py --weights outputs/my_run --output out.zarr
@@ -23,59 +13,83 @@ EXAMPLES = """examples:
 ZYX = "Z,Y,X"
 
 
-def make_parser() -> SettingFlags:
-    parser = SettingFlags("segment", prog="segment.py", description=__doc__, epilog=EXAMPLES)
-    group = parser.group("what to segment, and by what")
-    group.setting("--weights", metavar="RUN|FILE", help="a run's folder, or weights: a path, https or s3")
-    group.setting("--image", metavar="URI", help="default: the image that the task trained on")
-    group.flag("--network", metavar="NAME|FILE", help="of bare weights; a run says its own")
-    group.flag("--task", metavar="NAME|FILE", help="of bare weights; a run says its own")
-    group.setting("--box", metavar="Z0:Z1,Y0:Y1,X0:X1", help="half-open, in voxels; : is a whole axis (default: all)")
-    group.setting("--mip", type=int, metavar="N", help="resolution (default: nearest to the training's voxel size)")
-    group.setting("--voxel-size", metavar=ZYX, help="in nm, for an image that does not say it")
-    group.setting("--mask", metavar="URI", help="blocks where this volume is 0 are left out")
-    group = parser.group("what it leaves")
-    group.setting("--output", metavar="PATH|s3://...", help="an OME-Zarr of probabilities; the same goes on")
-    group.setting("--overwrite", action="store_true", help="delete what an earlier segmentation left there")
-    group.setting("--save-mask", action="store_true", help="also a label image of what is above the threshold")
-    group.setting("--objects", action="store_true", help="also a table of the objects above the threshold")
-    group.setting("--precomputed", metavar="PATH|s3://...", help="also a Neuroglancer precomputed copy")
-    group.setting("--threshold", type=float, metavar="P", help="of mask and objects (default: the run's, else 0.5)")
-    group.setting("--shard", metavar=ZYX, help="voxels of a file of the output")
-    group.setting("--chunk", metavar=ZYX, help="voxels that are read at once from it")
-    group = parser.group("how")
-    group.setting("--actors", metavar="N|MIN-MAX", help="default: what the cluster holds")
-    group.setting("--gpus-per-actor", type=float, metavar="F", help="0.5 puts two on a card")
-    group.setting("--block", metavar=ZYX, help="voxels that an actor does at once: whole shards")
-    group.setting("--halo", metavar=ZYX, help="context around a block (default: as far as the network sees)")
-    group.setting("--tile", metavar=ZYX, help="voxels that the network sees at once, margins included")
-    group.setting("--batch", type=int, metavar="N", help="tiles at once")
-    group.setting("--tta", action="store_true", help="mean over the flips and turns of every tile")
-    group.setting("--no-skip-blank", action="store_false", key="skip_blank", help="run the network on blank voxels too")
-    group = parser.group("planning")
-    group.setting("--dry-run", action="store_true", help="say what it would take, and do nothing")
-    group.setting(
-        "--price-per-hour",
-        type=float,
-        metavar="PRICE",
-        help="of one GPU; without GPUs, of one actor's share of a machine",
-    )
-    add_settings_flags(parser)
-    add_reading_flags(parser)
-    add_computing_flags(parser)
-    add_reporting_flags(parser)
+def make_parser() -> cli.SettingsParser:
+    parser = cli.SettingsParser("segment", prog="segment.py", description=__doc__, epilog=EXAMPLES)
+    _add_input_flags(parser)
+    _add_output_flags(parser)
+    _add_processing_flags(parser)
+    _add_planning_flags(parser)
+    cli.add_settings_flags(parser)
+    cli.add_data_access_flags(parser)
+    cli.add_compute_flags(parser)
+    cli.add_logging_flags(parser)
     return parser
 
 
-def main(given: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     parser = make_parser()
-    arguments = parser.parse_args(given)
+    parsed = parser.parse_args(arguments)
     from kasthuri_ray.segmentation.segment import segment_from_flags
 
-    again = segment_resume_command(sys.argv[0], given)
-    result = segment_from_flags(arguments.task, arguments.network, parser.layers(arguments), again)
-    return SET_ASIDE if result.num_set_aside else DONE
+    command = cli.segment_resume_command(sys.argv[0], arguments)
+    result = segment_from_flags(parsed.task, parsed.network, parser.overrides(parsed), command)
+    return cli.SET_ASIDE if result.num_set_aside else cli.DONE
+
+
+def _add_input_flags(parser: cli.SettingsParser) -> None:
+    group = parser.add_group("input", "order of axes: z,y,x")
+    group.add_setting("--weights", metavar="RUN|FILE", help="run folder or .pt file; path, https:// or s3://")
+    group.add_setting("--image", metavar="URI", help="image (default: the one that the run was trained on)")
+    group.add_flag("--network", metavar="NAME|FILE", help="network of a bare .pt file (default: the run's)")
+    group.add_flag("--task", metavar="NAME|FILE", help="task of a bare .pt file (default: the run's)")
+    group.add_setting(
+        "--box", metavar="Z0:Z1,Y0:Y1,X0:X1", help="half-open region; : for a whole axis (default: the whole image)"
+    )
+    group.add_setting(
+        "--mip", type=int, metavar="N", help="resolution level (default: the one nearest to the training's voxel size)"
+    )
+    group.add_setting("--voxel-size", metavar=ZYX, help="voxel size in nm (default: from the image's metadata)")
+    group.add_setting("--mask", metavar="URI", help="volume; blocks where it is 0 are skipped")
+
+
+def _add_output_flags(parser: cli.SettingsParser) -> None:
+    group = parser.add_group("output")
+    group.add_setting(
+        "--output", metavar="PATH|s3://...", help="OME-Zarr of probabilities; an unfinished one is resumed"
+    )
+    group.add_setting("--overwrite", action="store_true", help="delete the existing output and start over")
+    group.add_setting("--save-mask", action="store_true", help="write a label image of the thresholded probabilities")
+    group.add_setting("--objects", action="store_true", help="write a CSV table of the objects above the threshold")
+    group.add_setting("--precomputed", metavar="PATH|s3://...", help="write a copy as Neuroglancer precomputed")
+    group.add_setting(
+        "--threshold", type=float, metavar="P", help="threshold of mask and objects (default: the run's, else 0.5)"
+    )
+    group.add_setting("--shard", metavar=ZYX, help="shape of a shard, one file each (default: 64,1024,1024)")
+    group.add_setting("--chunk", metavar=ZYX, help="shape of a chunk, read at once (default: 64,256,256)")
+
+
+def _add_processing_flags(parser: cli.SettingsParser) -> None:
+    group = parser.add_group("processing")
+    group.add_setting("--actors", metavar="N|MIN-MAX", help="number of actors (default: as many as the cluster holds)")
+    group.add_setting(
+        "--gpus-per-actor", type=float, metavar="F", help="GPUs per actor; 0.5: two actors on one GPU (default: 1)"
+    )
+    group.add_setting("--block", metavar=ZYX, help="shape of a block, in whole shards (default: automatic)")
+    group.add_setting("--halo", metavar=ZYX, help="context around a block (default: the network's receptive field)")
+    group.add_setting("--tile", metavar=ZYX, help="shape of the network input, margins included (default: automatic)")
+    group.add_setting("--batch", type=int, metavar="N", help="tiles per batch (default: automatic)")
+    group.add_setting("--tta", action="store_true", help="test-time augmentation: average over flips and rotations")
+    group.add_setting("--no-skip-blank", action="store_false", key="skip_blank", help="segment blank regions too")
+
+
+def _add_planning_flags(parser: cli.SettingsParser) -> None:
+    group = parser.add_group("planning")
+    group.add_setting(
+        "--dry-run", action="store_true", help="estimate time, memory and cost; write only OUTPUT.plan.json"
+    )
+    price_help = "price of one GPU; without GPUs, of one actor's share of a machine"
+    group.add_setting("--price-per-hour", type=float, metavar="PRICE", help=price_help)
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main))
+    sys.exit(cli.run_job(main))

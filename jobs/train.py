@@ -3,16 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from kasthuri_ray.cli import (
-    SettingFlags,
-    add_computing_flags,
-    add_reading_flags,
-    add_reporting_flags,
-    add_settings_flags,
-    add_task_flags,
-    resume_command,
-    run_job,
-)
+from kasthuri_ray import cli
 
 EXAMPLES = """examples:
   python jobs/train.py --task phantom_synapse
@@ -21,33 +12,37 @@ EXAMPLES = """examples:
 """
 
 
-def make_parser() -> SettingFlags:
-    parser = SettingFlags("train", prog="train.py", description=__doc__, epilog=EXAMPLES)
-    group = parser.group("what to train")
-    add_task_flags(group)
-    group.flag("--network", metavar="NAME|FILE", help="UNet_2D (default), UNet_3D, ... or a network file")
-    group.setting("--weights", metavar="FILE|RUN", help="start from these: a path, https or s3")
-    group = parser.group("the run")
-    group.setting("--storage", metavar="DIR|s3://...", help="where runs lie (default: outputs)")
-    group.setting("--name", help="the same name goes on where it stopped")
-    group.setting("--num-workers", metavar="N|MIN-MAX", help="default: all GPUs, else 1")
-    add_settings_flags(parser)
-    add_reading_flags(parser)
-    add_computing_flags(parser, precision="network")
-    add_reporting_flags(parser, logged="the run")
+def make_parser() -> cli.SettingsParser:
+    parser = cli.SettingsParser("train", prog="train.py", description=__doc__, epilog=EXAMPLES)
+    group = parser.add_group("input")
+    cli.add_task_flags(group)
+    group.add_flag(
+        "--network", metavar="NAME|FILE", help="built-in network (UNet_3D, ...) or network file (default: UNet_2D)"
+    )
+    group.add_setting(
+        "--weights", metavar="FILE|RUN", help="initial weights: a run folder or .pt file; path, https:// or s3://"
+    )
+    group = parser.add_group("output")
+    group.add_setting("--storage", metavar="DIR|s3://...", help="folder of all runs (default: outputs)")
+    group.add_setting("--name", help="name of the run; an existing one is resumed (default: TASK_NETWORK_TIME)")
+    cli.add_settings_flags(parser)
+    cli.add_data_access_flags(parser)
+    group = cli.add_compute_flags(parser, precision="network")
+    group.add_setting("--num-workers", metavar="N|MIN-MAX", help="training processes (default: one per GPU, else 1)")
+    cli.add_logging_flags(parser, tracked="the run")
     return parser
 
 
-def main(given: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     parser = make_parser()
-    arguments = parser.parse_args(given)
+    parsed = parser.parse_args(arguments)
     from kasthuri_ray.config.loading import resolve_settings
 
-    settings = resolve_settings(arguments.task, arguments.network, **parser.layers(arguments))
+    settings = resolve_settings(parsed.task, parsed.network, **parser.overrides(parsed))
     from kasthuri_ray.training.train import train
 
-    train(settings, lambda name: resume_command(sys.argv[0], given, name))
+    train(settings, lambda name: cli.resume_command(sys.argv[0], arguments, name))
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main))
+    sys.exit(cli.run_job(main))

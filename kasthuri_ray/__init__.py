@@ -1,8 +1,9 @@
 """Membranes and synapses in electron microscopy of the brain, at the size of whole data sets.
 
-`volumes` says where voxels come from, `tiles` how training tiles are cut from them, `models` what the network is,
-`training` how it learns (`fit` is Ray Train around `loop`), `segmentation` how it is run over a volume of any size
-(`segment` drives the actors), `evaluation` how good it is, and `reports` what a person
-looks at afterwards. `config` holds every setting once, `geometry` the boxes, `storage` the files that a run leaves.
-The jobs in `jobs/` turn a command line into one call each; start reading at `jobs/train.py`.
+`training` trains a U-Net with Ray Train on tiles of annotated volumes, `tuning` searches its settings with Ray Tune,
+`segmentation` runs the network over a volume of any size with Ray actors, and `evaluation` compares the result with an
+annotation. They build on `volumes` (where voxels come from), `tiles`, `models`, `inference`, `metrics`, `output` and
+`reports`. `config` holds every setting once, `storage` the files of a run, and `ray_cluster` the connection to Ray.
+
+Each job in `jobs/` turns its command line into one call; start reading at `jobs/train.py`.
 """

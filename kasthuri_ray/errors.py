@@ -1,4 +1,4 @@
-"""Every exception that people see, and how to tell a full disk."""
+"""Every exception that people see, and how to recognize a full disk."""
 
 from __future__ import annotations
 
@@ -8,31 +8,39 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class WorkFailed(Exception):
-    """The work had begun and could not be ended; the message says why, and how to go on."""
+    """Work that had started could not be finished; the message says why, and how to resume."""
 
 
 class LeaseHeld(ValueError):
-    """Another live run holds the name."""
+    """Another live run holds the lease."""
 
 
 class LeaseLost(RuntimeError):
-    """This run was taken for dead and another one holds its name now; it must not write any more."""
+    """This run counted as dead, and another one holds its lease now; it must not write any more."""
 
 
 class GpuMemoryTooSmall(RuntimeError):
-    """The card has not the memory for a batch of tiles."""
+    """The GPU does not have the memory for a batch of tiles."""
 
 
 class CompilationFailed(RuntimeError):
-    """The network is to be compiled, and that does not work here."""
+    """The network cannot be compiled on this machine."""
 
 
 class NodeUnsuitable(Exception):
-    """This machine or card cannot do what is asked for; another one may. The message says why."""
+    """This machine or GPU cannot do the work, another one may; the message says why."""
 
 
 class ActorPoolStopped(Exception):
-    """There is no use in going on; the message says why, `traceback` holds that of the first block that failed."""
+    """No actor can continue the work; the message says why.
+
+    Parameters
+    ----------
+    reason : str
+        The message.
+    traceback : str
+        The traceback of the first block that failed; empty if there is none.
+    """
 
     def __init__(self, reason: str, traceback: str = "") -> None:
         super().__init__(reason)
@@ -40,7 +48,7 @@ class ActorPoolStopped(Exception):
 
 
 class VolumeError(OSError):
-    """A source of voxels that should answer does not: it is down, too slow, or its answers stay broken."""
+    """A source of voxels fails: it is down, too slow, or its answers stay broken."""
 
 
 def is_disk_full(error: BaseException | None) -> bool:
@@ -49,16 +57,18 @@ def is_disk_full(error: BaseException | None) -> bool:
     Parameters
     ----------
     error : BaseException or None
+        Any error.
 
     Returns
     -------
     bool
+        True for an OSError with one of two error numbers.
     """
     return isinstance(error, OSError) and error.errno in DISK_FULL
 
 
 def disk_full_error(what: str, kept: str, number: int = errno.ENOSPC) -> OSError:
-    """Return the error for a full disk, as people read it.
+    """Return the error for a full disk, with a message for people.
 
     Parameters
     ----------
@@ -72,5 +82,6 @@ def disk_full_error(what: str, kept: str, number: int = errno.ENOSPC) -> OSError
     Returns
     -------
     OSError
+        To be raised.
     """
     return OSError(number, f"the disk is full: {what} could not be written; {kept}. Free some space")

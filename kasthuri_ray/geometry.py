@@ -40,7 +40,18 @@ def per_axis(function: Callable[..., T], *values: Sequence[Any]) -> tuple[T, T, 
 
 
 def ceil_div(dividend: int, divisor: int) -> int:
-    """Return the quotient rounded up."""
+    """Return the quotient rounded up.
+
+    Parameters
+    ----------
+    dividend, divisor : int
+        Any integers but a divisor of 0.
+
+    Returns
+    -------
+    int
+        The smallest integer that is not less than dividend / divisor.
+    """
     return -(-dividend // divisor)
 
 

@@ -1,7 +1,7 @@
-"""What this process computes on: device, threads, number format, compiler, memory. Needs torch alone.
+"""Hardware of this process: CPUs, threads, memory, number format, memory format, compiler. Needs torch alone.
 
-Decisions follow by rule from the machine and the settings, never from a stopwatch, so that a run that is continued
-computes the same.
+Choices follow by rule from the machine and the settings, never from a measured time, so that a resumed run computes the
+same.
 """
 
 from __future__ import annotations
@@ -20,53 +20,76 @@ from typing import Any
 import torch
 from torch import nn
 
-# What compiling costs is earned back over so many voxels times parameters: 100 steps of 8 x 256 x 256 of UNet_2D,
-# which save 0.5 s each, against 20-35 s.
+# Voxels times parameters from which compiling saves more time than it takes. In training: 100 steps of 8 x 256 x 256
+# voxels of UNet_2D, which save 0.5 s each, against 20-35 s.
 COMPILE_PAYS_TRAINING = 100 * 8 * 256 * 256 * 2_000_000
+# In inference it saves 0.06 us a voxel of UNet_2D on two cores, and takes up to a minute if a job has tiles of several
+# shapes. A GPU saves less a voxel.
+COMPILE_PAYS_INFERENCE = {"cpu": 1_000_000_000 * 2_000_000, "cuda": 20_000_000_000 * 2_000_000}
+
+MAX_ACTOR_THREADS = 4  # more threads scale worse than more actors; with fewer, all actors together need more memory
+
 CGROUP = Path("/sys/fs/cgroup")
 # From malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 
 
-# Voxels times parameters over which compiling is earned back: it saves 0.06 us a voxel of UNet_2D on two cores, and
-# takes up to a minute where a job has tiles of several shapes. A GPU saves less a voxel.
-COMPILE_PAYS_INFERENCE = {"cpu": 1_000_000_000 * 2_000_000, "cuda": 20_000_000_000 * 2_000_000}
-
-
-MAX_ACTOR_THREADS = 4  # of one actor: more scale worse than more actors, fewer take more memory
-
-
 def configure_allocator() -> bool:
-    """Have glibc keep freed memory, before the first tensor: large activations are not faulted in at every step.
+    """Have glibc keep freed memory, so that large activations do not cause page faults at every step.
 
-    Gives whether it took; elsewhere (musl, macOS) it does nothing. The resident set stays at its peak. Threads that
-    were there before have heaps of their own, in which nothing above 64 MB is kept; only MALLOC_ARENA_MAX=1 in the
-    environment that the process starts with prevents that.
+    Call it before the first tensor. On other systems (musl, macOS) it does nothing.
+
+    Returns
+    -------
+    bool
+        Whether glibc accepted all settings.
+
+    Notes
+    -----
+    The resident set stays at its peak. Threads that exist already have heaps of their own, in which nothing above 64 MB
+    is kept; only MALLOC_ARENA_MAX=1 in the environment that the process starts with prevents that.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
     settings = {M_ARENA_MAX: 1, M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**28}
-    took = [mallopt(name, value) for name, value in settings.items()]
-    return all(took)
+    accepted = [mallopt(name, value) for name, value in settings.items()]
+    return all(accepted)
 
 
-def set_threads(processes_here: int) -> int:
-    """Give torch this process's share of the CPUs of the machine, or KASTHURI_THREADS; gives the number of threads."""
-    threads = int(os.environ.get("KASTHURI_THREADS") or max(1, usable_cpus() // processes_here))
+def set_threads(num_processes: int) -> int:
+    """Set torch's number of threads to this process's share of the machine's CPUs, or to KASTHURI_THREADS.
+
+    Parameters
+    ----------
+    num_processes : int
+        Number of processes that share the machine.
+
+    Returns
+    -------
+    int
+        The number of threads.
+    """
+    threads = int(os.environ.get("KASTHURI_THREADS") or max(1, usable_cpus() // num_processes))
     torch.set_num_threads(threads)
     return threads
 
 
 def usable_cpus() -> int:
-    """How many CPUs this process may keep busy: those of its affinity, or fewer where its container has a limit."""
+    """Return how many CPUs this process may keep busy.
+
+    Returns
+    -------
+    int
+        The CPUs of its affinity, or fewer if its container has a limit; at least 1.
+    """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.floor(min(cpus, _container_cpus())))
 
 
 def _container_cpus() -> float:
-    """The limit of CPU time that cgroups, version 2 or 1, set; infinite where there is none."""
+    """Return the limit of CPU time that cgroups, version 2 or 1, set; infinite if there is none."""
     with suppress(OSError, ValueError):
         quota, period = (CGROUP / "cpu.max").read_text().split()
         return math.inf if quota == "max" else int(quota) / int(period)
@@ -77,7 +100,13 @@ def _container_cpus() -> float:
 
 
 def total_memory_bytes() -> int:
-    """Bytes of memory of this machine, or of its container; in whole GiB, so that machines of one kind agree."""
+    """Return the memory of this machine, or of its container.
+
+    Returns
+    -------
+    int
+        Bytes, rounded down to whole GiB, so that machines of one kind agree.
+    """
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         with suppress(OSError, ValueError):
@@ -86,7 +115,18 @@ def total_memory_bytes() -> int:
 
 
 def supports_bf16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bf16 itself; emulated, it is slower than float32."""
+    """Return whether the hardware multiplies bf16; emulated, it is slower than float32.
+
+    Parameters
+    ----------
+    device : torch.device
+        A CPU or a CUDA device.
+
+    Returns
+    -------
+    bool
+        For a GPU, whether its compute capability is 8 or more; for a CPU, by the flags in /proc/cpuinfo.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     try:
@@ -97,42 +137,124 @@ def supports_bf16(device: torch.device) -> bool:
 
 
 def choose_precision(setting: str, device: torch.device) -> str:
-    """`float32` or `bf16` for the setting `auto`, `float32` or `bf16`."""
+    """Return the number format to compute in.
+
+    Parameters
+    ----------
+    setting : str
+        `auto`, `float32` or `bf16`.
+    device : torch.device
+        Where the network runs; matters for `auto`.
+
+    Returns
+    -------
+    str
+        `float32` or `bf16`.
+    """
     if setting != "auto":
         return setting
     return "bf16" if supports_bf16(device) else "float32"
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """The context in which the network runs."""
+    """Return the context to run the network in.
+
+    Parameters
+    ----------
+    precision : str
+        `float32` or `bf16`.
+    device : torch.device
+        Where the network runs.
+
+    Returns
+    -------
+    context manager
+        torch's autocast for bf16; one that does nothing for float32.
+    """
     if precision == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
 
 
 def find_compiler() -> str | None:
-    """The C++ compiler that torch.compile uses; None where it or Python's headers, which it needs, are not there."""
+    """Return the C++ compiler that torch.compile uses.
+
+    Returns
+    -------
+    str or None
+        Its path; None if there is no compiler, or not Python's headers, which it needs.
+    """
     headers = Path(sysconfig.get_path("include"), "Python.h")
     return shutil.which(os.environ.get("CXX", "g++")) if headers.exists() else None
 
 
-def should_compile_training(setting: str, device: torch.device, voxels: int, num_parameters: int) -> tuple[bool, str]:
-    """Whether to compile, and a line about it ("" where there is nothing to say).
+def should_compile_training(setting: str, voxels: int, num_parameters: int) -> tuple[bool, str]:
+    """Return whether to compile the network of a training.
 
-    voxels: how many will go through the network.
+    Parameters
+    ----------
+    setting : str
+        `auto`, `on` or `off`.
+    voxels : int
+        Number of voxels that the training puts through the network.
+    num_parameters : int
+        Size of the network.
+
+    Returns
+    -------
+    should_compile : bool
+        Whether to compile.
+    message : str
+        Why it is not compiled although it should be; empty otherwise.
     """
     if setting == "off" or (setting == "auto" and voxels * num_parameters < COMPILE_PAYS_TRAINING):
         return False, ""
     if find_compiler() is None:
-        return False, "no C++ compiler with Python's headers here: the network runs uncompiled, at about half the speed"
+        reason = "this machine has no C++ compiler with Python's headers"
+        return False, f"{reason}: the network runs uncompiled, at about half the speed"
     return True, ""
 
 
-def memory_format(dim: int, device: torch.device) -> torch.memory_format:
-    """The memory format that convolutions of `dim` dimensions are fastest in, of those that compute right.
+def should_compile_inference(setting: str, machine: Machine, voxels_times_parameters: int) -> bool:
+    """Return whether to compile the network of a segmentation.
 
-    On a CPU, bf16 convolutions in channels_last_3d take in what lay in memory before (torch 2.13.0, oneDNN): where that
-    is no number, neither is the answer.
+    Parameters
+    ----------
+    setting : str
+        `auto`, `on` or `off`.
+    machine : Machine
+        Where the network runs.
+    voxels_times_parameters : int
+        Number of voxels to compute, times the size of the network.
+
+    Returns
+    -------
+    bool
+        Whether to compile; always False on a machine without a compiler.
+    """
+    pays = setting == "auto" and voxels_times_parameters >= COMPILE_PAYS_INFERENCE[machine.device]
+    return (setting == "on" or pays) and machine.compiler
+
+
+def memory_format(dim: int, device: torch.device) -> torch.memory_format:
+    """Return the fastest memory format for convolutions, of those that compute correctly.
+
+    Parameters
+    ----------
+    dim : int
+        2 or 3, the dimensions of the convolutions.
+    device : torch.device
+        Where the network runs.
+
+    Returns
+    -------
+    torch.memory_format
+        Channels last, but on a CPU in 3D the contiguous format.
+
+    Notes
+    -----
+    On a CPU, bf16 convolutions in channels_last_3d read uninitialized memory (torch 2.13.0, oneDNN): if it holds nan,
+    so does the result.
     """
     if dim == 2:
         return torch.channels_last
@@ -143,8 +265,20 @@ def memory_format(dim: int, device: torch.device) -> torch.memory_format:
 class Machine:
     """The kind of machine that actors run on.
 
-    device: cpu or cuda. name: of the processor's kind or the card. memory_bytes: of the card, or of the whole machine.
-    cpus: that this process may use. bf16: whether it multiplies bf16 itself. compiler: whether torch.compile works.
+    Parameters
+    ----------
+    device : str
+        `cpu` or `cuda`.
+    name : str
+        Kind of the processor, or of the GPU.
+    memory_bytes : int
+        Memory of the GPU, or of the whole machine.
+    cpus : int
+        CPUs that this process may use.
+    bf16 : bool
+        Whether the hardware multiplies bf16.
+    compiler : bool
+        Whether torch.compile works.
     """
 
     device: str
@@ -155,10 +289,21 @@ class Machine:
     compiler: bool
 
     @classmethod
-    def here(cls, device: str = "auto") -> Machine:
-        """This machine. device: auto, cpu or cuda; ValueError for cuda where there is no card."""
+    def detect(cls, device: str = "auto") -> Machine:
+        """Describe this machine.
+
+        Parameters
+        ----------
+        device : str
+            `auto`, `cpu` or `cuda`.
+
+        Raises
+        ------
+        ValueError
+            If `device` is `cuda` and torch finds no GPU.
+        """
         if device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device is cuda, and torch finds no CUDA card here; use cpu")
+            raise ValueError("device is cuda, and torch finds no CUDA GPU on this machine; use cpu")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         shared: dict[str, Any] = {
@@ -168,23 +313,40 @@ class Machine:
             "compiler": find_compiler() is not None,
         }
         if device == "cuda":
-            card = torch.cuda.get_device_properties(torch.cuda.current_device())
-            return cls(name=card.name, memory_bytes=card.total_memory, **shared)
+            gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+            return cls(name=gpu.name, memory_bytes=gpu.total_memory, **shared)
         return cls(name=platform.machine(), memory_bytes=total_memory_bytes(), **shared)
 
 
-def should_compile_inference(setting: str, machine: Machine, work: int) -> bool:
-    """Whether the network is compiled. work: voxels to be computed times parameters. Where it cannot be, it is not."""
-    wanted = setting == "on" or (setting == "auto" and work >= COMPILE_PAYS_INFERENCE[machine.device])
-    return wanted and machine.compiler
-
-
 def choose_actor_threads(cpus: int) -> int:
-    """Threads of one actor: at most 4, so many that hardly a CPU is left over; KASTHURI_THREADS wins."""
+    """Return the number of threads of one actor.
+
+    Parameters
+    ----------
+    cpus : int
+        CPUs of the machine.
+
+    Returns
+    -------
+    int
+        At most 4, and the most that leaves no more than a fifth of the CPUs unused; or KASTHURI_THREADS if it is set.
+    """
     if os.environ.get("KASTHURI_THREADS"):
         return max(1, int(os.environ["KASTHURI_THREADS"]))
     return next(n for n in range(min(MAX_ACTOR_THREADS, cpus), 0, -1) if cpus % n <= cpus / 5)
 
 
 def count_parameters(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
+    """Count the parameters of a network.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        The network.
+
+    Returns
+    -------
+    int
+        Number of values in all its parameters.
+    """
+    return sum(parameter.numel() for parameter in network.parameters())

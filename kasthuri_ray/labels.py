@@ -1,4 +1,4 @@
-"""Annotations as classes and images as grey levels of one byte, where they are read. Needs numpy alone."""
+"""Annotations as classes, and images as grey levels of one byte, converted as they are read. Needs numpy alone."""
 
 from __future__ import annotations
 
@@ -7,22 +7,38 @@ from typing import Any
 
 import numpy as np
 
-IGNORE_LABEL = 255  # the class of a voxel that counts nowhere
+IGNORE_LABEL = 255  # the class of a voxel that counts neither in training nor in evaluation
 DEFAULT_PERCENTILES = (0.5, 99.5)
-PIECE = 1 << 20  # voxels converted at once, so that a float32 copy of a whole cutout is never made
+VOXELS_AT_ONCE = 1 << 20  # so that a float32 copy of a whole cutout is never made
 
 
 def to_classes(
     labels: np.ndarray, *, threshold_value: float | None, num_classes: int, ignore_label: int | None, where: str
 ) -> np.ndarray:
-    """The class of every voxel of an annotation: uint8, the shape of `labels`, IGNORE where it is not to count.
+    """Convert an annotation to the class of every voxel.
 
-    labels: any integer type or bool; floats only with a threshold.
-    threshold_value: a label above it is class 1, any other class 0; None takes the values 0..num_classes-1 as they are.
-    ignore_label: the value whose voxels become IGNORE, before any threshold; None if there is none.
-    where: names the annotation in errors.
+    Parameters
+    ----------
+    labels : ndarray
+        Any integer type or bool; floats only with a threshold.
+    threshold_value : float or None
+        A label above it is class 1, any other class 0. None takes the values 0..num_classes-1 as they are.
+    num_classes : int
+        Number of classes.
+    ignore_label : int or None
+        The value whose voxels become IGNORE_LABEL, before any threshold; None if there is none.
+    where : str
+        Names the annotation in messages.
 
-    Raises ValueError, with the value and what is allowed, for a label that is no class.
+    Returns
+    -------
+    ndarray
+        uint8, the shape of `labels`.
+
+    Raises
+    ------
+    ValueError
+        If a label is not a class; the message shows the values, and what is allowed.
     """
     if labels.dtype.kind not in "buif":
         raise ValueError(f"{where}: an annotation holds integers, this one holds {labels.dtype}")
@@ -36,23 +52,23 @@ def to_classes(
     if labels.dtype == bool:
         labels = labels.view(np.uint8)
     if threshold_value is None:
-        classes = _checked_classes(labels, num_classes, ignore_label, where)
+        classes = _check_classes(labels, num_classes, ignore_label, where)
     else:
-        classes = (labels > _threshold_for(labels.dtype, threshold_value)).view(np.uint8)
+        classes = (labels > _exact_threshold(labels.dtype, threshold_value)).view(np.uint8)
     if ignore_label is not None:
         classes[labels == ignore_label] = IGNORE_LABEL
     return classes
 
 
-def _threshold_for(dtype: np.dtype, threshold: float) -> Any:
-    """The threshold in a type that compares exactly: uint64 labels above 2**53 are not floats."""
+def _exact_threshold(dtype: np.dtype, threshold: float) -> Any:
+    """Return the threshold in a type that compares exactly: floats cannot hold uint64 labels above 2**53."""
     if dtype.kind == "f":
         return threshold
     return int(np.floor(threshold))  # for integers, label > 0.5 is label > 0
 
 
-def _checked_classes(labels: np.ndarray, num_classes: int, ignore_label: int | None, where: str) -> np.ndarray:
-    """`labels` as uint8, every one of them a class or `ignore_label`."""
+def _check_classes(labels: np.ndarray, num_classes: int, ignore_label: int | None, where: str) -> np.ndarray:
+    """Return `labels` as uint8; raise a ValueError if one is neither a class nor `ignore_label`."""
     classes = labels.astype(np.uint8)
     wrong = (labels < 0) | (labels >= num_classes)
     if ignore_label is not None:
@@ -71,15 +87,28 @@ def _checked_classes(labels: np.ndarray, num_classes: int, ignore_label: int | N
 def intensity_window(
     sample: np.ndarray, dtype: np.dtype, setting: Sequence[float] | Mapping[str, Sequence[float]] | None
 ) -> tuple[float, float]:
-    """The grey levels (low, high) that become 0 and 255.
+    """Return the grey levels that become 0 and 255.
 
-    sample: voxels of the image, any shape; looked at for percentiles only.
-    dtype: of the image.
-    setting: [low, high]; {"percentiles": [low, high]}; None for 0 to 255 if the image is uint8 and else the
-        percentiles 0.5 and 99.5.
+    Parameters
+    ----------
+    sample : ndarray
+        Voxels of the image, of any shape; used for percentiles only.
+    dtype : dtype
+        The image's type.
+    setting : sequence, mapping or None
+        [low, high]; {"percentiles": [low, high]}; or None for 0 to 255 if the image is uint8 and for the percentiles
+        0.5 and 99.5 if it is of another integer type.
 
-    Raises ValueError for an image of floats without a setting (nobody knows their range), for a setting that is none
-    of these, and for an image whose percentiles coincide.
+    Returns
+    -------
+    low, high : float
+        The grey levels.
+
+    Raises
+    ------
+    ValueError
+        If an image of floats, whose range is not known, has no setting; if the setting is malformed; or if both
+        percentiles of the image are the same.
     """
     if dtype.kind not in "uif":
         raise ValueError(f"the image holds {dtype}; images are uint8, uint16 or other numbers")
@@ -94,21 +123,21 @@ def intensity_window(
             raise ValueError(
                 f'image_intensity {dict(setting)} is neither [low, high] nor {{"percentiles": [low, high]}}'
             )
-        low, high = _pair(setting["percentiles"])
+        low, high = _parse_pair(setting["percentiles"])
         if not 0 <= low < high <= 100:
             raise ValueError(f"image_intensity: percentiles {[low, high]} are not two rising numbers from 0 to 100")
         return _percentiles(sample, (low, high))
-    low, high = _pair(setting)
+    low, high = _parse_pair(setting)
     if not low < high:
         raise ValueError(f"image_intensity {[low, high]}: the low value is not below the high one")
     return low, high
 
 
-def _pair(values: Sequence[float]) -> tuple[float, float]:
-    given = list(values) if isinstance(values, Sequence) else [values]
-    numbers = [float(value) for value in given if isinstance(value, (int, float)) and np.isfinite(value)]
-    if len(given) != 2 or len(numbers) != 2:
-        raise ValueError(f"image_intensity {values!r} is not two numbers [low, high]")
+def _parse_pair(setting: Sequence[float]) -> tuple[float, float]:
+    values = list(setting) if isinstance(setting, Sequence) else [setting]
+    numbers = [float(value) for value in values if isinstance(value, (int, float)) and np.isfinite(value)]
+    if len(values) != 2 or len(numbers) != 2:
+        raise ValueError(f"image_intensity {setting!r} is not two numbers [low, high]")
     return numbers[0], numbers[1]
 
 
@@ -119,16 +148,30 @@ def _percentiles(sample: np.ndarray, percentiles: tuple[float, float]) -> tuple[
     if low >= high:
         raise ValueError(
             f"image_intensity: the percentiles {percentiles[0]} and {percentiles[1]} of the image are both {low:g}: "
-            "it is flat there; give image_intensity as [low, high]"
+            "the sample has no contrast; give image_intensity as [low, high]"
         )
     return low, high
 
 
 def to_uint8(image: np.ndarray, intensity: tuple[float, float]) -> np.ndarray:
-    """The image with [low, high] mapped linearly to 0..255, rounded and clipped: uint8, the same shape.
+    """Map grey levels linearly to 0..255, rounded and clipped.
 
-    A uint8 image with (0, 255) is given back as it is, not copied. Otherwise computed in float32, piece by piece.
-    Raises ValueError for an image that holds nan.
+    Parameters
+    ----------
+    image : ndarray
+        Of any shape and number type.
+    intensity : tuple of float
+        The grey levels (low, high) that become 0 and 255.
+
+    Returns
+    -------
+    ndarray
+        uint8, the same shape. A uint8 image with (0, 255) is returned itself, not copied.
+
+    Raises
+    ------
+    ValueError
+        If the image holds nan.
     """
     low, high = intensity
     if image.dtype.kind == "f" and np.isnan(image).any():
@@ -137,9 +180,9 @@ def to_uint8(image: np.ndarray, intensity: tuple[float, float]) -> np.ndarray:
         return image
     grey = np.empty(image.shape, np.uint8)
     source, target = np.ascontiguousarray(image).reshape(-1), grey.reshape(-1)
-    for start in range(0, source.size, PIECE):
-        piece = np.subtract(source[start : start + PIECE], low, dtype=np.float32)
+    for start in range(0, source.size, VOXELS_AT_ONCE):
+        piece = np.subtract(source[start : start + VOXELS_AT_ONCE], low, dtype=np.float32)
         piece *= np.float32(255 / (high - low))
         np.rint(piece, out=piece)
-        target[start : start + PIECE] = np.clip(piece, 0, 255, out=piece)
+        target[start : start + VOXELS_AT_ONCE] = np.clip(piece, 0, 255, out=piece)
     return grey

@@ -1,4 +1,4 @@
-"""How a job is told to who watches it: one live line in a terminal, plain lines elsewhere."""
+"""Progress of a job on its output stream: one live line in a terminal, plain lines now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -9,57 +9,65 @@ import time
 from collections.abc import Sequence
 from typing import TextIO
 
-PLAIN_PERIOD_S = 30.0  # between lines about how far it is where there is no terminal
+PLAIN_PERIOD_S = 30.0  # between two lines of progress where there is no terminal
 
 
 class Reporter:
-    """Writes lines, and in a terminal keeps one of them alive."""
+    """Prints lines, and in a terminal keeps a live line or a table below them.
+
+    Parameters
+    ----------
+    stream : file or None
+        Where to print; None is the standard output.
+    plain_period_s : float
+        Seconds between two lines of progress if the stream is not a terminal.
+    """
 
     def __init__(self, stream: TextIO | None = None, plain_period_s: float = PLAIN_PERIOD_S) -> None:
         self.stream = stream or sys.stdout
-        self.terminal = self.stream.isatty()
+        self.is_terminal = self.stream.isatty()
         self.plain_period_s = plain_period_s
-        self._live = False
-        self._height = 0  # lines of the table that stands there
-        self._told = time.monotonic()
+        self._has_live_line = False
+        self._table_lines = 0  # of the table on the screen
+        self._last_plain = time.monotonic()
 
-    def line(self, text: str) -> None:
-        """A line that stays."""
+    def print_line(self, text: str) -> None:
+        """Print a line that stays."""
         self.end()
         print(text, file=self.stream, flush=True)
 
-    def live(self, text: str) -> None:
-        """How far it is: in a terminal in place of what was said before, elsewhere a line now and then."""
-        if self.terminal:
+    def show_live(self, text: str) -> None:
+        """Replace the live line of a terminal; elsewhere print the text if the last one is old enough."""
+        if self.is_terminal:
             width = shutil.get_terminal_size().columns - 1
             print(f"\r\033[K{text[:width]}", end="", file=self.stream, flush=True)
-            self._live = True
-        elif time.monotonic() - self._told >= self.plain_period_s:
-            self._told = time.monotonic()
-            self.line(text)
+            self._has_live_line = True
+        elif time.monotonic() - self._last_plain >= self.plain_period_s:
+            self._last_plain = time.monotonic()
+            self.print_line(text)
 
-    def table(self, lines: Sequence[str]) -> None:
-        """As `live`, of several lines; where there is no terminal the first one alone is told, now and then."""
-        if not self.terminal:
-            return self.live(lines[0])
+    def show_table(self, lines: Sequence[str]) -> None:
+        """Replace the table of a terminal; elsewhere show the first line alone, as `show_live` does."""
+        if not self.is_terminal:
+            return self.show_live(lines[0])
         size = shutil.get_terminal_size()
         shown = [line[: size.columns - 1] for line in lines[: max(1, size.lines - 1)]]
         self.end()
         print("\n".join(shown), file=self.stream, flush=True)
-        self._height = len(shown)
+        self._table_lines = len(shown)
 
     def end(self) -> None:
-        """Leave the live line behind; a table is wiped off."""
-        if self._live:
+        """End the live line, which stays, and erase the table."""
+        if self._has_live_line:
             print(file=self.stream, flush=True)
-            self._live = False
-        if self._height:
-            print(f"\033[{self._height}A\r\033[J", end="", file=self.stream, flush=True)
-            self._height = 0
+            self._has_live_line = False
+        if self._table_lines:
+            print(f"\033[{self._table_lines}A\r\033[J", end="", file=self.stream, flush=True)
+            self._table_lines = 0
 
 
 class Throttle:
-    """Limit how often something is done.
+    """A limit on how often something is done.
 
     Parameters
     ----------
@@ -71,7 +79,10 @@ class Throttle:
         self.period_s, self._last = period_s, -math.inf
 
     def due(self) -> bool:
-        """Return whether the period has passed since this last returned True; the first call returns True."""
+        """Return whether more than the period has passed since the last call that returned True.
+
+        The first call returns True.
+        """
         now = time.monotonic()
         if now - self._last <= self.period_s:
             return False
@@ -80,12 +91,36 @@ class Throttle:
 
 
 def format_count(number: int, noun: str) -> str:
-    """So many of something: 1 block, 1,000 blocks."""
+    """Return a number with its noun: 1 block, 1,000 blocks.
+
+    Parameters
+    ----------
+    number : int
+        How many.
+    noun : str
+        In the singular; its plural ends with s.
+
+    Returns
+    -------
+    str
+        The number, with commas between thousands, and the noun.
+    """
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as a person says them: 45 s, 12 min, 3 h 05 min."""
+    """Return a duration as people write it: 45 s, 12 min, 3 h 05 min.
+
+    Parameters
+    ----------
+    seconds : float
+        The duration.
+
+    Returns
+    -------
+    str
+        Rounded to seconds below 90 s, and to minutes above.
+    """
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

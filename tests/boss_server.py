@@ -1,7 +1,7 @@
-"""A Boss server on loopback for tests: the wire format that intern 1.4.2 speaks, arrays behind it, faults on demand.
+"""A Boss server on loopback for tests: it serves arrays in the protocol of intern 1.4.2, and faults on demand.
 
-It keeps the habits of the real one that matter to a client: cutouts are checked against the native coordinate frame
-at every resolution, voxels that nobody stored are zeros, errors are JSON with `status`, `code` and `message`.
+It behaves as the real server does where a client can tell: cutouts are checked against the native coordinate frame at
+every resolution, voxels that were never stored are zeros, and errors are JSON with `status`, `code` and `message`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 import blosc
 import numpy as np
 
+# Faults of one answer that may pass at the next try. `hang` and `drip` may too, but they take time.
 MIXED_FAULTS = ("500", "503", "429", "reset", "truncated", "html", "short", "fewer", "empty")
-"""What may go wrong with one answer and be right at the next try; `hang` and `drip` too, but they take time."""
 
 MESSAGES = {
     "400": (1001, "Incorrect cutout arguments"),
@@ -38,7 +38,7 @@ MESSAGES = {
 
 @dataclass
 class Channel:
-    """levels: an array z, y, x per resolution, whose voxel [0, 0, 0] lies at that resolution's start of the frame."""
+    """A channel: an array z, y, x for each resolution, which starts where the frame starts at that resolution."""
 
     levels: dict[int, np.ndarray]
     offset: tuple[int, int, int]
@@ -49,7 +49,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it came in, and what became of it."""
+    """A request and the fault of its answer."""
 
     path: str
     fault: str | None
@@ -61,18 +61,26 @@ class Request:
 
     @property
     def box(self) -> tuple[tuple[int, int], ...]:
-        """The range asked for, z, y, x."""
+        """Requested range, z, y, x."""
         return tuple(tuple(map(int, part.split(":"))) for part in reversed(_ranges(self.path)))  # type: ignore[misc]
 
 
 class BossServer:
     """A server that runs from `BossServer()` to `close()`.
 
-    fault: set to a status ("500") or one of `reset`, `truncated`, `html`, `short`, `fewer`, `empty`, `hang`, `drip`,
-        `drip header`, it befalls every answer; or only cutouts, with `fault_on = "cutout"`.
-    next_faults: what befalls the next answers, one each.
-    token: if set, any other is refused with 401.
-    delay_s: how long every answer takes at least.
+    Attributes
+    ----------
+    fault : str or None
+        Fault of every answer: a status ("500") or one of `reset`, `truncated`, `html`, `short`, `fewer`, `empty`,
+        `hang`, `drip`, `drip header`.
+    fault_on : str
+        Part of the paths that `fault` applies to, such as "cutout".
+    next_faults : list of str
+        Faults of the next answers, one each.
+    token : str or None
+        If set, any other token is refused with 401.
+    delay_s : float
+        Least time of every answer.
     """
 
     def __init__(self) -> None:
@@ -84,19 +92,19 @@ class BossServer:
         self.requests: list[Request] = []
         self.channels: dict[tuple[str, str, str], Channel] = {}
         self.closing = threading.Event()
-        self.befall(0.0)
+        self.inject_faults(0.0)
         self._lock = threading.Lock()
         self._http = _HttpServer(("127.0.0.1", 0), _handler_of(self))
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     @property
     def options(self) -> dict[str, str]:
-        """What `open_volume(boss=...)` takes to reach it."""
+        """Options of `open_volume(boss=...)` that reach this server."""
         return {"protocol": "http", "host": f"127.0.0.1:{self._http.server_port}", "token": self.token or "public"}
 
     @property
     def cutouts(self) -> list[Request]:
-        """The cutouts asked for so far, failed ones included."""
+        """Requests of cutouts so far, failed ones included."""
         return [request for request in self.requests if request.is_cutout]
 
     def add(
@@ -111,9 +119,10 @@ class BossServer:
         num_levels: int = 3,
         **metadata: Any,
     ) -> str:
-        """Serves `voxels` (z, y, x; or several resolutions of them) as the channel `collection/experiment/channel`.
+        """Serve voxels as the channel `collection/experiment/channel`; return its URI.
 
-        offset: z, y, x of the first voxel. metadata: more keys of the channel. Returns its URI.
+        `voxels` are z, y, x, or several resolutions of that; `offset` is z, y, x of the first voxel; `metadata` are
+        more keys of the channel.
         """
         collection, experiment, channel = name.split("/")
         levels = {0: voxels} if isinstance(voxels, np.ndarray) else dict(voxels)
@@ -160,18 +169,18 @@ class BossServer:
         )
         return f"bossdb://{name}"
 
-    def befall(self, share: float, *, faults: tuple[str, ...] = MIXED_FAULTS, seed: int = 0) -> None:
-        """From now on one of `faults`, drawn by `seed`, befalls the given share of answers."""
+    def inject_faults(self, share: float, *, faults: tuple[str, ...] = MIXED_FAULTS, seed: int = 0) -> None:
+        """Give a share of the answers from now on one of the faults, drawn at random."""
         self._share, self._faults, self._random = share, faults, random.Random(seed)
 
     def close(self) -> None:
-        """Ends the server, and every answer that hangs."""
+        """Stop the server, and every answer that hangs."""
         self.closing.set()
         self._http.shutdown()
         self._http.server_close()
 
     def draw_fault(self, path: str) -> str | None:
-        """What befalls the answer to `path`."""
+        """Return the fault of the answer to a path, or None."""
         if self.fault and self.fault_on in path:
             return self.fault
         with self._lock:
@@ -180,7 +189,7 @@ class BossServer:
             return self._random.choice(self._faults) if self._random.random() < self._share else None
 
     def answer(self, path: str) -> tuple[str, str, bytes]:
-        """Status, content type and body for `path`."""
+        """Return status, content type and body for a path."""
         parts = path.split("?")[0].strip("/").split("/")
         if parts[:2] == ["v1", "coord"]:
             frames = [channel.frame for channel in self.channels.values() if channel.frame["name"] == parts[2]]
@@ -192,11 +201,11 @@ class BossServer:
         return _error("404", "Not found")
 
     def _metadata(self, names: list[str]) -> tuple[str, str, bytes]:
-        found = [key for key in self.channels if list(key[: len(names)]) == names]
-        if not found:
+        matching = [key for key in self.channels if list(key[: len(names)]) == names]
+        if not matching:
             kind = ("Collection", "Experiment", "Channel")[len(names) - 1]
             return _error("404", f"{kind} {names[-1]} does not exist")
-        channel = self.channels[found[0]]
+        channel = self.channels[matching[0]]
         collection = {"name": names[0], "description": "", "creator": "tester"}
         return _json((collection, channel.experiment, channel.metadata)[len(names) - 1])
 
@@ -214,12 +223,12 @@ class BossServer:
 
 
 def _ranges(path: str) -> list[str]:
-    """The x, y and z range in a cutout's path."""
+    """Return the x, y and z ranges in the path of a cutout."""
     return re.findall(r"\d+:\d+", path)[:3]
 
 
 def _cut(channel: Channel, resolution: int, box: tuple[tuple[int, int], ...]) -> np.ndarray:
-    """The voxels of `box` (z, y, x); zeros where none are stored."""
+    """Return the voxels of a box (z, y, x), zeros where none are stored."""
     stored = channel.levels.get(resolution)
     voxels = np.zeros([stop - start for start, stop in box], channel.metadata["datatype"])
     if stored is None:
@@ -257,7 +266,7 @@ class _HttpServer(ThreadingHTTPServer):
     request_queue_size = 64
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is part of the test."""
+        """Print nothing: clients that close the connection are part of the tests."""
 
 
 def _handler_of(boss: BossServer) -> type[BaseHTTPRequestHandler]:
@@ -305,7 +314,7 @@ def _handler_of(boss: BossServer) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(body)
 
         def _drip(self, content: bytes) -> None:
-            """A byte every 20 ms, so that no read ever times out."""
+            """Send a byte every 20 ms, so that no read times out."""
             for byte in content:
                 if boss.closing.wait(0.02):
                     break
@@ -318,6 +327,6 @@ def _handler_of(boss: BossServer) -> type[BaseHTTPRequestHandler]:
             self.connection.close()
 
         def log_message(self, *_: object) -> None:
-            """`requests` is the log."""
+            """Print nothing: `requests` is the log."""
 
     return Handler

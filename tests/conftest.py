@@ -1,29 +1,82 @@
-"""What the tests share: the real data where it is there, and small arrays to read from."""
+"""Shared fixtures: real EM data, S3 and BossDB servers on this machine, volumes in memory, and a local Ray."""
 
 import importlib.util
 import os
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+HEAVY_PACKAGES = {"torch", "ray", "numpy", "pydantic", "tensorstore", "optuna"}
 
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:
-    """The folder of real EM (`KASTHURI_TEST_DATA`, by default ../shared/data beside the checkout)."""
+    """Return the folder of real EM data: `KASTHURI_TEST_DATA`, by default ../shared/data beside the checkout."""
     folder = Path(os.environ.get("KASTHURI_TEST_DATA", ROOT.parent / "shared" / "data"))
     if not (folder / "vnc.zarr").is_dir():
-        pytest.skip(f"no test data: {folder / 'vnc.zarr'} is not there; KASTHURI_TEST_DATA names its folder")
+        pytest.skip(f"no test data: {folder / 'vnc.zarr'} does not exist; set KASTHURI_TEST_DATA to its folder")
     return folder
 
 
 @pytest.fixture(scope="session")
+def tiny_task() -> dict[str, Any]:
+    """Return the contents of a task file: a task on the phantom on which a small network trains in seconds."""
+    return {
+        "name": "tiny_task",
+        "image_chan": "phantom://em?shape=16,128,128&seed=7",
+        "annotation_chan": "phantom://membrane?shape=16,128,128&seed=7",
+        **{"xrange_vol": [0, 128], "yrange_vol": [0, 128], "z_train": [0, 8], "z_val": [8, 11], "z_test": [11, 16]},
+        **{"tile_size": [64, 64], "task_type": "membrane"},
+    }
+
+
+@pytest.fixture(scope="session")
+def load_module() -> Callable[[Path], ModuleType]:
+    """Return `load_module(path)`, which imports a Python file that belongs to no package."""
+
+    def load(path: Path) -> ModuleType:
+        name = f"{path.parent.name}_{path.stem}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # where dataclasses look for their module
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def help_text() -> Callable[[str], str]:
+    """Return `help_text(script)`, which runs `SCRIPT --help` and asserts that this imports no heavy package."""
+
+    def run(script: str) -> str:
+        code = (
+            "import runpy, sys\n"
+            f"sys.argv = [{script!r}, '--help']\n"
+            "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+            "except SystemExit as end: assert end.code == 0\n"
+            f"heavy = {HEAVY_PACKAGES} & sys.modules.keys()\n"
+            "assert not heavy, heavy"
+        )
+        command = [sys.executable, "-c", code]
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert process.returncode == 0, process.stderr
+        return process.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def s3_server() -> Iterator[dict[str, str]]:
-    """The environment that leads to an S3 on loopback, which has the bucket `lab`."""
+    """Start an S3 server on the loopback with the bucket `lab`; yield the environment variables to reach it."""
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -39,7 +92,7 @@ def s3_server() -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def s3(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A client of an S3 on loopback with the empty bucket `some-bucket`, which the environment points to."""
+    """Yield a client of the S3 server with the empty bucket `some-bucket`; the environment points to the server."""
     import boto3
 
     for name, value in s3_server.items():
@@ -53,20 +106,14 @@ def s3(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[A
 
 
 @pytest.fixture(scope="session")
-def boss_server_class() -> type:
-    """`BossServer` of tests/boss_server.py: a Boss on loopback, with faults on demand."""
-    spec = importlib.util.spec_from_file_location("boss_server", ROOT / "tests" / "boss_server.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["boss_server"] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module.BossServer
+def boss_server_class(load_module: Callable[[Path], ModuleType]) -> type:
+    """Return `BossServer` of tests/boss_server.py: a BossDB server on the loopback, with faults on demand."""
+    return load_module(ROOT / "tests" / "boss_server.py").BossServer
 
 
 @pytest.fixture
 def boss_server(boss_server_class: type) -> Iterator[Any]:
-    """A Boss server without channels, for one test: `add` gives it some, `options` reaches it."""
+    """Yield a BossDB server without channels: `add` adds one, `options` are the options to reach the server."""
     server = boss_server_class()
     yield server
     server.close()
@@ -74,7 +121,7 @@ def boss_server(boss_server_class: type) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def array_volume() -> Any:
-    """`array_volume(array, ...)`: a Volume of an array in memory, whose `reads` are the boxes that were asked for."""
+    """Return `array_volume(array, ...)`, which makes a Volume from an array and lists the boxes read in `reads`."""
     import dataclasses
     import time
 
@@ -83,11 +130,11 @@ def array_volume() -> Any:
     from kasthuri_ray.geometry import Box
     from kasthuri_ray.volumes.volume import Volume
 
-    # In here, so that Ray carries the class itself: its workers cannot import the tests.
+    # Defined in the function, so that Ray pickles the class by value: its workers cannot import the tests.
     @dataclasses.dataclass(kw_only=True)
     class ArrayVolume(Volume):
         array: np.ndarray
-        seconds: float = 0.0  # that a read takes
+        seconds: float = 0.0  # duration of a read
         reads: list[Box] = dataclasses.field(default_factory=list)
 
         def _read(self, box: Box) -> np.ndarray:
@@ -105,8 +152,8 @@ def array_volume() -> Any:
 
 
 @pytest.fixture(scope="session")
-def ray_here() -> Iterator[Any]:
-    """A Ray of two CPUs on this machine, which lives as long as the tests."""
+def local_ray() -> Iterator[Any]:
+    """Start Ray with two CPUs on this machine for the whole test session."""
     import ray
 
     from kasthuri_ray.ray_cluster.connection import connect_ray

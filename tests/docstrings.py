@@ -1,6 +1,7 @@
 """Check the docstrings of all names that other rooms or the jobs import: `python tests/docstrings.py [ROOM ...]`.
 
-Each must validate as numpydoc: a summary in the imperative, and sections for parameters and returned values.
+A docstring must be valid numpydoc: an imperative summary, and sections for parameters and return values. A room is a
+folder of the package, or a module beside them.
 """
 
 import ast
@@ -16,7 +17,7 @@ FIELDS_DOCUMENTED_BY_COMMENTS = ("SettingsSection",)
 
 
 def room_of(module: str) -> str:
-    """Return the room of a module, or the module itself where it lies in none."""
+    """Return the room of a module, or the module itself if it is in no room."""
     return ".".join(module.split(".")[:2])
 
 
@@ -25,7 +26,7 @@ def module_name(path: Path) -> str:
 
 
 def names_used_across_rooms() -> set[tuple[str, str]]:
-    """Return (module, name) of all that a module of another room, or a job, imports."""
+    """Return (module, name) of everything that a module of another room or a job imports."""
     found = set()
     for path in [*(ROOT / "kasthuri_ray").rglob("*.py"), *(ROOT / "jobs").glob("*.py")]:
         own, tree, modules = room_of(module_name(path)), ast.parse(path.read_text()), {}
@@ -46,7 +47,7 @@ def names_used_across_rooms() -> set[tuple[str, str]]:
 
 
 def problems_of(module: str, name: str) -> list[str]:
-    """Return what is wrong with the docstring of a function or class; nothing for other values."""
+    """Return the problems in the docstring of a function or class; nothing for other values."""
     value = getattr(importlib.import_module(module), name, None)
     if getattr(value, "__module__", None) != module or not callable(value) or not hasattr(value, "__qualname__"):
         return []

@@ -1,4 +1,4 @@
-"""The house keeps its order: names that occur once, files that one can read, rooms that need no more than they say."""
+"""The structure of the package: unique names, short files, documented rooms, and few dependencies."""
 
 import ast
 import collections
@@ -14,8 +14,9 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init_
 ROOMS = sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
 PURE = [
     "models.unet", "models.losses", "models.receptive_field", "models.checkpoints", "models.user_network",
-    "metrics.voxel_counts", "metrics.components", "metrics.objects", "metrics.instances",
-    "inference.predictor", "inference.tiling", "inference.memory", "inference.inference_settings",
+    "metrics.voxel_counts", "metrics.voxel_scores", "metrics.components", "metrics.objects", "metrics.matching",
+    "metrics.instances", "inference.predictor", "inference.tiling", "inference.memory", "inference.activations",
+    "inference.inference_settings",
     "phantom.section", "labels", "geometry", "hardware", "tiles.augmentation", "tiles.transforms",
     "training.learner", "training.optimizer",
 ]  # fmt: skip
@@ -55,18 +56,20 @@ def test_no_file_is_longer_than_400_lines():
 
 
 @pytest.mark.parametrize("room", [room.name for room in ROOMS])
-def test_a_room_introduces_itself_and_imports_nothing(room):
+def test_the_init_module_of_a_room_is_a_docstring_only(room):
     (docstring,) = ast.parse((PACKAGE / room / "__init__.py").read_text()).body
     assert len(ast.literal_eval(docstring.value).split()) > 10
 
 
 def run_without_ray_and_pydantic(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", BLOCKED + code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    process = subprocess.run(
+        [sys.executable, "-c", BLOCKED + code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
-def test_computing_imports_neither_ray_nor_pydantic():
+def test_numerical_modules_import_neither_ray_nor_pydantic():
     imports = "\n".join(f"import kasthuri_ray.{module}" for module in PURE)
     assert (
         run_without_ray_and_pydantic(f"{imports}\nprint('ray' in sys.modules, 'pydantic' in sys.modules)")
@@ -74,7 +77,7 @@ def test_computing_imports_neither_ray_nor_pydantic():
     )
 
 
-def test_a_network_learns_and_predicts_without_ray_and_pydantic():
+def test_a_network_trains_and_predicts_without_ray_and_pydantic():
     code = """
 import numpy as np, torch
 from types import SimpleNamespace
@@ -89,20 +92,20 @@ from kasthuri_ray.training.learner import ComputePlan, Learner, LearnerSettings
 network = UNet(start_filters=2, n_blocks=2)
 settings = LearnerSettings(
     optimizer="AdamW", learning_rate=0.01, weight_decay=0.0, momentum=0.9, beta1=0.9, beta2=0.999, scheduler="constant",
-    warmup=0.0, plateau_factor=0.1, plateau_patience=3, gradient_clip=1.0, ema=0.0, task_type="synapse", dim=2, classes=2,
-    loss="dice_ce", class_weights=None, augmentations="em", seed=0, epochs=1, batch=2,
+    warmup=0.0, plateau_factor=0.1, plateau_patience=3, gradient_clip=1.0, ema=0.0, task_type="synapse", dim=2,
+    classes=2, loss="dice_ce", class_weights=None, augmentations="em", seed=0, epochs=1, batch=2,
 )
 tiles = np.random.default_rng(0).integers(0, 256, (2, 1, 16, 16), dtype=np.uint8)
 batch = SimpleNamespace(image=tiles, label=(tiles > 128).astype(np.uint8), number=np.arange(2))
 loss = Learner(network, settings, torch.device("cpu"), ComputePlan("float32", False, 1)).train_epoch(0, [batch], [])
-reach = find_receptive_field(network, 2)
+receptive_field = find_receptive_field(network, 2)
 box = Box((0, 0, 0), (1, 32, 32))
-machine = Machine.here("cpu")
+machine = Machine.detect("cpu")
 chosen = choose_inference_settings(
-    network, 2, reach, machine, block=box.shape, voxels=box.num_voxels, precision="float32", compile="off"
+    network, 2, receptive_field, machine, block=box.shape, num_voxels=box.num_voxels, precision="float32", compile="off"
 )
 image = np.zeros(box.shape, np.uint8)
-probability = Predictor(network.eval(), 2, 2, reach, chosen).predict(image, box, box, box)
+probability = Predictor(network.eval(), 2, 2, receptive_field, chosen).predict(image, box, box, box)
 print(np.isfinite(loss), probability.shape, probability.dtype)
 """
     assert run_without_ray_and_pydantic(code) == "True (1, 1, 32, 32) uint8\n"

@@ -1,4 +1,4 @@
-"""Decisions that follow by rule from the machine and the settings."""
+"""Hardware: precision, compiling, threads, CPUs, allocator and memory format follow from machine and settings."""
 
 import multiprocessing
 import platform
@@ -17,9 +17,9 @@ UNET_2D = 1_971_554
 
 @pytest.fixture
 def cpuinfo(monkeypatch):
-    """Makes the machine one with these CPU flags (None: one that says nothing)."""
+    """Return a function that sets the flags in /proc/cpuinfo; None removes the file."""
 
-    def pretend(flags: str | None) -> None:
+    def set_flags(flags: str | None) -> None:
         def read(path):
             if flags is None:
                 raise FileNotFoundError(path)
@@ -27,7 +27,7 @@ def cpuinfo(monkeypatch):
 
         monkeypatch.setattr(hardware.Path, "read_text", read)
 
-    return pretend
+    return set_flags
 
 
 @pytest.mark.parametrize(
@@ -40,35 +40,35 @@ def cpuinfo(monkeypatch):
         (None, "float32"),
     ],
 )
-def test_bf16_is_for_hardware_that_has_it(cpuinfo, flags, precision):
+def test_auto_precision_is_bf16_on_processors_that_multiply_it(cpuinfo, flags, precision):
     cpuinfo(flags)
     assert hardware.choose_precision("auto", CPU) == precision
     assert hardware.choose_precision("float32", CPU) == "float32"
     assert hardware.choose_precision("bf16", CPU) == "bf16"
 
 
-def test_autocast_is_what_was_chosen():
+def test_autocast_computes_in_the_chosen_precision():
     layer, x = torch.nn.Linear(4, 4), torch.ones(1, 4)
     for precision, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
         with hardware.autocast(precision, CPU):
             assert layer(x).dtype == dtype
 
 
-def test_compiling_is_for_long_runs_and_where_there_is_a_compiler(monkeypatch):
+def test_long_trainings_are_compiled_if_there_is_a_compiler(monkeypatch):
     monkeypatch.setattr(hardware, "find_compiler", lambda: "/usr/bin/g++")
-    assert hardware.should_compile_training("auto", CPU, LARGE, UNET_2D) == (True, "")
-    assert hardware.should_compile_training("auto", CPU, SMALL, UNET_2D) == (False, "")
-    assert hardware.should_compile_training("on", CPU, SMALL, UNET_2D) == (True, "")
-    assert hardware.should_compile_training("off", CPU, LARGE, UNET_2D) == (False, "")
+    assert hardware.should_compile_training("auto", LARGE, UNET_2D) == (True, "")
+    assert hardware.should_compile_training("auto", SMALL, UNET_2D) == (False, "")
+    assert hardware.should_compile_training("on", SMALL, UNET_2D) == (True, "")
+    assert hardware.should_compile_training("off", LARGE, UNET_2D) == (False, "")
     monkeypatch.setattr(hardware, "find_compiler", lambda: None)
     for setting in ("auto", "on"):
-        compiled, line = hardware.should_compile_training(setting, CPU, LARGE, UNET_2D)
+        compiled, message = hardware.should_compile_training(setting, LARGE, UNET_2D)
         assert not compiled
-        assert line.startswith("no C++ compiler with Python's headers here: the network runs uncompiled")
-    assert hardware.should_compile_training("auto", CPU, SMALL, UNET_2D) == (False, "")
+        assert message.startswith("this machine has no C++ compiler with Python's headers: the network runs uncompiled")
+    assert hardware.should_compile_training("auto", SMALL, UNET_2D) == (False, "")
 
 
-def test_threads_are_shared_among_the_processes_of_a_machine(monkeypatch):
+def test_the_cpus_of_a_machine_are_divided_among_its_processes(monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.delenv("KASTHURI_THREADS", raising=False)
     monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
@@ -98,7 +98,7 @@ def test_threads_are_shared_among_the_processes_of_a_machine(monkeypatch):
         ({}, 6),
     ],
 )
-def test_a_container_may_have_fewer_cpus_than_its_machine(tmp_path, monkeypatch, files, cpus):
+def test_the_cpu_limit_of_a_container_is_respected(tmp_path, monkeypatch, files, cpus):
     (tmp_path / "cpu").mkdir()
     for name, text in files.items():
         (tmp_path / name).write_text(text)
@@ -107,8 +107,8 @@ def test_a_container_may_have_fewer_cpus_than_its_machine(tmp_path, monkeypatch,
     assert hardware.usable_cpus() == cpus
 
 
-def test_memory_is_kept_where_glibc_is_and_nothing_fails_elsewhere(monkeypatch):
-    # In a process of its own: it holds for as long as the process lives.
+def test_the_allocator_is_configured_with_glibc_and_left_alone_on_other_systems(monkeypatch):
+    # In another process, since the setting cannot be undone.
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert pool.apply(hardware.configure_allocator) is (platform.libc_ver()[0] == "glibc")
 
@@ -119,49 +119,51 @@ def test_memory_is_kept_where_glibc_is_and_nothing_fails_elsewhere(monkeypatch):
     assert hardware.configure_allocator() is False
 
 
-FAULTS = """
+PAGE_FAULTS = """
 import resource, sys, threading
 import numpy as np
 from kasthuri_ray import hardware
 
-def faults():
+def page_faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 def run():
     np.ones(100_000_000, np.uint8)
-    before = faults()
+    before = page_faults()
     for _ in range(5):
         np.ones(100_000_000, np.uint8)
-    found.append(faults() - before)
+    counts.append(page_faults() - before)
 
-found = []
+counts = []
 hardware.configure_allocator()
 thread = threading.Thread(target=run)
 thread.start()
 thread.join()
-print(*found)
+print(*counts)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is kept by glibc alone")
-def test_memory_is_kept_in_a_thread_too():
-    given = subprocess.run([sys.executable, "-c", FAULTS], check=True, timeout=60, capture_output=True, text=True)
-    assert int(given.stdout) < 100  # thousands, where memory is not kept
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps freed memory")
+def test_freed_memory_is_kept_in_threads_too():
+    process = subprocess.run(
+        [sys.executable, "-c", PAGE_FAULTS], check=True, timeout=60, capture_output=True, text=True
+    )
+    assert int(process.stdout) < 100  # thousands if freed memory is returned to the system
 
 
-def test_convolutions_keep_channels_last_where_that_computes_right():
-    cpu, card = torch.device("cpu"), torch.device("cuda")
+def test_convolutions_are_channels_last_except_in_3d_on_a_cpu():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert torch.empty(2, 3, 4, 4).to(memory_format=hardware.memory_format(2, cpu)).stride() == (48, 1, 12, 3)
-    assert torch.empty(2, 3, 4, 4, 4).to(memory_format=hardware.memory_format(3, card)).stride()[1] == 1
+    assert torch.empty(2, 3, 4, 4, 4).to(memory_format=hardware.memory_format(3, gpu)).stride()[1] == 1
     assert torch.empty(2, 3, 4, 4, 4).to(memory_format=hardware.memory_format(3, cpu)).is_contiguous()
 
 
-LITTERED = """
+NAN_IN_FREED_MEMORY = """
 import torch
 from kasthuri_ray import hardware
 from kasthuri_ray.models.unet import UNet
 
-def litter():  # what is freed, and handed out again as it was
+def leave_nan():  # in memory that is freed, and allocated again as it is
     [torch.full((size,), float("nan")) for size in (10_000, 100_000, 1_000_000, 3_000_000) for _ in range(6)]
 
 hardware.configure_allocator()
@@ -172,15 +174,26 @@ for dim, size in ((2, (64, 64)), (3, (4, 32, 32))):
         layout = hardware.memory_format(dim, cpu)
         network = UNet(n_blocks=2, start_filters=4, dim=dim).to(memory_format=layout)
         image = torch.rand(4, 1, *size).to(memory_format=layout)
-        litter()
+        leave_nan()
         with hardware.autocast("bf16", cpu):
-            answer = network(image)
-        litter()
-        answer.float().square().mean().backward()
+            output = network(image)
+        leave_nan()
+        output.float().square().mean().backward()
         assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters()), (dim, seed)
 """
 
 
 @pytest.mark.skipif(not hardware.supports_bf16(torch.device("cpu")), reason="this processor has no bf16 instructions")
-def test_what_lay_in_memory_before_does_not_enter_a_network():
-    subprocess.run([sys.executable, "-c", LITTERED], check=True, timeout=120)
+def test_a_network_does_not_read_uninitialized_memory():
+    subprocess.run([sys.executable, "-c", NAN_IN_FREED_MEMORY], check=True, timeout=120)
+
+
+def test_the_machine_is_detected_and_a_missing_gpu_is_an_error(monkeypatch):
+    machine = hardware.Machine.detect("cpu")
+    assert machine.device == "cpu"
+    assert machine.cpus >= 1
+    assert machine.memory_bytes >= 1 << 30
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert hardware.Machine.detect().device == "cpu"
+    with pytest.raises(ValueError, match="torch finds no CUDA GPU on this machine; use cpu"):
+        hardware.Machine.detect("cuda")

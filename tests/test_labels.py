@@ -1,9 +1,9 @@
-"""Annotations become classes and images become bytes, against plain numpy on whole arrays."""
+"""Annotations converted to classes and images to bytes, compared with plain numpy on whole arrays."""
 
 import numpy as np
 import pytest
 
-from kasthuri_ray.labels import IGNORE_LABEL, PIECE, intensity_window, to_classes, to_uint8
+from kasthuri_ray.labels import IGNORE_LABEL, VOXELS_AT_ONCE, intensity_window, to_classes, to_uint8
 
 
 def classes(labels, threshold_value=None, num_classes=2, ignore_label=None):
@@ -17,16 +17,16 @@ def classes(labels, threshold_value=None, num_classes=2, ignore_label=None):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int8", "int32", "int64"])
-def test_a_threshold_makes_two_classes_of_any_integers(dtype):
+def test_a_threshold_converts_any_integers_to_two_classes(dtype):
     top = np.iinfo(dtype).max
     labels = np.array([[0, 1, 2], [3, top - 1, top]], dtype)
-    given = classes(labels, threshold_value=1)
-    assert given.dtype == np.uint8
-    np.testing.assert_array_equal(given, [[0, 0, 1], [1, 1, 1]])
+    converted = classes(labels, threshold_value=1)
+    assert converted.dtype == np.uint8
+    np.testing.assert_array_equal(converted, [[0, 0, 1], [1, 1, 1]])
     np.testing.assert_array_equal(classes(labels, threshold_value=0.5), [[0, 1, 1], [1, 1, 1]])
 
 
-def test_a_threshold_is_exact_for_ids_that_no_float_can_hold():
+def test_a_threshold_is_exact_for_ids_that_a_float_cannot_hold():
     labels = np.array([2**60, 2**60 + 1], np.uint64)
     np.testing.assert_array_equal(classes(labels, threshold_value=2**60), [0, 1])
 
@@ -36,7 +36,7 @@ def test_negative_labels_and_thresholds_compare_as_numbers():
     np.testing.assert_array_equal(classes(np.array([0, 9], np.uint64), threshold_value=-1), [1, 1])
 
 
-def test_without_threshold_the_values_are_the_classes():
+def test_without_a_threshold_the_values_are_the_classes():
     labels = np.array([0, 1, 2, 1], np.uint64)
     np.testing.assert_array_equal(classes(labels, num_classes=3), [0, 1, 2, 1])
     np.testing.assert_array_equal(classes(np.array([False, True])), [0, 1])
@@ -44,14 +44,14 @@ def test_without_threshold_the_values_are_the_classes():
 
 
 @pytest.mark.parametrize(("dtype", "wrong"), [("uint64", 2**40), ("int16", -1), ("uint8", 2), ("uint16", 256)])
-def test_any_other_value_is_an_error_that_names_it(dtype, wrong):
+def test_a_value_that_is_not_a_class_is_an_error_that_names_it(dtype, wrong):
     with pytest.raises(
         ValueError, match=rf"bossdb://a/b/c at 0:1,0:2,0:3: the annotation holds {wrong}; allowed are 0"
     ):
         classes(np.array([0, 1, wrong], dtype))
 
 
-def test_the_error_says_what_is_allowed_and_what_to_do():
+def test_the_error_says_which_values_are_allowed_and_what_to_do():
     with pytest.raises(ValueError, match=r"holds 5, 6, 7, 8, 9, \.\.\.; allowed are 0 to 2 and 300 \(ignore_label\)"):
         classes([0, 300, *range(5, 11)], num_classes=3, ignore_label=300)
     with pytest.raises(ValueError, match="set `threshold` to true in the task"):
@@ -59,7 +59,7 @@ def test_the_error_says_what_is_allowed_and_what_to_do():
 
 
 @pytest.mark.parametrize("threshold_value", [None, 0])
-def test_the_ignored_label_counts_nowhere(threshold_value):
+def test_voxels_of_the_ignored_label_become_the_ignored_class(threshold_value):
     labels = np.array([0, 1, 300, 1], np.uint16)
     expected = [0, 1, IGNORE_LABEL, 1]
     np.testing.assert_array_equal(classes(labels, threshold_value, ignore_label=300), expected)
@@ -77,38 +77,38 @@ def test_float_annotations_need_a_threshold():
         classes(np.array([1j]))
 
 
-def test_labels_given_read_only_stay_as_they_are():
+def test_the_annotation_itself_is_not_changed():
     labels = np.array([0, 1, 3], np.uint8)
     labels.flags.writeable = False
     np.testing.assert_array_equal(classes(labels, ignore_label=3), [0, 1, IGNORE_LABEL])
     np.testing.assert_array_equal(labels, [0, 1, 3])
 
 
-def test_a_uint8_image_with_its_own_range_is_not_copied():
+def test_a_uint8_image_with_its_full_range_is_not_copied():
     image = np.zeros((2, 3, 4), np.uint8)
     assert to_uint8(image, (0, 255)) is image
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "uint32"])
-def test_intensities_map_linearly_rounded_and_clipped(dtype):
+def test_grey_levels_are_mapped_linearly_rounded_and_clipped(dtype):
     top = min(np.iinfo(dtype).max, 60_000)
     image = np.random.default_rng(0).integers(0, top, (3, 700, 800)).astype(dtype)
-    assert image.size > PIECE
+    assert image.size > VOXELS_AT_ONCE
     low, high = top * 0.1, top * 0.8
     exact = np.clip((image.astype(np.float64) - low) * 255 / (high - low), 0, 255)
-    given = to_uint8(image, (low, high))
-    assert given.dtype == np.uint8
-    assert np.abs(given - exact).max() <= 0.5001
-    assert given.min() == 0
-    assert given.max() == 255
+    grey = to_uint8(image, (low, high))
+    assert grey.dtype == np.uint8
+    assert np.abs(grey - exact).max() <= 0.5001
+    assert grey.min() == 0
+    assert grey.max() == 255
 
 
-def test_a_turned_image_maps_the_same():
+def test_a_transposed_image_is_mapped_the_same():
     image = np.arange(24, dtype=np.uint16).reshape(2, 3, 4).transpose(2, 0, 1)
     np.testing.assert_array_equal(to_uint8(image, (0, 23)), to_uint8(image.copy(), (0, 23)))
 
 
-def test_the_window_is_the_whole_range_for_uint8_and_percentiles_for_others():
+def test_the_intensity_window_is_the_whole_range_for_uint8_and_percentiles_for_other_types():
     sample = np.arange(1001, dtype=np.uint16)
     assert intensity_window(sample, np.dtype("uint8"), None) == (0, 255)
     assert intensity_window(sample, np.dtype("uint16"), None) == pytest.approx((5, 995))
@@ -127,12 +127,12 @@ def test_the_window_is_the_whole_range_for_uint8_and_percentiles_for_others():
         ({"percentiles": [-1, 50]}, "are not two rising numbers from 0 to 100"),
     ],
 )
-def test_a_wrong_window_is_named(setting, message):
+def test_a_malformed_intensity_window_is_an_error_that_shows_it(setting, message):
     with pytest.raises(ValueError, match=message):
         intensity_window(np.arange(10), np.dtype("uint16"), setting)
 
 
-def test_images_without_a_window_are_refused():
+def test_images_without_an_intensity_window_are_refused():
     floats = np.dtype("float32")
     with pytest.raises(ValueError, match=r"the image holds float32, whose range is not known; give image_intensity as"):
         intensity_window(np.zeros(3, np.float32), floats, None)
@@ -142,5 +142,5 @@ def test_images_without_a_window_are_refused():
         to_uint8(np.array([np.nan], np.float32), (-1, 1))
     with pytest.raises(ValueError, match="the image holds bool"):
         intensity_window(np.zeros(3, bool), np.dtype(bool), [0, 1])
-    with pytest.raises(ValueError, match="are both 7: it is flat there; give image_intensity"):
+    with pytest.raises(ValueError, match="are both 7: the sample has no contrast; give image_intensity"):
         intensity_window(np.full(9, 7), np.dtype("uint16"), None)

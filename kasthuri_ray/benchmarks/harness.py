@@ -1,8 +1,8 @@
-"""Processes of a benchmark: each part runs in its own, watched from outside for memory and CPU, and is ended with all
-that it started.
+"""Processes of a benchmark, their memory and CPU time, and its results beside their goals.
 
-Resident memory counts the pages that a process maps; proportional memory (PSS) divides each page among the processes
-that map it, so that sums count it once. Both as Linux tells them in /proc; elsewhere nothing is measured.
+Each part of a benchmark runs in a process of its own. The process and its descendants are monitored from outside, and
+ended together. Resident memory counts the pages that a process maps. Proportional memory (PSS) divides each page among
+the processes that map it, so that a sum counts the page once. Both come from /proc; without it nothing is measured.
 """
 
 from __future__ import annotations
@@ -22,23 +22,30 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-PERIOD_S = 2.0  # for a minute, and then five times as long: reading the maps of twenty processes takes some 80 ms
-TRAINER, DRIVER, READER, RAY = "trainer", "driver", "reader", "ray"
-COMPUTES = ("ray::RayTrainWorker", "ray::BlockWorker")
-PARTS = "kasthuri_ray.benchmarks.training_processes"
-DRIVES = ("pipeline", "job", "schedule", "sweep", "fits")  # parts that have Ray's workers do the work
 PROC = Path("/proc")
+
+# Reading the memory maps of twenty processes takes some 80 ms: after the first minute samples are fewer.
+SAMPLE_PERIOD_S = 2.0
+LATER_SAMPLE_PERIOD_S = 10.0
+
+TRAINER, DRIVER, READER, RAY = "trainer", "driver", "reader", "ray"  # roles of processes
+COMPUTING_ACTORS = ("ray::RayTrainWorker", "ray::BlockWorker")
+READING_TASKS = "ray::MapBatches"
+
+TRAINING_PARTS = "kasthuri_ray.benchmarks.training_processes"
+RAY_PARTS = ("pipeline", "job", "schedule", "sweep", "fits")  # parts that leave the work to workers of Ray
 
 
 @dataclass
 class Usage:
-    """What the processes of a part used, in bytes and seconds.
+    """Memory in bytes and CPU time in seconds that the processes of a part used; None if not measured.
 
-    trainer_peak: resident memory of the largest process that trains or segments (or is the part itself, where it has no
-    Ray).
-    driver_peak: proportional memory of the part itself, where it drives Ray. others_peak: of all further processes
-    together. store_peak: of the shared memory of all, which is Ray's object store. total_peak: of everything.
-    cpu_seconds: by role. None where it cannot be measured.
+    trainer_peak: resident memory of the largest process that trains or segments; without Ray that is the part itself.
+    driver_peak: proportional memory of the part itself, if it drives Ray.
+    others_peak: proportional memory of all further processes together.
+    store_peak: shared memory of all processes, which is Ray's object store.
+    total_peak: proportional memory of all processes.
+    cpu_seconds: by role.
     """
 
     trainer_peak: int | None = None
@@ -50,9 +57,17 @@ class Usage:
     cpu_seconds: dict[str, float] = field(default_factory=dict)
 
 
+def larger_usage(one: Usage | None, other: Usage) -> Usage:
+    """Return the usage with the higher total peak; the first of equals."""
+    return other if one is None or (other.total_peak or 0) > (one.total_peak or 0) else one
+
+
 @dataclass(frozen=True)
 class ProcessSample:
-    """One process at one moment, bytes and seconds. peak: the most it ever had resident; shared: its part of store."""
+    """Memory of one process at one moment, in bytes, and its CPU time.
+
+    peak: highest resident memory so far. shared: part of `proportional` that is shared memory.
+    """
 
     pid: int
     role: str
@@ -62,63 +77,74 @@ class ProcessSample:
     cpu_seconds: float
 
 
-def descendants(pid: int) -> dict[int, str]:
-    """`pid` and all that it started and that lives, each with its command line."""
+def find_descendants(pid: int) -> dict[int, str]:
+    """Return the command lines of `pid` and of all running processes below it."""
     children: dict[int, list[int]] = {}
     for folder in PROC.glob("[0-9]*"):
         with suppress(OSError, ValueError, IndexError):
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(folder.name))
-    found, waiting = {}, [pid]
+            children.setdefault(int(_stat_fields(int(folder.name))[1]), []).append(int(folder.name))
+    commands, waiting = {}, [pid]
     while waiting:
         each = waiting.pop()
         waiting += children.get(each, [])
         with suppress(OSError):
-            found[each] = (PROC / str(each) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    return found
+            commands[each] = (PROC / str(each) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return commands
 
 
-def role_of(command: str, is_part: bool, trains_itself: bool) -> str:
-    """What a process is for, by its command line: Ray's workers carry their work's name."""
+def process_role(command: str, is_part: bool, computes_itself: bool) -> str:
+    """Return the role of a process by its command line: Ray writes the name of the task or actor into it."""
     if is_part:
-        return TRAINER if trains_itself else DRIVER
-    if command.startswith(COMPUTES):
+        return TRAINER if computes_itself else DRIVER
+    if command.startswith(COMPUTING_ACTORS):
         return TRAINER
-    return READER if command.startswith("ray::MapBatches") else RAY
+    return READER if command.startswith(READING_TASKS) else RAY
 
 
 def sample_process(pid: int, role: str) -> ProcessSample:
-    """What the process uses now. Raises OSError if it has gone."""
-    rollup = _fields((PROC / str(pid) / "smaps_rollup").read_text())
-    status = _fields((PROC / str(pid) / "status").read_text())
-    ticks = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[11:13]
-    seconds = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+    """Return what the process uses now. Raises OSError if it has ended."""
+    rollup = _memory_fields((PROC / str(pid) / "smaps_rollup").read_text())
+    status = _memory_fields((PROC / str(pid) / "status").read_text())
+    seconds = sum(map(int, _stat_fields(pid)[11:13])) / os.sysconf("SC_CLK_TCK")
     return ProcessSample(pid, role, status.get("VmHWM", 0), rollup.get("Pss", 0), rollup.get("Pss_Shmem", 0), seconds)
 
 
-def _fields(text: str) -> dict[str, int]:
-    """The lines `Name: 12 kB`, in bytes."""
-    found = {}
+def process_start_time(pid: int) -> str:
+    """Return when a process started, in ticks since boot; a later process with the same id has another time."""
+    return _stat_fields(pid)[19]
+
+
+def _stat_fields(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat after the name of the program: state, parent, ..."""
+    return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+
+
+def _memory_fields(text: str) -> dict[str, int]:
+    """Return the values of lines such as `Name: 12 kB`, in bytes."""
+    values = {}
     for line in text.splitlines():
-        words = line.split()
-        if len(words) == 3 and words[2] == "kB":
-            found[words[0].rstrip(":")] = int(words[1]) * 1024
-    return found
+        fields = line.split()
+        if len(fields) == 3 and fields[2] == "kB":
+            values[fields[0].rstrip(":")] = int(fields[1]) * 1024
+    return values
 
 
-class ProcessWatch:
-    """Looks at a process and all below it every PERIOD_S; `usage` is what they came to."""
+class ProcessMonitor:
+    """Monitor of a process and its descendants in a thread, as a context manager.
 
-    def __init__(self, pid: int, trains_itself: bool) -> None:
-        self.pid, self.trains_itself = pid, trains_itself
+    usage: the peaks of all samples. start_times: of every process that was sampled, by id.
+    """
+
+    def __init__(self, pid: int, computes_itself: bool) -> None:
+        self.pid, self.computes_itself = pid, computes_itself
         self.usage = Usage()
-        self.seen: dict[int, str] = {}  # every process that ever was below, and when it began
+        self.start_times: dict[int, str] = {}
         self._cpu: dict[int, tuple[str, float]] = {}
         self._roles: dict[int, str] = {}
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
 
-    def __enter__(self) -> ProcessWatch:
+    def __enter__(self) -> ProcessMonitor:
         self._thread.start()
         return self
 
@@ -127,26 +153,26 @@ class ProcessWatch:
         self._thread.join()
 
     def _run(self) -> None:
-        began = time.monotonic()
+        start = time.monotonic()
         while PROC.joinpath("self/smaps_rollup").exists():
-            self.look()
-            if self._stop.wait(PERIOD_S if time.monotonic() - began < 60 else 5 * PERIOD_S):
+            self.sample()
+            if self._stop.wait(SAMPLE_PERIOD_S if time.monotonic() - start < 60 else LATER_SAMPLE_PERIOD_S):
                 return
 
-    def look(self) -> None:
+    def sample(self) -> None:
         """Take one sample of every process."""
         samples = []
-        for pid, command in descendants(self.pid).items():
+        for pid, command in find_descendants(self.pid).items():
             with suppress(OSError, IndexError):
-                self.seen.setdefault(pid, process_start_time(pid))
+                self.start_times.setdefault(pid, process_start_time(pid))
                 samples.append(sample_process(pid, self._role(pid, command)))
         if samples:
             self._add(samples)
 
     def _role(self, pid: int, command: str) -> str:
-        now = role_of(command, pid == self.pid, self.trains_itself)
-        if now != RAY or pid not in self._roles:
-            self._roles[pid] = now  # a reader that idles is still one
+        role = process_role(command, pid == self.pid, self.computes_itself)
+        if role != RAY or pid not in self._roles:
+            self._roles[pid] = role  # an idle reader stays a reader
         return self._roles[pid]
 
     def _add(self, samples: list[ProcessSample]) -> None:
@@ -167,13 +193,8 @@ class ProcessWatch:
             usage.cpu_seconds[role] = usage.cpu_seconds.get(role, 0.0) + seconds
 
 
-def process_start_time(pid: int) -> str:
-    """When a process began, in ticks since boot: with its id, what tells it from a later one of the same id."""
-    return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[19]
-
-
 class PartFailed(RuntimeError):
-    """A part of a benchmark ended with an error; the message holds the end of what it printed."""
+    """Failure of a part of a benchmark; the message holds the end of its output."""
 
 
 def run_part(
@@ -181,48 +202,50 @@ def run_part(
     arguments: dict[str, Any],
     environment: Mapping[str, str] | None = None,
     verbose: bool = False,
-    module: str = PARTS,
+    module: str = TRAINING_PARTS,
 ) -> tuple[dict[str, Any], Usage]:
-    """Run the part of that name of `module` with these arguments in a process of its own.
+    """Run a part of `module` with these arguments in a process of its own; return its result and its usage.
 
-    module: one that ends in `be_a_part`. environment: variables besides ours. Gives what the part returned, and what
-    its processes used. Raises PartFailed.
+    environment: additional variables. module: one that ends in `run_as_part`. Raises PartFailed.
     """
     with tempfile.TemporaryDirectory(prefix="kasthuri_ray_") as folder:
-        given, found, log = (Path(folder) / name for name in ("given.json", "found.json", "log"))
-        given.write_text(json.dumps(arguments))
-        command = [sys.executable, "-m", module, part, str(given), str(found)]
-        with log.open("wb") as output:
-            target = None if verbose else output
+        arguments_file, result_file, log = (Path(folder) / name for name in ("given.json", "found.json", "log"))
+        arguments_file.write_text(json.dumps(arguments))
+        with log.open("wb") as log_output:
+            output = None if verbose else log_output
             process = subprocess.Popen(
-                command,
+                [sys.executable, "-m", module, part, str(arguments_file), str(result_file)],
                 env={**_environment(), **(environment or {})},
-                stdout=target,
-                stderr=target,
+                stdout=output,
+                stderr=output,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-            watch = ProcessWatch(process.pid, trains_itself=part not in DRIVES)
+            monitor = ProcessMonitor(process.pid, computes_itself=part not in RAY_PARTS)
             try:
-                with watch:
+                with monitor:
                     code = process.wait()
             finally:
-                watch.look()
-                end_process(process, watch.seen)
-        if code or not found.exists():
-            raise PartFailed(f"the part {part} ended with {code}:\n{log.read_text(errors='replace')[-2000:]}")
-        return json.loads(found.read_text()), watch.usage
+                monitor.sample()
+                end_processes(process, monitor.start_times)
+        if code or not result_file.exists():
+            raise PartFailed(f"the part {part} exited with code {code}:\n{log.read_text(errors='replace')[-2000:]}")
+        return json.loads(result_file.read_text()), monitor.usage
 
 
 def run_as_part(parts: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
-    """What a module of parts ends in: `python -m MODULE PART GIVEN.json FOUND.json`, as `run_part` starts it."""
-    part, given, found = sys.argv[1:]
-    result = parts[part](**json.loads(Path(given).read_text()))
-    Path(found).write_text(json.dumps(result))
+    """Run the part that the command line names; the end of a module of parts.
+
+    `run_part` starts it as `python -m MODULE PART GIVEN.json FOUND.json`: GIVEN.json holds the arguments of the part,
+    and its result is written to FOUND.json.
+    """
+    part, arguments_file, result_file = sys.argv[1:]
+    result = parts[part](**json.loads(Path(arguments_file).read_text()))
+    Path(result_file).write_text(json.dumps(result))
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without what would change an allocator or the number of threads."""
+    """Return the variables of this process, without those that change an allocator or the number of threads."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -230,42 +253,43 @@ def _environment() -> dict[str, str]:
     }
 
 
-def end_process(process: subprocess.Popen, seen: Mapping[int, str], patience_s: float = 15.0) -> None:
-    """End a part and whatever of its processes is left: asked first, then killed."""
+def end_processes(process: subprocess.Popen, start_times: Mapping[int, str], timeout_s: float = 15.0) -> None:
+    """End a part and what is left of its descendants: by SIGTERM, and after a timeout by SIGKILL."""
     if process.poll() is None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(patience_s)
+            process.wait(timeout_s)
     deadline = time.monotonic() + (5.0 if process.poll() is not None else 0.0)
-    while (left := _living(seen)) and time.monotonic() < deadline:
+    while (running := _find_running(start_times)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    for pid in left:
+    for pid in running:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
     deadline = time.monotonic() + 5.0
-    while _living(seen) and time.monotonic() < deadline:
+    while _find_running(start_times) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
-def _living(seen: Mapping[int, str]) -> list[int]:
-    living = []
-    for pid, start in seen.items():
+def _find_running(start_times: Mapping[int, str]) -> list[int]:
+    """Return the processes that still run; neither zombies nor later processes with the same id."""
+    running = []
+    for pid, start_time in start_times.items():
         with suppress(OSError, IndexError):
-            if (
-                process_start_time(pid) == start
-                and (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-            ):
-                living.append(pid)
-    return living
+            if process_start_time(pid) == start_time and _stat_fields(pid)[0] != "Z":
+                running.append(pid)
+    return running
 
 
 @dataclass(frozen=True)
 class BenchmarkLine:
-    """One figure. at_least, at_most: its goal, None where it has none. note: how it was come by."""
+    """One measured figure, None if it cannot be measured here.
+
+    at_least, at_most: the goal, None without one. note: how the figure was measured, or why it was not.
+    """
 
     name: str
-    figure: float | None  # None: could not be measured here, the note says why
+    figure: float | None
     unit: str = ""
     at_least: float | None = None
     at_most: float | None = None
@@ -281,36 +305,44 @@ class BenchmarkLine:
 
     @property
     def goal(self) -> str:
+        """The goal as text."""
         parts = [f"at least {self.at_least:g}"] if self.at_least is not None else []
         parts += [f"at most {self.at_most:g}"] if self.at_most is not None else []
         return " and ".join(parts)
 
     @property
-    def verdict(self) -> str:
+    def status(self) -> str:
+        """`ok` as text."""
         return {True: "ok", False: "missed", None: ""}[self.ok]
 
 
 def lines_table(lines: Sequence[BenchmarkLine]) -> str:
-    """The lines under one another: what, figure, goal, verdict, note."""
+    """Return a table with the columns name, figure, goal, status and note."""
     rows = [("what", "figure", "goal", "", "")]
-    rows += [(line.name, _number(line), line.goal, line.verdict, line.note) for line in lines]
+    rows += [(line.name, _figure_text(line), line.goal, line.status, line.note) for line in lines]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     text = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows]
     return "\n".join(line.rstrip() for line in [text[0], "-" * (sum(widths) + 6), *text[1:]])
 
 
-def _number(line: BenchmarkLine) -> str:
+def _figure_text(line: BenchmarkLine) -> str:
     return "-" if line.figure is None else f"{line.figure:.4g} {line.unit}".strip()
 
 
 def benchmark_record(name: str, lines: Sequence[BenchmarkLine], more: dict[str, Any]) -> dict[str, Any]:
-    """What the JSON holds: the machine, every line with its verdict, and whatever else was found."""
-    shown = [{**asdict(line), "ok": line.ok} for line in lines]
-    return {"benchmark": name, "machine": machine_description(), "lines": shown, **more}
+    """Return the content of the JSON file: the machine, every line and whether it reaches its goal, and `more`."""
+    rows = [{**asdict(line), "ok": line.ok} for line in lines]
+    return {"benchmark": name, "machine": machine_description(), "lines": rows, **more}
 
 
 def machine_description() -> dict[str, Any]:
-    """What it was measured on."""
+    """Return what a benchmark was measured on.
+
+    Returns
+    -------
+    dict
+        Processors, operating system and Python, as JSON takes them.
+    """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"cpus": cpus, "processor": _processor(), "system": platform.platform(), "python": platform.python_version()}
 
@@ -324,14 +356,22 @@ def _processor() -> str:
 
 
 def report_lines(name: str, lines: Sequence[BenchmarkLine], more: dict[str, Any], out: str) -> None:
-    """Print the table and write the JSON to `out`."""
+    """Print the table and write the JSON file `out`."""
     print(f"\n{lines_table(lines)}")
-    missed = [line.name for line in lines if line.ok is False]
+    missed = [line.name.strip() for line in lines if line.ok is False]
     print(f"\n{len(missed)} missed: {'; '.join(missed)}" if missed else "\nevery goal is reached")
     write_json(out, benchmark_record(name, lines, more))
 
 
 def write_json(out: str, content: dict[str, Any]) -> None:
-    """The JSON, and a line that says where it is."""
+    """Write a JSON file, and print its path.
+
+    Parameters
+    ----------
+    out : str
+        Path of the file.
+    content : dict
+        Content, as JSON takes it.
+    """
     Path(out).write_text(json.dumps(content, indent=2) + "\n")
     print(out)

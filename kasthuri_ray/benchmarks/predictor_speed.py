@@ -1,7 +1,8 @@
-"""How fast the predictor is on this device: `python -m kasthuri_ray.benchmarks.predictor_speed`, without Ray and pydantic.
+"""Benchmark of the predictor on this device: `python -m kasthuri_ray.benchmarks.predictor_speed`.
 
-For each of our five networks: voxels/s of the network alone and of `Predictor.predict`, against what the device copies
-and multiplies, measured beside it. Each network runs in a process of its own.
+For each built-in network: voxels/s of the network alone and of `Predictor.predict`, beside the limits of the device for
+copies and matrix products, which are measured too. Each network runs in a process of its own. Needs neither Ray nor
+pydantic.
 """
 
 from __future__ import annotations
@@ -9,26 +10,51 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kasthuri_ray.benchmarks.harness import BenchmarkLine, report_lines, run_part
 
-MODULE = "kasthuri_ray.benchmarks.predictor_processes"
-FIVE = ("UNet_2D", "UNet_2D_attention", "UNet_2D_residual", "UNet_2D_depth", "UNet_3D")
-SECONDS = 8.0  # of each measurement, once it is warm
-QUICK_BLOCKS = {2: [2, 128, 128], 3: [16, 64, 64]}
+PREDICTOR_PARTS = "kasthuri_ray.benchmarks.predictor_processes"
+NETWORKS = ("UNet_2D", "UNet_2D_attention", "UNet_2D_residual", "UNet_2D_depth", "UNet_3D")
 MVOXELS, GB, TERA = 1e6, 1e9, 1e12
+
+SECONDS = 8.0  # of each measurement, after a first run
+QUICK_BLOCKS = {2: [2, 128, 128], 3: [16, 64, 64]}  # z, y, x, by the dimensions of a network
 
 
 def run_predictor_benchmark(
     device: str = "auto",
-    networks: Sequence[str] = FIVE,
+    networks: Sequence[str] = NETWORKS,
     quick: bool = False,
     out: str = "benchmark_predictor.json",
     verbose: bool = False,
 ) -> list[BenchmarkLine]:
-    """Measure the networks, print the table and write the JSON. device: auto, cpu or cuda."""
+    """Measure the networks, print the table and write the JSON file.
+
+    Parameters
+    ----------
+    device : str
+        auto, cpu or cuda.
+    networks : sequence of str
+        Names of built-in networks.
+    quick : bool
+        Use small blocks, to try whether the benchmark works.
+    out : str
+        Path of the JSON file.
+    verbose : bool
+        Show the output of the parts.
+
+    Returns
+    -------
+    list of BenchmarkLine
+        The lines of the table.
+
+    Raises
+    ------
+    ValueError
+        If the device is cuda and there is no CUDA GPU.
+    """
     import torch
 
     from kasthuri_ray.hardware import choose_precision
@@ -36,74 +62,85 @@ def run_predictor_benchmark(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, and torch finds no CUDA card here; use cpu")
+        raise ValueError("device is cuda, and torch finds no CUDA GPU on this machine; use cpu")
     seconds, precision = 0.1 if quick else SECONDS, choose_precision("auto", torch.device(device))
-    found: dict[str, Any] = {}
-    before, _ = run_part(
-        "ceilings", {"device": device, "precision": precision, "seconds": seconds / 2}, verbose=verbose, module=MODULE
-    )
-    print(f"  copies {before['copy'] / GB:.1f} GB/s, multiplies {_fastest(before) / TERA:.2f} TFLOP/s", flush=True)
+    arguments: dict[str, Any] = {"device": device, "precision": precision, "seconds": seconds / 2}
+    ceilings, _ = run_part("ceilings", arguments, verbose=verbose, module=PREDICTOR_PARTS)
+    copy, products = ceilings["copy"] / GB, _fastest_product(ceilings) / TERA
+    print(f"  copies {copy:.1f} GB/s, matrix products {products:.2f} TFLOP/s", flush=True)
+    results: dict[str, Any] = {}
     for name in networks:
-        how: dict[str, Any] = {"name": name, "device": device, "seconds": seconds}
+        arguments = {"name": name, "device": device, "seconds": seconds}
         if quick:
-            how |= {"block": QUICK_BLOCKS[3 if "3D" in name else 2], "compile": "off"}
-        given, usage = run_part("measure", how, verbose=verbose, module=MODULE)
-        found[name] = given | {"host_peak": usage.trainer_peak}
-        print(f"  {name}: {statistics.median(given['resident']) / MVOXELS:.3g} Mvoxels/s", flush=True)
-    lines = predictor_lines(before, found, precision)
-    report_lines("predictor", lines, {"device": device, "quick": quick, "ceilings": before, "networks": found}, out)
+            arguments |= {"block": QUICK_BLOCKS[3 if "3D" in name else 2], "compile": "off"}
+        result, usage = run_part("measure", arguments, verbose=verbose, module=PREDICTOR_PARTS)
+        results[name] = result | {"host_peak": usage.trainer_peak}
+        print(f"  {name}: {statistics.median(result['resident']) / MVOXELS:.3g} Mvoxels/s", flush=True)
+    lines = predictor_lines(ceilings, results, precision)
+    more = {"device": device, "quick": quick, "ceilings": ceilings, "networks": results}
+    report_lines("predictor", lines, more, out)
     return lines
 
 
-def _fastest(ceilings: dict[str, Any]) -> float:
+def _fastest_product(ceilings: Mapping[str, Any]) -> float:
     return max(ceilings["products"].values())
 
 
-def predictor_lines(ceilings: dict[str, Any], found: dict[str, Any], precision: str) -> list[BenchmarkLine]:
-    """The figures of each network beside the ceilings."""
-    copy, multiply = ceilings["copy"], _fastest(ceilings)
+def predictor_lines(
+    ceilings: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]], precision: str
+) -> list[BenchmarkLine]:
+    """Return the figures of each network beside the limits of the device."""
+    copy, product = ceilings["copy"], _fastest_product(ceilings)
     sizes = ", ".join(ceilings["products"])
     lines = [
         BenchmarkLine("copy", copy / GB, "GB/s", note="read and written together"),
-        BenchmarkLine("matrix products", multiply / TERA, "TFLOP/s", note=f"{precision}, the fastest of {sizes}"),
+        BenchmarkLine("matrix products", product / TERA, "TFLOP/s", note=f"{precision}, the fastest of {sizes}"),
     ]
-    for name, given in found.items():
-        lines += _of_network(name, given, copy, multiply)
+    for name, result in results.items():
+        lines += _network_lines(name, result, copy, product)
     return lines
 
 
-def _of_network(name: str, given: dict[str, Any], copy: float, multiply: float) -> list[BenchmarkLine]:
-    how, layers = given["arithmetic"], given["layers"]
-    flop, moved = (sum(layer[column] for layer in layers) for column in (1, 2))
-    least = sum(max(flop / multiply, moved / copy) for _, flop, moved in layers)
-    alone, whole = (statistics.median(given[key]) for key in ("resident", "predict"))
-    tile = " x ".join(map(str, how["tile"]))
-    about = f"{how['precision']}{', compiled' if how['compile'] else ''}, tiles {tile}, batch {how['batch']}"
-    peak = given["card_peak"] or given["host_peak"]
+def _network_lines(name: str, result: Mapping[str, Any], copy: float, product: float) -> list[BenchmarkLine]:
+    settings, layers = result["arithmetic"], result["layers"]
+    flop, num_bytes = (sum(layer[column] for layer in layers) for column in (1, 2))
+    min_seconds = sum(max(flop / product, num_bytes / copy) for _, flop, num_bytes in layers)
+    network, predict = (statistics.median(result[key]) for key in ("resident", "predict"))
+    tile = " x ".join(map(str, settings["tile"]))
+    compiled = ", compiled" if settings["compile"] else ""
+    how = f"{settings['precision']}{compiled}, tiles {tile}, batch {settings['batch']}"
+    peak = result["card_peak"] or result["host_peak"]
+    peak_gb = None if peak is None else peak / GB
     return [
-        BenchmarkLine(name, alone / MVOXELS, "Mvoxels/s", note=f"the network alone: {about}"),
-        BenchmarkLine("  by products alone", multiply / flop / MVOXELS, "Mvoxels/s", note=f"{flop:,.0f} FLOP a voxel"),
-        BenchmarkLine("  by copies alone", copy / moved / MVOXELS, "Mvoxels/s", note=f"{moved:,.0f} bytes a voxel"),
-        BenchmarkLine("  share of products", alone * flop / multiply),
-        BenchmarkLine("  share of both", alone * least, note="each layer taken by the slower of the two"),
+        BenchmarkLine(name, network / MVOXELS, "Mvoxels/s", note=f"the network alone: {how}"),
+        BenchmarkLine("  limit by products", product / flop / MVOXELS, "Mvoxels/s", note=f"{flop:,.0f} FLOP a voxel"),
         BenchmarkLine(
-            "  predict", whole / MVOXELS, "Mvoxels/s", note="a block in memory: voxels computed, margins too"
+            "  limit by copies", copy / num_bytes / MVOXELS, "Mvoxels/s", note=f"{num_bytes:,.0f} bytes a voxel"
         ),
-        BenchmarkLine("  of the network alone", whole / alone),
-        BenchmarkLine("  until its first answer", given["first_seconds"], "s"),
-        BenchmarkLine("  peak memory", None if peak is None else peak / GB, "GB", note="of the card, or the process"),
+        BenchmarkLine("  share of the limit by products", network * flop / product),
+        BenchmarkLine("  share of both limits", network * min_seconds, note="the slower of the two for each layer"),
+        BenchmarkLine(
+            "  predict", predict / MVOXELS, "Mvoxels/s", note="a block in memory: voxels computed, with margins"
+        ),
+        BenchmarkLine("  of the network alone", predict / network),
+        BenchmarkLine("  until its first result", result["first_seconds"], "s"),
+        BenchmarkLine("  peak memory", peak_gb, "GB", note="of the GPU, or of the process"),
     ]
 
 
-def main(given: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
+    """Run the benchmark with the options of a command line."""
     parser = argparse.ArgumentParser(prog="kasthuri_ray.benchmarks.predictor_speed", description=__doc__)
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a card if there is")
-    parser.add_argument("--networks", nargs="+", choices=FIVE, default=list(FIVE), metavar="NAME", help=", ".join(FIVE))
-    parser.add_argument("--quick", action="store_true", help="small blocks: shows that it works, says little")
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU if there is one"
+    )
+    names = ", ".join(NETWORKS)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME", help=names)
+    parser.add_argument("--quick", action="store_true", help="small blocks, to try whether it works")
     parser.add_argument("--out", metavar="FILE", default="benchmark_predictor.json", help="default: %(default)s")
-    parser.add_argument("--verbose", action="store_true", help="show what the parts print")
+    parser.add_argument("--verbose", action="store_true", help="show the output of the parts")
     try:
-        run_predictor_benchmark(**vars(parser.parse_args(given)))
+        run_predictor_benchmark(**vars(parser.parse_args(arguments)))
     except ValueError as error:
         sys.exit(f"{parser.prog}: {error}")
 

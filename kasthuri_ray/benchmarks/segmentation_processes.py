@@ -1,4 +1,8 @@
-"""What the processes of the segmentation's benchmark do: see `segment.py`. Parts take and give what JSON holds."""
+"""Parts of the benchmark of segmentation.
+
+`harness.run_part` starts them as `python -m kasthuri_ray.benchmarks.segmentation_processes PART GIVEN.json FOUND.json`.
+Arguments and results are plain values, as JSON takes them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,27 +22,25 @@ from unittest import mock
 import numpy as np
 
 from kasthuri_ray.benchmarks.harness import run_as_part
-from kasthuri_ray.geometry import Box, Zyx
-from kasthuri_ray.output.pyramid import SHARD
+from kasthuri_ray.geometry import Box, Zyx, per_axis
+from kasthuri_ray.output.layout import SHARD
 from kasthuri_ray.segmentation.block_worker import BlockWorker, Cutout
 
 NETWORK = "UNet_2D"
-SPAN = 3.0  # half the range of logits that fresh weights are made to give
-RSS_PERIOD_S = 0.5
 CLASSES = 2
+HALF_LOGIT_RANGE = 3.0  # of random weights, once they are scaled
+RSS_PERIOD_S = 0.5
+TIMES = "times"  # suffix of a folder beside the output, with a file of JSON lines for each actor
 
 
-TIMES = "times"  # a folder beside the output, a file of JSON lines an actor
-
-
-def job(
+def run_segmentation_job(
     image: str, weights: str, output: str, block: Zyx, actors: int | None = None, compile: str = "on"
 ) -> dict[str, Any]:
-    """Segment as jobs/segment.py does, with times: gives `work_of` what the actors wrote down, and more."""
-    begun, start = time.time(), time.perf_counter()
-    shard = [min(b, s) for b, s in zip(block, SHARD, strict=True)]
+    """Segment as jobs/segment.py does, with times; return the result of `summarize_times` and more."""
+    start_time, start = time.time(), time.perf_counter()
+    shard = list(per_axis(min, block, SHARD))
     flags = {"image": image, "block": block, "shard": shard, "actors": actors, "compile": compile}
-    num_set_aside = _run_job(TimedBlockWorker, weights, output, flags)
+    num_set_aside = _segment(BlockWorkerWithTimes, weights, output, flags)
     seconds = time.perf_counter() - start
     assert num_set_aside == 0, f"{num_set_aside} blocks were set aside"
     by_actor = [
@@ -48,28 +50,29 @@ def job(
     return {
         **summarize_times(by_actor),
         "seconds": seconds,
-        "until_first_block": min(row["start"] for rows in by_actor for row in rows) - begun,
+        "until_first_block": min(row["start"] for rows in by_actor for row in rows) - start_time,
         "arithmetic": settings["arithmetic"],
         "box": settings["box"],
         "margin": settings["margin"],
     }
 
 
-def _run_job(actor: type[BlockWorker], weights: str, output: str, flags: dict[str, Any]) -> int:
+def _segment(worker: type[BlockWorker], weights: str, output: str, flags: dict[str, Any]) -> int:
+    """Segment with actors of a class; return the number of blocks that were set aside."""
     from kasthuri_ray.segmentation import actor_resources, segment
 
-    asked = {name: value for name, value in flags.items() if value is not None}
-    asked |= {"weights": weights, "output": output, "cache": "none", "device": "cpu"}
-    layers: dict[str, Any] = {"config": None, "assignments": [], "flags": {"segment": asked}}
+    requested = {name: value for name, value in flags.items() if value is not None}
+    requested |= {"weights": weights, "output": output, "cache": "none", "device": "cpu"}
+    layers: dict[str, Any] = {"config": None, "assignments": [], "flags": {"segment": requested}}
     task, network = ("synapse", NETWORK) if weights.endswith(".pt") else (None, None)
-    with mock.patch.object(actor_resources, "BlockWorker", actor):
+    with mock.patch.object(actor_resources, "BlockWorker", worker):
         return segment.segment_from_flags(task, network, layers).num_set_aside
 
 
-def bare(block: Zyx, seconds: float, compile: str = "on") -> dict[str, Any]:
-    """The network alone, as the job runs it, on a tile that stays in memory; and square products in turns with it.
+def time_network(block: Sequence[int], seconds: float, compile: str = "on") -> dict[str, Any]:
+    """Time the network alone, as the job runs it, on a tile that stays in memory, in turns with square products.
 
-    voxels/s of each run, FLOP/s by size, FLOP a voxel.
+    Return voxels/s of each run, FLOP/s by size, and FLOP a voxel.
     """
     from kasthuri_ray import hardware
 
@@ -81,28 +84,29 @@ def bare(block: Zyx, seconds: float, compile: str = "on") -> dict[str, Any]:
     from kasthuri_ray.models.receptive_field import find_receptive_field
 
     network = parts.make_network(NETWORK)
-    reach = find_receptive_field(network, 2)
-    arithmetic = parts.decide_inference(network, 2, reach, Machine.here("cpu"), tuple(block), compile=compile)  # type: ignore[arg-type]
-    prepare_process(arithmetic)
+    receptive_field = find_receptive_field(network, 2)
+    machine = Machine.detect("cpu")
+    settings = parts.choose_benchmark_settings(network, 2, receptive_field, machine, block, compile=compile)
+    prepare_process(settings)
     flop = parts.flop_per_voxel(network, 2)
-    alone = parts.resident_predictor(Predictor(network, 2, CLASSES, reach, arithmetic))
+    run_network = parts.make_network_call(Predictor(network, 2, CLASSES, receptive_field, settings))
     start = time.perf_counter()
-    alone()
-    first, rates, products = time.perf_counter() - start, [], {}
-    for size in parts.SIZES["cpu"]:
-        rates += [math.prod(arithmetic.tile) / run for run in parts.time_runs(alone, seconds, "cpu")]
-        products[str(size)] = parts.product_rate("cpu", arithmetic.precision, size, seconds / 4)
+    run_network()
+    first_seconds, rates, products = time.perf_counter() - start, [], {}
+    for size in parts.PRODUCT_SIZES["cpu"]:
+        rates += [math.prod(settings.tile) / run for run in parts.time_runs(run_network, seconds, "cpu")]
+        products[str(size)] = parts.product_rate("cpu", settings.precision, size, seconds / 4)
     return {
         "rates": rates,
         "products": products,
         "flop_per_voxel": flop,
-        "arithmetic": {**arithmetic.__dict__, "tile": list(arithmetic.tile)},
-        "first_seconds": first,
+        "arithmetic": {**settings.__dict__, "tile": list(settings.tile)},
+        "first_seconds": first_seconds,
     }
 
 
-def seed(size: int, tiles: int) -> dict[str, Any]:
-    """As the Kasthuri Challenge's code segments: float32, eager, a tile of size x size at a time; voxels/s of each."""
+def time_seed_segmentation(size: int, tiles: int) -> dict[str, Any]:
+    """Segment as the seed does: float32, eager, one tile of size x size at a time; return voxels/s of each tile."""
     import torch
 
     from kasthuri_ray import hardware
@@ -110,21 +114,21 @@ def seed(size: int, tiles: int) -> dict[str, Any]:
 
     threads = hardware.set_threads(1)
     network, rates = make_network(NETWORK), []
-    grey = np.random.default_rng(0).integers(0, 256, (tiles + 1, size, size), np.uint8)
-    found = np.zeros((tiles + 1, size, size), np.float32)
-    for number, image in enumerate(grey):
+    images = np.random.default_rng(0).integers(0, 256, (tiles + 1, size, size), np.uint8)
+    probabilities = np.zeros((tiles + 1, size, size), np.float32)
+    for number, image in enumerate(images):
         start = time.perf_counter()
         with torch.no_grad():
             logits = network(torch.from_numpy(image.astype(np.float32) / 255)[None, None])
-            found[number] = torch.softmax(logits, dim=1)[0, 1].numpy()
+            probabilities[number] = torch.softmax(logits, dim=1)[0, 1].numpy()
         rates.append(size * size / (time.perf_counter() - start))
     return {"rates": rates[1:], "threads": threads}
 
 
-def monai(size: int, overlap: float, shape: tuple[int, int], seconds: float) -> dict[str, Any]:
-    """MONAI's sliding window with gaussian weights, in bf16, on a section of `shape`: unique voxels/s of each run.
+def time_monai(size: int, overlap: float, shape: tuple[int, int], seconds: float) -> dict[str, Any]:
+    """Time MONAI's sliding window, gaussian weights, bf16, on a section of `shape`; return unique voxels/s of each run.
 
-    Of one tile at a time and of four, what is faster. Nothing where MONAI is not installed.
+    These are the rates of one tile at a time or of four, whichever is faster; None if MONAI is not installed.
     """
     try:
         from monai.inferers import sliding_window_inference
@@ -142,38 +146,38 @@ def monai(size: int, overlap: float, shape: tuple[int, int], seconds: float) -> 
     for batch in (1, 4):
 
         @torch.inference_mode()
-        def section(batch: int = batch) -> Any:
+        def segment_section(batch: int = batch) -> Any:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 logits = sliding_window_inference(image, (size, size), batch, network, overlap=overlap, mode="gaussian")
             return torch.softmax(logits.float(), dim=1)  # type: ignore[union-attr]
 
-        section()
-        rates = [math.prod(shape) / run for run in time_runs(section, seconds, "cpu")]
+        segment_section()
+        rates = [math.prod(shape) / run for run in time_runs(segment_section, seconds, "cpu")]
         best = max(best, rates, key=lambda rates: statistics.median(rates) if rates else 0.0)
     return {"rates": best, "threads": threads}
 
 
-def schedule(shape: Zyx, block: Zyx, weights: str, output: str) -> dict[str, Any]:
-    """Segment with actors that do nothing but write the ledger: how long all blocks took, and what the driver grew.
+def time_scheduling(shape: Zyx, block: Zyx, weights: str, output: str) -> dict[str, Any]:
+    """Segment with actors that only write the ledger; return the time of all blocks and the memory of the driver.
 
-    seconds: from the first record to the last. rss: of this process, the driver, in bytes: before the first block, and
-    at most after.
+    seconds: from the first record to the last. rss: resident bytes of this process, the driver, before the first block,
+    and the highest afterwards.
     """
     ledger = Path(f"{output}.ledger", "s0")
     rss: list[int] = []
-    ended = threading.Event()
+    stop = threading.Event()
 
-    def watch() -> None:
-        while not ended.wait(RSS_PERIOD_S):
+    def sample_rss() -> None:
+        while not stop.wait(RSS_PERIOD_S):
             if ledger.exists():
                 rss.append(resident_bytes())
 
-    watching = threading.Thread(target=watch, daemon=True)
-    watching.start()
+    sampler = threading.Thread(target=sample_rss, daemon=True)
+    sampler.start()
     flags = {"image": f"phantom://em?shape={','.join(map(str, shape))}", "block": block, "shard": block, "chunk": block}
-    num_set_aside = _run_job(IdleBlockWorker, weights, output, flags)
-    ended.set()
-    watching.join()
+    num_set_aside = _segment(BlockWorkerWithoutNetwork, weights, output, flags)
+    stop.set()
+    sampler.join()
     assert num_set_aside == 0, f"{num_set_aside} blocks were set aside"
     with os.scandir(ledger) as entries:
         times = [entry.stat().st_mtime for entry in entries]
@@ -182,23 +186,24 @@ def schedule(shape: Zyx, block: Zyx, weights: str, output: str) -> dict[str, Any
 
 
 def resident_bytes() -> int:
-    """The resident memory of this process; 0 where /proc does not tell."""
+    """Return the resident memory of this process; 0 without /proc."""
     with suppress(OSError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
 
 
-def honest(data: str, weights: str) -> dict[str, Any]:
-    """A trained network in the job's own precision against float32, eager, on the test sections of a zarr with labels.
+def compare_precisions(data: str, weights: str) -> dict[str, Any]:
+    """Compare a trained network in the precision of the job with float32, eager, on the test sections of a zarr.
 
-    within: the share of voxels whose probabilities are within 0.02. f1: of both, at the run's threshold.
+    within: share of voxels whose probabilities differ by at most 0.02. most: the largest difference. f1: of both, at
+    the threshold of the run. The zarr holds em and labels.
     """
     from kasthuri_ray import hardware
 
     hardware.configure_allocator()
     from dataclasses import replace
 
-    from kasthuri_ray.benchmarks.predictor_processes import decide_inference
+    from kasthuri_ray.benchmarks.predictor_processes import choose_benchmark_settings
     from kasthuri_ray.config.settings import Settings
     from kasthuri_ray.hardware import Machine
     from kasthuri_ray.inference.predictor import Predictor, prepare_process
@@ -208,38 +213,39 @@ def honest(data: str, weights: str) -> dict[str, Any]:
     from kasthuri_ray.volumes.opening import open_volume
 
     trained = read_trained_network(weights)
-    assert trained.settings is not None, f"{weights} is no run: its task is not known"
+    assert trained.settings is not None, f"{weights} is not a run: its task is unknown"
     settings = Settings.model_validate(trained.settings)
     image = open_volume(f"{data}/em")
     truth = open_volume(f"{data}/{settings.task.task_type}")
     first = settings.task.z_test[0] if settings.task.z_test else image.bounds.stop[0] - 3
     box = Box((first, *image.bounds.start[1:]), image.bounds.stop).intersect(truth.bounds)
     voxels = to_uint8(image.read(box), trained.intensity or (0.0, 255.0))
-    network = build_trained_network(settings, trained)
-    reach = find_receptive_field(network, settings.network.dim)
-    chosen = decide_inference(network, settings.network.dim, reach, Machine.here("cpu"), box.shape, compile="on")
+    network, dim = build_trained_network(settings, trained), settings.network.dim
+    receptive_field = find_receptive_field(network, dim)
+    chosen = choose_benchmark_settings(network, dim, receptive_field, Machine.detect("cpu"), box.shape, compile="on")
     prepare_process(chosen)
-    found = {}
-    for name, how in (("ours", chosen), ("float32", replace(chosen, precision="float32", compile=False))):
-        predictor = Predictor(network, settings.network.dim, settings.network.classes, reach, how)
-        found[name] = predictor.predict(voxels, box, box, box)
+    probabilities = {}
+    for name, inference in (("ours", chosen), ("float32", replace(chosen, precision="float32", compile=False))):
+        predictor = Predictor(network, dim, settings.network.classes, receptive_field, inference)
+        probabilities[name] = predictor.predict(voxels, box, box, box)
     labels = truth.read(box)
     threshold = trained.threshold or 0.5
-    apart = np.abs(found["ours"].astype(np.int16) - found["float32"]) / 255
+    difference = np.abs(probabilities["ours"].astype(np.int16) - probabilities["float32"]) / 255
     return {
-        "within": float((apart <= 0.02).mean()),
-        "most": float(apart.max()),
-        "f1": {name: _f1(probabilities, labels, threshold) for name, probabilities in found.items()},
+        "within": float((difference <= 0.02).mean()),
+        "most": float(difference.max()),
+        "f1": {name: _f1(values, labels, threshold) for name, values in probabilities.items()},
         "threshold": threshold,
         "task": settings.task.task_type,
         "box": str(box),
         "precision": chosen.precision,
-        "spans": [int(found["float32"].min()), int(found["float32"].max())],
+        "spans": [int(probabilities["float32"].min()), int(probabilities["float32"].max())],
     }
 
 
 def _f1(probabilities: np.ndarray, labels: np.ndarray, threshold: float) -> float:
-    from kasthuri_ray.metrics.voxel_counts import VoxelCounts, foreground_f1
+    from kasthuri_ray.metrics.voxel_counts import VoxelCounts
+    from kasthuri_ray.metrics.voxel_scores import foreground_f1
 
     foreground = np.minimum(probabilities.sum(axis=0, dtype=np.float64) / 255, 1.0)
     counts = VoxelCounts.zeros()
@@ -248,7 +254,7 @@ def _f1(probabilities: np.ndarray, labels: np.ndarray, threshold: float) -> floa
 
 
 def make_weights(path: str) -> str:
-    """A file of weights of UNet_2D that nobody trained, whose probabilities spread over 0.05 to 0.95."""
+    """Write random weights of UNet_2D, scaled so that probabilities spread over 0.05 to 0.95; return the path."""
     import torch
 
     from kasthuri_ray.benchmarks.predictor_processes import make_network
@@ -259,26 +265,27 @@ def make_weights(path: str) -> str:
     image = torch.from_numpy(rng.random((1, 1, 16, 16), np.float32).repeat(8, 2).repeat(8, 3))
     with torch.no_grad():
         logits = network(image)
-        apart = logits[:, 1] - logits[:, 0]
+        differences = logits[:, 1] - logits[:, 0]
         final = network.conv_final
         final.weight.sub_(final.weight[:1].clone())
         final.bias.sub_(final.bias[:1].clone())
-        low, high = (float(torch.quantile(apart, q)) for q in (0.02, 0.98))
-        final.weight[1].mul_(2 * SPAN / (high - low))
-        final.bias[1].sub_((low + high) / 2).mul_(2 * SPAN / (high - low))
+        low, high = (float(torch.quantile(differences, q)) for q in (0.02, 0.98))
+        final.weight[1].mul_(2 * HALF_LOGIT_RANGE / (high - low))
+        final.bias[1].sub_((low + high) / 2).mul_(2 * HALF_LOGIT_RANGE / (high - low))
     Path(path).write_bytes(checkpoint_bytes(network.state_dict()))
     return path
 
 
-class TimedBlockWorker(BlockWorker):
-    """Writes down when each step of its blocks began and ended, and when each of its tiles was done."""
+# The names of these classes begin with BlockWorker: by that the processes of Ray keep their priority and their role.
+class BlockWorkerWithTimes(BlockWorker):
+    """Worker that writes down when each step of its blocks started and stopped, and when each tile was done."""
 
     def _segment(self, block: Box) -> tuple[dict[str, Any], bool]:
-        with self._noted("block", block):
+        with self._timed("block", block):
             return super()._segment(block)
 
     def _fetch(self, block: Box) -> Cutout:
-        with self._noted("read", block):
+        with self._timed("read", block):
             return super()._fetch(block)
 
     def _predict(
@@ -286,26 +293,26 @@ class TimedBlockWorker(BlockWorker):
     ) -> np.ndarray:
         tiles: list[tuple[float, int]] = []
 
-        def note(voxels: int) -> None:
+        def add_tile(voxels: int) -> None:
             tiles.append((time.time(), voxels))
             on_voxels(voxels)
 
-        with self._noted("compute", block, tiles):
-            return super()._predict(cutout, block, note)
+        with self._timed("compute", block, tiles):
+            return super()._predict(cutout, block, add_tile)
 
     @contextmanager
-    def _noted(self, what: str, block: Box, tiles: list[tuple[float, int]] | None = None) -> Iterator[None]:
+    def _timed(self, what: str, block: Box, tiles: list[tuple[float, int]] | None = None) -> Iterator[None]:
         start = time.time()
         yield
         row = {"what": what, "block": block.start, "start": start, "stop": time.time(), "tiles": tiles or []}
         file = Path(f"{self.job.output}.{TIMES}", f"{os.getpid()}.jsonl")
         file.parent.mkdir(exist_ok=True)
         with file.open("a") as target:
-            target.write(json.dumps(row) + "\n")  # one write: threads do not come between
+            target.write(json.dumps(row) + "\n")  # in one write, so that threads do not mix their lines
 
 
-class IdleBlockWorker(BlockWorker):
-    """Has no network, reads nothing and writes nothing but the ledger."""
+class BlockWorkerWithoutNetwork(BlockWorker):
+    """Worker that reads nothing and writes only the ledger."""
 
     def _set_up(self) -> dict[str, Any]:
         return {"machine": ""}
@@ -315,47 +322,60 @@ class IdleBlockWorker(BlockWorker):
 
 
 def summarize_times(by_actor: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """What actors' notes come to; voxels are those that went through the network, margins included.
+    """Return what the times of the actors add up to; voxels are those that the network computed, with margins.
 
-    working_seconds: from the first block begun to the last written, less what the first tile took beyond the others:
-    it was compiled meanwhile (compile_seconds, of the actor that took longest). rate: voxels/s of that time.
-    steady_rate: voxels/s from when every actor had its first tile to when one had its last. By block: read, compute and
-    write; waits: between one block's last tile and the next one's computing.
+    working_seconds: from the start of the first block to the end of the last, without compile_seconds.
+    compile_seconds: what the first tile took longer than the others, on the slowest actor: it included compiling.
+    rate: voxels/s of the working seconds.
+    steady_rate: voxels/s from when all actors had done their first tile to when one had done its last.
+    read_seconds, write_seconds: by block. wait_seconds: from the last tile of a block to the start of the next one.
     """
     rows = [row for rows in by_actor for row in rows]
-    blocks, reads, computed = ([row for row in rows if row["what"] == what] for what in ("block", "read", "compute"))
-    firsts, lasts, slowest, waits = [], [], 0.0, []
-    for mine in by_actor:
-        in_order = sorted((row for row in mine if row["what"] == "compute"), key=lambda row: row["start"])
-        waits += [after["start"] - row["stop"] for row, after in itertools.pairwise(in_order)]
-        firsts.append(in_order[0]["tiles"][0][0])
-        lasts.append(in_order[-1]["tiles"][-1][0])
-        usual = statistics.median(_tile_seconds(in_order)) if len(_tile_seconds(in_order)) > 1 else 0.0
-        slowest = max(slowest, firsts[-1] - in_order[0]["start"] - usual)
-    start, stop = max(firsts), min(lasts)
+    blocks, reads, computed = (_select(rows, what) for what in ("block", "read", "compute"))
+    by_actor = [sorted(_select(rows, "compute"), key=lambda row: row["start"]) for rows in by_actor]
+    first_tiles = [rows[0]["tiles"][0][0] for rows in by_actor]
+    last_tiles = [rows[-1]["tiles"][-1][0] for rows in by_actor]
+    tile_seconds = [_tile_seconds(rows) for rows in by_actor]
+    compile_seconds = 0.0
+    for first_tile, compute_rows, seconds in zip(first_tiles, by_actor, tile_seconds, strict=True):
+        usual = statistics.median(seconds) if len(seconds) > 1 else 0.0
+        compile_seconds = max(compile_seconds, first_tile - compute_rows[0]["start"] - usual)
+    start, stop = max(first_tiles), min(last_tiles)
     voxels = sum(voxels for row in computed for _, voxels in row["tiles"])
     steady = sum(voxels for row in computed for at, voxels in row["tiles"] if start < at <= stop)
-    compiled = max(0.0, slowest)
-    working = max(row["stop"] for row in blocks) - min(row["start"] for row in blocks) - compiled
+    working = max(row["stop"] for row in blocks) - min(row["start"] for row in blocks) - compile_seconds
     ends = {tuple(row["block"]): row["stop"] for row in computed}
     return {
         "voxels": voxels,
         "working_seconds": working,
-        "compile_seconds": compiled,
+        "compile_seconds": compile_seconds,
         "rate": voxels / working,
         "steady_rate": steady / (stop - start) if stop > start else None,
-        "tile_seconds": [s for mine in by_actor for s in _tile_seconds([r for r in mine if r["what"] == "compute"])],
+        "tile_seconds": [seconds for each in tile_seconds for seconds in each],
         "read_seconds": [row["stop"] - row["start"] for row in reads],
         "write_seconds": [row["stop"] - ends[tuple(row["block"])] for row in blocks],
-        "wait_seconds": waits,
+        "wait_seconds": [b["start"] - a["stop"] for rows in by_actor for a, b in itertools.pairwise(rows)],
         "actors": len(by_actor),
     }
 
 
+def _select(rows: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row["what"] == what]
+
+
 def _tile_seconds(computed: list[dict[str, Any]]) -> list[float]:
-    """What tiles took, but for the first of each block."""
+    """Return the seconds of each tile except for the first one of each block."""
     return [b[0] - a[0] for row in computed for a, b in itertools.pairwise(row["tiles"])]
 
 
 if __name__ == "__main__":
-    run_as_part({part.__name__: part for part in (job, bare, seed, monai, schedule, honest)})
+    run_as_part(
+        {
+            "job": run_segmentation_job,
+            "bare": time_network,
+            "seed": time_seed_segmentation,
+            "monai": time_monai,
+            "schedule": time_scheduling,
+            "honest": compare_precisions,
+        }
+    )

@@ -1,4 +1,7 @@
-"""What the processes of the sweeps' benchmark do: `python -m kasthuri_ray.benchmarks.sweep_processes PART GIVEN FOUND`."""
+"""Parts of the benchmark of sweeps.
+
+`harness.run_part` starts them as `python -m kasthuri_ray.benchmarks.sweep_processes PART GIVEN.json FOUND.json`.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,16 @@ from typing import Any
 from kasthuri_ray.benchmarks.harness import run_as_part
 
 
-def sweep(layers: dict[str, Any]) -> dict[str, Any]:
-    """Search as jobs/tune.py does; what leaderboard.json holds."""
+def run_sweep(layers: dict[str, Any]) -> dict[str, Any]:
+    """Search as jobs/tune.py does; return the content of leaderboard.json."""
     from kasthuri_ray.tuning.tune import tune
 
     path = tune("membrane", layers)
     return json.loads(Path(path, "leaderboard.json").read_text())
 
 
-def fits(configs: dict[str, str], storage: str) -> dict[str, Any]:
-    """Train with each of these settings as jobs/train.py does, in a Ray that runs already; seconds by name."""
+def run_trials_alone(configs: dict[str, str], storage: str) -> dict[str, Any]:
+    """Train with each config file as jobs/train.py does, with Ray already started; return the seconds by name."""
     from kasthuri_ray.config.loading import resolve_settings
     from kasthuri_ray.ray_cluster.connection import connect_ray
     from kasthuri_ray.training.train import train
@@ -35,4 +38,4 @@ def fits(configs: dict[str, str], storage: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_as_part({part.__name__: part for part in (sweep, fits)})
+    run_as_part({"sweep": run_sweep, "fits": run_trials_alone})

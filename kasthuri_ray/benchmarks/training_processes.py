@@ -1,6 +1,7 @@
-"""What the processes of a benchmark do: `python -m kasthuri_ray.benchmarks.training_processes PART GIVEN.json FOUND.json`.
+"""Parts of the benchmarks of training and accuracy.
 
-Each part takes and gives what JSON can hold; `processes.run_part` starts them.
+`harness.run_part` starts them as `python -m kasthuri_ray.benchmarks.training_processes PART GIVEN.json FOUND.json`.
+Arguments and results are plain values, as JSON takes them; `settings` are those of a --config file.
 """
 
 from __future__ import annotations
@@ -17,11 +18,9 @@ import numpy as np
 from kasthuri_ray.benchmarks.harness import run_as_part
 from kasthuri_ray.config.settings import Settings
 
-Sections = dict[str, Any]  # settings as a --config file holds them
 
-
-def bare(settings: Sections) -> dict[str, Any]:
-    """Train on one batch that stays in memory: no reading, no Ray. Tiles per second of each epoch."""
+def train_one_batch(settings: dict[str, Any]) -> dict[str, Any]:
+    """Train on one batch that stays in memory, without reading and without Ray; return tiles/s of each epoch."""
     from kasthuri_ray import hardware
 
     hardware.configure_allocator()
@@ -35,25 +34,25 @@ def bare(settings: Sections) -> dict[str, Any]:
     from kasthuri_ray.training.training_job import TrainingJob, WorkerContext
     from kasthuri_ray.training.worker import make_learner
 
-    own = Settings.model_validate(settings)
-    tiles = open_task_tiles(own, print)
-    device = torch.device("cuda" if own.train.device != "cpu" and torch.cuda.is_available() else "cpu")
-    ranks = WorkerContext(0, 1, 1, device, report=print, show=print)
-    learner = make_learner(TrainingJob(own, "", tiles.train, tiles.val, None, None, ""), ranks, None)
-    size, total = own.network.batch, tiles.train.tiles_per_epoch
-    read = [read_tile(tiles.train.sources, tiles.train.address(0, number))[:2] for number in range(size)]
+    resolved = Settings.model_validate(settings)
+    tiles = open_task_tiles(resolved, print)
+    device = torch.device("cuda" if resolved.train.device != "cpu" and torch.cuda.is_available() else "cpu")
+    context = WorkerContext(0, 1, 1, device, report=print, show=print)
+    learner = make_learner(TrainingJob(resolved, "", tiles.train, tiles.val, None, None, ""), context, None)
+    batch_size, num_tiles = resolved.network.batch, tiles.train.tiles_per_epoch
+    read = [read_tile(tiles.train.sources, tiles.train.address(0, number))[:2] for number in range(batch_size)]
     images, labels = (np.stack(each) for each in zip(*read, strict=True))
-    batch = TileBatch(images, labels, np.arange(size))
+    batch = TileBatch(images, labels, np.arange(batch_size))
     rates = []
-    for epoch in range(own.network.epochs):
+    for epoch in range(resolved.network.epochs):
         start = time.perf_counter()
-        learner.train_epoch(epoch, itertools.repeat(batch, total // size), [])
-        rates.append(total / (time.perf_counter() - start))
+        learner.train_epoch(epoch, itertools.repeat(batch, num_tiles // batch_size), [])
+        rates.append(num_tiles / (time.perf_counter() - start))
     return {"tiles_per_second": rates, "threads": threads, "precision": learner.plan.precision}
 
 
-def pipeline(settings: Sections) -> dict[str, Any]:
-    """Train as jobs/train.py does. The path of the run's folder, and the seconds that all of it took."""
+def run_training(settings: dict[str, Any]) -> dict[str, Any]:
+    """Train as jobs/train.py does; return the path of the run's folder, and the seconds of the whole training."""
     from kasthuri_ray.training.train import train
 
     start = time.perf_counter()
@@ -61,37 +60,37 @@ def pipeline(settings: Sections) -> dict[str, Any]:
     return {"path": path, "seconds": time.perf_counter() - start}
 
 
-def stream(settings: Sections, passes: int = 2, cold: bool = False) -> dict[str, Any]:
-    """Draw epochs from a stream of training tiles, one after the other, and do nothing with them.
+def stream_tiles(settings: dict[str, Any], passes: int = 2, cold: bool = False) -> dict[str, Any]:
+    """Stream epochs of training tiles, one after the other, and discard them; return tiles/s of each pass.
 
-    cold: the files of local volumes are put out of the system's memory first, where it can be done. Tiles per second
-    of each pass; the first holds Ray's start of the processes that read.
+    cold: drop the files of local volumes from the system's memory first, where that is possible. The first pass
+    includes the start of the processes that read.
     """
     from kasthuri_ray.ray_cluster.connection import connect_ray
     from kasthuri_ray.tiles.splits import open_task_tiles
     from kasthuri_ray.tiles.streaming import TileStream, plan_training_tiles
 
-    own = Settings.model_validate(settings)
-    tiles = open_task_tiles(own, print).train
+    resolved = Settings.model_validate(settings)
+    tiles = open_task_tiles(resolved, print).train
     connect_ray()
     if cold:
-        forget([source.image.uri for source in tiles.sources])
-        forget([source.annotation.uri for source in tiles.sources if source.annotation is not None])
+        drop_cached_files([source.image.uri for source in tiles.sources])
+        drop_cached_files([source.annotation.uri for source in tiles.sources if source.annotation is not None])
     rates = []
-    for number in range(passes):
-        # Each pass has a stream of its own, so that none is read while the pass before is timed.
-        start, taken = time.perf_counter(), 0
-        running = TileStream(iter([plan_training_tiles(tiles, number, own.network.batch, 0, 1)]))
-        for batch in running.batches():
-            taken += len(batch.number)
-        running.close()
-        assert taken == tiles.tiles_per_epoch, (taken, tiles.tiles_per_epoch)
-        rates.append(taken / (time.perf_counter() - start))
+    for epoch in range(passes):
+        # Each pass has its own stream, so that no tile is read while the previous pass is timed.
+        start, num_streamed = time.perf_counter(), 0
+        stream = TileStream(iter([plan_training_tiles(tiles, epoch, resolved.network.batch, 0, 1)]))
+        for batch in stream.batches():
+            num_streamed += len(batch.number)
+        stream.close()
+        assert num_streamed == tiles.tiles_per_epoch, (num_streamed, tiles.tiles_per_epoch)
+        rates.append(num_streamed / (time.perf_counter() - start))
     return {"tiles_per_second": rates, "tiles": tiles.tiles_per_epoch}
 
 
-def forget(paths: list[str]) -> None:
-    """Ask the system to drop the files below local folders from its memory; what is not a folder is left alone."""
+def drop_cached_files(paths: list[str]) -> None:
+    """Ask the system to drop the files below local folders from its memory; paths that are no folders are skipped."""
     for file in itertools.chain.from_iterable(Path(path).rglob("*") for path in paths if os.path.isdir(path)):
         with suppress(OSError):
             handle = os.open(file, os.O_RDONLY)
@@ -102,10 +101,10 @@ def forget(paths: list[str]) -> None:
                 os.close(handle)
 
 
-def recipe(settings: Sections, steps: int, whole: bool = False) -> dict[str, Any]:
-    """The seed's recipe on the arrays of the task: seconds of each of `steps` steps, and what a training would take.
+def run_seed_recipe(settings: dict[str, Any], steps: int, whole: bool = False) -> dict[str, Any]:
+    """Time the seed's recipe on the arrays of the task; return seconds of each of `steps` steps and of a training.
 
-    whole: train all epochs instead, and judge.
+    whole: train for all epochs and test the network, instead of computing the time of that from the steps.
     """
     from kasthuri_ray.benchmarks.seed_recipe import SeedRecipe
     from kasthuri_ray.hardware import set_threads
@@ -113,25 +112,32 @@ def recipe(settings: Sections, steps: int, whole: bool = False) -> dict[str, Any
     from kasthuri_ray.tiles.splits import open_task_tiles
 
     threads = set_threads(1)
-    own = Settings.model_validate(settings)
-    tiles = open_task_tiles(own, print)
+    resolved = Settings.model_validate(settings)
+    tiles = open_task_tiles(resolved, print)
     sources = [each.sources[0] for each in (tiles.train, tiles.val, tiles.test or tiles.val)]
     arrays = [read_tile((source,), TileAddress(0, source.box, source.box))[:2] for source in sources]
-    size, epochs = own.task.tile_size[0], own.network.epochs
-    training = SeedRecipe(own.task.task_type, arrays[0], arrays[1], arrays[2], size, seed=own.network.seed)
+    tile_size, epochs = resolved.task.tile_size[0], resolved.network.epochs
+    recipe = SeedRecipe(resolved.task.task_type, arrays[0], arrays[1], arrays[2], tile_size, seed=resolved.network.seed)
     if whole:
-        return {**training.run(epochs), "threads": threads}
-    times, judging = training.time_steps(steps), training.time_judging()
-    learning = epochs * tiles.train.tiles_per_epoch / training.batch_size * float(np.median(times))
-    seconds = learning + training.judged_batches(epochs) * judging
+        return {**recipe.run(epochs), "threads": threads}
+    step_seconds, validation_seconds = recipe.time_steps(steps), recipe.time_validation()
+    training = epochs * tiles.train.tiles_per_epoch / recipe.batch_size * float(np.median(step_seconds))
+    validation = recipe.count_validation_batches(epochs) * validation_seconds
     return {
-        "step_seconds": times,
-        "batch_size": training.batch_size,
-        "judging_seconds": judging,
-        "seconds": seconds,
+        "step_seconds": step_seconds,
+        "batch_size": recipe.batch_size,
+        "judging_seconds": validation_seconds,
+        "seconds": training + validation,
         "threads": threads,
     }
 
 
 if __name__ == "__main__":
-    run_as_part({part.__name__: part for part in (bare, pipeline, stream, recipe)})
+    run_as_part(
+        {
+            "bare": train_one_batch,
+            "pipeline": run_training,
+            "stream": stream_tiles,
+            "recipe": run_seed_recipe,
+        }
+    )

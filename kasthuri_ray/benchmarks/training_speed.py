@@ -1,7 +1,7 @@
-"""How fast training is, and what it needs: the step alone, the whole pipeline, the seed's recipe, the stream alone,
-two workers, and memory. `run()` measures all of it in one go, each part in a process of its own.
+"""Benchmark of training: the step alone, the whole pipeline, the seed's recipe, the stream alone, two workers, memory.
 
-The parts that are held against each other take turns, since other work on a machine comes and goes.
+`run_training_benchmark` measures all of it, each part in a process of its own. Parts that are compared with each other
+take turns, since the load of a machine changes with time.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kasthuri_ray.benchmarks.harness import BenchmarkLine, Usage, report_lines, run_part
+from kasthuri_ray.benchmarks.harness import BenchmarkLine, Usage, larger_usage, report_lines, run_part
 from kasthuri_ray.config.loading import resolve_settings
 from kasthuri_ray.config.settings import MIN_BATCH_SIZE
 from kasthuri_ray.geometry import Zyx
 
 MB, GB = 1e6, 1e9
-SMALL, LARGE = (100, 1024, 1024), (1850, 26624, 21504)  # 0.1 GB, and all of the Kasthuri volume at 3 nm
+
+SMALL, LARGE = (100, 1024, 1024), (1850, 26624, 21504)  # 0.1 GB, and the whole Kasthuri volume at 3 nm
 PHANTOM_SEED = 7
-# Tiles of a step that two workers share. Of the default, 2, each has one, and what a step takes besides tiles weighs.
+
+# Tiles of a step that two workers share. Of the default, 2, each worker has one, and the fixed cost of a step weighs.
 SHARED_BATCH = 8
 
 
 @dataclass(frozen=True)
 class TrainingSize:
-    """How long the parts run. Epochs hold `tiles` tiles, and the first, in which is compiled, does not count."""
+    """How much is trained. Epochs have `tiles` tiles; the first one includes compiling and does not count."""
 
     epochs: int = 5
     tiles: int = 224
@@ -40,7 +42,7 @@ class TrainingSize:
     stream_tiles: int = 2048
     stream_passes: int = 4
     phantom_tiles: int = 512
-    shape: Zyx = (20, 1024, 1024)  # of the local store, where it is made
+    shape: Zyx = (20, 1024, 1024)  # of the volume that is made if none is given
 
 
 QUICK = TrainingSize(3, 40, 1, 3, 24, 2, 256, 3, 64, (20, 512, 512))
@@ -48,111 +50,129 @@ QUICK = TrainingSize(3, 40, 1, 3, 24, 2, 256, 3, 64, (20, 512, 512))
 
 @dataclass
 class TrainingResults:
-    """What the parts gave, by name: tiles per second of every epoch that counts, memory and CPU, and whatever else."""
+    """Results of the parts by name.
+
+    rates: tiles/s of every epoch that counts. usage: of the turn with the highest memory. wait_shares: of each turn of
+    the pipeline. facts: other results, for the JSON file.
+    """
 
     rates: dict[str, list[float]] = field(default_factory=dict)
     usage: dict[str, Usage] = field(default_factory=dict)
-    waits: list[float] = field(default_factory=list)
+    wait_shares: list[float] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
     def add(self, name: str, rates: list[float], usage: Usage) -> None:
+        """Add the epochs of a turn, and print them."""
         self.rates.setdefault(name, []).extend(rates)
-        before = self.usage.get(name)
-        # Of several turns, the one that took most.
-        if before is None or (usage.total_peak or 0) > (before.total_peak or 0):
-            self.usage[name] = usage
+        self.usage[name] = larger_usage(self.usage.get(name), usage)
         print(f"  {name}: {', '.join(f'{rate:.2f}' for rate in rates)} tiles/s", flush=True)
 
     def rate(self, name: str) -> float:
+        """Return the median tiles/s of all epochs."""
         return statistics.median(self.rates[name])
 
 
 def run_training_benchmark(
     data: str | None = None, quick: bool = False, out: str = "benchmark_train.json", verbose: bool = False
 ) -> list[BenchmarkLine]:
-    """Measure everything, print the table and write the JSON.
+    """Measure everything, print the table and write the JSON file.
 
-    data: a zarr group with em and synapse of at least 17 sections, such as vnc.zarr; None makes one from the phantom.
+    Parameters
+    ----------
+    data : str, optional
+        Zarr group with em and synapse of at least 17 sections, such as vnc.zarr; by default one is made from the
+        phantom.
+    quick : bool
+        Measure little, to try whether the benchmark works.
+    out : str
+        Path of the JSON file.
+    verbose : bool
+        Show the output of the parts.
+
+    Returns
+    -------
+    list of BenchmarkLine
+        The lines of the table.
     """
     size = QUICK if quick else TrainingSize()
-    found = TrainingResults()
+    results = TrainingResults()
     with tempfile.TemporaryDirectory(prefix="kasthuri_ray_benchmark_") as scratch:
-        store = data or make_store(f"{scratch}/phantom.zarr", size.shape)
-        _measure(store, size, scratch, found, verbose)
-    lines = training_lines(found)
-    used = {name: asdict(usage) for name, usage in found.usage.items()}
-    more = {"data": data or "phantom", "quick": quick, "tiles_per_second": found.rates, "usage": used, **found.facts}
-    report_lines("train", lines, more, out)
+        store = data or make_phantom_store(f"{scratch}/phantom.zarr", size.shape)
+        _measure(store, size, scratch, results, verbose)
+    lines = training_lines(results)
+    usage = {name: asdict(usage) for name, usage in results.usage.items()}
+    more = {"data": data or "phantom", "quick": quick, "tiles_per_second": results.rates, "usage": usage}
+    report_lines("train", lines, {**more, **results.facts}, out)
     return lines
 
 
-def _measure(store: str, size: TrainingSize, scratch: str, found: TrainingResults, verbose: bool) -> None:
-    print("the step alone, and the whole pipeline in turns", flush=True)
+def _measure(store: str, size: TrainingSize, scratch: str, results: TrainingResults, verbose: bool) -> None:
+    print("the step alone and the whole pipeline, in turns", flush=True)
     for turn in range(size.rounds):
-        _bare(store, size, scratch, found, verbose)
-        _pipeline(
-            "pipeline", benchmark_settings(store, size.epochs, size.tiles, f"{scratch}/runs{turn}"), found, verbose
-        )
-    _bare(store, size, scratch, found, verbose)
+        _measure_step(store, size, scratch, results, verbose)
+        settings = benchmark_settings(store, size.epochs, size.tiles, f"{scratch}/runs{turn}")
+        _measure_pipeline("pipeline", settings, results, verbose)
+    _measure_step(store, size, scratch, results, verbose)
     print("the seed's recipe", flush=True)
-    sections = benchmark_settings(store, size.epochs, size.tiles, scratch)
-    given, usage = run_part("recipe", {"settings": sections, "steps": size.recipe_steps}, verbose=verbose)
-    found.add("seed's recipe", [given["batch_size"] / each for each in given["step_seconds"]], usage)
+    settings = benchmark_settings(store, size.epochs, size.tiles, scratch)
+    result, usage = run_part("recipe", {"settings": settings, "steps": size.recipe_steps}, verbose=verbose)
+    results.add("seed's recipe", [result["batch_size"] / seconds for seconds in result["step_seconds"]], usage)
     print("the stream alone", flush=True)
-    _stream(
-        "stream", benchmark_settings(store, 1, size.stream_tiles, scratch), size.stream_passes, True, found, verbose
-    )
+    settings = benchmark_settings(store, 1, size.stream_tiles, scratch)
+    _measure_stream("stream", settings, size.stream_passes, True, results, verbose)
     print("one worker of one thread, and two", flush=True)
     for batch, count in itertools.product((MIN_BATCH_SIZE, SHARED_BATCH), (1, 2)):
-        name = workers_name(count, batch)
-        sections = benchmark_settings(store, size.worker_epochs, size.worker_tiles, f"{scratch}/workers{count}_{batch}")
-        sections["network"]["batch_size"] = batch
-        sections["train"]["num_workers"] = count
-        _pipeline(name, sections, found, verbose, {"KASTHURI_THREADS": "1"})
+        storage = f"{scratch}/workers{count}_{batch}"
+        settings = benchmark_settings(store, size.worker_epochs, size.worker_tiles, storage)
+        settings["network"]["batch_size"] = batch
+        settings["train"]["num_workers"] = count
+        _measure_pipeline(workers_name(count, batch), settings, results, verbose, {"KASTHURI_THREADS": "1"})
     print("a phantom of 0.1 GB, and one of 660 GB", flush=True)
     for name, shape in (("phantom 0.1 GB", SMALL), ("phantom 660 GB", LARGE)):
-        _stream(name, phantom_settings(shape, size.phantom_tiles, scratch), 1, False, found, verbose)
+        settings = phantom_settings(shape, size.phantom_tiles, scratch)
+        _measure_stream(name, settings, 1, False, results, verbose)
 
 
-def _bare(store: str, size: TrainingSize, scratch: str, found: TrainingResults, verbose: bool) -> None:
-    given, usage = run_part(
-        "bare", {"settings": benchmark_settings(store, size.epochs, size.tiles, scratch)}, verbose=verbose
-    )
-    found.facts.update(threads=given["threads"], precision=given["precision"])
-    found.add("bare step", given["tiles_per_second"][1:], usage)
+def _measure_step(store: str, size: TrainingSize, scratch: str, results: TrainingResults, verbose: bool) -> None:
+    settings = benchmark_settings(store, size.epochs, size.tiles, scratch)
+    result, usage = run_part("bare", {"settings": settings}, verbose=verbose)
+    results.facts.update(threads=result["threads"], precision=result["precision"])
+    results.add("bare step", result["tiles_per_second"][1:], usage)
 
 
 def workers_name(count: int, batch: int) -> str:
+    """Return the name of the result of `count` workers that share steps of `batch` tiles."""
     return f"{count} x 1 thread, steps of {batch}"
 
 
-def _pipeline(
+def _measure_pipeline(
     name: str,
-    sections: dict[str, Any],
-    found: TrainingResults,
+    settings: dict[str, Any],
+    results: TrainingResults,
     verbose: bool,
     environment: dict[str, str] | None = None,
 ) -> None:
-    given, usage = run_part("pipeline", {"settings": sections}, environment, verbose)
-    with open(f"{given['path']}/history.csv") as file:
+    result, usage = run_part("pipeline", {"settings": settings}, environment, verbose)
+    with open(f"{result['path']}/history.csv") as file:
         rates = [float(row["tiles_per_second"]) for row in csv.DictReader(file)]
     if name == "pipeline":
-        found.waits.append(json.loads(Path(given["path"], "metrics.json").read_text())["wait_share"])
-    found.add(name, rates[1:], usage)
+        metrics = json.loads(Path(result["path"], "metrics.json").read_text())
+        results.wait_shares.append(metrics["wait_share"])
+    results.add(name, rates[1:], usage)
 
 
-def _stream(
-    name: str, sections: dict[str, Any], passes: int, cold: bool, found: TrainingResults, verbose: bool
+def _measure_stream(
+    name: str, settings: dict[str, Any], passes: int, cold: bool, results: TrainingResults, verbose: bool
 ) -> None:
-    given, usage = run_part("stream", {"settings": sections, "passes": passes, "cold": cold}, verbose=verbose)
-    rates = given["tiles_per_second"]
+    result, usage = run_part("stream", {"settings": settings, "passes": passes, "cold": cold}, verbose=verbose)
+    rates = result["tiles_per_second"]
     if cold:
-        found.facts["stream_cold"] = rates.pop(0)
-    found.add(name, rates, usage)
+        results.facts["stream_cold"] = rates.pop(0)
+    results.add(name, rates, usage)
 
 
 def benchmark_settings(store: str, epochs: int, tiles: int, storage: str) -> dict[str, Any]:
-    """The settings that are timed: UNet_2D with our defaults; synapse tiles, half of which have to be found."""
+    """Return the settings that are timed: UNet_2D with our defaults on synapse tiles, half of them on foreground."""
     from kasthuri_ray.volumes.opening import open_volume
 
     _, height, width = open_volume(f"{store}/em").bounds.shape
@@ -164,34 +184,35 @@ def benchmark_settings(store: str, epochs: int, tiles: int, storage: str) -> dic
         "z_train": [0, 14],
         "z_val": [14, 17],
     }
-    return _sections(task, epochs, tiles, storage)
+    return _resolve(task, epochs, tiles, storage)
 
 
 def phantom_settings(shape: Zyx, tiles: int, storage: str) -> dict[str, Any]:
-    """An epoch of random tiles from all over a phantom of `shape`."""
-    given = f"shape={','.join(map(str, shape))}&seed={PHANTOM_SEED}"
+    """Return the settings of one epoch of random tiles from a whole phantom of `shape`."""
+    query = f"shape={','.join(map(str, shape))}&seed={PHANTOM_SEED}"
     task = {
-        "image_chan": f"phantom://em?{given}",
-        "annotation_chan": f"phantom://synapse?{given}",
+        "image_chan": f"phantom://em?{query}",
+        "annotation_chan": f"phantom://synapse?{query}",
         "xrange_vol": [0, shape[2]],
         "yrange_vol": [0, shape[1]],
         "z_train": [0, shape[0] - 1],
         "z_val": [shape[0] - 1, shape[0]],
         "foreground_share": 0.0,
     }
-    return _sections(task, 1, tiles, storage)
+    return _resolve(task, 1, tiles, storage)
 
 
-def _sections(task: dict[str, Any], epochs: int, tiles: int, storage: str) -> dict[str, Any]:
+def _resolve(task: dict[str, Any], epochs: int, tiles: int, storage: str) -> dict[str, Any]:
+    """Return all settings, as plain values."""
     task = {**task, "z_test": None, "threshold": False}
     network = {"epochs": epochs, "tiles_per_epoch": tiles, "early_stopping": 0, "batch_size": MIN_BATCH_SIZE}
     train = {"storage": storage, "compile": "on", "cache": "none"}
-    found = resolve_settings("synapse", "UNet_2D", flags={"task": task, "network": network, "train": train})
-    return found.model_dump(mode="json")
+    settings = resolve_settings("synapse", "UNet_2D", flags={"task": task, "network": network, "train": train})
+    return settings.model_dump(mode="json")
 
 
-def make_store(path: str, shape: Zyx, labels: str = "synapse") -> str:
-    """A zarr of em and labels with the phantom's voxels, in chunks of a tile."""
+def make_phantom_store(path: str, shape: Zyx, labels: str = "synapse") -> str:
+    """Write a zarr group of em and `labels` with the voxels of the phantom, in chunks of a tile; return its path."""
     import zarr
 
     from kasthuri_ray.volumes.opening import open_volume
@@ -206,37 +227,37 @@ def make_store(path: str, shape: Zyx, labels: str = "synapse") -> str:
     return path
 
 
-def training_lines(found: TrainingResults) -> list[BenchmarkLine]:
-    """The figures held against their goals."""
-    return [*_speed(found), *_memory(found)]
+def training_lines(results: TrainingResults) -> list[BenchmarkLine]:
+    """Return the figures beside their goals."""
+    return [*_speed_lines(results), *_memory_lines(results)]
 
 
-def _speed(found: TrainingResults) -> list[BenchmarkLine]:
+def _speed_lines(results: TrainingResults) -> list[BenchmarkLine]:
     import torch
 
     from kasthuri_ray.hardware import supports_bf16
 
-    bare, pipeline, seed = (found.rate(name) for name in ("bare step", "pipeline", "seed's recipe"))
-    faster = 4.0 if supports_bf16(torch.device("cpu")) else None
-    cold = found.facts["stream_cold"]
-    about = f"{found.facts['precision']}, {found.facts['threads']} threads, median of epochs after the first"
+    step, pipeline, seed = (results.rate(name) for name in ("bare step", "pipeline", "seed's recipe"))
+    min_speedup = 4.0 if supports_bf16(torch.device("cpu")) else None
+    cold, warm = results.facts["stream_cold"], results.rate("stream")
+    how = f"{results.facts['precision']}, {results.facts['threads']} threads, median of epochs after the first"
     return [
-        BenchmarkLine("1 bare step", bare, "tiles/s", note=about),
+        BenchmarkLine("1 bare step", step, "tiles/s", note=how),
         BenchmarkLine("2 pipeline", pipeline, "tiles/s"),
-        BenchmarkLine("  of the bare step", pipeline / bare, at_least=0.95),
-        BenchmarkLine("  wait_share", max(found.waits), at_most=0.02),
+        BenchmarkLine("  of the bare step", pipeline / step, at_least=0.95),
+        BenchmarkLine("  wait_share", max(results.wait_shares), at_most=0.02),
         BenchmarkLine("3 seed's recipe", seed, "tiles/s", note="float32, eager, arrays in memory, default allocator"),
-        BenchmarkLine("  pipeline, times as fast", pipeline / seed, at_least=faster),
+        BenchmarkLine("  pipeline, times as fast", pipeline / seed, at_least=min_speedup),
         BenchmarkLine("4 stream alone, cold", cold, "tiles/s", note="files not in memory, Ray's readers not started"),
-        BenchmarkLine("  warm", found.rate("stream"), "tiles/s", note="median of the epochs after it"),
-        BenchmarkLine("  warm, times what training eats", found.rate("stream") / bare, at_least=10.0),
-        *_workers(found, "5", SHARED_BATCH, 1.8),
-        *_workers(found, " ", MIN_BATCH_SIZE, None),
+        BenchmarkLine("  warm", warm, "tiles/s", note="median of the epochs after it"),
+        BenchmarkLine("  warm, times the bare step", warm / step, at_least=10.0),
+        *_worker_lines(results, "5", SHARED_BATCH, 1.8),
+        *_worker_lines(results, " ", MIN_BATCH_SIZE, None),
     ]
 
 
-def _workers(found: TrainingResults, number: str, batch: int, goal: float | None) -> list[BenchmarkLine]:
-    one, two = (found.rate(workers_name(count, batch)) for count in (1, 2))
+def _worker_lines(results: TrainingResults, number: str, batch: int, goal: float | None) -> list[BenchmarkLine]:
+    one, two = (results.rate(workers_name(count, batch)) for count in (1, 2))
     return [
         BenchmarkLine(f"{number} one worker of one thread", one, "tiles/s", note=f"steps of {batch} tiles"),
         BenchmarkLine("  two workers of one thread", two, "tiles/s", note=f"steps of {batch} tiles together"),
@@ -244,29 +265,30 @@ def _workers(found: TrainingResults, number: str, batch: int, goal: float | None
     ]
 
 
-def _memory(found: TrainingResults) -> list[BenchmarkLine]:
-    bare, whole = found.usage["bare step"], found.usage["pipeline"]
-    if bare.trainer_peak is None or whole.trainer_peak is None:
+def _memory_lines(results: TrainingResults) -> list[BenchmarkLine]:
+    step, pipeline = results.usage["bare step"], results.usage["pipeline"]
+    if step.trainer_peak is None or pipeline.trainer_peak is None:
         return [BenchmarkLine("6 memory", None, note="is measured on Linux alone")]
-    small, large = (found.usage[name].total_peak or 0 for name in ("phantom 0.1 GB", "phantom 660 GB"))
-    others, store = whole.others_peak or 0, whole.store_peak or 0
-    other = [
+    small, large = (results.usage[name].total_peak or 0 for name in ("phantom 0.1 GB", "phantom 660 GB"))
+    others, store = pipeline.others_peak or 0, pipeline.store_peak or 0
+    extra = pipeline.trainer_peak - step.trainer_peak
+    totals = [
         BenchmarkLine(f"  {name}, everything", (usage.total_peak or 0) / GB, "GB")
-        for name, usage in found.usage.items()
+        for name, usage in results.usage.items()
         if name in ("seed's recipe", "stream", workers_name(1, MIN_BATCH_SIZE), workers_name(2, MIN_BATCH_SIZE))
     ]
     return [
-        BenchmarkLine("6 bare step, peak", bare.trainer_peak / GB, "GB", note="resident"),
-        BenchmarkLine("  pipeline's trainer, peak", whole.trainer_peak / GB, "GB", note="resident"),
-        BenchmarkLine("  more than the bare step", (whole.trainer_peak - bare.trainer_peak) / MB, "MB", at_most=500.0),
+        BenchmarkLine("6 bare step, peak", step.trainer_peak / GB, "GB", note="resident"),
+        BenchmarkLine("  pipeline's trainer, peak", pipeline.trainer_peak / GB, "GB", note="resident"),
+        BenchmarkLine("  more than the bare step", extra / MB, "MB", at_most=500.0),
         BenchmarkLine(
-            "  our driver", (whole.driver_peak or 0) / GB, "GB", note="proportional: what is shared counts once"
+            "  our driver", (pipeline.driver_peak or 0) / GB, "GB", note="proportional: shared pages count once"
         ),
-        BenchmarkLine("  Ray's other processes", others / GB, "GB", note=f"{whole.processes} processes in all"),
+        BenchmarkLine("  Ray's other processes", others / GB, "GB", note=f"{pipeline.processes} processes in all"),
         BenchmarkLine("  object store", store / GB, "GB"),
-        BenchmarkLine("  these two", (others + store) / GB, "GB", at_most=2.0),
-        *other,
+        BenchmarkLine("  Ray's other processes and object store", (others + store) / GB, "GB", at_most=2.0),
+        *totals,
         BenchmarkLine("  phantom of 0.1 GB, everything", small / GB, "GB"),
         BenchmarkLine("  phantom of 660 GB, everything", large / GB, "GB"),
-        BenchmarkLine("  660 GB against 0.1 GB", large / small, at_least=0.9, at_most=1.1),
+        BenchmarkLine("  660 GB divided by 0.1 GB", large / small, at_least=0.9, at_most=1.1),
     ]

@@ -1,7 +1,8 @@
-"""VNC: real EM with ground truth, from where it is published to a zarr that training reads.
+"""Conversion of VNC, published real EM with ground truth, to a zarr that training reads.
 
-20 sections of 1024 x 1024 of the ventral nerve cord of a Drosophila larva, serial-section TEM at 4.6 x 4.6 x 45-50 nm,
-in the folder stack1 of the repository SOURCE. CC BY-NC-SA 3.0; whoever publishes with it cites CITATION.
+VNC has 20 sections of 1024 x 1024 of the ventral nerve cord of a Drosophila larva, by serial-section TEM at
+4.6 x 4.6 x 45-50 nm, in the folder stack1 of the repository SOURCE. Licence: CC BY-NC-SA 3.0; publications must cite
+CITATION.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ CITATION = (
     "figshare 2013. doi:10.6084/m9.figshare.856713"
 )
 VOXEL_SIZE_NM = (45, 4.6, 4.6)  # z, y, x
-TO_BE_HAD = (
-    f"VNC is to be had by `git clone --depth 1 {SOURCE}` ({LICENCE}; cite {CITATION}); then "
+
+DOWNLOAD_HINT = (
+    f"To download VNC: `git clone --depth 1 {SOURCE}` ({LICENCE}; cite {CITATION}); then "
     "`python jobs/benchmark.py vnc --source groundtruth-drosophila-vnc --output vnc.zarr`"
 )
-# Of the merged labels, what each binary annotation is about (the README of SOURCE).
+
+# Values of the merged labels that each binary annotation stands for (the README of SOURCE).
 CLASSES = {"membrane": (0, 32, 64, 96, 128), "mitochondria": (191,), "synapse": (223,)}
 FOLDERS = {
     "em": "raw",
@@ -34,13 +37,25 @@ FOLDERS = {
 
 
 def convert_vnc(source: str, output: str) -> None:
-    """Write `output`, a zarr group of em, labels and the binary membrane, mitochondria and synapse, z, y, x uint8.
+    """Write a zarr group of em, labels and the binary membrane, mitochondria and synapse, uint8 z, y, x.
 
-    source: a checkout of SOURCE, or its stack1. Raises FileNotFoundError and ValueError for what is missing or odd.
+    Parameters
+    ----------
+    source : str
+        A checkout of SOURCE, or its folder stack1.
+    output : str
+        Path of the group.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a folder holds no sections.
+    ValueError
+        If `output` exists already, or if the sections or annotations do not fit together.
     """
     stack = Path(source) / "stack1" if (Path(source) / "stack1").is_dir() else Path(source)
     if Path(output).exists():
-        raise ValueError(f"{output} is already there; give another --output")
+        raise ValueError(f"{output} already exists; give another --output")
     arrays = {name: read_sections(stack / folder) for name, folder in FOLDERS.items()}
     for name, array in arrays.items():
         if array.shape != arrays["em"].shape:
@@ -52,10 +67,10 @@ def convert_vnc(source: str, output: str) -> None:
 
 
 def read_sections(folder: Path) -> np.ndarray:
-    """The sections in a folder, one file (.tif, .png) each, in the order of their numbers; uint8 z, y, x."""
+    """Return the sections in a folder, one file (.tif, .png) each, by their numbers; uint8 z, y, x."""
     files = [file for file in folder.glob("*") if file.suffix.lower() in (".tif", ".tiff", ".png")]
     if not files:
-        raise FileNotFoundError(f"{folder} holds no sections (.tif, .png). {TO_BE_HAD}")
+        raise FileNotFoundError(f"{folder} holds no sections (.tif, .png). {DOWNLOAD_HINT}")
     files.sort(key=lambda file: int((re.findall(r"\d+", file.stem) or ["0"])[-1]))
     sections = [_read(file) for file in files]
     shapes = {section.shape for section in sections}
@@ -71,13 +86,13 @@ def _read(file: Path) -> np.ndarray:
         with Image.open(file) as image:
             return np.asarray(image.convert("L"))
     except UnidentifiedImageError:
-        raise ValueError(f"{file} is not an image; is it a pointer of Git LFS? {TO_BE_HAD}") from None
+        raise ValueError(f"{file} is not an image; is it a pointer of Git LFS? {DOWNLOAD_HINT}") from None
 
 
 def label_foreground(drawn: np.ndarray, labelled: np.ndarray, name: str) -> np.ndarray:
-    """The drawn structure as 1, the rest as 0, whether it was drawn in black or in white.
+    """Return 1 on the drawn structure and 0 elsewhere, no matter whether it was drawn in black or in white.
 
-    drawn: two grey levels. labelled: where the merged labels have the structure; they agree with it nearly everywhere.
+    drawn: two grey levels. labelled: where the merged labels have the structure, which is nearly the same.
     """
     white = drawn > 127
     agreement = float((white == labelled).mean())
@@ -89,11 +104,11 @@ def label_foreground(drawn: np.ndarray, labelled: np.ndarray, name: str) -> np.n
 
 
 def write_vnc(arrays: dict[str, np.ndarray], output: str) -> None:
-    """The arrays as a zarr group, each with its voxel size."""
+    """Write the arrays as a zarr group, each with its voxel size."""
     import zarr
 
-    about = {"source": f"{SOURCE} stack1", "licence": LICENCE, "citation": CITATION}
-    group = zarr.create_group(output, attributes={"voxel_size_nm_zyx": list(VOXEL_SIZE_NM), **about})
+    origin = {"source": f"{SOURCE} stack1", "licence": LICENCE, "citation": CITATION}
+    group = zarr.create_group(output, attributes={"voxel_size_nm_zyx": list(VOXEL_SIZE_NM), **origin})
     for name, array in arrays.items():
         stored = group.create_array(name, data=array, chunks=(1, *(min(256, n) for n in array.shape[1:])))
         stored.attrs["voxel_size_nm_zyx"] = list(VOXEL_SIZE_NM)

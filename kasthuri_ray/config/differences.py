@@ -1,4 +1,4 @@
-"""What differs between the settings that a run, a sweep or an output was begun with and those of now."""
+"""Differences between the settings that a run, a sweep or an output was started with and the current ones."""
 
 from __future__ import annotations
 
@@ -8,36 +8,120 @@ from typing import Any
 
 from kasthuri_ray.config.settings import SECTIONS
 
-MISSING = object()
-# What may differ when a run goes on: where and how fast it works, not what it learns.
-FREE_SETTINGS = {
+# Settings that may change when a run is resumed: where and how fast it works, not what it learns.
+CHANGEABLE_SETTINGS = {
     "train": {
         *("storage", "name", "num_workers", "device", "boss", "cache", "cache_size", "wait_for_resources"),
         *("mlflow", "wandb", "verbose"),
     }
 }
 
+_MISSING = object()
+
 
 def fill_defaults(section: str, written: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a section that an older version wrote, and the default of every setting that is newer."""
+    """Return the settings of a section that an older version wrote, with the defaults of the newer settings.
+
+    Parameters
+    ----------
+    section : str
+        Name of the section.
+    written : mapping
+        Settings as they were written.
+
+    Returns
+    -------
+    dict
+        All settings of the section.
+    """
     return {**{key: field.default for key, field in SECTIONS[section].model_fields.items()}, **written}
 
 
-def fill_record_defaults(begun: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """The record with settings of task and network that it is too old to name, which had their defaults."""
-    filled = dict(begun)
+def fill_record_defaults(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Return a record in which the settings of task and network that are newer than it have their defaults.
+
+    Parameters
+    ----------
+    before : dict
+        Record that an older version may have written.
+    now : dict
+        Record of the current version; settings that it does not name are not added.
+
+    Returns
+    -------
+    dict
+        Copy of `before` with the missing settings.
+    """
+    filled = dict(before)
     for section in ("task", "network"):
-        written = begun.get(section, {})
+        written = before.get(section, {})
         whole = fill_defaults(section, written)
         filled[section] = {**{key: whole[key] for key in now[section] if key in whole}, **written}
     return filled
 
 
 def record_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two JSON objects, each as `key: before -> now` with dots between keys; sorted."""
+    """Return the differences between two JSON objects.
+
+    Parameters
+    ----------
+    before, now : mapping
+        Objects, nested or not.
+
+    Returns
+    -------
+    list of str
+        One `key: before -> now` for each difference, with dots between nested keys; sorted.
+    """
     old, new = dict(_leaves(before)), dict(_leaves(now))
-    keys = sorted(key for key in old.keys() | new.keys() if old.get(key, MISSING) != new.get(key, MISSING))
-    return [f"{key}: {_shown(old, key)} -> {_shown(new, key)}" for key in keys]
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key, _MISSING) != new.get(key, _MISSING))
+    return [f"{key}: {_value_text(old, key)} -> {_value_text(new, key)}" for key in keys]
+
+
+def setting_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the settings that differ and change a result.
+
+    Parameters
+    ----------
+    before, now : mapping
+        Settings by section. A setting that is newer than `before` had its default.
+
+    Returns
+    -------
+    list of str
+        One `section.key: before -> now` for each difference.
+    """
+    differences = []
+    for section in ("task", "network", "train"):
+        old, new = (fill_defaults(section, each.get(section, {})) for each in (before, now))
+        differences += section_differences(section, old, new, CHANGEABLE_SETTINGS.get(section, set()))
+    return differences
+
+
+def section_differences(
+    name: str, old: Mapping[str, Any], new: Mapping[str, Any], changeable: Set[str] = frozenset()
+) -> list[str]:
+    """Return the differences between two sections of settings.
+
+    Parameters
+    ----------
+    name : str
+        Name of the section, for the messages.
+    old, new : mapping
+        Settings by key.
+    changeable : set of str
+        Keys that do not count.
+
+    Returns
+    -------
+    list of str
+        One `name.key: before -> now` for each difference, sorted.
+    """
+    return [
+        f"{name}.{key}: {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}"
+        for key in sorted((old.keys() | new.keys()) - changeable)
+        if old.get(key) != new.get(key)
+    ]
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -45,31 +129,8 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", json.loads(json.dumps(value))  # as it is read again: tuples are lists
+            yield f"{prefix}{key}", json.loads(json.dumps(value))  # as JSON reads it back: tuples are lists
 
 
-def _shown(leaves: dict[str, Any], key: str) -> str:
-    return json.dumps(leaves[key]) if key in leaves else "not there"
-
-
-def setting_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The settings that change a result and differ, each as `section.key: before -> now`.
-
-    One that `before` is too old to name had the default.
-    """
-    found = []
-    for section in ("task", "network", "train"):
-        old, new = (fill_defaults(section, each.get(section, {})) for each in (before, now))
-        found += section_differences(section, old, new, FREE_SETTINGS.get(section, set()))
-    return found
-
-
-def section_differences(
-    name: str, old: Mapping[str, Any], new: Mapping[str, Any], free: Set[str] = frozenset()
-) -> list[str]:
-    """The entries of `name` that are not `free` and differ, each as `name.key: before -> now`."""
-    return [
-        f"{name}.{key}: {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}"
-        for key in sorted((old.keys() | new.keys()) - free)
-        if old.get(key) != new.get(key)
-    ]
+def _value_text(leaves: dict[str, Any], key: str) -> str:
+    return json.dumps(leaves[key]) if key in leaves else "missing"

@@ -1,85 +1,145 @@
-"""What is to be said of settings that are allowed one by one: what would change nothing, and what may surprise."""
+"""Messages about settings: errors that name the file, the key and what is allowed, and notes about likely mistakes."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from kasthuri_ray.config.settings import Settings
-from kasthuri_ray.config.task import SPLITS, SettingsSection, TaskSettings
+from pydantic import ValidationError
 
-TASK_TYPES = ("synapse", "membrane")  # of tasks that have defaults and words of their own
+from kasthuri_ray.config.field_types import SettingsSection
+from kasthuri_ray.config.settings import SECTIONS, Settings
+from kasthuri_ray.config.task import SPLITS, TaskSettings
+
+TASK_TYPES = ("synapse", "membrane")  # task types with defaults of their own
 RUN_LOCATION = ("name", "storage")
-SHOWN = 4  # settings that a note names
+MAX_LISTED = 4  # settings that a note names
+
+
+@dataclass
+class Origins:
+    """Names of the layers that set the settings, such as a file or `--set network.epochs=3`.
+
+    Parameters
+    ----------
+    by_setting : dict
+        Layer that set a setting, by `section.key`, and the first layer that set anything in a section, by `section`.
+    layers : list of str
+        All layers, the lowest first.
+    """
+
+    by_setting: dict[str, str]
+    layers: list[str]
+
+    def of_message(self, section: str, message: str) -> str:
+        """Return the highest layer that set any setting of a section that a message names."""
+        keys = set(re.findall(r"\w+", message)) & SECTIONS[section].model_fields.keys()
+        names = {self.by_setting[f"{section}.{key}"] for key in keys if f"{section}.{key}" in self.by_setting}
+        ordered = [name for name in self.layers if name in names]
+        return ordered[-1] if ordered else self.by_setting.get(section, "defaults")
+
+
+def describe_errors(section: str, error: ValidationError, origins: Origins) -> list[str]:
+    """Return a line for each of pydantic's errors: the layer, the key, the value and what is allowed."""
+    grouped: dict[tuple[str, ...], tuple[Any, list[str]]] = {}
+    for entry in error.errors():
+        # Where one of two types is allowed, each reports an error, at a location that ends in its own name.
+        path = tuple(str(part) for part in entry["loc"] if not re.fullmatch(r"str|(list|dict)\[.*", str(part)))
+        grouped.setdefault(path, (entry["input"], []))[1].append(_what_is_allowed(entry))
+    # The type that was meant accepts the value itself and reports an error inside of it.
+    innermost = [path for path in grouped if not any(other[: len(path)] == path != other for other in grouped)]
+    return [_error_line(section, path, *grouped[path], origins) for path in innermost]
+
+
+def _what_is_allowed(entry: Any) -> str:
+    message = entry["msg"].removeprefix("Value error, ").replace(" after validation", "")
+    if entry["type"] == "extra_forbidden":
+        return "there is no such setting"
+    return "it is missing" if entry["type"] == "missing" else message.replace("Input should be", "expected")
+
+
+def _error_line(section: str, path: tuple[str, ...], value: Any, allowed: list[str], origins: Origins) -> str:
+    message = ", or ".join(allowed)
+    if not path:
+        return f"{origins.of_message(section, message)}: {section}: {message}"
+    origin = origins.by_setting.get(f"{section}.{path[0]}", "defaults")
+    return f"{origin}: {section}.{'.'.join(path)} is {json.dumps(value, default=str, ensure_ascii=False)}: {message}"
+
+
+def nearest_hint(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean ...?` with the known word nearest to one that is unknown; empty if none is near."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def check_volumes_used(task: TaskSettings, typed: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    """Raise a ValueError for an image or an annotation that was typed and that no region of the task would take.
+    """Raise a ValueError for an image or an annotation on the command line that no region of the task would use.
 
-    typed: layers of settings, each by its name (`--set ...`), the lowest first.
+    `typed` are layers of settings from the command line, each with its name, the lowest first.
     """
     if task.boxes is None:
         return
     regions = [region for split in SPLITS for region in getattr(task.boxes, split)]
-    own = {
+    all_have_own = {
         "image": all(region.image for region in regions),
         "annotation": all("annotation" in region.model_fields_set for region in regions),
     }
-    for kind, of_its_own in own.items():
+    for kind, unused in all_have_own.items():
         names = [name for name, layer in typed if layer.get("task", {}).get(f"{kind}_chan")]
-        if of_its_own and names:
-            given = names[-1] if names[-1].startswith("--") else f"--{kind}"
+        if unused and names:
+            flag = names[-1] if names[-1].startswith("--") else f"--{kind}"
             raise ValueError(
-                f"{given} would change nothing: every region of task.boxes names an {kind} of its own. Change it "
-                f'there, or leave "{kind}" out of the regions that {given} is meant for'
+                f"{flag} would have no effect: every region of task.boxes names an {kind} of its own. Change it there, "
+                f'or leave "{kind}" out of the regions that {flag} is meant for'
             )
 
 
 def task_type_note(task: TaskSettings) -> dict[str, str]:
-    """A note about a kind of task that is nearly one of those with defaults of their own."""
+    """Return a note about a task type that is nearly one of those with defaults of their own."""
     near = difflib.get_close_matches(task.task_type.lower(), TASK_TYPES, n=1, cutoff=0.8)
     if task.task_type in TASK_TYPES or not near:
         return {}
     return {
-        "task.task_type": f"task.task_type {task.task_type!r} is taken as a kind of its own, without what is known of "
-        f"{near[0]!r}; did you mean that?"
+        "task.task_type": f"task.task_type {task.task_type!r} is a type of its own, without the defaults of "
+        f"{near[0]!r}; did you mean {near[0]!r}?"
     }
 
 
 def override_notes(
-    config: str, named: Mapping[str, str], without: Mapping[str, SettingsSection], settings: Settings
+    config: str, files: Mapping[str, str], without_config: Mapping[str, SettingsSection], settings: Settings
 ) -> dict[str, str]:
-    """Notes about what the `--config` file says instead of files that were named beside it, and where it has the run
-    lie.
+    """Return notes about what a `--config` file changes in the files that are named beside it, and in the run's folder.
 
-    named: the files, by section. without: what each section would be without that file, where it can be without.
+    `files` are names of files by section, `without_config` is each section that is valid without the `--config` file.
     """
     notes = {}
-    for section, name in named.items():
-        changes = _changes(section, without, settings)
+    for section, name in files.items():
+        changes = _changes(section, without_config, settings)
         if changes:
-            more = f"; and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
-            notes[section] = (
-                f"{config} stands above --{section} {name}: {'; '.join([*changes.values()][:SHOWN])}{more} (--set "
-                "stands above both)"
-            )
-    place = [words for key, words in _changes("train", without, settings).items() if key in RUN_LOCATION]
-    if place:
-        notes["train"] = f"{config} says where the run lies: {'; '.join(place)} (--name and --storage stand above it)"
+            more = f"; and {len(changes) - MAX_LISTED} more" if len(changes) > MAX_LISTED else ""
+            listed = "; ".join([*changes.values()][:MAX_LISTED])
+            notes[section] = f"{config} overrides --{section} {name}: {listed}{more} (--set overrides both)"
+    location = [text for key, text in _changes("train", without_config, settings).items() if key in RUN_LOCATION]
+    if location:
+        listed = "; ".join(location)
+        notes["train"] = f"{config} sets where the run is stored: {listed} (--name and --storage override it)"
     return notes
 
 
-def _changes(section: str, without: Mapping[str, SettingsSection], settings: Settings) -> dict[str, str]:
-    """How the settings of a section differ from what they would be, in words, by key."""
-    if section not in without:
+def _changes(section: str, before: Mapping[str, SettingsSection], settings: Settings) -> dict[str, str]:
+    """Return, by key, messages about the settings of a section that differ from those before."""
+    if section not in before:
         return {}
-    before, now = without[section], getattr(settings, section)
-    shown = {name: of.model_dump(mode="json") for name, of in (("before", before), ("now", now))}
+    old, new = before[section], getattr(settings, section)
+    old_json, new_json = old.model_dump(mode="json"), new.model_dump(mode="json")
     return {
-        key: f"{section}.{key} is {_short(shown['now'][key])}, not {_short(shown['before'][key])}"
-        for key in shown["now"]
-        if getattr(now, key) != getattr(before, key)
+        key: f"{section}.{key} is {_short(new_json[key])}, not {_short(old_json[key])}"
+        for key in new_json
+        if getattr(new, key) != getattr(old, key)
     }
 
 

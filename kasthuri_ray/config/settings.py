@@ -1,244 +1,222 @@
-"""Every setting once: what a task, a network and a training run can be told, checked and with its default.
+"""Every setting of a network and of a job, once, with its type, its default and what it means.
 
-Where they come from, and which of two wins, is in `layers.py`.
+The settings of a task are in `task.py`. `loading.py` says where values come from and which one wins. None is `null` in
+a JSON file. Lengths are in voxels, in the order z, y, x, unless a comment says otherwise.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_serializer, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
-from kasthuri_ray.config.task import (
-    LOSSES,
-    METRICS,
+from kasthuri_ray.config.field_types import (
     BelowOne,
+    Compile,
     Count,
+    Device,
+    LossName,
+    MetricName,
+    Names,
     NotNegative,
     NotNegativeInt,
+    Positive,
+    Precision,
     SettingsSection,
     Share,
-    TaskSettings,
+    ThreeCounts,
+    ThreeLengths,
+    ThreeNotNegative,
+    check_number_range,
+    parse_number_range,
 )
+from kasthuri_ray.config.task import TaskSettings
 from kasthuri_ray.storage.uris import redact_secrets
 
-MIN_BATCH_SIZE = 2  # tiles, where a network file leaves it open
-
-
-def default_batch_size(num_workers: int) -> int:
-    """Return the batch size where a network file leaves it open: a tile for each worker, at least MIN_BATCH_SIZE.
-
-    Parameters
-    ----------
-    num_workers : int
-        The most workers that share a batch.
-
-    Returns
-    -------
-    int
-        Tiles of a batch, those of all workers together.
-    """
-    return max(MIN_BATCH_SIZE, num_workers)
-
-
+MIN_BATCH_SIZE = 2  # tiles, where batch_size is None
+DEFAULT_THRESHOLD = 0.5  # probability, where neither the settings nor the run or the provenance have one
 DEFAULT_CHECK_IMAGE = "bossdb://Kasthuri/ac4/em"
 
 
-DEFAULT_THRESHOLD = 0.5  # where neither the command line nor the provenance says one
-
-
 class NetworkSettings(SettingsSection):
-    """The network and how it learns. The defaults are what the Kasthuri Challenge's own files leave unsaid."""
+    """The network and how it is trained. The defaults are what the files of the Kasthuri Challenge leave out."""
 
-    model: str = "UNet"  # with a dot an import path, else a label that nothing checks
-    model_args: dict[str, Any] = Field(default={})
+    # Import path of your own torch.nn.Module, such as my_package.MyNet. A name without a dot means our U-Net.
+    model: str = "UNet"
+    model_args: dict[str, Any] = Field(default={})  # arguments of your own network
+    # attention: a U-Net with attention gates on its skip connections; residual: with residual blocks; depth: with one
+    # resolution level more.
     model_type: Literal["unet", "attention", "residual", "depth"] = "unet"
-    in_channels: Literal[1] = 1
-    classes: Annotated[int, Field(ge=2, le=254)] = 2
-    n_blocks: Annotated[int, Field(ge=1, le=8)] | None = None  # None: 4, and 5 for depth
-    start_filters: Annotated[int, Field(ge=1, le=65536)] = 32
+    in_channels: Literal[1] = 1  # the image is gray
+    classes: Annotated[int, Field(ge=2, le=254)] = 2  # background included
+    n_blocks: Annotated[int, Field(ge=1, le=8)] | None = None  # resolution levels; None: 4, for depth 5
+    start_filters: Annotated[int, Field(ge=1, le=65536)] = 32  # filters of the finest level; doubled at each level
     activation: Literal["relu", "leaky", "elu", "gelu", "silu"] = "relu"
+    # instance and group normalize each tile by itself, so that the size of tiles changes the result a little.
     normalization: Literal["batch", "instance", "group", "none"] = "batch"
-    conv_mode: Literal["same"] = "same"
-    dim: Literal[2, 3] = 2
-    pool_z: NotNegativeInt = 0  # from which level z is pooled too
+    conv_mode: Literal["same"] = "same"  # convolutions keep the size of the image
+    dim: Literal[2, 3] = 2  # 2: each section by itself; 3: several sections at once
+    pool_z: NotNegativeInt = 0  # 3D: the first pool_z poolings leave z as it is, for sections thicker than a pixel
 
     optimizer: Literal["Adam", "AdamW", "SGD"] = "Adam"
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    beta1: BelowOne = 0.9
-    beta2: BelowOne = 0.999
-    momentum: Share = 0.9
-    weight_decay: NotNegative = 0.0
+    learning_rate: Positive = 1e-4  # the highest that the scheduler reaches
+    beta1: BelowOne = 0.9  # Adam and AdamW: decay of the average gradient
+    beta2: BelowOne = 0.999  # Adam and AdamW: decay of the average squared gradient
+    momentum: Share = 0.9  # of SGD
+    weight_decay: NotNegative = 0.0  # strength of the pull of all weights toward 0
+    # Course of the learning rate. plateau: reduced when the validation loss stops falling; cosine and one_cycle: it
+    # rises, then falls until the last epoch.
     scheduler: Literal["constant", "plateau", "cosine", "one_cycle"] = "plateau"
-    warmup: Share = 0.0  # the share of all steps in which the learning rate rises
-    plateau_patience: Count = 5  # epochs
-    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    early_stopping: NotNegativeInt = 10  # epochs without improvement; 0 is never
-    early_stopping_delta: NotNegative = 0.001  # what counts as improvement of the validation loss
-    gradient_clip: NotNegative = 0.0  # highest norm; 0 is none
-    ema: BelowOne = 0.0  # decay of the averaged weights; 0 is none
-    loss: LOSSES = "cross_entropy"
-    class_weights: list[NotNegative] | None = None  # for weighted_cross_entropy; None: from each batch
+    warmup: Share = 0.0  # fraction of all training steps in which the learning rate rises; 0 for one_cycle: 0.3
+    plateau_patience: Count = 5  # epochs without a lower validation loss before the learning rate is reduced
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5  # factor by which it is reduced
+    early_stopping: NotNegativeInt = 10  # epochs without improvement after which training stops; 0: never
+    early_stopping_delta: NotNegative = 0.001  # least decrease of the validation loss that is an improvement
+    gradient_clip: NotNegative = 0.0  # largest norm of the gradient; 0: no limit
+    ema: BelowOne = 0.0  # decay of a moving average of the weights, which is then the result; 0: no average
+    # dice_ce: Dice plus cross entropy; focal: voxels that are hard to classify count more; tversky: missed foreground
+    # counts more than false foreground; weighted_cross_entropy: each class has a weight.
+    loss: LossName = "cross_entropy"
+    class_weights: list[NotNegative] | None = None  # one for each class; None: from the class fractions of a batch
+    # basic: flips and small rotations; em: also faults of electron microscopy, such as a missing section.
     augmentations: Literal["none", "basic", "em"] = "basic"
-    epochs: Count = 10
-    batch_size: Count | None = 8  # of all workers together; null: 2, which learns most of few tiles, or one a worker
-    tiles_per_epoch: Count | None = None  # None: the grid tiles of the training boxes, at most 4096
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    metric: METRICS = "val.average_precision"  # by which the best epoch is the best, and of a sweep the best trial
-    outweightfilename: str = "network"
-    seed: NotNegativeInt = 0
+    epochs: Count = 10  # one epoch is `tiles_per_epoch` tiles and a validation
+    # Tiles in a step, those of all workers together. None: one for each worker and at least 2, a small batch that
+    # learns most from few tiles.
+    batch_size: Count | None = 8
+    tiles_per_epoch: Count | None = None  # None: as many as cover the training boxes once, at most 4096
+    precision: Precision = "auto"  # of the arithmetic; auto: bf16 if the hardware computes with it, else float32
+    metric: MetricName = "val.average_precision"  # chooses the best epoch of a run and the best trial of a sweep
+    outweightfilename: str = "network"  # the weights are saved as OUTWEIGHTFILENAME_TASKTYPE.pt
+    seed: NotNegativeInt = 0  # of the initial weights, the tiles and their augmentation
 
     @property
     def batch(self) -> int:
-        """The batch size of a run that has begun."""
+        """Batch size of a run that has started, which is never None."""
         assert self.batch_size is not None
         return self.batch_size
 
     @field_validator("augmentations", mode="before")
     @classmethod
-    def _zero_is_basic(cls, value: Any) -> Any:
-        # The challenge's files say 0 and flip and rotate all the same.
+    def _read_zero_as_basic(cls, value: Any) -> Any:
+        # The challenge's files have 0, and its code flips and rotates all the same.
         return "basic" if value == 0 and not isinstance(value, bool) else value
 
     @model_validator(mode="after")
-    def _weights_fit(self) -> NetworkSettings:
+    def _check_class_weights(self) -> NetworkSettings:
         if self.class_weights is not None and len(self.class_weights) != self.classes:
             raise ValueError(f"class_weights has {len(self.class_weights)} values for {self.classes} classes")
         return self
 
 
-def _number_or_range(value: Any) -> Any:
-    """What `N` or `MIN-MAX` stands for: a number, or the text of a range."""
-    low, dash, high = (str(value) if value is not None else "1").partition("-")
-    whole = all(re.fullmatch("[0-9]+", part) for part in ([low, high] if dash else [low]))
-    if not whole or not 1 <= int(low) <= int(high or low):
-        raise ValueError("expected N or MIN-MAX, such as 4 or 2-8")
-    return value if value is None or dash else int(low)
+def default_batch_size(num_workers: int) -> int:
+    """Return the batch size where `batch_size` is None: a tile for each worker, at least MIN_BATCH_SIZE.
 
+    Parameters
+    ----------
+    num_workers : int
+        Largest number of workers that share a batch.
 
-def _fewest_and_most(given: int | str | None) -> tuple[int, int] | None:
-    if given is None or isinstance(given, int):
-        return None if given is None else (given, given)
-    low, _, high = given.partition("-")
-    return int(low), int(high)
+    Returns
+    -------
+    int
+        Tiles in a batch, those of all workers together.
+    """
+    return max(MIN_BATCH_SIZE, num_workers)
 
 
 class TrainSettings(SettingsSection):
-    """How and where a training run works; none of it changes what is learnt, save weights and compile."""
+    """How and where a training runs. Only `weights` and `compile` change what is learned."""
 
-    storage: str = "outputs"
-    name: str | None = None
-    weights: str | None = None
-    num_workers: Count | str | None = None  # N or MIN-MAX; None: all GPUs, else 1
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"
-    boss: str | None = None  # a file; its token is never written anywhere
-    cache: str | None = None  # None: KASTHURI_CACHE or ~/.cache/kasthuri_ray
-    cache_size: str = "20GB"
-    wait_for_resources: NotNegative | None = None  # seconds
-    mlflow: str | None = None  # tracking URI
-    wandb: str | None = None  # project
-    verbose: bool = False
+    storage: str = "outputs"  # folder or s3:// URL that holds all runs
+    name: str | None = None  # folder of the run in storage; an existing run is resumed; None: TASK_NETWORK_TIME
+    weights: str | None = None  # initial weights: run folder or .pt file; path, https:// or s3://; None: random
+    num_workers: Count | str | None = None  # training processes, N or MIN-MAX; None: one for each GPU, else 1
+    device: Device = "auto"  # auto: GPUs if there are any
+    compile: Compile = "auto"  # torch.compile; auto: if the run is long enough to gain time
+    boss: str | None = None  # JSON file with protocol, host and token of a BossDB; its token is never written anywhere
+    # Folder for chunks of remote volumes, or "none" for no cache. None: KASTHURI_CACHE or ~/.cache/kasthuri_ray.
+    cache: str | None = None
+    cache_size: str = "20GB"  # disk space that the cache may take on each node
+    wait_for_resources: NotNegative | None = None  # seconds to wait until the cluster is large enough; None: an error
+    mlflow: str | None = None  # URI of an MLflow server or file that logs the run
+    wandb: str | None = None  # project of Weights & Biases that logs the run
+    verbose: bool = False  # show tracebacks and Ray's own messages
 
     @field_serializer("weights", "mlflow")
     def _without_secrets(self, url: str | None) -> str | None:
-        # Of a signed URL the signature, of a server the password: neither is written anywhere.
+        # Neither the signature of a signed URL nor the password of a server is written anywhere.
         return None if url is None else redact_secrets(url)
 
-    _num_workers = field_validator("num_workers", mode="before")(_number_or_range)
+    _check_num_workers = field_validator("num_workers", mode="before")(check_number_range)
 
     @property
-    def workers(self) -> tuple[int, int] | None:
-        """The fewest and the most workers; None where the cluster decides."""
-        return _fewest_and_most(self.num_workers)
-
-
-def _split(value: Any) -> Any:
-    """A flag's `64,512,512` as a list of numbers; what is no text as it is."""
-    parts = value.split(",") if isinstance(value, str) else None
-    if parts is not None and not (len(parts) == 3 and all(map(_is_number, parts))):
-        raise ValueError("expected three numbers z,y,x, none below 0, such as 64,512,512")
-    return value if parts is None else [json.loads(part) for part in parts]
-
-
-ThreeCounts = Annotated[list[Count], Field(min_length=3, max_length=3), BeforeValidator(_split)]
-ThreeNotNegative = Annotated[list[NotNegativeInt], Field(min_length=3, max_length=3), BeforeValidator(_split)]
-ThreeLengths = Annotated[
-    list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3), BeforeValidator(_split)
-]
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"\s*(0|[1-9][0-9]*)(\.[0-9]+)?\s*", text) is not None
+    def worker_range(self) -> tuple[int, int] | None:
+        """Smallest and largest number of workers; None if the cluster decides."""
+        return parse_number_range(self.num_workers)
 
 
 class SegmentSettings(SettingsSection):
-    """What is segmented by which weights, and how. Boxes, blocks and the like are z, y, x, in voxels."""
+    """What is segmented with which weights, and how."""
 
-    weights: str | None = None
-    image: str | None = None  # None: the one that the task trained on
-    output: str | None = None
-    box: str | None = None  # None: all
-    mip: NotNegativeInt | None = None  # None: nearest to the training's voxel size
-    voxel_size: ThreeLengths | None = None  # nm, where the image does not say it
-    mask: str | None = None
-    block: ThreeCounts | None = None  # None, here and below: by a rule
-    halo: ThreeNotNegative | None = None
-    tile: ThreeCounts | None = None
-    batch: Count | None = None
-    shard: ThreeCounts | None = None
-    chunk: ThreeCounts | None = None
-    threshold: Share | None = None  # None: the run's, 0.5 for a bare .pt
-    tta: bool = False
-    save_mask: bool = False
-    objects: bool = False
-    precomputed: str | None = None
-    skip_blank: bool = True
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    actors: Count | str | None = None  # N or MIN-MAX; None: what the cluster holds
-    gpus_per_actor: Annotated[float, Field(gt=0, le=1)] = 1.0
-    wait_for_resources: NotNegative | None = None  # seconds
-    dry_run: bool = False
-    price_per_hour: NotNegative | None = None
-    overwrite: bool = False
-    boss: str | None = None  # a file; its token is never written anywhere
-    cache: str | None = None  # None: KASTHURI_CACHE or ~/.cache/kasthuri_ray
-    cache_size: str = "20GB"
-    verbose: bool = False
+    weights: str | None = None  # run folder or .pt file; path, https:// or s3://; required
+    image: str | None = None  # URI of the volume; None: the one that the run was trained on
+    output: str | None = None  # path or s3:// URL of the OME-Zarr of probabilities; required
+    box: str | None = None  # half-open region in voxels, such as 0:100,1000:3000,: ; None: the whole image
+    mip: NotNegativeInt | None = None  # resolution level, 0 is finest; None: nearest to the training's voxel size
+    voxel_size: ThreeLengths | None = None  # nm along z, y, x; None: from the image's metadata
+    mask: str | None = None  # URI of a volume; blocks where it is 0 are skipped; None: no mask
 
-    _actors = field_validator("actors", mode="before")(_number_or_range)
+    # Shapes in voxels, z, y, x. None: chosen from the network, the image and the machine.
+    block: ThreeCounts | None = None  # what an actor segments and writes at once, in whole shards
+    halo: ThreeNotNegative | None = None  # context around a block, discarded; None: the network's receptive field
+    tile: ThreeCounts | None = None  # what the network sees at once, margins included
+    batch: Count | None = None  # tiles (a number) that go through the network together
+    shard: ThreeCounts | None = None  # what is one file of the output; None: at most 64,1024,1024
+    chunk: ThreeCounts | None = None  # what a reader of the output decodes at once; None: at most 64,256,256
+
+    threshold: Share | None = None  # probability from which a voxel is foreground; None: the run's, else 0.5
+    tta: bool = False  # test-time augmentation: average over flips and rotations
+    save_mask: bool = False  # write a label image of the thresholded probabilities too
+    objects: bool = False  # write a CSV table of the objects above the threshold too
+    precomputed: str | None = None  # path or s3:// URL of a copy as Neuroglancer precomputed; None: no copy
+    skip_blank: bool = True  # do not segment chunks of the image that hold nothing
+    precision: Precision = "auto"  # of the arithmetic; auto: bf16 if the hardware computes with it, else float32
+    compile: Compile = "auto"  # torch.compile; auto: if the job is long enough to gain time
+    device: Device = "auto"  # auto: GPUs if there are any
+    actors: Count | str | None = None  # processes that segment, N or MIN-MAX; None: as many as the cluster holds
+    gpus_per_actor: Annotated[float, Field(gt=0, le=1)] = 1.0  # 0.5: two actors share a GPU
+    wait_for_resources: NotNegative | None = None  # seconds to wait until the cluster is large enough; None: an error
+    dry_run: bool = False  # estimate time, memory and cost, and write only OUTPUT.plan.json
+    price_per_hour: NotNegative | None = None  # price of one GPU; without GPUs of one actor's share of a machine
+    overwrite: bool = False  # delete an existing output and start over
+    boss: str | None = None  # JSON file with protocol, host and token of a BossDB; its token is never written anywhere
+    cache: str | None = None  # folder for chunks of remote volumes, or "none"; None: as in `train`
+    cache_size: str = "20GB"  # disk space that the cache may take on each node
+    verbose: bool = False  # show tracebacks and Ray's own messages
+
+    _check_actors = field_validator("actors", mode="before")(check_number_range)
 
     @property
-    def crew(self) -> tuple[int, int] | None:
-        """The fewest and the most actors; None where the cluster decides."""
-        return _fewest_and_most(self.actors)
-
-
-def _in_list(value: Any) -> Any:
-    """One name as a list of it."""
-    return [value] if isinstance(value, str) else value
+    def actor_range(self) -> tuple[int, int] | None:
+        """Smallest and largest number of actors; None if the cluster decides."""
+        return parse_number_range(self.actors)
 
 
 class TuneSettings(SettingsSection):
-    """What a sweep looks for, and how. Where and how its trials train is said in `train`."""
+    """What a sweep searches, and how. The section `train` says where and how its trials are trained."""
 
-    networks: Annotated[list[str], Field(min_length=1), BeforeValidator(_in_list)] | None = (
-        None  # None: the four of 2D, or of 3D the one
-    )
-    space: str | None = None  # a JSON file; None: the default space
-    samples: Count | None = None  # trials; None: 20, or all of a grid
-    search: Literal["random", "grid", "optuna"] = "optuna"
-    scheduler: Literal["asha", "median", "none"] = "asha"
-    grace: Count | None = None  # epochs that every trial has; None: a ninth of network.epochs
-    concurrent: Count | None = None  # trials at once; None: one on each GPU, or on each node
-    hours: Annotated[float, Field(gt=0)] | None = None  # of work, in all sittings together
-    keep: Count = 3  # trials whose weights stay
-    seed: NotNegativeInt = 0
+    networks: Names | None = None  # names or files of networks to compare; None: the four 2D networks, or UNet_3D
+    space: str | None = None  # JSON file of the search space; None: the settings that matter most
+    samples: Count | None = None  # number of trials; None: 20, or all of a grid, or as many as `hours` allows
+    search: Literal["random", "grid", "optuna"] = "optuna"  # how trials are proposed; optuna: by Optuna's TPE
+    scheduler: Literal["asha", "median", "none"] = "asha"  # how poor trials are stopped early
+    grace: Count | None = None  # epochs before a trial may be stopped; None: a ninth of network.epochs
+    concurrent: Count | None = None  # trials at the same time; None: one for each GPU, else one for each node
+    hours: Positive | None = None  # hours of work, those before a resume included; None: no limit
+    keep: Count = 3  # best trials whose weights are kept
+    seed: NotNegativeInt = 0  # of the search
 
 
 SECTIONS: dict[str, type[SettingsSection]] = {
@@ -251,25 +229,46 @@ SECTIONS: dict[str, type[SettingsSection]] = {
 
 
 class Settings(SettingsSection):
-    """All settings of a job. kept: keys of the files that are carried along and nothing reads. notes: what a person
-    should know of where they come from, by section; no setting, and not written."""
+    """All settings of a job that trains, tunes or segments."""
 
     task: TaskSettings
     network: NetworkSettings
     train: TrainSettings = TrainSettings()
     segment: SegmentSettings = SegmentSettings()
     tune: TuneSettings = TuneSettings()
-    kept: dict[str, Any] = Field(default={})
-    notes: dict[str, str] = Field(default={}, exclude=True)
+    kept: dict[str, Any] = Field(default={})  # unused keys of the files, which are written to settings.json again
+    notes: dict[str, str] = Field(default={}, exclude=True)  # notes for the user, by section; not a setting
 
-    def of_training(self) -> dict[str, Any]:
-        """What a training run leaves of them, as JSON has it."""
+    def training_record(self) -> dict[str, Any]:
+        """Return the settings of a training as JSON values, without secrets."""
         return self.model_dump(mode="json", exclude={"segment", "tune"})
 
 
 @dataclass(frozen=True)
 class CheckSettings:
-    """What `jobs/check.py` was told. image: None is BossDB's, "none" leaves it out. gpus: that there must be."""
+    """Settings of `jobs/check.py`.
+
+    Parameters
+    ----------
+    address : str or None
+        Address of the cluster, HOST:PORT; None takes RAY_ADDRESS, else this machine alone.
+    storage : str
+        Folder or s3:// URL that will hold all runs.
+    image : str or None
+        URI of a volume that every node must read; None is `DEFAULT_CHECK_IMAGE`, "none" skips the check.
+    boss : str or None
+        JSON file with protocol, host and token of a BossDB.
+    cache : str or None
+        Folder for chunks of remote volumes, or "none"; None is KASTHURI_CACHE or ~/.cache/kasthuri_ray.
+    cache_size : str
+        Disk space that the cache may take on each node.
+    gpus : int
+        Number of GPUs that the cluster must have.
+    wait_for_resources : float or None
+        Seconds to wait until the cluster is large enough; None does not wait.
+    verbose : bool
+        Show tracebacks and Ray's own messages.
+    """
 
     address: str | None = None
     storage: str = "outputs"
@@ -284,9 +283,28 @@ class CheckSettings:
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """What `jobs/evaluate.py` is told, as its flags.
+    """Settings of `jobs/evaluate.py`.
 
-    out: None stands for `<prediction>.evaluation`. threshold, task: None takes those of the prediction's provenance.
+    Parameters
+    ----------
+    prediction, annotation : str
+        URIs of the volumes to compare.
+    task : str or None
+        Task that says what the annotation's values mean; None takes that of the prediction's provenance.
+    instances : str or None
+        URI of a volume of cell ids, for scores of the cells that membranes enclose.
+    threshold : float or None
+        Probability from which a voxel is foreground; None takes that of the provenance, else `DEFAULT_THRESHOLD`.
+    box : str or None
+        Half-open region in voxels of the annotation, z, y, x; None is all of the overlap.
+    out : str or None
+        Folder or s3:// URL of the results; None is `<prediction>.evaluation`.
+    boss, cache, cache_size : str or None
+        As in `CheckSettings`.
+    wait_for_resources : float or None
+        As in `CheckSettings`.
+    verbose : bool
+        As in `CheckSettings`.
     """
 
     prediction: str

@@ -1,58 +1,30 @@
-"""Every setting once: what a task, a network and a training run can be told, checked and with its default.
-
-Where they come from, and which of two wins, is in `layers.py`.
-"""
+"""Settings of a task: what to find, in which volumes, and which voxels train, validate and test."""
 
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_serializer, model_serializer, model_validator
+from pydantic import Field, field_serializer, model_serializer, model_validator
 
+from kasthuri_ray.config.field_types import Count, LossName, NotNegativeInt, SettingsSection, Share, VoxelRange
 from kasthuri_ray.geometry import Box, Zyx, parse_box
 from kasthuri_ray.storage.uris import redact_secrets
 
 SPLITS = ("train", "val", "test")
-RANGES = ("xrange_vol", "yrange_vol", "z_train", "z_val", "z_test")  # of a task that names no boxes
-
-
-NotNegativeInt = Annotated[int, Field(ge=0)]
-
-
-Share = Annotated[float, Field(ge=0, le=1)]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-LOSSES = Literal["cross_entropy", "weighted_cross_entropy", "dice_ce", "focal", "tversky"]
-METRICS = Literal["val.average_precision", "val.foreground_f1", "val.loss"]  # columns of history.csv
-
-
-def _rising(limits: list[int]) -> list[int]:
-    if limits[0] >= limits[1]:
-        raise ValueError("it holds no voxels; a range is [start, stop], stop not included")
-    return limits
-
-
-Range = Annotated[list[NotNegativeInt], Field(min_length=2, max_length=2), AfterValidator(_rising)]
-
-
-class SettingsSection(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+RANGES = ("xrange_vol", "yrange_vol", "z_train", "z_val", "z_test")  # of a task without `boxes`
 
 
 class Region(SettingsSection):
-    """A box of one volume that a split trains or is judged on.
+    """A box of one volume, in the train, val or test split."""
 
-    What is left out is the task's own; `annotation: null` (or "") is a test box that has none.
-    """
+    image: str | None = None  # URI of the image volume; left out: the task's image_chan
+    annotation: str | None = None  # URI; left out: the task's annotation_chan; null or "": no annotation (test only)
+    # Three half-open ranges z, y, x in voxels: "0:100,1000:3000,:" (":" is a whole axis) or [[0, 100], ...].
+    box: str | Annotated[list[VoxelRange], Field(min_length=3, max_length=3)]
 
-    image: str | None = None  # left out: the task's image_chan
-    annotation: str | None = None  # left out: the task's annotation_chan
-    box: str | Annotated[list[Range], Field(min_length=3, max_length=3)]
-
-    def completed(self, image: str | None, annotation: str | None) -> Region:
-        """This region with what was left out filled in."""
+    def with_defaults(self, image: str | None, annotation: str | None) -> Region:
+        """Return the region with the task's image and annotation where it leaves its own out."""
         own = self.annotation or None
         return Region(
             image=self.image or image,
@@ -60,91 +32,104 @@ class Region(SettingsSection):
             box=self.box,
         )
 
+    def box_text(self) -> str:
+        """Return the box as text, such as `0:100,1000:3000,:`."""
+        return self.box if isinstance(self.box, str) else ",".join(f"{start}:{stop}" for start, stop in self.box)
+
     @model_serializer(mode="wrap")
-    def _as_given(self, write: Any) -> dict[str, Any]:
-        # An annotation that was left out and one that is null differ, also when read back.
-        given = {key: value for key, value in write(self).items() if key in self.model_fields_set}
-        return {key: redact_secrets(value) if isinstance(value, str) else value for key, value in given.items()}
+    def _write_set_fields(self, write: Any) -> dict[str, Any]:
+        # An annotation that was left out and one that is null differ, also after they are written and read again.
+        fields = {key: value for key, value in write(self).items() if key in self.model_fields_set}
+        return {key: redact_secrets(value) if isinstance(value, str) else value for key, value in fields.items()}
 
 
 class SplitBoxes(SettingsSection):
-    """Regions of any volumes, instead of the four ranges of a task file."""
+    """Regions of one or several volumes, in place of the ranges of a task file."""
 
-    train: Annotated[list[Region], Field(min_length=1)]
-    val: Annotated[list[Region], Field(min_length=1)]
-    test: list[Region] = []
+    train: Annotated[list[Region], Field(min_length=1)]  # the weights are trained on these
+    val: Annotated[list[Region], Field(min_length=1)]  # the best epoch is chosen on these
+    test: list[Region] = Field(default=[])  # the final figures are measured on these
 
 
 class TaskSettings(SettingsSection):
-    """What is to be found, in which volumes, and where each split lies. Ranges are half-open, in voxels."""
+    """What to find, in which volumes, and where each split is.
 
-    name: str = "task"
+    Ranges are [start, stop] in voxels of the volume, without the voxel `stop`. A null in a file is None here.
+    """
+
+    name: str = "task"  # name of the task in reports
+    # synapse (half of the tiles are drawn around a synapse, and synapses are counted as objects too), membrane, or any
+    # other word.
     task_type: str = "membrane"
-    image_chan: str | None = None
-    annotation_chan: str | None = None
-    xrange_vol: Range | None = None
-    yrange_vol: Range | None = None
-    z_train: Range | None = None
-    z_val: Range | None = None
-    z_test: Range | None = None  # None: no test
-    boxes: SplitBoxes | None = None
-    z_gap: NotNegativeInt = 0  # sections left out between the splits
-    volume_z: Count = 1  # sections in a tile; 1 is 2D
-    tile_size: Annotated[list[Count], Field(min_length=2, max_length=2)] = [256, 256]  # x, y
-    threshold: bool = False
-    threshold_value: float = 0.0  # annotation > value becomes 1
-    ignore_label: int | None = None
+    image_chan: str | None = None  # URI of the image volume
+    annotation_chan: str | None = None  # URI of the annotation volume, on the same voxels as the image
+    xrange_vol: VoxelRange | None = None  # range along x of all splits
+    yrange_vol: VoxelRange | None = None  # range along y of all splits
+    z_train: VoxelRange | None = None  # sections that the weights are trained on
+    z_val: VoxelRange | None = None  # sections that the best epoch is chosen on
+    z_test: VoxelRange | None = None  # sections that the final figures are measured on; None: no test
+    boxes: SplitBoxes | None = None  # boxes of each split, in place of the five ranges
+    z_gap: NotNegativeInt = 0  # sections to leave out where one split follows another
+    volume_z: Count = 1  # sections in a tile, the piece that the network sees at once; 1 for 2D networks
+    # Size of a tile in voxels along x, y.
+    tile_size: Annotated[list[Count], Field(min_length=2, max_length=2)] = Field(default=[256, 256])
+    threshold: bool = False  # true: values above threshold_value are class 1; false: values are the classes 0, 1, ...
+    threshold_value: float = 0.0  # a value of the annotation
+    ignore_label: int | None = None  # value of the annotation whose voxels neither train nor count; None: no such value
+    # Gray values that become black and white: [low, high], or {"percentiles": [low, high]}. None: 0 and 255 for an
+    # image of uint8, percentiles 0.5 and 99.5 for other integers; an image of floats needs a value.
     image_intensity: Annotated[list[float], Field(min_length=2, max_length=2)] | dict[str, list[float]] | None = None
-    foreground_share: Share | None = None  # None: half for synapses, else none
-    loss: LOSSES | None = None  # wins over the network file's
+    # Fraction of the training tiles that are drawn around foreground, 0 to 1. None: 0.5 for synapse, else 0.
+    foreground_share: Share | None = None
+    loss: LossName | None = None  # replaces the loss of the network file; None: the network's
 
     @field_serializer("image_chan", "annotation_chan")
-    def _shown(self, uri: str | None) -> str | None:
+    def _without_secrets(self, uri: str | None) -> str | None:
         return None if uri is None else redact_secrets(uri)
 
     @property
     def tile(self) -> Zyx:
-        """The shape of a tile, z, y, x."""
+        """Shape of a tile in voxels, z, y, x."""
         return (self.volume_z, self.tile_size[1], self.tile_size[0])
 
     @property
     def share_on_foreground(self) -> float:
-        """The share of an epoch's tiles that are drawn so that they hold foreground."""
+        """Fraction of the training tiles that are drawn around foreground, 0 to 1."""
         if self.foreground_share is not None:
             return self.foreground_share
         return 0.5 if self.task_type == "synapse" else 0.0
 
     def regions(self, split: str) -> list[Region]:
-        """The regions of a split; images named, annotations named or None where the test has none."""
+        """Return the regions of a split, each with its image and annotation; a test region may have no annotation."""
         if self.boxes is not None:
-            named = getattr(self.boxes, split)
+            regions = getattr(self.boxes, split)
         else:
             z = self._z_ranges()[split]
-            named = [] if z is None else [Region(box=[z, self.yrange_vol, self.xrange_vol])]  # type: ignore[list-item]
-        return [region.completed(self.image_chan, self.annotation_chan) for region in named]
+            regions = [] if z is None else [Region(box=[z, self.yrange_vol, self.xrange_vol])]  # type: ignore[list-item]
+        return [region.with_defaults(self.image_chan, self.annotation_chan) for region in regions]
 
-    def keys_of(self, split: str, number: int = 0) -> tuple[str, str, str]:
-        """The settings that say where region `number` of a split lies along z, y and x."""
+    def range_keys(self, split: str, number: int = 0) -> tuple[str, str, str]:
+        """Return the names of the settings that place region `number` of a split along z, y and x."""
         if self.boxes is not None:
             return (f"task.boxes.{split}.{number}.box",) * 3
         return f"task.z_{split}", "task.yrange_vol", "task.xrange_vol"
 
     def _z_ranges(self) -> dict[str, list[int] | None]:
-        """The three z ranges, cut at the start where one follows another by less than `z_gap` sections."""
-        given = {"train": self.z_train, "val": self.z_val, "test": self.z_test}
-        ranges = {split: list(z) if z else None for split, z in given.items()}
+        """Return the z range of each split; one that starts within `z_gap` sections of another loses its first."""
+        settings = {"train": self.z_train, "val": self.z_val, "test": self.z_test}
+        ranges = {split: list(z) if z else None for split, z in settings.items()}
         in_order = sorted(filter(None, ranges.values()))
         for (_, end), after in itertools.pairwise(in_order):
-            # Ranges that overlap stay as they are, and are refused where they are opened.
+            # Ranges that overlap stay as they are, and are refused when the volumes are opened.
             if after[0] >= end:
                 after[0] = max(after[0], end + self.z_gap)
         return ranges
 
     @model_validator(mode="after")
-    def _complete(self) -> TaskSettings:
+    def _check_complete(self) -> TaskSettings:
         ranges = [key for key in RANGES if getattr(self, key) is not None]
         if self.boxes is not None and ranges:
-            raise ValueError(f"boxes and {', '.join(ranges)} are both given; boxes stand instead of the ranges")
+            raise ValueError(f"boxes and {', '.join(ranges)} are both set; boxes replace the ranges")
         missing = [key for key in RANGES if key not in (*ranges, "z_test")]
         if self.boxes is None and missing:
             raise ValueError(f"needs {', '.join(missing)} (or boxes)")
@@ -166,9 +151,29 @@ class TaskSettings(SettingsSection):
 
 
 def region_box(region: Region, bounds: Box, what: str) -> Box:
-    """The box that a region names, inside `bounds` of its image; `what` opens the message of the ValueError if not."""
-    text = region.box if isinstance(region.box, str) else ",".join(f"{a}:{b}" for a, b in region.box)
+    """Return the box of a region.
+
+    Parameters
+    ----------
+    region : Region
+        Region of a split.
+    bounds : Box
+        Bounds of the region's image, z, y, x.
+    what : str
+        Name of the box, for the message of the error.
+
+    Returns
+    -------
+    Box
+        Box in voxels of the image, z, y, x.
+
+    Raises
+    ------
+    ValueError
+        If the box is malformed, empty or not inside `bounds`. The message starts with `what` and names the range that
+        is wrong.
+    """
     try:
-        return parse_box(text, bounds)
+        return parse_box(region.box_text(), bounds)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from None

@@ -1,43 +1,55 @@
-"""A block of a prediction held against its annotation, and the sums of all blocks: the same whatever the blocks.
+"""Compares one block of a prediction with its annotation, and adds up blocks; the sums do not depend on the blocks.
 
-Numpy alone; who does which block is `evaluate`'s.
+It needs numpy alone. `evaluate.py` distributes the blocks.
 """
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from kasthuri_ray.geometry import Box, Zyx
+from kasthuri_ray.geometry import Box, Zyx, ceil_div, per_axis
 from kasthuri_ray.labels import IGNORE_LABEL, to_classes
 from kasthuri_ray.metrics.components import Components, UnionFind, label_mask_components, lowest_foreground_value
 from kasthuri_ray.metrics.instances import CellBlock, CellSums, label_cells
-from kasthuri_ray.metrics.objects import (
-    ObjectTable,
-    Pairs,
-    count_label_pairs,
-    match_objects,
-    merge_label_pairs,
-    tabulate_objects,
-)
+from kasthuri_ray.metrics.matching import LabelPairs, count_label_pairs, match_objects, merge_label_pairs
+from kasthuri_ray.metrics.objects import ObjectTable, tabulate_objects
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts, count_block_voxels
 from kasthuri_ray.volumes.volume import Volume
 
-MAX_BLOCK: Zyx = (64, 512, 512)  # voxels of a block along each axis
-MAX_BLOCK_VOXELS = 1 << 23  # of a block; it takes about 25 bytes each
-WINDOW = 1024  # the widest part of a section that is shown and scored by itself
-FOUND, MISSED, WRONG, TRUE_NEGATIVE = range(4)
+MAX_BLOCK: Zyx = (64, 512, 512)
+MAX_BLOCK_VOXELS = 1 << 23  # a block takes about 25 bytes a voxel
+MAX_WINDOW = 1024  # voxels along y and x of the part of a section that is scored and shown as one picture
+
+# Last axis of `window_counts`. COUNTED are all voxels that are not ignored.
+FOUND, MISSED, WRONG, COUNTED = range(4)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is held against what.
+    """The volumes to compare, and how.
 
-    box: what is compared, in voxels of the annotation. shift: to the prediction's voxels. instances: an annotation of
-    cells on the annotation's own voxels, None for none. objects: whether to match objects.
-    threshold_value, num_classes, ignore_label: how labels become classes, see `to_classes`.
+    Parameters
+    ----------
+    prediction : Volume
+        Probability of foreground, see `read_probability`.
+    annotation : Volume
+        Labels, see `read_classes`.
+    box : Box
+        What is compared, in voxels of the annotation.
+    shift : tuple of int
+        What to add to a voxel of the annotation to get that of the prediction, z, y, x.
+    threshold : float
+        A voxel is predicted as foreground from this probability.
+    threshold_value, num_classes, ignore_label
+        How labels become classes, see `to_classes`.
+    instances : Volume, optional
+        Ids of cells, on the voxels of the annotation.
+    has_objects : bool
+        Whether to match objects.
     """
 
     prediction: Volume
@@ -49,24 +61,24 @@ class Comparison:
     num_classes: int = 2
     ignore_label: int | None = None
     instances: Volume | None = None
-    objects: bool = False
+    has_objects: bool = False
 
     def read_probability(self, box: Box) -> np.ndarray:
-        """The probability of foreground: uint8 (255 is 1) or float, z,y,x. `box` in voxels of the annotation.
+        """Return the probability of foreground, z, y, x, as uint8 (255 is 1) or float.
 
-        Raises ValueError for floats that are no probabilities.
+        `box` is in voxels of the annotation. Raise a ValueError for floats that are no probabilities.
         """
-        there = box.shifted(self.shift)
-        voxels = self.prediction.read(there)
+        prediction_box = box.shifted(self.shift)
+        voxels = self.prediction.read(prediction_box)
         if voxels.dtype.kind == "f" and not (voxels.min() >= 0 and voxels.max() <= 1 + 1e-6):
             raise ValueError(
-                f"{self.prediction.uri} {there} holds {voxels.min():.4g} to {voxels.max():.4g}; probabilities are "
-                "floats from 0 to 1, or uint8, of which 255 is 1"
+                f"{self.prediction.uri} {prediction_box} holds {voxels.min():.4g} to {voxels.max():.4g}; expected "
+                "probabilities: floats from 0 to 1, or uint8 where 255 is 1"
             )
         return voxels * np.uint8(255) if voxels.dtype == bool else voxels
 
     def read_classes(self, box: Box) -> np.ndarray:
-        """0 background, 1 foreground of whatever class, IGNORE_LABEL: uint8, z,y,x."""
+        """Return 0 for background, 1 for foreground of any class, or IGNORE_LABEL; uint8, z, y, x."""
         classes = to_classes(
             self.annotation.read(box),
             threshold_value=self.threshold_value,
@@ -76,153 +88,203 @@ class Comparison:
         )
         return np.where(classes == IGNORE_LABEL, classes, classes > 0).astype(np.uint8)
 
-    def called(self, probability: np.ndarray) -> np.ndarray:
-        """Where the probability is at least the threshold: bool."""
-        least = lowest_foreground_value(self.threshold)
-        return probability >= (least if probability.dtype == np.uint8 else self.threshold)
+    def predict_foreground(self, probability: np.ndarray) -> np.ndarray:
+        """Return a mask of the voxels whose probability is at least the threshold."""
+        if probability.dtype == np.uint8:
+            return probability >= lowest_foreground_value(self.threshold)
+        return probability >= self.threshold
 
-    def windows(self) -> list[np.ndarray]:
-        """Where the parts of a section begin along y and x: equal ones of at most WINDOW voxels."""
-        edges = []
+    def window_starts(self) -> list[np.ndarray]:
+        """Return where windows start along y and x; they divide a section into equal parts of at most MAX_WINDOW."""
+        starts = []
         for axis in (1, 2):
             extent = self.box.shape[axis]
-            size = -(-extent // -(-extent // WINDOW))
-            edges.append(np.arange(0, extent, size) + self.box.start[axis])
-        return edges
+            size = ceil_div(extent, ceil_div(extent, MAX_WINDOW))
+            starts.append(np.arange(0, extent, size) + self.box.start[axis])
+        return starts
 
-    def blocks(self, block: Zyx | None = None) -> list[Box]:
-        """What the box is cut into, z slowest, on the prediction's chunks; `block` stands instead of the rule's."""
-        origin = [a - s for a, s in zip(self.prediction.chunk_origin, self.shift, strict=True)]
-        return list(self.box.cells(block or comparison_block_shape(self.prediction.chunk, self.box.shape), origin))
+    def blocks(self, block_shape: Zyx | None = None) -> list[Box]:
+        """Return the blocks of the box, z slowest, on the grid of the prediction's chunks.
+
+        Their default shape is `comparison_block_shape`.
+        """
+        origin = per_axis(operator.sub, self.prediction.chunk_origin, self.shift)
+        shape = block_shape or comparison_block_shape(self.prediction.chunk, self.box.shape)
+        return list(self.box.cells(shape, origin))
 
 
 def comparison_block_shape(chunk: Zyx, shape: Zyx) -> Zyx:
-    """Whole chunks, doubled along x, y and z in turn while they are few; part of a chunk where those are large."""
-    block = [min(c, most) for c, most in zip(chunk, MAX_BLOCK, strict=True)]
+    """Return the shape of blocks for a volume of this chunk and shape.
+
+    Small chunks are doubled along x, y and z in turn; large ones are cut.
+    """
+    block = list(per_axis(min, chunk, MAX_BLOCK))
     for axis in (2, 1, 0):
         while (
             2 * block[axis] <= MAX_BLOCK[axis] and 2 * np.prod(block) <= MAX_BLOCK_VOXELS and block[axis] < shape[axis]
         ):
             block[axis] *= 2
-    return tuple(block)  # type: ignore[return-value]
+    return per_axis(int, block)
 
 
 @dataclass(eq=False)
 class BlockResult:
-    """What a block comes to; all of it adds up.
+    """The result of one block. All of it adds up over blocks.
 
-    counts: at the threshold (classes 0 and 1), and by probability. parts: int64 [sections, windows y, windows x, 4],
-    voxels FOUND, MISSED, WRONG and KEPT (all that count). highest: the highest probability there, as stored.
+    Parameters
+    ----------
+    block : Box
+        In voxels of the annotation.
+    counts : VoxelCounts
+        Confusion of classes 0 and 1 at the threshold, and histogram by probability.
+    window_counts : numpy.ndarray of int64, shape (sections, windows y, windows x, 4)
+        Voxels FOUND, MISSED, WRONG and COUNTED.
+    max_probability : float
+        As stored: up to 255 for uint8.
+    true_components, predicted_components : Components, optional
+        Connected components of annotation and prediction.
+    pairs : LabelPairs, optional
+        Voxels that each true and each predicted component share.
+    cells : CellBlock, optional
+        Cells of the prediction, and the instances.
     """
 
-    own: Box
+    block: Box
     counts: VoxelCounts
-    parts: np.ndarray
-    highest: float
-    true: Components | None = None
-    predicted: Components | None = None
-    pairs: Pairs | None = None
+    window_counts: np.ndarray
+    max_probability: float
+    true_components: Components | None = None
+    predicted_components: Components | None = None
+    pairs: LabelPairs | None = None
     cells: CellBlock | None = None
 
 
-def compare_block(comparison: Comparison, own: Box) -> BlockResult:
-    """Read a block, with a shell of one voxel at its upper ends where something is to be joined, and count it."""
-    seen = own
-    if comparison.objects or comparison.instances is not None:
-        beyond = (1 if comparison.objects else 0, 1, 1)
-        stop = tuple(n + more for n, more in zip(own.stop, beyond, strict=True))
-        seen = Box(own.start, stop).intersect(comparison.box)  # type: ignore[arg-type]
-    probability = comparison.read_probability(seen)
-    classes = comparison.read_classes(seen if comparison.objects else own)
-    called, inside = comparison.called(probability), own.slices(own.start)
+def compare_block(comparison: Comparison, block: Box) -> BlockResult:
+    """Read and compare a block.
+
+    Where components are joined across blocks, it reads one voxel beyond the upper ends too.
+    """
+    read_box = block
+    if comparison.has_objects or comparison.instances is not None:
+        beyond = (1 if comparison.has_objects else 0, 1, 1)
+        read_box = Box(block.start, per_axis(operator.add, block.stop, beyond)).intersect(comparison.box)
+    probability = comparison.read_probability(read_box)
+    classes = comparison.read_classes(read_box if comparison.has_objects else block)
+    predicted, inside = comparison.predict_foreground(probability), block.slices(block.start)
     result = BlockResult(
-        own=own,
-        counts=count_block_voxels(probability[inside], called[inside], classes[inside]),
-        parts=count_windows(called[inside], classes[inside], own, comparison.windows()),
-        highest=float(probability[inside].max()),
+        block=block,
+        counts=count_block_voxels(probability[inside], predicted[inside], classes[inside]),
+        window_counts=count_windows(predicted[inside], classes[inside], block, comparison.window_starts()),
+        max_probability=float(probability[inside].max()),
     )
-    if comparison.objects:
-        result.true, true = label_mask_components(classes == 1, own)
-        result.predicted, predicted = label_mask_components(called & (classes != IGNORE_LABEL), own)
-        result.pairs = count_label_pairs(true[inside], predicted[inside])
+    if comparison.has_objects:
+        result.true_components, true_ids = label_mask_components(classes == 1, block)
+        result.predicted_components, predicted_ids = label_mask_components(predicted & (classes != IGNORE_LABEL), block)
+        result.pairs = count_label_pairs(true_ids[inside], predicted_ids[inside])
     if comparison.instances is not None:
-        instances = np.where(classes[inside] == IGNORE_LABEL, 0, comparison.instances.read(own))
-        result.cells = label_cells(~called[: own.shape[0]], instances, own)
+        instances = np.where(classes[inside] == IGNORE_LABEL, 0, comparison.instances.read(block))
+        result.cells = label_cells(~predicted[: block.shape[0]], instances, block)
     return result
 
 
-def count_windows(called: np.ndarray, classes: np.ndarray, own: Box, windows: list[np.ndarray]) -> np.ndarray:
-    """`BlockResult.parts`."""
-    kept, true = classes != IGNORE_LABEL, classes == 1
-    masks = [called & true, ~called & true, called & ~true & kept, kept]
-    rows, columns = (_inner(windows[axis - 1], own.start[axis], own.stop[axis])[1] for axis in (1, 2))
+def count_windows(
+    predicted: np.ndarray, classes: np.ndarray, block: Box, window_starts: list[np.ndarray]
+) -> np.ndarray:
+    """Return `BlockResult.window_counts`."""
+    counted, true = classes != IGNORE_LABEL, classes == 1
+    masks = [predicted & true, ~predicted & true, predicted & ~true & counted, counted]
+    rows, columns = (_split(starts, block, axis)[1] for axis, starts in zip((1, 2), window_starts, strict=True))
     by_row = (np.add.reduceat(mask, rows, axis=1, dtype=np.int64) for mask in masks)
     return np.stack([np.add.reduceat(sums, columns, axis=2) for sums in by_row], -1)
 
 
-def _inner(edges: np.ndarray, start: int, stop: int) -> tuple[int, np.ndarray]:
-    """The number of the first window that a range meets, and where the windows begin in it."""
-    first = int(np.searchsorted(edges, start, side="right")) - 1
-    return first, np.maximum(edges[first : np.searchsorted(edges, stop)], start) - start
+def _split(window_starts: np.ndarray, block: Box, axis: int) -> tuple[int, np.ndarray]:
+    """Return the first window that a block meets along an axis, and where the windows start inside the block."""
+    start, stop = block.start[axis], block.stop[axis]
+    first = int(np.searchsorted(window_starts, start, side="right")) - 1
+    return first, np.maximum(window_starts[first : np.searchsorted(window_starts, stop)], start) - start
 
 
 @dataclass(eq=False)
-class _Side:
-    """The objects of truth or of prediction, while blocks come in."""
+class _JoinedObjects:
+    """The objects of annotation or prediction, joined over the blocks so far."""
 
-    joiner: UnionFind = field(default_factory=UnionFind)
+    union_find: UnionFind = field(default_factory=UnionFind)
     stats: list[np.ndarray] = field(default_factory=list)
 
-    def add(self, block: Components) -> int:
-        self.stats.append(block.stats)
-        return self.joiner.add(block.borders)
+    def add(self, components: Components) -> int:
+        """Add a block's components and return the number of the first one."""
+        self.stats.append(components.stats)
+        return self.union_find.add(components.borders)
 
     def table(self) -> ObjectTable:
-        return tabulate_objects(np.concatenate(self.stats), self.joiner.roots())
+        return tabulate_objects(np.concatenate(self.stats), self.union_find.roots())
 
 
 @dataclass(eq=False)
 class ComparisonTotals:
-    """The sums of a comparison's blocks, which are added in their order.
+    """The sums over a comparison's blocks, which are added in their order.
 
-    parts: int64 [sections, windows y, windows x, 4], of the whole box.
+    Parameters
+    ----------
+    comparison : Comparison
+        What is compared.
+    counts : VoxelCounts
+        See `BlockResult`.
+    max_probability : float
+        See `BlockResult`.
+    cells : CellSums
+        Sums over the cells.
+
+    Attributes
+    ----------
+    window_counts : numpy.ndarray of int64, shape (sections, windows y, windows x, 4)
+        Voxels FOUND, MISSED, WRONG and COUNTED of the whole box.
     """
 
     comparison: Comparison
     counts: VoxelCounts = field(default_factory=VoxelCounts.zeros)
-    highest: float = 0.0
+    max_probability: float = 0.0
     cells: CellSums = field(default_factory=CellSums)
-    _sides: tuple[_Side, _Side] = field(default_factory=lambda: (_Side(), _Side()))
-    _pairs: list[Pairs] = field(default_factory=list)
+    _true_objects: _JoinedObjects = field(default_factory=_JoinedObjects)
+    _predicted_objects: _JoinedObjects = field(default_factory=_JoinedObjects)
+    _pairs: list[LabelPairs] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        sizes = (len(edges) for edges in self.comparison.windows())
-        self.parts = np.zeros((self.comparison.box.shape[0], *sizes, 4), np.int64)
+        self._window_starts = self.comparison.window_starts()
+        num_windows = (len(starts) for starts in self._window_starts)
+        self.window_counts = np.zeros((self.comparison.box.shape[0], *num_windows, 4), np.int64)
 
     def add(self, result: BlockResult) -> None:
-        own, box = result.own, self.comparison.box
+        """Add the result of the next block."""
         self.counts = self.counts + result.counts
-        self.highest = max(self.highest, result.highest)
-        row, column = (
-            _inner(edges, own.start[axis], own.stop[axis])[0]
-            for axis, edges in zip((1, 2), self.comparison.windows(), strict=True)
-        )
-        sections, rows, columns = result.parts.shape[:3]
-        z = own.start[0] - box.start[0]
-        self.parts[z : z + sections, row : row + rows, column : column + columns] += result.parts
-        if result.pairs is not None and result.true is not None and result.predicted is not None:
-            bases = [side.add(part) for side, part in zip(self._sides, (result.true, result.predicted), strict=True)]
-            true, predicted, voxels = result.pairs
-            self._pairs.append(
-                (true.astype(np.int64) + bases[0] - 1, predicted.astype(np.int64) + bases[1] - 1, voxels)
-            )
+        self.max_probability = max(self.max_probability, result.max_probability)
+        self._add_window_counts(result)
+        self._add_objects(result)
         if result.cells is not None:
             self.cells.add(result.cells)
 
-    def objects(self) -> dict[str, Any]:
-        """The objects matched; see `match_objects`."""
-        true, predicted = (side.table() for side in self._sides)
+    def _add_window_counts(self, result: BlockResult) -> None:
+        block = result.block
+        row, column = (_split(starts, block, axis)[0] for axis, starts in zip((1, 2), self._window_starts, strict=True))
+        sections, rows, columns = result.window_counts.shape[:3]
+        z = block.start[0] - self.comparison.box.start[0]
+        self.window_counts[z : z + sections, row : row + rows, column : column + columns] += result.window_counts
+
+    def _add_objects(self, result: BlockResult) -> None:
+        if result.pairs is None or result.true_components is None or result.predicted_components is None:
+            return
+        true_base = self._true_objects.add(result.true_components)
+        predicted_base = self._predicted_objects.add(result.predicted_components)
+        true, predicted, voxels = result.pairs  # components are numbered from 1 in a block, from 0 in all
+        self._pairs.append(
+            (true.astype(np.int64) + true_base - 1, predicted.astype(np.int64) + predicted_base - 1, voxels)
+        )
+
+    def match_objects(self) -> dict[str, Any]:
+        """Match true and predicted objects; see `metrics.matching.match_objects`."""
+        true, predicted = self._true_objects.table(), self._predicted_objects.table()
         if not self._pairs:
             return match_objects((np.zeros(0, int),) * 3, true.size_voxels, predicted.size_voxels)
-        ids = merge_label_pairs((true.id_of[one], predicted.id_of[other], voxels) for one, other, voxels in self._pairs)
-        return match_objects(ids, true.size_voxels, predicted.size_voxels)
+        pairs = merge_label_pairs((true.object_ids[t], predicted.object_ids[p], voxels) for t, p, voxels in self._pairs)
+        return match_objects(pairs, true.size_voxels, predicted.size_voxels)

@@ -1,4 +1,4 @@
-"""From a command line to a comparison that can begin: all is opened, held against each other and checked."""
+"""Opens and checks everything that a comparison needs, before any work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kasthuri_ray.config.settings import DEFAULT_THRESHOLD, EvaluateSettings
 from kasthuri_ray.evaluation.comparison import Comparison
 from kasthuri_ray.evaluation.provenance import (
     AnnotationRule,
-    annotation_rule,
+    find_annotation_rule,
     open_prediction,
     prediction_start,
     read_provenance,
@@ -21,129 +21,150 @@ from kasthuri_ray.volumes.alignment import VoxelGrid, overlap_box, voxel_shift
 from kasthuri_ray.volumes.opening import VolumeOpener
 from kasthuri_ray.volumes.volume import Volume
 
+AddNote = Callable[[str], None]
+
 
 @dataclass(frozen=True)
 class ComparisonInputs:
-    """A comparison, and what its page shows beside it.
+    """A comparison, and what its page shows with it.
 
-    record: the prediction's provenance, empty for another tool's. image: None where nobody can say which it is.
-    image_shift: from the annotation's voxels to the image's.
+    Parameters
+    ----------
+    comparison : Comparison
+        What is compared.
+    rule : AnnotationRule
+        What the annotation's labels mean.
+    provenance : mapping
+        The prediction's provenance; empty for another tool's prediction.
+    image : Volume, optional
+        The image that was segmented, if known.
+    image_shift : tuple of int
+        What to add to a voxel of the annotation to get that of the image, z, y, x.
+    notes : tuple of str
+        Notes for the user.
     """
 
     comparison: Comparison
-    truth: AnnotationRule
-    record: Mapping[str, Any]
+    rule: AnnotationRule
+    provenance: Mapping[str, Any]
     image: Volume | None
     image_shift: Zyx
     notes: tuple[str, ...]
 
 
-def prepare_comparison(options: EvaluateSettings) -> ComparisonInputs:
-    """Open and check everything. Raises ValueError, FileNotFoundError, PermissionError or SourceError in words."""
+def prepare_comparison(settings: EvaluateSettings) -> ComparisonInputs:
+    """Open and check everything.
+
+    Raise ValueError, FileNotFoundError, PermissionError or VolumeError, with what was wrong.
+    """
     notes: list[str] = []
-    _check_threshold(options.threshold)
-    opener = VolumeOpener(options.boss, options.cache, options.cache_size)
-    record = read_provenance(options.prediction)
-    classes = int(record.get("network", {}).get("classes", 2))
-    prediction = open_prediction(options.prediction, opener, classes)
-    truth = annotation_rule(options.task, options.prediction, record)
-    annotation = opener.open(options.annotation)
-    _check_annotation(annotation, truth)
-    start = prediction_start(record, prediction)
-    own, grid = VoxelGrid.of(prediction, start), VoxelGrid.of(annotation)
-    shift = voxel_shift(grid, own)
-    box = _box(options.box, grid, overlap_box(grid, own, shift), notes.append)
-    _note_sizes(own, grid, notes.append)
-    if words := unfinished_warning(options.prediction):
-        notes.append(words)
-    threshold = options.threshold if options.threshold is not None else record.get("threshold", DEFAULT_THRESHOLD)
+    _check_threshold(settings.threshold)
+    opener = VolumeOpener(settings.boss, settings.cache, settings.cache_size)
+    provenance = read_provenance(settings.prediction)
+    num_classes = int(provenance.get("network", {}).get("classes", 2))
+    prediction = open_prediction(settings.prediction, opener, num_classes)
+    rule = find_annotation_rule(settings.task, settings.prediction, provenance)
+    annotation = opener.open(settings.annotation)
+    _check_annotation(annotation, rule)
+    prediction_grid = VoxelGrid.of(prediction, prediction_start(provenance, prediction))
+    annotation_grid = VoxelGrid.of(annotation)
+    shift = voxel_shift(annotation_grid, prediction_grid)
+    overlap = overlap_box(annotation_grid, prediction_grid, shift)
+    box = _choose_box(settings.box, annotation_grid, overlap, notes.append)
+    _note_unknown_sizes(prediction_grid, annotation_grid, notes.append)
+    if warning := unfinished_warning(settings.prediction):
+        notes.append(warning)
+    threshold = settings.threshold
     comparison = Comparison(
         prediction=prediction,
         annotation=annotation,
         box=box,
         shift=shift,
-        threshold=float(threshold),
-        threshold_value=truth.threshold_value,
-        num_classes=classes,
-        ignore_label=truth.ignore_label,
-        instances=_open_instances(options, opener, annotation, truth),
-        objects=truth.task_type != "membrane",
+        threshold=float(provenance.get("threshold", DEFAULT_THRESHOLD) if threshold is None else threshold),
+        threshold_value=rule.threshold_value,
+        num_classes=num_classes,
+        ignore_label=rule.ignore_label,
+        instances=_open_instances(settings, opener, annotation, rule),
+        has_objects=rule.task_type != "membrane",
     )
-    image, image_shift = _open_image(record, truth, annotation, opener, notes.append)
-    return ComparisonInputs(comparison, truth, record, image, image_shift, tuple(notes))
+    image, image_shift = _open_image(provenance, rule, annotation, opener, notes.append)
+    return ComparisonInputs(comparison, rule, provenance, image, image_shift, tuple(notes))
 
 
 def _check_threshold(threshold: float | None) -> None:
     if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"--threshold {threshold} is no probability; it lies between 0 and 1")
+        raise ValueError(f"--threshold {threshold} is not a probability; expected a number from 0 to 1")
 
 
-def _check_annotation(annotation: Volume, truth: AnnotationRule) -> None:
-    if annotation.dtype.kind not in "bui" and truth.threshold_value is None:
+def _check_annotation(annotation: Volume, rule: AnnotationRule) -> None:
+    if annotation.dtype.kind not in "bui" and rule.threshold_value is None:
         raise ValueError(
-            f"{annotation.uri} holds {annotation.dtype}; an annotation holds integers, or the task {truth.name} sets "
+            f"{annotation.uri} holds {annotation.dtype}; an annotation holds integers, or the task {rule.name} sets "
             "`threshold` to true, to take the voxels above its `threshold_value`"
         )
 
 
-def _box(text: str | None, grid: VoxelGrid, shared: Box, say: Callable[[str], None]) -> Box:
-    """What is compared: of the overlap what `--box` asks for."""
+def _choose_box(text: str | None, annotation: VoxelGrid, overlap: Box, add_note: AddNote) -> Box:
+    """Return the overlap of prediction and annotation, cut to `--box`."""
     if text is None:
-        return shared
-    asked = parse_box(text, grid.bounds)
-    box = asked.intersect(shared)
+        return overlap
+    requested = parse_box(text, annotation.bounds)
+    box = requested.intersect(overlap)
     if box.num_voxels == 0:
-        raise ValueError(f"--box {asked} is not where the prediction lies: the two overlap in {shared} (z,y,x)")
-    if box != asked:
-        say(f"Of the box {asked} the prediction holds {box}, and that is what is compared.")
+        raise ValueError(
+            f"--box {requested} is outside the prediction: prediction and annotation overlap in {overlap} (z,y,x)"
+        )
+    if box != requested:
+        add_note(f"The prediction covers only {box} of the box {requested}: only that part is compared.")
     return box
 
 
-def _note_sizes(prediction: VoxelGrid, annotation: VoxelGrid, say: Callable[[str], None]) -> None:
+def _note_unknown_sizes(prediction: VoxelGrid, annotation: VoxelGrid, add_note: AddNote) -> None:
     unknown = [grid.name for grid in (prediction, annotation) if grid.size_nm is None]
     if len(unknown) == 2:
-        say(f"Neither {unknown[0]} nor {unknown[1]} says how large its voxels are: they are compared by their index.")
+        add_note(f"Neither {unknown[0]} nor {unknown[1]} states its voxel size: voxels are compared by their index.")
     elif unknown:
-        say(f"{unknown[0]} does not say how large its voxels are: they are taken to be as large as the other's.")
+        add_note(f"{unknown[0]} does not state its voxel size: it is taken to be that of the other volume.")
 
 
 def _open_instances(
-    options: EvaluateSettings, opener: VolumeOpener, annotation: Volume, truth: AnnotationRule
+    settings: EvaluateSettings, opener: VolumeOpener, annotation: Volume, rule: AnnotationRule
 ) -> Volume | None:
-    if options.instances is None:
+    if settings.instances is None:
         return None
-    if truth.task_type != "membrane":
+    if rule.task_type != "membrane":
         raise ValueError(
-            f"--instances are the cells that membranes enclose; the task {truth.name} is {truth.task_type}"
+            "--instances are the cells that membranes enclose and need a membrane task; "
+            f"the task {rule.name} is {rule.task_type}"
         )
-    instances = opener.open(options.instances)
+    instances = opener.open(settings.instances)
     if instances.bounds != annotation.bounds:
         raise ValueError(
             f"instances and annotation have different shapes: {instances.uri} is {instances.bounds}, "
             f"{annotation.uri} is {annotation.bounds} (z,y,x)"
         )
-    voxel_shift(VoxelGrid.of(instances), VoxelGrid.of(annotation))
+    voxel_shift(VoxelGrid.of(instances), VoxelGrid.of(annotation))  # raises if the voxel sizes differ
     if instances.dtype.kind not in "ui":
         raise ValueError(f"{instances.uri} holds {instances.dtype}; instances are integers, one for each cell")
     return instances
 
 
 def _open_image(
-    record: Mapping[str, Any],
-    truth: AnnotationRule,
+    provenance: Mapping[str, Any],
+    rule: AnnotationRule,
     annotation: Volume,
     opener: VolumeOpener,
-    say: Callable[[str], None],
+    add_note: AddNote,
 ) -> tuple[Volume | None, Zyx]:
-    """The image that was segmented, to be shown: the provenance's, else that of the task's own annotation."""
-    uri = record.get("image")
-    if uri is None and annotation.uri == truth.annotation:
-        uri = truth.image
+    """Return the image to show, and its shift: that of the provenance, else that of the task's own annotation."""
+    uri = provenance.get("image")
+    if uri is None and annotation.uri == rule.annotation:
+        uri = rule.image
     if uri is None:
         return None, (0, 0, 0)
     try:
         image = opener.open(uri)
         return image, voxel_shift(VoxelGrid.of(annotation), VoxelGrid.of(image))
     except (OSError, ValueError) as error:
-        say(f"The image is not shown: {error}")
+        add_note(f"The image is not shown: {error}")
         return None, (0, 0, 0)

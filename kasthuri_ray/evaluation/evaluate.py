@@ -1,7 +1,7 @@
-"""Ray around an evaluation: a prediction against its annotation, block by block, and what is left for a person.
+"""Evaluate a prediction against its annotation with Ray, block by block.
 
-`compare_block` counts a block on any machine; the sums are taken here, in the order of the blocks, and no more than a
-few blocks are on their way at once.
+`compare_block` runs as a Ray task on any node. This process adds up the results in the order of the blocks, with only a
+few blocks in flight.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from kasthuri_ray.errors import WorkFailed
 from kasthuri_ray.evaluation.comparison import BlockResult, Comparison, ComparisonTotals, compare_block
 from kasthuri_ray.evaluation.comparison_inputs import prepare_comparison
 from kasthuri_ray.evaluation.evaluation_report import (
-    evaluation_figures,
+    evaluation_metrics,
     evaluation_notes,
     evaluation_summary,
     write_evaluation_report,
 )
-from kasthuri_ray.evaluation.provenance import group_path, output_group_path
+from kasthuri_ray.evaluation.provenance import output_group_path, storage_path
 from kasthuri_ray.geometry import Box, Zyx
 from kasthuri_ray.progress import Reporter, format_duration
 from kasthuri_ray.ray_cluster.connection import connect_ray
@@ -32,80 +32,100 @@ from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.storage.uris import is_inside
 
 BLOCK_CPUS = 0.5  # logical: while one block is read, another is counted
-RETRIES = 5  # of a block whose worker died, or whose source failed
+MAX_RETRIES = 5  # of a block whose worker died, or whose volume could not be read
 
 
-def evaluate(options: EvaluateSettings, block: Zyx | None = None) -> dict[str, Any]:
-    """Evaluate as the options say; gives what evaluation.json holds.
+def evaluate(settings: EvaluateSettings, block_shape: Zyx | None = None) -> dict[str, Any]:
+    """Compare a prediction with an annotation, and write the result and its page.
 
-    block: z, y, x, instead of the rule's; changes no figure. Raises ValueError and other errors in words before
-    anything is written, and WorkFailed once the work has begun.
+    Parameters
+    ----------
+    settings : EvaluateSettings
+        What to compare, and where to write the result.
+    block_shape : tuple of int, optional
+        Shape of the blocks, z, y, x. The result does not depend on it.
+
+    Returns
+    -------
+    dict
+        Content of evaluation.json.
+
+    Raises
+    ------
+    ValueError
+        For bad input, before anything is written. Files that cannot be opened raise FileNotFoundError,
+        PermissionError or VolumeError.
+    WorkFailed
+        If the work fails after it has started.
     """
-    prepared = prepare_comparison(options)
-    out = default_out(options)
-    cluster = connect_ray(options.verbose)
+    inputs = prepare_comparison(settings)
+    out = default_out(settings)
+    cluster = connect_ray(settings.verbose)
     storage = open_storage(resolve_output_path(out, cluster, "--out"))
     check_writable_path(storage.path, "--out")
     reporter = Reporter()
-    reporter.line(storage.path)  # the first line, for scripts
-    for note in prepared.notes:
-        reporter.line(note)
-    require_resources(ResourceDemand(1, BLOCK_CPUS, noun="task"), options.wait_for_resources, reporter.line)
-    totals = ComparisonTotals(prepared.comparison)
+    reporter.print_line(storage.path)  # the first line, for scripts
+    for note in inputs.notes:
+        reporter.print_line(note)
+    require_resources(ResourceDemand(1, BLOCK_CPUS), settings.wait_for_resources, reporter.print_line)
+    totals = ComparisonTotals(inputs.comparison)
     try:
-        for counted in compare_blocks(prepared.comparison, prepared.comparison.blocks(block), reporter):
-            totals.add(counted)
+        for block_result in compare_blocks(inputs.comparison, inputs.comparison.blocks(block_shape), reporter):
+            totals.add(block_result)
     finally:
         reporter.end()
-    result = evaluation_figures(prepared, totals)
-    write_evaluation_report(storage, prepared, totals, result, options)
-    for note in evaluation_notes(prepared, totals, result)[len(prepared.notes) :]:
-        reporter.line(note)
-    reporter.line(evaluation_summary(result))
-    reporter.line(storage.path)
+    result = evaluation_metrics(inputs, totals)
+    write_evaluation_report(storage, inputs, totals, result, settings)
+    for note in evaluation_notes(inputs, totals, result)[len(inputs.notes) :]:
+        reporter.print_line(note)
+    reporter.print_line(evaluation_summary(result))
+    reporter.print_line(storage.path)
     return result
 
 
-def default_out(options: EvaluateSettings) -> str:
-    """`--out`, else beside the prediction. ValueError where there is no beside, and for a place in the prediction."""
-    path, group = group_path(options.prediction), output_group_path(options.prediction)
-    if options.out is not None:
-        out = open_storage(options.out).path
+def default_out(settings: EvaluateSettings) -> str:
+    """Return `--out`, else a folder next to the prediction.
+
+    Raise a ValueError for a folder inside the prediction, and if a prediction without `--out` is not on a disk or S3.
+    """
+    path, group = storage_path(settings.prediction), output_group_path(settings.prediction)
+    if settings.out is not None:
+        out = open_storage(settings.out).path
         if group is not None and is_inside(out, open_storage(group).path):
-            raise ValueError(f"--out {options.out} lies in the prediction, {group}; give a place beside it")
-        return options.out
+            raise ValueError(f"--out {settings.out} is inside the prediction {group}; give a folder outside of it")
+        return settings.out
     if path is None or group is None:
-        raise ValueError(f"there is no place beside {options.prediction} to leave an evaluation: give --out")
-    level = path.removeprefix(group).replace("/", ".")  # of an array of the group that was named
+        raise ValueError(f"there is no folder next to {settings.prediction} to write an evaluation to: give --out")
+    level = path.removeprefix(group).replace("/", ".")  # of an array in the group
     return f"{group}{level}.evaluation"
 
 
 def compare_blocks(comparison: Comparison, blocks: list[Box], reporter: Reporter) -> Iterator[BlockResult]:
-    """The results of all blocks in their order, counted by Ray's workers, a few ahead of what is asked for."""
+    """Yield the results of the blocks in their order; Ray tasks compute a few of them ahead."""
     import ray
 
-    began = time.monotonic()
-    shared = ray.put(comparison)
-    as_task: Any = ray.remote(num_cpus=BLOCK_CPUS, max_retries=RETRIES, retry_exceptions=[OSError])  # type: ignore
-    count = as_task(compare_block)
-    ahead = 2 * max(1, int(ray.cluster_resources().get("CPU", 1) / BLOCK_CPUS))
-    waiting, left = deque[Any](), iter(blocks)
+    started_at = time.monotonic()
+    comparison_ref = ray.put(comparison)
+    task: Any = ray.remote(compare_block)
+    task = task.options(num_cpus=BLOCK_CPUS, max_retries=MAX_RETRIES, retry_exceptions=[OSError])
+    max_in_flight = 2 * max(1, int(ray.cluster_resources().get("CPU", 1) / BLOCK_CPUS))
+    in_flight, todo = deque[Any](), iter(blocks)
     for done in range(len(blocks)):
-        while len(waiting) < ahead and (own := next(left, None)) is not None:
-            waiting.append((own, count.remote(shared, own)))
-        own, reference = waiting.popleft()
+        while len(in_flight) < max_in_flight and (block := next(todo, None)) is not None:
+            in_flight.append((block, task.remote(comparison_ref, block)))
+        block, reference = in_flight.popleft()
         try:
             yield ray.get(reference)
         except Exception as error:
-            for _, other in waiting:
+            for _, other in in_flight:
                 ray.cancel(other, force=True)
-            raise _as_input_error(error, own) from error
-        left_s = (time.monotonic() - began) / (done + 1) * (len(blocks) - done - 1)
-        reporter.live(f"block {done + 1}/{len(blocks)}  {format_duration(left_s)} left")
+            raise _to_input_error(error, block) from error
+        seconds_left = (time.monotonic() - started_at) / (done + 1) * (len(blocks) - done - 1)
+        reporter.show_live(f"block {done + 1}/{len(blocks)}  {format_duration(seconds_left)} left")
 
 
-def _as_input_error(error: Exception, own: Box) -> Exception:
-    """A label that is no class, or a probability that is none, is bad input; all else is work that failed."""
+def _to_input_error(error: Exception, block: Box) -> Exception:
+    """Return a ValueError for bad input, such as a label that is no class, and WorkFailed for any other error."""
     if isinstance(user_error(error), ValueError):
         return ValueError(root_cause(error))
-    return WorkFailed(f"the block {own} could not be compared: {root_cause(error)}")
+    return WorkFailed(f"the block {block} could not be compared: {root_cause(error)}")

@@ -1,4 +1,4 @@
-"""What a prediction says of itself: its task, its threshold, where it lies, how far it got."""
+"""What a prediction records about itself: its task, threshold and position, and whether it is finished."""
 
 from __future__ import annotations
 
@@ -22,7 +22,21 @@ from kasthuri_ray.volumes.volume import Volume
 
 @dataclass(frozen=True)
 class AnnotationRule:
-    """What of a task says what an annotation's labels mean, and what is looked for."""
+    """The part of a task that says what the labels of an annotation mean.
+
+    Parameters
+    ----------
+    name : str
+        Name of the task.
+    task_type : str
+        `membrane`, `synapse` or another; "" if unknown.
+    threshold_value : float, optional
+        Voxels above it are foreground; None for labels that are classes.
+    ignore_label : int, optional
+        Label of voxels that are not counted.
+    image, annotation : str, optional
+        URIs of the task's own volumes.
+    """
 
     name: str
     task_type: str
@@ -43,42 +57,12 @@ class AnnotationRule:
         )
 
 
-def read_provenance(uri: str) -> dict[str, Any]:
-    """The provenance that a segmentation of ours left in its group; empty for anything else."""
-    return _find_provenance(uri)[1]
-
-
-def output_group_path(uri: str) -> str | None:
-    """The path of the group where one of its arrays is named, else that of the prediction; None as `group_path`."""
-    return _find_provenance(uri)[0]
-
-
-def _find_provenance(uri: str) -> tuple[str | None, dict[str, Any]]:
-    path = group_path(uri)
-    if path is None:
-        return None, {}
-    for place in (path, path.rpartition("/")[0]):  # of the group, or of one of its arrays
-        try:
-            document = json.loads(open_storage(place).read_bytes("zarr.json"))
-            return place, dict(document["attributes"]["kasthuri_ray"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return path, {}
-
-
-def group_path(uri: str) -> str | None:
-    """The path or s3:// of a URI that is no more than that; None for other kinds."""
-    path = re.sub(r"#mip=\d+$", "", uri).rstrip("/")
-    plain = "|" not in path and (path.startswith(("s3://", "file://")) or "://" not in path)
-    return path if plain and path else None
-
-
-def annotation_rule(task: str | None, prediction: str, record: Mapping[str, Any]) -> AnnotationRule:
-    """The task that was named, else the one of the provenance. ValueError where there is neither."""
+def find_annotation_rule(task: str | None, prediction: str, provenance: Mapping[str, Any]) -> AnnotationRule:
+    """Return the rule of the task `task`, else of the provenance's task. Raise a ValueError if neither exists."""
     if task is not None:
         return AnnotationRule.of(resolve_settings(task, None).task.model_dump())
-    known = record.get("task")
-    if known is None:
+    recorded = provenance.get("task")
+    if recorded is None:
         raise ValueError(
             f"{prediction} does not say which task it was made for: give --task, one of "
             f"{', '.join(builtin_tasks())} or a task file"
@@ -87,12 +71,45 @@ def annotation_rule(task: str | None, prediction: str, record: Mapping[str, Any]
         name: TaskSettings.model_fields[name].default
         for name in ("name", "threshold", "threshold_value", "ignore_label")
     }
-    return AnnotationRule.of({**defaults, "task_type": "", **known})
+    return AnnotationRule.of({**defaults, "task_type": "", **recorded})
+
+
+def read_provenance(uri: str) -> dict[str, Any]:
+    """Return the provenance that jobs/segment.py left in its output; empty for any other volume."""
+    return _find_provenance(uri)[1]
+
+
+def output_group_path(uri: str) -> str | None:
+    """Return the path of an output's group, also for the URI of one of its arrays.
+
+    Return the `storage_path` of any other URI.
+    """
+    return _find_provenance(uri)[0]
+
+
+def _find_provenance(uri: str) -> tuple[str | None, dict[str, Any]]:
+    path = storage_path(uri)
+    if path is None:
+        return None, {}
+    for group in (path, path.rpartition("/")[0]):  # the URI is that of the group, or of one of its arrays
+        try:
+            document = json.loads(open_storage(group).read_bytes("zarr.json"))
+            return group, dict(document["attributes"]["kasthuri_ray"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return path, {}
+
+
+def storage_path(uri: str) -> str | None:
+    """Return the local path or s3:// path that a URI names; None for a URI of another kind."""
+    path = re.sub(r"#mip=\d+$", "", uri).rstrip("/")
+    is_path = "|" not in path and (path.startswith(("s3://", "file://")) or "://" not in path)
+    return path if is_path and path else None
 
 
 @dataclass(kw_only=True)
 class ForegroundVolume(Volume):
-    """The foreground of an output with several classes: their probabilities added up, at most 255."""
+    """The foreground of an output with several classes: the sum of their probabilities, at most 255."""
 
     output: OmeZarrOutput
 
@@ -101,55 +118,56 @@ class ForegroundVolume(Volume):
         return np.minimum(total, 255).astype(np.uint8)
 
 
-def open_prediction(uri: str, opener: VolumeOpener, classes: int) -> Volume:
-    """The probability of foreground as a volume of uint8, floats or bools. ValueError for other types."""
-    path = group_path(uri)
-    if classes > 2 and path is not None:
-        return _open_classes(path)
+def open_prediction(uri: str, opener: VolumeOpener, num_classes: int) -> Volume:
+    """Return the probability of foreground as a volume of uint8, float or bool. Raise a ValueError for other types."""
+    path = storage_path(uri)
+    if num_classes > 2 and path is not None:
+        return _open_foreground(path)
     volume = opener.open(uri)
     if volume.dtype not in (np.uint8, bool) and volume.dtype.kind != "f":
         raise ValueError(
-            f"{volume.uri} holds {volume.dtype}; a prediction is probabilities, uint8 (255 is 1) or floats from 0 to "
-            "1, or a mask of bools"
+            f"{volume.uri} holds {volume.dtype}; a prediction holds probabilities (uint8 where 255 is 1, or floats "
+            "from 0 to 1) or is a mask of bools"
         )
     return volume
 
 
-def _open_classes(path: str) -> Volume:
+def _open_foreground(path: str) -> ForegroundVolume:
     output = OmeZarrOutput.open(path)
     level = output.spec.levels[0]
-    known = output.spec.nanometers
+    has_size = output.spec.nanometers
     return ForegroundVolume(
         uri=output.path,
         bounds=level.box,
         dtype=np.dtype(np.uint8),
-        voxel_size_nm=level.scale if known else None,
+        voxel_size_nm=level.scale if has_size else None,
         chunk=output.spec.layout.chunk,
         chunk_origin=(0, 0, 0),
         output=output,
-        translation_nm=level.translation if known else (0.0, 0.0, 0.0),
+        translation_nm=level.translation if has_size else (0.0, 0.0, 0.0),
     )
 
 
-def prediction_start(record: Mapping[str, Any], prediction: Volume) -> Zyx | None:
-    """Where a prediction of ours begins in its image, which an OME-Zarr without a unit cannot say.
+def prediction_start(provenance: Mapping[str, Any], prediction: Volume) -> Zyx | None:
+    """Return the image voxel of the first voxel of a segmentation, which an OME-Zarr without a unit cannot store.
 
-    Raises ValueError for a coarser level of one: nobody knows its voxels from those of the annotation.
+    None if the volume has a voxel size, or no such provenance. Raise a ValueError for a coarser level of the output:
+    its voxel size is unknown, so its voxels cannot be found in the annotation.
     """
-    if prediction.voxel_size_nm is not None or not re.fullmatch(r"[-\d:,]+", str(record.get("box", ""))):
+    if prediction.voxel_size_nm is not None or not re.fullmatch(r"[-\d:,]+", str(provenance.get("box", ""))):
         return None
-    starts, stops = zip(*(map(int, part.split(":")) for part in record["box"].split(",")), strict=True)
-    box = Box(starts, stops)  # type: ignore[arg-type]
+    starts, stops = zip(*(map(int, part.split(":")) for part in provenance["box"].split(",")), strict=True)
+    box = Box(starts, stops)
     if box.shape != prediction.bounds.shape:
         raise ValueError(
-            f"{prediction.uri} has {prediction.bounds.shape} voxels (z,y,x) and was made of {box.shape}: how large "
-            "they are is not known, so a coarser level cannot be compared; give the whole group, or its s0"
+            f"{prediction.uri} has {prediction.bounds.shape} voxels (z,y,x) but was segmented from {box.shape}; its "
+            "voxel size is unknown, so a coarser level cannot be compared; give the whole group, or its s0"
         )
     return box.start
 
 
 def unfinished_warning(uri: str) -> str:
-    """What to tell of a segmentation that is not done and holds zeros where blocks are missing; empty for any other."""
+    """Return a warning for an unfinished segmentation, whose missing blocks are zeros; "" for any other volume."""
     path = output_group_path(uri)
     if path is None:
         return ""
@@ -162,6 +180,6 @@ def unfinished_warning(uri: str) -> str:
     if state == "done":
         return ""
     return (
-        f"The segmentation is not finished ({state}: {done} of {format_count(blocks, 'block')}). What is missing counts as "
-        "background here; run it to its end first, or give --box of a part that is done."
+        f"The segmentation is not finished ({state}: {done} of {format_count(blocks, 'block')}). Missing blocks count "
+        "as background; finish it first, or give --box of a part that is done."
     )

@@ -1,30 +1,70 @@
-"""What changes a voxel's arithmetic, decided once for a whole job: `decide`. Needs torch and numpy alone.
+"""How a network is run: `InferenceSettings`, chosen once for a whole job by `choose_inference_settings`.
 
-A rule from the network, the settings and the kind of machine, never a stopwatch: every actor, and every run that goes
-on, computes the same bytes.
+The settings decide how voxels are rounded. They follow from the network, the job and the kind of machine, never from a
+stopwatch, so that every actor and every resumed run computes the same bytes.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from torch import nn
 
-from kasthuri_ray.geometry import Zyx
+from kasthuri_ray.geometry import Zyx, per_axis
 from kasthuri_ray.hardware import Machine, choose_actor_threads, count_parameters, should_compile_inference
-from kasthuri_ray.inference.memory import InferenceSettings, _max_voxels
+from kasthuri_ray.inference.activations import OVERHEAD, measure_activations
 from kasthuri_ray.inference.tiling import check_tile_shape, choose_tile_shape
 from kasthuri_ray.models.receptive_field import ReceptiveField
+
+# Voxels of a batch of tiles. Larger tiles would compute hardly fewer voxels twice. In 3D margins are a larger part.
+MAX_VOXELS = {"cpu": {2: 5_000_000, 3: 16_000_000}, "cuda": {2: 16_000_000, 3: 32_000_000}}
+MAX_ELEMENTS = 2**31 - 1  # of one tensor: above this, libraries switch to slower kernels or fail
+MEMORY_SHARE = {"cpu": 0.4, "cuda": 0.7}  # for activations, of an actor's part of the machine
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How a network is run. `dataclasses.asdict` of it is JSON.
+
+    Parameters
+    ----------
+    device : str
+        `cpu` or `cuda`.
+    precision : str
+        `float32` or `bf16`.
+    compile : bool
+        Whether the network is compiled.
+    threads : int
+        Of an actor, on the CPU.
+    tile : tuple of int
+        Largest tile that the network gets, margins included, z, y, x. Blocks that need less get smaller ones.
+    batch : int
+        Number of tiles at once.
+    tta : bool
+        Test-time augmentation: whether probabilities are the mean over flips and transpositions.
+    """
+
+    device: str
+    precision: str
+    compile: bool
+    threads: int
+    tile: Zyx
+    batch: int
+    tta: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tile", tuple(int(n) for n in self.tile))  # JSON has lists
 
 
 def choose_inference_settings(
     network: nn.Module,
     dim: int,
-    reach: ReceptiveField,
+    receptive_field: ReceptiveField,
     machine: Machine,
     *,
     block: Zyx,
-    voxels: int,
+    num_voxels: int,
     phase: Zyx = (0, 0, 0),
     halo: Zyx | None = None,
     precision: str = "auto",
@@ -32,31 +72,66 @@ def choose_inference_settings(
     tile: Zyx | None = None,
     batch: int | None = None,
     tta: bool = False,
-    share: float = 1.0,
+    gpu_share: float = 1.0,
 ) -> InferenceSettings:
-    """How to run the network on machines of this kind.
+    """Choose how to run a network on machines of one kind.
 
-    block: the shape of a whole block; phase: where it begins in the pooling grid (`tiling.phase_of`). voxels: how many
-    the job computes. halo: where it is smaller than the reach, as `Predictor` takes it. precision, compile, tile,
-    batch: of the user, auto or None for the rule. share: of a card that an actor has. Raises ValueError for a tile
-    that the network cannot work with.
+    Parameters
+    ----------
+    network : torch.nn.Module
+        The network.
+    dim : int
+        2 or 3.
+    receptive_field : ReceptiveField
+        Of the network.
+    machine : Machine
+        The kind of machine.
+    block : tuple of int
+        Shape of a whole block, z, y, x.
+    num_voxels : int
+        Voxels of the whole job.
+    phase : tuple of int
+        Position of the first voxel of blocks in a cell of the pooling grid, as `pooling_phase` returns it.
+    halo : tuple of int, optional
+        As for `Predictor`: context around blocks that is smaller than the margin of the receptive field.
+    precision, compile : str
+        Settings of the user; `auto` to choose.
+    tile : tuple of int, optional
+        Setting of the user, z, y, x.
+    batch : int, optional
+        Setting of the user.
+    tta : bool
+        Whether to use test-time augmentation.
+    gpu_share : float
+        Share of a GPU that an actor has.
+
+    Returns
+    -------
+    InferenceSettings
+        The same for the same arguments.
+
+    Raises
+    ------
+    ValueError
+        If the network cannot take the tile of the user.
     """
-    reach = reach.turned() if tta else reach
-    margin = tile_margin(reach, halo)
+    receptive_field = receptive_field.widened_for_tta() if tta else receptive_field
+    margin = tile_margin(receptive_field, halo)
     if precision == "auto":
         precision = "bf16" if machine.bf16 else "float32"
     threads = choose_actor_threads(machine.cpus) if machine.device == "cpu" else 1
-    most = _max_voxels(network, dim, precision, machine, threads, share)
+    max_voxels = _max_voxels_at_once(network, dim, precision, machine, threads, gpu_share)
     if tile is None:
-        chosen = choose_tile_shape(block, margin, reach.factors, most, dim, phase)
+        chosen = choose_tile_shape(block, margin, receptive_field.factors, max_voxels, dim, phase)
     else:
-        chosen = check_tile_shape(tile, margin, reach.factors, dim)
+        chosen = check_tile_shape(tile, margin, receptive_field.factors, dim)
     if batch is None:
-        batch = max(1, min(most // math.prod(chosen), block[0])) if machine.device == "cuda" and dim == 2 else 1
+        fits_batch = machine.device == "cuda" and dim == 2
+        batch = max(1, min(max_voxels // math.prod(chosen), block[0])) if fits_batch else 1
     return InferenceSettings(
         device=machine.device,
         precision=precision,
-        compile=should_compile_inference(compile, machine, voxels * count_parameters(network) * (8 if tta else 1)),
+        compile=should_compile_inference(compile, machine, num_voxels * count_parameters(network) * (8 if tta else 1)),
         threads=threads,
         tile=chosen,
         batch=batch,
@@ -64,6 +139,20 @@ def choose_inference_settings(
     )
 
 
-def tile_margin(reach: ReceptiveField, halo: Zyx | None) -> Zyx:
-    """The margin of tiles: as far as the network sees, or no farther than a halo that was asked for."""
-    return reach.margin if halo is None else tuple(map(min, reach.margin, halo))  # type: ignore[return-value]
+def tile_margin(receptive_field: ReceptiveField, halo: Zyx | None) -> Zyx:
+    """Return the margin of tiles: that of the receptive field, or the halo where it is smaller."""
+    return receptive_field.margin if halo is None else per_axis(min, receptive_field.margin, halo)
+
+
+def _max_voxels_at_once(
+    network: nn.Module, dim: int, precision: str, machine: Machine, threads: int, gpu_share: float
+) -> int:
+    """Return how many voxels may go through the network at once."""
+    live_bytes, elements = measure_activations(network, precision, dim)
+    actors = max(1, machine.cpus // threads) if machine.device == "cpu" else 1 / gpu_share
+    memory_bytes = machine.memory_bytes * MEMORY_SHARE[machine.device] / actors
+    return min(
+        MAX_VOXELS[machine.device][dim],
+        int(MAX_ELEMENTS / elements),
+        int(memory_bytes / (OVERHEAD[machine.device] * live_bytes)),
+    )

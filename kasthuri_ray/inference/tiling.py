@@ -1,141 +1,191 @@
-"""Which tiles a block is computed in, and which of its chunks need no computing. Pure: numpy and boxes alone.
+"""The tiles that a block is computed in, and the chunks of it that need no computing. Needs numpy alone.
 
-A tile is what the network sees at once: a core, whose probabilities are kept, and a margin around it, whose are not.
-Tiles keep to the pooling grid, which has a corner at the volume's first voxel (`anchor`), so that the network pools the
-same voxels together whatever block and tile they are in.
+A tile is what the network sees at once: a core, whose probabilities are kept, and a margin around it, whose
+probabilities are discarded. Tiles are aligned to the pooling grid. The grid has a corner at the volume's first voxel
+(`origin`), so that the network pools the same voxels together in all blocks and tiles.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from kasthuri_ray.geometry import AXES, Box, Zyx
+from kasthuri_ray.geometry import AXES, Box, Zyx, ceil_div, per_axis
 
-Span = tuple[int, int, int, int]
+Span = tuple[int, int, int, int]  # of a tile along one axis: input start and stop, core start and stop
 
 
 @dataclass(frozen=True)
 class Tile:
-    """What the network sees (`input`, which may reach beyond the volume), and the part of it that is kept (`core`)."""
+    """What the network sees (`input`, which may extend beyond the volume), and the part that is kept (`core`)."""
 
     input: Box
     core: Box
 
 
 def choose_tile_shape(
-    block_shape: Sequence[int], margin: Zyx, factors: Zyx, most_voxels: int, dim: int, phase: Zyx = (0, 0, 0)
+    block_shape: Sequence[int], margin: Zyx, factors: Zyx, max_voxels: int, dim: int, phase: Zyx = (0, 0, 0)
 ) -> Zyx:
-    """The shape of a tile, margins included, so that blocks of `block_shape` take the fewest voxels to compute.
+    """Return the shape of tiles, margins included, for which blocks of `block_shape` take the fewest voxels to compute.
 
-    Of tiles with up to `most_voxels`; the smallest that there is where that is less. In 2D a tile is one section.
-    phase: of the blocks' first voxel within a cell of the pooling grid, see `phase_of`. Margins are rounded up to it.
+    Tiles have up to `max_voxels`, or are the smallest possible where that is less; in 2D a tile is one section.
+    `phase` is the position of the blocks' first voxel in a cell of the pooling grid (`pooling_phase`). Margins are
+    rounded up to the grid.
     """
     margin = margin_on_grid(margin, factors)
-    extents = [_extent(n, f, p) for n, f, p in zip(block_shape, factors, phase, strict=True)]
-    cores = [_cores(extent, f) for extent, f in zip(extents, factors, strict=True)]
+    extents = per_axis(_max_extent, block_shape, factors, phase)
+    core_sizes = list(per_axis(_core_sizes, extents, factors))
     if dim == 2:
-        cores[0] = [1]
+        core_sizes[0] = [1]
     tiles = []
-    for core in itertools.product(*cores):
-        shape = tuple(c + 2 * m for c, m in zip(core, margin, strict=True))
-        count = math.prod(-(-extent // c) for extent, c in zip(extents, core, strict=True))
-        tiles.append((math.prod(shape), count, shape))
-    fitting = [tile for tile in tiles if tile[0] <= most_voxels] or [min(tiles)]
-    # Of equals the fewest tiles, then the widest: rows are contiguous.
-    _, _, best = min(fitting, key=lambda tile: (tile[0] * tile[1], tile[1], [-n for n in reversed(tile[2])]))
-    return best  # type: ignore[return-value]
-
-
-def margin_on_grid(margin: Zyx, factors: Zyx) -> Zyx:
-    """The margin in whole cells of the pooling grid: it is one already unless a smaller halo was asked for."""
-    return tuple(-(-m // f) * f for m, f in zip(margin, factors, strict=True))  # type: ignore[return-value]
-
-
-def pooling_phase(start: Zyx, anchor: Zyx, factors: Zyx) -> Zyx:
-    """Where in its cell of the pooling grid a voxel lies."""
-    return tuple((s - a) % f for s, a, f in zip(start, anchor, factors, strict=True))  # type: ignore[return-value]
-
-
-def plan_tiles(block: Box, anchor: Zyx, margin: Zyx, factors: Zyx, tile: Zyx) -> list[Tile]:
-    """Tiles of one shape, at most `tile`, whose cores cover `block` exactly once; z slowest.
-
-    anchor: a corner of the pooling grid, the volume's first voxel. A tile's input starts on that grid and is whole
-    cells of it. A block that `tile` was not chosen for, such as one cut by the volume's end, takes smaller ones.
-    """
-    tiles = []
-    for spans in itertools.product(*_axes(block, anchor, margin, factors, tile)):
-        starts, stops, firsts, lasts = zip(*spans, strict=True)
-        tiles.append(Tile(Box(starts, stops), Box(firsts, lasts)))
-    return tiles
-
-
-def count_computed_voxels(block: Box, anchor: Zyx, margin: Zyx, factors: Zyx, tile: Zyx) -> int:
-    """How many voxels go through the network for a block, if none of it is blank; as `plan_tiles`."""
-    axes = _axes(block, anchor, margin, factors, tile)
-    return math.prod(sum(stop - start for start, stop, _, _ in axis) for axis in axes)
-
-
-def recomputed_share(block: Box, anchor: Zyx, margin: Zyx, factors: Zyx, tile: Zyx) -> float:
-    """The share of a block's voxels that are computed on top, in margins and up to the pooling grid: 0.1 is 10%."""
-    return count_computed_voxels(block, anchor, margin, factors, tile) / block.num_voxels - 1
+    for core in itertools.product(*core_sizes):
+        shape = per_axis(lambda c, m: c + 2 * m, core, margin)
+        tiles.append((math.prod(shape), math.prod(per_axis(ceil_div, extents, core)), shape))
+    small_enough = [tile for tile in tiles if tile[0] <= max_voxels] or [min(tiles)]
+    # Of equal ones the one with the fewest tiles, then the widest: rows are contiguous.
+    _, _, best = min(small_enough, key=lambda tile: (tile[0] * tile[1], tile[1], [-n for n in reversed(tile[2])]))
+    return best
 
 
 def check_tile_shape(tile: Sequence[int], margin: Zyx, factors: Zyx, dim: int) -> Zyx:
-    """`tile` (z,y,x, margins included), if the network can work with it; a ValueError with the nearest good sizes."""
-    for axis, (n, m, f) in enumerate(zip(tile, margin_on_grid(margin, factors), factors, strict=True)):
-        least = 2 * m + f
-        near = [1] if dim == 2 and axis == 0 else sorted({max(least, n // f * f), max(least, -(-n // f) * f)})
-        if n not in near:
-            why = (
-                "sections are computed one by one"
-                if dim == 2 and axis == 0
-                else (f"it must be a multiple of {f} and more than the margins, 2 x {m}")
-            )
-            raise ValueError(
-                f"tile {tuple(tile)} has {n} voxels along {AXES[axis]}: {why}; use {' or '.join(map(str, near))}"
-            )
-    return tuple(tile)  # type: ignore[return-value]
+    """Return a tile shape (z, y, x, margins included) if the network can take it.
 
-
-def _axes(block: Box, anchor: Zyx, margin: Zyx, factors: Zyx, tile: Zyx) -> list[list[Span]]:
-    settings = zip(block.start, block.stop, anchor, margin_on_grid(margin, factors), factors, tile, strict=True)
-    return [list(_along(*axis)) for axis in settings]
-
-
-def _along(start: int, stop: int, anchor: int, margin: int, factor: int, size: int) -> Iterator[Span]:
-    """Along one axis, of each tile: input start and stop, core start and stop."""
-    phase = (start - anchor) % factor
-    extent = _extent(stop - start, factor, phase)
-    count = -(-extent // max(factor, (size - 2 * margin) // factor * factor))
-    core = -(-extent // count // factor) * factor
-    for low in range(start - phase, stop, core):
-        yield low - margin, low + core + margin, max(start, low), min(stop, low + core)
-
-
-def _extent(length: int, factor: int, phase: int) -> int:
-    """The most voxels, in whole cells of the pooling grid, that an axis of a block meets.
-
-    Blocks of whole cells all begin at the same phase; others take what the worst phase needs, so that all blocks of one
-    shape take tiles of one shape.
+    Raises ValueError with the nearest good sizes if it cannot.
     """
-    return -(-(length + (factor - 1 if length % factor else phase)) // factor) * factor
+    for axis, (n, m, f) in enumerate(zip(tile, margin_on_grid(margin, factors), factors, strict=True)):
+        smallest = 2 * m + f
+        reason = f"it must be a multiple of {f} and more than the margins, 2 x {m}"
+        nearest = sorted({max(smallest, n // f * f), max(smallest, ceil_div(n, f) * f)})
+        if dim == 2 and axis == 0:
+            reason, nearest = "sections are computed one by one", [1]
+        if n not in nearest:
+            raise ValueError(
+                f"tile {tuple(tile)} has {n} voxels along {AXES[axis]}: {reason}; use {' or '.join(map(str, nearest))}"
+            )
+    return per_axis(int, tile)
 
 
-def _cores(extent: int, factor: int) -> list[int]:
-    """The sizes of equal cores that `extent` can be cut into."""
+def margin_on_grid(margin: Zyx, factors: Zyx) -> Zyx:
+    """Return the margin, rounded up to whole cells of the pooling grid, which a halo of the user may not be."""
+    return per_axis(lambda m, f: ceil_div(m, f) * f, margin, factors)
+
+
+def pooling_phase(start: Zyx, origin: Zyx, factors: Zyx) -> Zyx:
+    """Return the position of a voxel in its cell of the pooling grid.
+
+    Parameters
+    ----------
+    start : tuple of int
+        The voxel, z, y, x.
+    origin : tuple of int
+        A corner of the pooling grid: the volume's first voxel, z, y, x.
+    factors : tuple of int
+        A cell of the pooling grid, z, y, x.
+
+    Returns
+    -------
+    tuple of int
+        Voxels from the corner of the cell, z, y, x.
+    """
+    return per_axis(lambda s, o, f: (s - o) % f, start, origin, factors)
+
+
+def plan_tiles(block: Box, origin: Zyx, margin: Zyx, factors: Zyx, tile: Zyx) -> list[Tile]:
+    """Return tiles of one shape, at most `tile`, whose cores cover `block` exactly once, z slowest.
+
+    The input of a tile is whole cells of the pooling grid. Blocks that `tile` was not chosen for, such as those at the
+    end of the volume, get smaller tiles.
+    """
+    tiles = []
+    for spans in itertools.product(*_tile_spans(block, origin, margin, factors, tile)):
+        starts, stops, core_starts, core_stops = zip(*spans, strict=True)
+        tiles.append(Tile(Box(starts, stops), Box(core_starts, core_stops)))
+    return tiles
+
+
+def count_computed_voxels(block: Box, origin: Zyx, margin: Zyx, factors: Zyx, tile: Zyx) -> int:
+    """Count the voxels that go through the network for a block without blank chunks.
+
+    Parameters
+    ----------
+    block : Box
+        The block.
+    origin : tuple of int
+        A corner of the pooling grid: the volume's first voxel, z, y, x.
+    margin : tuple of int
+        Margin of a tile on each side, z, y, x.
+    factors : tuple of int
+        A cell of the pooling grid, z, y, x.
+    tile : tuple of int
+        Largest tile, margins included, z, y, x.
+
+    Returns
+    -------
+    int
+        Voxels of all tiles, margins included.
+    """
+    axes = _tile_spans(block, origin, margin, factors, tile)
+    return math.prod(sum(stop - start for start, stop, _, _ in spans) for spans in axes)
+
+
+def recomputed_share(block: Box, origin: Zyx, margin: Zyx, factors: Zyx, tile: Zyx) -> float:
+    """Return the share of a block's voxels that is computed in addition, in margins and to fill the pooling grid.
+
+    Parameters
+    ----------
+    block, origin, margin, factors, tile : Box, tuple of int
+        As for `count_computed_voxels`.
+
+    Returns
+    -------
+    float
+        0.1 for 10%.
+    """
+    return count_computed_voxels(block, origin, margin, factors, tile) / block.num_voxels - 1
+
+
+def _tile_spans(
+    block: Box, origin: Zyx, margin: Zyx, factors: Zyx, tile: Zyx
+) -> tuple[list[Span], list[Span], list[Span]]:
+    margin = margin_on_grid(margin, factors)
+    return per_axis(_spans_along_axis, block.start, block.stop, origin, margin, factors, tile)
+
+
+def _spans_along_axis(start: int, stop: int, origin: int, margin: int, factor: int, size: int) -> list[Span]:
+    phase = (start - origin) % factor
+    extent = _max_extent(stop - start, factor, phase)
+    num_tiles = ceil_div(extent, max(factor, (size - 2 * margin) // factor * factor))
+    core = ceil_div(ceil_div(extent, num_tiles), factor) * factor
+    return [
+        (low - margin, low + core + margin, max(start, low), min(stop, low + core))
+        for low in range(start - phase, stop, core)
+    ]
+
+
+def _max_extent(length: int, factor: int, phase: int) -> int:
+    """Return the largest number of voxels, in whole cells of the pooling grid, that a block overlaps along an axis.
+
+    Blocks of whole cells all start at the same phase. Others get what the worst phase needs, so that all blocks of one
+    shape get tiles of one shape.
+    """
+    return ceil_div(length + (factor - 1 if length % factor else phase), factor) * factor
+
+
+def _core_sizes(extent: int, factor: int) -> list[int]:
+    """Return the sizes of equal cores that `extent` can be divided into."""
     cells = extent // factor
-    return sorted({-(-cells // count) * factor for count in range(1, cells + 1)})
+    return sorted({ceil_div(cells, count) * factor for count in range(1, cells + 1)})
 
 
 def chunk_grid(block: Box, chunk: Zyx, chunk_origin: Zyx) -> np.ndarray:
-    """The block's chunks as an array z, y, x of boxes, each cut to the block."""
+    """Return the block's chunks as an array z, y, x of boxes, each cut to the block."""
     grown = block.grown_to_grid(chunk, chunk_origin)
-    shape = tuple(n // c for n, c in zip(grown.shape, chunk, strict=True))
+    shape = per_axis(operator.floordiv, grown.shape, chunk)
     boxes = np.empty(shape, object)
     for index, box in zip(np.ndindex(*shape), block.cells(chunk, chunk_origin), strict=True):
         boxes[index] = box
@@ -152,51 +202,74 @@ def blank_chunk_mask(
     margin: Zyx,
     fill_value: float,
 ) -> np.ndarray:
-    """Which of the block's chunks see nothing but the fill value: bool z, y, x, in the order of `chunk_grid`.
+    """Find the chunks of a block around which the image holds nothing but its fill value.
 
-    A chunk sees itself grown by the margin and cut to `bounds`, the volume; what is reflected beyond lies within that.
-    So the answer does not depend on how the output is cut into blocks, as long as these are whole chunks.
-    voxels: of `box`, which holds all of that, as the image stores them (any dtype; `fill_value` is one of them).
-    Raises ValueError where `box` is too small, which is so for a halo smaller than `margin`: pass the halo then.
+    A chunk depends on itself, grown by the margin and cut to the volume; mirrored voxels beyond the volume are from
+    within. So the result does not depend on how the output is divided into blocks, as long as these are whole chunks.
+
+    Parameters
+    ----------
+    voxels : ndarray, (z, y, x)
+        Voxels of `box` as the image stores them.
+    box : Box
+        Holds all voxels that the chunks depend on.
+    block : Box
+        The block.
+    bounds : Box
+        The volume.
+    chunk, chunk_origin : tuple of int
+        Shape of a chunk, and a corner of the grid of chunks, z, y, x.
+    margin : tuple of int
+        Context that a chunk depends on, z, y, x. If the block was read with a smaller halo, pass the halo.
+    fill_value : float
+        Value of blank voxels.
+
+    Returns
+    -------
+    ndarray of bool, (z, y, x)
+        Whether each chunk is blank, in the order of `chunk_grid`.
+
+    Raises
+    ------
+    ValueError
+        If `box` does not hold all voxels that the chunks depend on.
     """
     boxes = chunk_grid(block, chunk, chunk_origin)
     blank = np.zeros(boxes.shape, bool)
-    for index in np.ndindex(*boxes.shape):
-        one: Box = boxes[index]  # type: ignore[assignment]
-        seen = one.grown(margin).intersect(bounds)
-        if not box.contains(seen):
-            raise ValueError(f"chunk {one} sees {seen}, and only {box} was read")
-        blank[index] = _is_blank(voxels[seen.slices(box.start)], fill_value)
+    for index, chunk_box in np.ndenumerate(boxes):
+        context = chunk_box.grown(margin).intersect(bounds)
+        if not box.contains(context):
+            raise ValueError(f"chunk {chunk_box} depends on {context}, and only {box} was read")
+        blank[index] = _is_blank(voxels[context.slices(box.start)], fill_value)
     return blank
 
 
 def tiles_to_compute(tiles: Sequence[Tile], block: Box, chunk: Zyx, chunk_origin: Zyx, keep: np.ndarray) -> list[Tile]:
-    """The tiles whose cores meet a chunk to be kept. keep: bool z, y, x, in the order of `chunk_grid`."""
+    """Return the tiles whose cores overlap a chunk to be kept. keep: bool z, y, x, in the order of `chunk_grid`."""
     first = block.grown_to_grid(chunk, chunk_origin).start
 
-    def meets(tile: Tile) -> bool:
-        grown = tile.core.grown_to_grid(chunk, chunk_origin)
-        low = [(a - o) // c for a, o, c in zip(grown.start, first, chunk, strict=True)]
-        high = [(b - o) // c for b, o, c in zip(grown.stop, first, chunk, strict=True)]
-        return bool(keep[tuple(slice(a, b) for a, b in zip(low, high, strict=True))].any())
+    def overlaps_kept(tile: Tile) -> bool:
+        chunks = tile.core.grown_to_grid(chunk, chunk_origin).relative_to(first)
+        low, high = (per_axis(operator.floordiv, corner, chunk) for corner in (chunks.start, chunks.stop))
+        return bool(keep[Box(low, high).slices()].any())
 
-    return [tile for tile in tiles if meets(tile)]
-
-
-def _is_blank(voxels: np.ndarray, fill_value: float) -> bool:
-    """Section by section, so that the first that is not blank answers, and no large array of bools is made."""
-    return not any((section != fill_value).any() for section in voxels)
+    return [tile for tile in tiles if overlaps_kept(tile)]
 
 
-def mirror_indices(places: np.ndarray, low: int, high: int) -> np.ndarray:
-    """For each of `places` along an axis, the place within `low`..`high` (half-open) that is mirrored there.
+def mirror_indices(indices: np.ndarray, low: int, high: int) -> np.ndarray:
+    """Return for each index along an axis the index within `low`..`high` (half-open) that is mirrored there.
 
-    As np.pad(mode="reflect"): the outermost voxel is not repeated; deeper than the axis is long, reflections repeat;
-    an axis of one voxel is repeated.
+    As in np.pad(mode="reflect"): the outermost voxel is not repeated, and beyond the length of the axis reflections
+    repeat. An axis of one voxel is repeated.
     """
     length = high - low
     if length == 1:
-        return np.full_like(places, low)
+        return np.full_like(indices, low)
     period = 2 * (length - 1)
-    offset = (places - low) % period
+    offset = (indices - low) % period
     return low + np.minimum(offset, period - offset)
+
+
+def _is_blank(voxels: np.ndarray, fill_value: float) -> bool:
+    """Compare section by section: it stops at the first that is not blank, and needs no large array of bools."""
+    return not any((section != fill_value).any() for section in voxels)

@@ -1,17 +1,20 @@
-"""Connected components of a mask of any size: found block by block, and joined exactly.
+"""Connected components of a mask of any size, found block by block and joined exactly.
 
-Voxels are neighbours where they touch by a face, an edge or a corner (26 neighbours). A block labels its own voxels and
-its *shell*, the voxels one beyond its upper end along each axis, edges and corner included. So any two neighbours p and
-q lie together in what some block labels: let m be, along each axis, the smaller of the indices of the blocks that own
-them. Along that axis the one coordinate lies in block m, and the other, which differs by at most one, lies in it too or
-is the first beyond its end. Block m, which may own neither of them, has them in one component. A voxel of a shell lies
-in one of the three first planes of the block that owns it; both blocks tell its label (`Borders`), and `Joiner` makes
-the two one. All sums are of integers: the components are those of the whole mask at once, whatever the blocks.
+Voxels are connected if they share a face, an edge or a corner (26 neighbours). A block labels its own voxels and its
+*shell*, the voxels one beyond its upper end along each axis, edges and corner included. Any two neighbours p and q are
+then both labelled by one block. Along each axis take the smaller index of the blocks that own p and q, and let m be the
+block with these indices. Along that axis one of the two coordinates is in block m. The other differs by at most one, so
+that it is in block m or the first beyond its end. Block m, which may own neither p nor q, has both in one component.
+
+A voxel of a shell is in one of the three first planes of the block that owns it. Both blocks report its label
+(`Borders`), and `UnionFind` joins the two labels. All sums are of integers. The components are therefore those of the
+whole mask, whatever the blocks.
 """
 
 from __future__ import annotations
 
 import io
+import operator
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,51 +22,70 @@ from dataclasses import dataclass
 import cc3d
 import numpy as np
 
-from kasthuri_ray.geometry import AXES, Box, Zyx
+from kasthuri_ray.geometry import AXES, Box, Zyx, per_axis
 
-REACH = 1 << 20
-"""Voxels lie from -REACH to REACH along each axis, so that z, y, x fit into one integer that sorts as they do."""
+MAX_COORDINATE = 1 << 20
+"""Coordinates are from -MAX_COORDINATE to MAX_COORDINATE, so that z, y, x fit into one integer that sorts like them."""
 
-# The columns of `Components.stats`: what is added up, then of what the highest and of what the lowest is kept.
-SIZE, SUM_Z, PROBABILITY_SUM, HIGHEST, STOP_Z, FIRST, START_Z = 0, 1, 4, 5, 6, 9, 10
-ADDED, MAXIMA, MINIMA = slice(0, 5), slice(5, 9), slice(9, 13)
-COLUMNS = 13
-LARGEST = np.iinfo(np.int64).max
+# The columns of `Components.stats`: sums, then maxima, then minima.
+SIZE, SUM_Z, PROBABILITY_SUM, MAX_PROBABILITY, STOP_Z, FIRST_VOXEL, START_Z = 0, 1, 4, 5, 6, 9, 10
+SUMS, MAXIMA, MINIMA = slice(0, 5), slice(5, 9), slice(9, 13)
+NUM_COLUMNS = 13
+INT64_MAX = np.iinfo(np.int64).max
+
+BorderLabels = tuple[np.ndarray, np.ndarray]
+"""(key of each voxel as `voxel_key`, int64 [n]; its label, int32 [n])."""
 
 
 @dataclass(frozen=True, eq=False)
 class Borders:
-    """The labels of a block's voxels that other blocks see too, and those of the voxels of others that it sees.
+    """The labels of the voxels that a block shares with other blocks.
 
-    own: the block. num_labels: they are 1 to this. lower: of its own voxels in the first planes. shell: of voxels
-    beyond its upper ends. Each is a pair (place of the voxel as `place_of`, int64 [n]; label, int32 [n]).
+    Parameters
+    ----------
+    own : Box
+        The block.
+    num_labels : int
+        Its labels are 1 to this.
+    lower : BorderLabels
+        Of its own voxels in the first plane along each axis, which other blocks have in their shells.
+    shell : BorderLabels
+        Of the voxels beyond its upper ends, which other blocks own.
     """
 
     own: Box
     num_labels: int
-    lower: tuple[np.ndarray, np.ndarray]
-    shell: tuple[np.ndarray, np.ndarray]
+    lower: BorderLabels
+    shell: BorderLabels
 
     @classmethod
-    def of(cls, labels: np.ndarray, own: Box, num_labels: int, axes: Sequence[int] = (0, 1, 2)) -> Borders:
-        """labels: z,y,x, of `own` and its shell as far as there is one. axes: along which blocks are joined."""
+    def from_labels(cls, labels: np.ndarray, own: Box, num_labels: int, axes: Sequence[int] = (0, 1, 2)) -> Borders:
+        """Return the borders of a block.
+
+        labels: z, y, x, of `own` and its shell, as far as there is one. axes: along which blocks are joined.
+        """
         size = own.shape
         lower, shell = [], []
         for axis in axes:
-            # Voxels that an earlier axis has named are not named again.
+            # Voxels that belong to an earlier axis too are not listed again.
             first = [slice(1 if a in axes and a < axis else 0, size[a]) for a in range(3)]
             beyond = [slice(0, size[a] if a < axis else None) for a in range(3)]
             first[axis], beyond[axis] = slice(0, 1), slice(size[axis], None)
-            lower.append(_named(labels, own, first))
-            shell.append(_named(labels, own, beyond))
-        return cls(own, num_labels, _chained(lower), _chained(shell))
+            lower.append(_labelled_voxels(labels, own, first))
+            shell.append(_labelled_voxels(labels, own, beyond))
+        return cls(own, num_labels, _concatenate(lower), _concatenate(shell))
 
 
 @dataclass(frozen=True, eq=False)
 class Components:
-    """The components of a block: their share of it, and its borders.
+    """The components of a block, as far as they are in it, and its borders.
 
-    stats: int64 [num_labels, COLUMNS], of the block's own voxels; a component of the shell alone has size 0.
+    Parameters
+    ----------
+    stats : ndarray of int64, (num_labels, NUM_COLUMNS)
+        Sums, maxima and minima over the block's own voxels. A component in the shell alone has size 0.
+    borders : Borders
+        The labels that other blocks share.
     """
 
     stats: np.ndarray
@@ -71,10 +93,11 @@ class Components:
 
     @property
     def own(self) -> Box:
+        """The block."""
         return self.borders.own
 
     def to_bytes(self) -> bytes:
-        """All of it as compressed .npz; see `from_bytes`."""
+        """Return everything as a compressed .npz file, for `from_bytes`."""
         out = io.BytesIO()
         borders = self.borders
         np.savez_compressed(
@@ -90,136 +113,199 @@ class Components:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Components:
-        with np.load(io.BytesIO(data), allow_pickle=False) as held:
-            found = {name: held[name] for name in held.files}
-        start, stop = found["own"].tolist()
-        lower, shell = ((found[name], found[f"{name}_labels"]) for name in ("lower", "shell"))
-        return cls(found["stats"], Borders(Box(start, stop), len(found["stats"]), lower, shell))
+        """Return the components that `to_bytes` serialized."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        start, stop = arrays["own"].tolist()
+        lower, shell = ((arrays[name], arrays[f"{name}_labels"]) for name in ("lower", "shell"))
+        return cls(arrays["stats"], Borders(Box(start, stop), len(arrays["stats"]), lower, shell))
 
 
 def lowest_foreground_value(threshold: float) -> int:
-    """The lowest byte v whose probability v / 255 is at least `threshold`; 256 if there is none."""
-    called = np.flatnonzero(np.arange(256) / 255 >= threshold)
-    return int(called[0]) if called.size else 256
+    """Return the lowest byte v whose probability v / 255 is at least a threshold.
+
+    Parameters
+    ----------
+    threshold : float
+        Probability.
+
+    Returns
+    -------
+    int
+        0 to 255, or 256 if no byte reaches the threshold.
+    """
+    foreground = np.flatnonzero(np.arange(256) / 255 >= threshold)
+    return int(foreground[0]) if foreground.size else 256
 
 
 def label_block_components(probability: np.ndarray, own: Box, threshold: float) -> Components:
-    """The components of a block's voxels with a probability of at least `threshold`.
+    """Find the components of the voxels of a block whose probability is at least a threshold.
 
-    probability: uint8 (255 is 1), z,y,x, of `own` and its shell: one voxel more at the upper end of each axis, save
-    where the volume ends. own: the block, in voxels of the volume. Takes 5 to 8 bytes a voxel beside what is given.
+    Parameters
+    ----------
+    probability : ndarray of uint8, (z, y, x)
+        Probabilities, 255 for 1, of `own` and its shell: one voxel more at the upper end of each axis, except where the
+        volume ends.
+    own : Box
+        The block, in voxels of the volume.
+    threshold : float
+        Probability.
+
+    Returns
+    -------
+    Components
+        The components of the block.
+
+    Raises
+    ------
+    ValueError
+        If `probability` is not uint8, its shape does not fit the block, or a coordinate is beyond MAX_COORDINATE.
+
+    Notes
+    -----
+    Takes 5 to 8 bytes a voxel besides `probability`.
     """
     if probability.dtype != np.uint8:
-        raise ValueError(f"probabilities of objects are uint8, these are {probability.dtype}")
+        raise ValueError(f"probabilities of objects must be uint8, got {probability.dtype}")
     return label_mask_components(probability >= lowest_foreground_value(threshold), own, probability)[0]
 
 
 def label_mask_components(
     mask: np.ndarray, own: Box, probability: np.ndarray | None = None
 ) -> tuple[Components, np.ndarray]:
-    """The components of a mask (bool, with shell as in `label_block`), and the label of each of its voxels."""
-    extra = [n - m for n, m in zip(mask.shape, own.shape, strict=True)]
-    if any(more not in (0, 1) for more in extra):
+    """Find the components of a mask in a block.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, (z, y, x)
+        Mask of `own` and its shell, as in `label_block_components`.
+    own : Box
+        The block, in voxels of the volume.
+    probability : ndarray of uint8, (z, y, x), optional
+        Probabilities whose sum and maximum each component gets.
+
+    Returns
+    -------
+    components : Components
+        The components of the block.
+    labels : ndarray of int, (z, y, x)
+        The label of each voxel of the mask, 0 outside of it.
+
+    Raises
+    ------
+    ValueError
+        If the shape of the mask does not fit the block, or a coordinate is beyond MAX_COORDINATE.
+    """
+    if any(extra not in (0, 1) for extra in per_axis(operator.sub, mask.shape, own.shape)):
         raise ValueError(
-            f"a block of {own.shape} and its shell have {mask.shape} voxels: one more along an axis or none"
+            f"a block of {own.shape} and its shell cannot have {mask.shape} voxels: the shell adds one along an axis, "
+            "or none"
         )
     labels, number = cc3d.connected_components(mask, connectivity=26, return_N=True, binary_image=True)
-    stats = _stats(labels[tuple(map(slice, own.shape))], own, number, probability)
-    return Components(stats, Borders.of(labels, own, number)), labels
+    stats = _component_stats(labels[tuple(map(slice, own.shape))], own, number, probability)
+    return Components(stats, Borders.from_labels(labels, own, number)), labels
 
 
-def _stats(labels: np.ndarray, own: Box, number: int, probability: np.ndarray | None) -> np.ndarray:
-    """`Components.stats`, section by section, so that what it takes beside the labels is a section's."""
-    stats = np.zeros((number + 1, COLUMNS), np.int64)
-    stats[:, MAXIMA], stats[:, MINIMA] = -LARGEST, LARGEST
+def _component_stats(labels: np.ndarray, own: Box, number: int, probability: np.ndarray | None) -> np.ndarray:
+    """Return `Components.stats`, computed section by section, so that temporary arrays are as large as a section."""
+    stats = np.zeros((number + 1, NUM_COLUMNS), np.int64)
+    stats[:, MAXIMA], stats[:, MINIMA] = -INT64_MAX, INT64_MAX
     for z, section in enumerate(labels):
         flat = np.flatnonzero(section)
         if not flat.size:
             continue
         label = section.ravel()[flat]
         y, x = np.divmod(flat, section.shape[1])
-        place = np.array([np.full_like(y, z), y, x]) + np.array(own.start)[:, None]
+        position = np.array([np.full_like(y, z), y, x]) + np.array(own.start)[:, None]
         stats[:, SIZE] += np.bincount(label, minlength=number + 1)
         for axis in range(3):
-            stats[:, SUM_Z + axis] += _sums(label, place[axis] - own.start[axis], number)
-            np.minimum.at(stats[:, START_Z + axis], label, place[axis])
-            np.maximum.at(stats[:, STOP_Z + axis], label, place[axis] + 1)
-        np.minimum.at(stats[:, FIRST], label, voxel_key(*place))
+            stats[:, SUM_Z + axis] += _sum_by_label(label, position[axis] - own.start[axis], number)
+            np.minimum.at(stats[:, START_Z + axis], label, position[axis])
+            np.maximum.at(stats[:, STOP_Z + axis], label, position[axis] + 1)
+        np.minimum.at(stats[:, FIRST_VOXEL], label, voxel_key(*position))
         if probability is not None:
             value = probability[z, : section.shape[0], : section.shape[1]].ravel()[flat].astype(np.int64)
-            stats[:, PROBABILITY_SUM] += _sums(label, value, number)
-            np.maximum.at(stats[:, HIGHEST], label, value)
+            stats[:, PROBABILITY_SUM] += _sum_by_label(label, value, number)
+            np.maximum.at(stats[:, MAX_PROBABILITY], label, value)
     stats[:, SUM_Z : SUM_Z + 3] += stats[:, SIZE, None] * np.array(own.start)
     return stats[1:]
 
 
-def _sums(label: np.ndarray, value: np.ndarray, number: int) -> np.ndarray:
-    """The sum of the values of each label: exact, since a section's sum is far below 2**53."""
+def _sum_by_label(label: np.ndarray, value: np.ndarray, number: int) -> np.ndarray:
+    """Return the sum of values of each label; exact, since the sum over a section is far below 2**53."""
     return np.bincount(label, weights=value, minlength=number + 1).astype(np.int64)
 
 
 def voxel_key(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Coordinates of voxels as one integer each, int64, which sort as z, y, x do. ValueError beyond REACH."""
+    """Return coordinates as one int64 each, which sort like z, y, x. Raises ValueError beyond MAX_COORDINATE."""
     for axis, values in zip(AXES, (z, y, x), strict=True):
-        if values.size and not -REACH <= values.min() <= values.max() < REACH:
-            raise ValueError(f"objects are found from voxel {-REACH} to {REACH}, not at {axis} {values.max()}")
-    return ((z.astype(np.int64) + REACH) << 42) | ((y.astype(np.int64) + REACH) << 21) | (x.astype(np.int64) + REACH)
+        if values.size and not -MAX_COORDINATE <= values.min() <= values.max() < MAX_COORDINATE:
+            raise ValueError(
+                f"coordinates of objects must be from {-MAX_COORDINATE} to {MAX_COORDINATE}, got {axis} {values.max()}"
+            )
+    z, y, x = (values.astype(np.int64) + MAX_COORDINATE for values in (z, y, x))
+    return (z << 42) | (y << 21) | x
 
 
-def _named(labels: np.ndarray, own: Box, part: list[slice]) -> tuple[np.ndarray, np.ndarray]:
-    """(place, label) of the labelled voxels of a part of the array."""
+def _labelled_voxels(labels: np.ndarray, own: Box, part: list[slice]) -> BorderLabels:
+    """Return key and label of the labelled voxels in a part of an array."""
     piece = labels[tuple(part)]
     inside = np.nonzero(piece)
-    z, y, x = (index + (cut.start or 0) + a for index, cut, a in zip(inside, part, own.start, strict=True))
-    return voxel_key(z, y, x), piece[inside].astype(np.int32)
+    key = voxel_key(*per_axis(lambda index, cut, start: index + (cut.start or 0) + start, inside, part, own.start))
+    return key, piece[inside].astype(np.int32)
 
 
-def _chained(named: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    places, labels = (np.concatenate(arrays) for arrays in zip(*named, strict=True))
-    order = np.argsort(places, kind="stable")
-    return places[order], labels[order]
+def _concatenate(borders: list[BorderLabels]) -> BorderLabels:
+    keys, labels = (np.concatenate(arrays) for arrays in zip(*borders, strict=True))
+    order = np.argsort(keys, kind="stable")
+    return keys[order], labels[order]
 
 
 class UnionFind:
-    """Which labels of which blocks are one. A label of a block becomes a node: its block's base + label - 1.
+    """The labels of all blocks, joined to components of the volume by a union-find.
 
-    Blocks come in the order of `Box.cells`, z slowest. One without labels may be left out; one that owns nothing but
-    has labels in its shell may not, since it can be what joins them. Keeps a number for each label, and the shells that
-    wait for the blocks that own them.
+    A label of a block becomes a node with the number `base + label - 1`, where `base` is the block's. Blocks are added
+    in the order of `Box.cells`, z slowest. A block without labels may be left out. A block that owns no labelled voxel
+    but has labels in its shell must not be: it can be what joins them. A number is kept for each label, and shells are
+    kept until the blocks that own their voxels are added.
     """
 
     def __init__(self) -> None:
         self._parent = array("q")
-        self._waiting: dict[Zyx, list[tuple[np.ndarray, np.ndarray]]] = {}
-        self._last: Zyx | None = None
+        self._pending_shells: dict[Zyx, list[tuple[np.ndarray, np.ndarray]]] = {}
+        self._last_start: Zyx | None = None
 
     def add(self, borders: Borders) -> int:
-        """Take in the next block; gives its base. ValueError for one out of order, or unlike its neighbours."""
+        """Add the next block and return its base.
+
+        Raises ValueError for a block out of order, or one whose voxels differ from the shells of its neighbours.
+        """
         own = borders.own
-        if self._last is not None and own.start <= self._last:
-            raise ValueError(f"blocks are joined in their order, z slowest: {own} came after one at {self._last}")
-        self._last = own.start
+        if self._last_start is not None and own.start <= self._last_start:
+            raise ValueError(f"blocks must be added in order, z slowest: {own} came after one at {self._last_start}")
+        self._last_start = own.start
         base = len(self._parent)
         self._parent.extend(range(base, base + borders.num_labels))
-        places, labels = borders.lower
-        for seen, nodes in self._waiting.pop(own.start, []):
-            at = np.searchsorted(places, seen)
-            if not np.array_equal(places[at[at < len(places)]], seen):
-                raise ValueError(f"block {own} and those before it do not show the same voxels where they meet")
+        keys, labels = borders.lower
+        for shell_keys, nodes in self._pending_shells.pop(own.start, []):
+            at = np.searchsorted(keys, shell_keys)
+            if not np.array_equal(keys[at[at < len(keys)]], shell_keys):
+                raise ValueError(f"block {own} and the blocks before it differ in the voxels where they meet")
             for one, other in np.unique(np.stack([nodes, base + labels[at] - 1], 1), axis=0).tolist():
                 self._unite(one, other)
-        self._wait(borders, base)
+        self._keep_shell(borders, base)
         return base
 
-    def _wait(self, borders: Borders, base: int) -> None:
-        """Lay the shell aside, by the block that owns each voxel."""
-        own, (places, labels) = borders.own, borders.shell
-        beyond = np.stack([((places >> shift) & (2 * REACH - 1)) - REACH for shift in (42, 21, 0)], 1) >= own.stop
-        owner = beyond @ np.array([4, 2, 1])
+    def _keep_shell(self, borders: Borders, base: int) -> None:
+        """Store the nodes of the shell under the start of the block that owns each voxel."""
+        own, (keys, labels) = borders.own, borders.shell
+        position = np.stack([((keys >> shift) & (2 * MAX_COORDINATE - 1)) - MAX_COORDINATE for shift in (42, 21, 0)], 1)
+        owner = (position >= own.stop) @ np.array([4, 2, 1])
         for code in np.unique(owner).tolist():
             z, y, x = (own.stop[axis] if code >> (2 - axis) & 1 else own.start[axis] for axis in range(3))
-            here = owner == code
-            self._waiting.setdefault((z, y, x), []).append((places[here], base + labels[here].astype(np.int64) - 1))
+            part = owner == code
+            nodes = base + labels[part].astype(np.int64) - 1
+            self._pending_shells.setdefault((z, y, x), []).append((keys[part], nodes))
 
     def _unite(self, one: int, other: int) -> None:
         low, high = sorted((self._root(one), self._root(other)))
@@ -233,7 +319,7 @@ class UnionFind:
         return node
 
     def roots(self) -> np.ndarray:
-        """One node of its component for each node, the same for all of them: int64 [nodes]."""
+        """Return for each node one node of its component, the same for all of them: int64 [nodes]."""
         roots = np.array(self._parent, np.int64)
         while not np.array_equal(higher := roots[roots], roots):
             roots = higher

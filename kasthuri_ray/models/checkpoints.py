@@ -1,7 +1,7 @@
-"""Weights and checkpoints as bytes, read without running anything that they hold.
+"""Weights and checkpoints as bytes, read without running any code that they contain.
 
-`pack` makes bytes of a state dict or a checkpoint; `unpack`, `read_checkpoint` and `read_weights` take them apart.
-Where bytes come from and go to is the caller's. Needs torch alone.
+`checkpoint_bytes` serializes a state dict or a checkpoint; `read_checkpoint`, `read_weights` and
+`load_checkpoint_bytes` read them. The caller decides where the bytes come from and go to.
 """
 
 from __future__ import annotations
@@ -19,168 +19,260 @@ from typing import Any
 import torch
 from torch import Tensor
 
-WRAPPED_IN = ("weights", "state_dict", "model_state_dict", "model")  # where other people's checkpoints keep weights
+WRAPPER_KEYS = ("weights", "state_dict", "model_state_dict", "model")  # under which checkpoints store their weights
+PLAIN_TYPES = (type(None), bool, int, float, str, bytes)
 
-ZIP = b"PK\x03\x04"
-BEFORE_TORCH_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, pickled
-PLAIN = (type(None), bool, int, float, str, bytes)
-
+ZIP_MAGIC = b"PK\x03\x04"
+LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # of files written before torch 1.6, pickled
 
 _EXPECTED = "expected the .pt file of a run, or what torch.save(network.state_dict(), 'weights.pt') writes"
 
 
-def find_weights_file(path: str) -> str:
-    """The file that `--weights` means: of a run's folder its best checkpoint."""
-    is_folder = os.path.isdir(path) or (path.startswith("s3://") and not path.endswith((".pt", ".pth")))
-    return f"{path.rstrip('/')}/checkpoint/best.pt" if is_folder else path
-
-
 @dataclass
 class Checkpoint:
-    """A network's weights, and what is known about them.
+    """The weights of a network, and what is known about them.
 
-    weights: its state dict, on the CPU. settings: all settings of the run as plain values; None for a bare state dict.
-    about: whatever else the checkpoint holds, by name.
+    Parameters
+    ----------
+    weights : dict of str to Tensor
+        State dict, on the CPU.
+    settings : dict, optional
+        All settings of the run as plain values; None for a bare state dict.
+    extra : dict
+        All other entries of the checkpoint, by name.
     """
 
     weights: dict[str, Tensor]
     settings: dict[str, Any] | None = None
-    about: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
-def read_weights(data: bytes, where: str) -> dict[str, Tensor]:
-    """The state dict in `data`, a bare one or a checkpoint's; errors as of `unpack`."""
-    return read_checkpoint(data, where).weights
+def find_weights_file(path: str) -> str:
+    """Return the file that `--weights` means.
 
+    Parameters
+    ----------
+    path : str
+        A weights file or the folder of a run, as a path or a URL.
 
-def read_checkpoint(data: bytes, where: str) -> Checkpoint:
-    """The checkpoint in `data`; of a bare state dict the weights alone.
-
-    A checkpoint is a dict with `weights` and `settings`; of other people's, the weights are found as well.
-    Raises ValueError as `unpack` does, and where there are no weights.
+    Returns
+    -------
+    str
+        `path`, or the best checkpoint in it if it is the folder of a run.
     """
-    content = load_checkpoint_bytes(data, where)
-    wraps = [key for key in WRAPPED_IN if isinstance(content.get(key), dict)]
-    if not wraps:
-        return Checkpoint(_state_dict(content, where))
-    about = {key: value for key, value in content.items() if key not in (wraps[0], "settings")}
-    return Checkpoint(_state_dict(content[wraps[0]], where), content.get("settings"), about)
+    is_folder = os.path.isdir(path) or (path.startswith("s3://") and not path.endswith((".pt", ".pth")))
+    return f"{path.rstrip('/')}/checkpoint/best.pt" if is_folder else path
 
 
-def check_finite_weights(weights: Mapping[str, Tensor], where: str) -> None:
-    """Raise a ValueError, naming the first, for weights that hold nan or infinity: they answer nothing else."""
+def read_checkpoint(data: bytes, source: str) -> Checkpoint:
+    """Read a checkpoint from its bytes.
+
+    A checkpoint is a dict with `weights` and `settings`. Weights under the usual keys of other programs
+    (`state_dict`, `model_state_dict`, `model`) are found as well.
+
+    Parameters
+    ----------
+    data : bytes
+        A checkpoint, or a bare state dict.
+    source : str
+        Path or URL of `data`, for messages.
+
+    Returns
+    -------
+    Checkpoint
+        Of a bare state dict the weights alone.
+
+    Raises
+    ------
+    ValueError
+        If `data` holds no weights, and as `load_checkpoint_bytes`.
+    """
+    content = load_checkpoint_bytes(data, source)
+    wrappers = [key for key in WRAPPER_KEYS if isinstance(content.get(key), dict)]
+    if not wrappers:
+        return Checkpoint(_check_state_dict(content, source))
+    extra = {key: value for key, value in content.items() if key not in (wrappers[0], "settings")}
+    return Checkpoint(_check_state_dict(content[wrappers[0]], source), content.get("settings"), extra)
+
+
+def read_weights(data: bytes, source: str) -> dict[str, Tensor]:
+    """Read a state dict, bare or from a checkpoint.
+
+    Parameters
+    ----------
+    data : bytes
+        A checkpoint, or a bare state dict.
+    source : str
+        Path or URL of `data`, for messages.
+
+    Returns
+    -------
+    dict of str to Tensor
+        The weights, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        As `read_checkpoint`.
+    """
+    return read_checkpoint(data, source).weights
+
+
+def check_finite_weights(weights: Mapping[str, Tensor], source: str) -> None:
+    """Check that weights are finite; a network with others outputs nothing but nan.
+
+    Parameters
+    ----------
+    weights : mapping of str to Tensor
+        State dict.
+    source : str
+        Path or URL of the weights, for the message.
+
+    Raises
+    ------
+    ValueError
+        If a weight is nan or infinite. The message names the first tensor that holds one.
+    """
     broken = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
         raise ValueError(
-            f"{where} holds weights that are not finite (nan or infinity), in {broken[0]}{more}: their training "
-            "diverged; give others"
+            f"{source} holds weights that are not finite (nan or infinity), in {broken[0]}{more}: their training "
+            "diverged; use other weights"
         )
 
 
-def load_checkpoint_bytes(data: bytes, where: str) -> dict[str, Any]:
-    """The dict that `pack` or `torch.save` made `data` of, tensors on the CPU.
-
-    Nothing in `data` is run: what is more than tensors and plain values is refused. `where` names the source in errors.
-    Raises ValueError for that, and for bytes that are cut short, damaged, a web page or anything else.
-    """
-    _check_bytes(data, where)
-    content = _loaded(data, where)
-    if not isinstance(content, dict):
-        raise ValueError(f"{where} holds no state dict but {_described(content)}; {_EXPECTED}")
-    return content
-
-
-def checkpoint_bytes(content: Checkpoint | Mapping[str, Any]) -> bytes:
-    """The bytes of a checkpoint, or of a dict, such as a bare state dict, as `torch.save` writes it.
-
-    Tensors come to the CPU; equal content gives equal bytes. Raises ValueError, naming the place, for values that
-    `unpack` would refuse: all but tensors, numbers, strings, None, and lists, tuples and dicts of these.
-    """
-    if isinstance(content, Checkpoint):
-        content = {"weights": content.weights, "settings": content.settings, **content.about}
-    buffer = io.BytesIO()
-    torch.save(_plain(content, ""), buffer)
-    return buffer.getvalue()
-
-
-def _check_bytes(data: bytes, where: str) -> None:
-    start = data[:200].lstrip()
-    if not data:
-        raise ValueError(f"{where} is empty; {_EXPECTED}")
-    if start.startswith(b"<"):
-        raise ValueError(f"{where} is a web page or an XML answer, no weights; it starts with {start[:60]!r}")
-    if data.startswith(ZIP):
-        _check_archive(data, where)
-    elif not data.startswith(BEFORE_TORCH_1_6):
-        raise ValueError(f"{where} is no file of torch; it starts with {data[:16]!r}; {_EXPECTED}")
-
-
-def _check_archive(data: bytes, where: str) -> None:
-    """Torch reads a tensor whose bytes have changed without a word; the archive's checksums tell."""
-    try:
-        broken = zipfile.ZipFile(io.BytesIO(data)).testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise ValueError(f"{where} is cut short or damaged ({len(data)} bytes): {error}. Fetch it again") from error
-    if broken:
-        raise ValueError(f"{where} is damaged: the checksum of {broken} is wrong. Fetch it again")
-
-
-def _loaded(data: bytes, where: str) -> Any:
-    try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f" ({named[1]})" if named else ""
-        raise ValueError(
-            f"{where} holds more than weights{what} and is refused, since reading it could run somebody's program; "
-            f"{_EXPECTED}"
-        ) from error
-    except (RuntimeError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{where} cannot be read as weights: {reason or type(error).__name__}; {_EXPECTED}") from error
-
-
-def _state_dict(content: Any, where: str) -> dict[str, Tensor]:
-    if not isinstance(content, dict) or not content:
-        raise ValueError(f"{where} holds no weights but {_described(content)}; {_EXPECTED}")
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ValueError(f"{where} is no state dict: {key!r} is {_described(value)}, no tensor; {_EXPECTED}")
-    return dict(content)
-
-
-def _described(value: Any) -> str:
-    name = "empty dict" if isinstance(value, dict) and not value else type(value).__name__
-    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
-
-
-def _plain(value: Any, place: str) -> Any:
-    if isinstance(value, Tensor):
-        return _own(value.detach().cpu())
-    if type(value) in PLAIN:
-        return value
-    if isinstance(value, Mapping):
-        return {_plain(key, place): _plain(item, f"{place}.{key}".lstrip(".")) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_plain(item, f"{place}[{i}]") for i, item in enumerate(value))
-    raise ValueError(
-        f"{place or 'it'} is a {type(value).__module__}.{type(value).__name__}, which a checkpoint cannot hold; "
-        "make it a tensor, a number, a string, or a list or dict of these"
-    )
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """The tensor with no more storage than it shows: torch.save writes the whole storage of a view."""
-    shown = tensor.numel() * tensor.element_size()
-    return tensor.clone() if tensor.untyped_storage().nbytes() > shown else tensor
-
-
 def hash_weights(weights: Mapping[str, Tensor]) -> str:
-    """What tells these weights from all others: of names, shapes, types and bytes, in the order of their names."""
+    """Return a hash of the names, shapes, types and bytes of weights.
+
+    Parameters
+    ----------
+    weights : mapping of str to Tensor
+        State dict, in any order and on any device.
+
+    Returns
+    -------
+    str
+        128 bits of BLAKE2b as hexadecimal digits.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return digest.hexdigest()
+
+
+def load_checkpoint_bytes(data: bytes, source: str) -> dict[str, Any]:
+    """Return the dict that `checkpoint_bytes` or `torch.save` serialized, with tensors on the CPU.
+
+    No code in `data` is run: anything but tensors and plain values is refused. Raises ValueError, which names
+    `source`, for such content and for bytes that are truncated, damaged, a web page or of another format.
+    """
+    _check_bytes(data, source)
+    content = _load_safely(data, source)
+    if not isinstance(content, dict):
+        raise ValueError(f"{source} holds {_describe_type(content)} instead of a state dict; {_EXPECTED}")
+    return content
+
+
+def checkpoint_bytes(content: Checkpoint | Mapping[str, Any]) -> bytes:
+    """Serialize a checkpoint, or a dict such as a bare state dict, as `torch.save` does.
+
+    Parameters
+    ----------
+    content : Checkpoint or mapping
+        Tensors, numbers, strings, bytes, None, and lists, tuples and dicts of these. Tensors may be on any device.
+
+    Returns
+    -------
+    bytes
+        The bytes of a `.pt` file; equal for equal content.
+
+    Raises
+    ------
+    ValueError
+        If `content` holds a value that could not be read again safely. The message says where.
+    """
+    if isinstance(content, Checkpoint):
+        content = {"weights": content.weights, "settings": content.settings, **content.extra}
+    buffer = io.BytesIO()
+    torch.save(_to_plain(content, ""), buffer)
+    return buffer.getvalue()
+
+
+def _check_bytes(data: bytes, source: str) -> None:
+    start = data[:200].lstrip()
+    if not data:
+        raise ValueError(f"{source} is empty; {_EXPECTED}")
+    if start.startswith(b"<"):
+        raise ValueError(f"{source} is a web page or an XML document, not weights; it starts with {start[:60]!r}")
+    if data.startswith(ZIP_MAGIC):
+        _check_archive(data, source)
+    elif not data.startswith(LEGACY_MAGIC):
+        raise ValueError(f"{source} is not a file that torch.save wrote; it starts with {data[:16]!r}; {_EXPECTED}")
+
+
+def _check_archive(data: bytes, source: str) -> None:
+    """Verify the checksums of the archive: torch reads changed bytes of a tensor without an error."""
+    try:
+        broken = zipfile.ZipFile(io.BytesIO(data)).testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise ValueError(f"{source} is truncated or damaged ({len(data)} bytes): {error}. Fetch it again") from error
+    if broken:
+        raise ValueError(f"{source} is damaged: the checksum of {broken} is wrong. Fetch it again")
+
+
+def _load_safely(data: bytes, source: str) -> Any:
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        class_name = re.search(r"GLOBAL (\S+)", str(error))
+        detail = f" ({class_name[1]})" if class_name else ""
+        raise ValueError(
+            f"{source} holds more than weights{detail} and is refused, since reading it could run arbitrary code; "
+            f"{_EXPECTED}"
+        ) from error
+    except (RuntimeError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        message = f"{source} cannot be read as weights: {reason or type(error).__name__}; {_EXPECTED}"
+        raise ValueError(message) from error
+
+
+def _check_state_dict(content: Any, source: str) -> dict[str, Tensor]:
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{source} holds {_describe_type(content)} instead of weights; {_EXPECTED}")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ValueError(
+                f"{source} is not a state dict: {key!r} is {_describe_type(value)}, not a tensor; {_EXPECTED}"
+            )
+    return dict(content)
+
+
+def _describe_type(value: Any) -> str:
+    name = "empty dict" if isinstance(value, dict) and not value else type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def _to_plain(value: Any, location: str) -> Any:
+    if isinstance(value, Tensor):
+        return _shrink_storage(value.detach().cpu())
+    if type(value) in PLAIN_TYPES:
+        return value
+    if isinstance(value, Mapping):
+        return {
+            _to_plain(key, location): _to_plain(item, f"{location}.{key}".lstrip(".")) for key, item in value.items()
+        }
+    if type(value) in (list, tuple):
+        return type(value)(_to_plain(item, f"{location}[{i}]") for i, item in enumerate(value))
+    raise ValueError(
+        f"{location or 'the content'} is a {type(value).__module__}.{type(value).__name__}, which a checkpoint cannot "
+        "hold; make it a tensor, a number, a string, or a list or dict of these"
+    )
+
+
+def _shrink_storage(tensor: Tensor) -> Tensor:
+    """Return the tensor without unused storage: torch.save writes the whole storage of a view."""
+    used = tensor.numel() * tensor.element_size()
+    return tensor.clone() if tensor.untyped_storage().nbytes() > used else tensor

@@ -1,7 +1,7 @@
-"""How far a network sees: `reach_of` gives the margin that a tile needs, and the pooling grid that it must keep to.
+"""The receptive field of a network: the margin that tiles need, and the pooling grid that they must be aligned to.
 
-For our `UNet` it follows from its modules, whatever their weights; for any other network it is measured. Needs torch
-alone.
+`find_receptive_field` computes it for a `UNet` from its modules, whatever their weights, and measures it for any other
+network.
 """
 
 from __future__ import annotations
@@ -14,101 +14,157 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kasthuri_ray.geometry import Zyx
+from kasthuri_ray.geometry import Zyx, ceil_div
 from kasthuri_ray.models.unet import DownBlock, UNet, UpBlock
 
 Span = tuple[int, int]  # first and last voxel along one axis, both included
 
-FACTORS = (1, 2, 4, 8, 16, 32)  # pooling grids that are looked for
-SIDES = (4, 8, 16, 32, 64, 128)  # sizes that are tried across the axis that is measured
-MOST_SIZE = 1024  # along the axis that is measured; in z a quarter of it
-NORMALIZES_BY_TILE = (nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)
-BY_TILE = "the network normalizes by the tile ({}): its answers depend on the tile's size and place"
-NO_GRID = (
-    f"the network's answers do not move with the image, by any step of up to {FACTORS[-1]} voxels: they depend on the "
-    "tile's place"
-)
-SEES_ALL = (
-    "the network sees the whole tile along {}, up to the {} voxels that were tried: its answers depend on the tile's "
-    "size and place"
-)
+# Of the measurement.
+POOLING_FACTORS = (1, 2, 4, 8, 16, 32)  # that are tried
+SIDES = (4, 8, 16, 32, 64, 128)  # sizes of a tile that are tried, across the measured axis
+MAX_SIZE = 1024  # of a tile along the measured axis; a quarter of it along z
 
+TILE_NORMALIZATIONS = (nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)
+NORMALIZES_BY_TILE = (
+    "the network normalizes by the tile ({}): its outputs depend on the size and the position of the tile"
+)
+NO_POOLING_GRID = (
+    f"the network's outputs do not shift with the image, by any step of up to {POOLING_FACTORS[-1]} voxels: they "
+    "depend on the position of the tile"
+)
+SEES_WHOLE_TILE = (
+    "the network sees the whole tile along {}, up to the {} voxels that were tried: its outputs depend on the size and "
+    "the position of the tile"
+)
 
 _CONV = ("kernel_size", "stride", "padding", "dilation")
 
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """What an output voxel depends on, in voxels z, y, x.
+    """The input voxels that an output voxel depends on, along z, y, x.
 
-    margin: how far to each side, rounded up to the factors; z is 0 in 2D. factors: the cell of the pooling grid, which
-    tiles must be whole multiples of and aligned to; z is 1 in 2D. sees: as margin, not rounded. exact: whether nothing
-    outside the margin matters. note: what a person should know, "" if nothing.
+    Parameters
+    ----------
+    margin : tuple of int
+        `radius`, rounded up to `factors`: the context that a tile needs on each side. 0 along z in 2D.
+    factors : tuple of int
+        A cell of the pooling grid. Tiles must be whole cells and aligned to the grid. 1 along z in 2D.
+    radius : tuple of int
+        Distance to the farthest input voxel that can matter.
+    exact : bool
+        Whether nothing outside of the margin matters.
+    note : str
+        What the user should know about the network, "" for nothing.
     """
 
     margin: Zyx
     factors: Zyx
-    sees: Zyx
+    radius: Zyx
     exact: bool = True
     note: str = ""
 
-    def turned(self) -> ReceptiveField:
-        """The same for a network that is also run on tiles whose y and x are exchanged."""
-        across = [max(values[1:]) for values in (self.margin, self.factors, self.sees)]
-        margin, factors, sees = (
-            (values[0], n, n) for values, n in zip((self.margin, self.factors, self.sees), across, strict=True)
+    def widened_for_tta(self) -> ReceptiveField:
+        """Return the receptive field for test-time augmentation, which also runs tiles with y and x exchanged."""
+        margin, factors, radius = (
+            (values[0], max(values[1:]), max(values[1:])) for values in (self.margin, self.factors, self.radius)
         )
-        return ReceptiveField(margin, factors, sees, self.exact, self.note)
+        return ReceptiveField(margin, factors, radius, self.exact, self.note)
 
 
 def find_receptive_field(network: nn.Module, dim: int, channels: int = 1) -> ReceptiveField:
-    """How far `network` sees: an `nn.Module` that gives N, classes, [z], y, x for N, channels, [z], y, x.
+    """Compute the receptive field of a `UNet`, or measure that of another network.
 
-    Computed over every place that a voxel can have in its pooling cell. Weights do not matter: a voxel counts where
-    some weights would let it matter. The network itself is left as it is. Raises ValueError for a network that no tile
-    of up to 128 voxels along each axis gets through.
+    It holds for every position of a voxel in its pooling cell. Weights do not matter: a voxel counts if it would matter
+    for some weights.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Returns (N, classes, [z], y, x) for (N, channels, [z], y, x). It is not changed.
+    dim : int
+        2 or 3.
+    channels : int
+        Channels of the input.
+
+    Returns
+    -------
+    ReceptiveField
+        The receptive field of the network.
+
+    Raises
+    ------
+    ValueError
+        If the network takes no tile of up to 128 voxels along each axis.
     """
     if isinstance(network, UNet) and type(network).forward is UNet.forward:
-        return _computed(network)
-    return _measured(network, dim, channels)
+        return _compute(network)
+    return _measure(network, dim, channels)
 
 
-def _reach(sees: Sequence[int], factors: Sequence[int], exact: bool, note: str) -> ReceptiveField:
-    """A Reach from the values along the network's own axes."""
-    fill = 3 - len(sees)
-    margin = [-(-n // f) * f for n, f in zip(sees, factors, strict=True)]
-    z0, z1 = (0,) * fill, (1,) * fill
-    return ReceptiveField((*z0, *margin), (*z1, *factors), (*z0, *sees), exact, note)  # type: ignore[arg-type]
+def tile_normalization_note(network: nn.Module) -> str:
+    """Return a note on layers that take their mean and variance from the tile.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Any network.
+
+    Returns
+    -------
+    str
+        The note, "" for a network without such layers.
+    """
+    for module in network.modules():
+        if _normalizes_by_tile(module):
+            return NORMALIZES_BY_TILE.format("group norm" if isinstance(module, nn.GroupNorm) else "instance norm")
+    return ""
 
 
-def _computed(network: UNet) -> ReceptiveField:
-    sees = [
+def _normalizes_by_tile(module: nn.Module) -> bool:
+    return isinstance(module, TILE_NORMALIZATIONS) and not getattr(module, "track_running_stats", False)
+
+
+def _receptive_field(radius: Sequence[int], factors: Sequence[int], exact: bool, note: str) -> ReceptiveField:
+    """Return the receptive field from values along the network's own axes, [z], y, x."""
+    margin = [ceil_div(n, f) * f for n, f in zip(radius, factors, strict=True)]
+    return ReceptiveField(_as_zyx(margin, 0), _as_zyx(factors, 1), _as_zyx(radius, 0), exact, note)
+
+
+def _as_zyx(values: Sequence[int], z_in_2d: int) -> Zyx:
+    z, y, x = values if len(values) == 3 else (z_in_2d, *values)
+    return z, y, x
+
+
+def _compute(network: UNet) -> ReceptiveField:
+    radius = [
         max(_distance(network, axis, phase) for phase in range(factor)) for axis, factor in enumerate(network.factors)
     ]
     note = tile_normalization_note(network)
-    return _reach(sees, network.factors, not note, note)
+    return _receptive_field(radius, network.factors, not note, note)
 
 
 def _distance(network: UNet, axis: int, phase: int) -> int:
-    """How far from the output voxel at `phase` of a pooling cell the farthest input voxel is that it depends on."""
+    """Return the distance from the output voxel at `phase` of a pooling cell to the farthest input voxel."""
     span = _through_conv((phase, phase), network.conv_final, axis)
     skips: list[Span] = []
     for up in reversed(list(network.up_blocks)):
+        assert isinstance(up, UpBlock)
         span = _through_block(span, up, axis)
-        skips.append(span)  # of the features that were joined: at this level those of the skip
-        span = _through_transposed(span, up.up, axis)  # type: ignore[arg-type]
-    for number, down in enumerate(reversed(list(network.down_blocks))):
-        if number:  # the deepest one has no pool and no skip
-            low, high = _through_pool(span, down.pool, axis)  # type: ignore[arg-type]
+        skips.append(span)  # of the concatenated features: those of the skip are at this level
+        span = _through_transposed(span, up.up, axis)
+    for down in reversed(list(network.down_blocks)):
+        assert isinstance(down, DownBlock)
+        if down.pool is not None:  # the deepest block has no pool and no skip
+            low, high = _through_pool(span, down.pool, axis)
             skip = skips.pop()
             span = min(low, skip[0]), max(high, skip[1])
         span = _through_block(span, down, axis)
     return max(phase - span[0], span[1] - phase)
 
 
-def _through_block(span: Span, block: nn.Module, axis: int) -> Span:
-    """Before the block's convolutions; a residual block's detour sees more than what goes past it."""
-    assert isinstance(block, DownBlock | UpBlock)
+def _through_block(span: Span, block: DownBlock | UpBlock, axis: int) -> Span:
+    """Return the span before the convolutions of a block; the longer path through a residual block counts."""
     convs = [block.conv1, block.conv2]
     if block.res_block is not None:
         convs += [block.res_block.conv1, block.res_block.conv2]
@@ -118,151 +174,151 @@ def _through_block(span: Span, block: nn.Module, axis: int) -> Span:
 
 
 def _through_conv(span: Span, conv: nn.Module, axis: int) -> Span:
-    kernel, stride, padding, dilation = (int(getattr(conv, key)[axis]) for key in _CONV)  # type: ignore[index]
+    kernel, stride, padding, dilation = (int(getattr(conv, key)[axis]) for key in _CONV)
     return span[0] * stride - padding, span[1] * stride - padding + dilation * (kernel - 1)
 
 
 def _through_transposed(span: Span, conv: nn.Module, axis: int) -> Span:
-    kernel, stride, padding, dilation = (int(getattr(conv, key)[axis]) for key in _CONV)  # type: ignore[index]
-    return -(-(span[0] + padding - dilation * (kernel - 1)) // stride), (span[1] + padding) // stride
+    kernel, stride, padding, dilation = (int(getattr(conv, key)[axis]) for key in _CONV)
+    return ceil_div(span[0] + padding - dilation * (kernel - 1), stride), (span[1] + padding) // stride
 
 
 def _through_pool(span: Span, pool: nn.Module, axis: int) -> Span:
-    size = int(pool.kernel_size[axis])  # type: ignore[index]
+    assert isinstance(pool, nn.MaxPool2d | nn.MaxPool3d)
+    assert isinstance(pool.kernel_size, tuple)
     assert pool.stride == pool.kernel_size
+    size = pool.kernel_size[axis]
     return span[0] * size, span[1] * size + size - 1
 
 
-def tile_normalization_note(network: nn.Module) -> str:
-    """A note for a network with layers that take their mean and variance from the tile; "" for others."""
-    for module in network.modules():
-        if isinstance(module, NORMALIZES_BY_TILE) and not getattr(module, "track_running_stats", False):
-            return BY_TILE.format("group norm" if isinstance(module, nn.GroupNorm) else "instance norm")
-    return ""
-
-
-def _measured(network: nn.Module, dim: int, channels: int) -> ReceptiveField:
+def _measure(network: nn.Module, dim: int, channels: int) -> ReceptiveField:
     note = tile_normalization_note(network)
-    probe = _Probe(_without_tile_norms(network), dim, channels)
-    found = [probe.along(axis) for axis in range(dim)]
-    factors = [factor or FACTORS[-1] for factor, _, _ in found]
+    probe = _Probe(_without_tile_normalization(network), dim, channels)
+    results = [probe.measure_axis(axis) for axis in range(dim)]
+    factors = [factor or POOLING_FACTORS[-1] for factor, _, _ in results]
     factors[-2:] = [max(factors[-2:])] * 2
-    sees = [n for _, n, _ in found]
-    whole = [("zyx"[-dim:][axis], size) for axis, (_, _, size) in enumerate(found) if size]
-    if whole:
-        axes, sizes = zip(*whole, strict=True)
-        note = SEES_ALL.format(", ".join(axes), max(sizes))
-    elif not all(factor for factor, _, _ in found):
-        note = NO_GRID
-    return _reach(sees, factors, not note, note)
+    radius = [n for _, n, _ in results]
+    unlimited = [("zyx"[-dim:][axis], size) for axis, (_, _, size) in enumerate(results) if size]
+    if unlimited:
+        axes, sizes = zip(*unlimited, strict=True)
+        note = SEES_WHOLE_TILE.format(", ".join(axes), max(sizes))
+    elif not all(factor for factor, _, _ in results):
+        note = NO_POOLING_GRID
+    return _receptive_field(radius, factors, not note, note)
 
 
-def _without_tile_norms(network: nn.Module) -> nn.Module:
-    """A copy in float64 and eval mode, on the CPU, whose layers that normalize by the tile are taken out."""
+def _without_tile_normalization(network: nn.Module) -> nn.Module:
+    """Return a copy in float64 and eval mode, on the CPU, without the layers that normalize by the tile."""
     copied = copy.deepcopy(network).cpu().double().eval()
     for module in list(copied.modules()):
         for name, child in module.named_children():
-            if isinstance(child, NORMALIZES_BY_TILE) and not getattr(child, "track_running_stats", False):
+            if _normalizes_by_tile(child):
                 setattr(module, name, nn.Identity())
     return copied
 
 
 class _Probe:
-    """A network that is asked which of its outputs change with which inputs."""
+    """Measures which outputs of a network change with which inputs."""
 
     def __init__(self, network: nn.Module, dim: int, channels: int) -> None:
         self.network, self.dim, self.channels = network, dim, channels
         self.generator = torch.Generator().manual_seed(0)
         self.side = self._find_side()
 
-    def along(self, axis: int) -> tuple[int, int, int]:
-        """Pooling factor (0 if there is none), how far it sees, and 0; where it sees all, the size that was tried."""
-        most = MOST_SIZE // 4 if self.dim == 3 and axis == 0 else MOST_SIZE
-        size = 2 * FACTORS[-1]
-        while (seen := self._seen(axis, size, 0)) is None and size < most:
+    def measure_axis(self, axis: int) -> tuple[int, int, int]:
+        """Return the pooling factor, the radius and 0.
+
+        The factor is 0 if there is no pooling grid. If the radius has no limit the last value is the largest size that
+        was tried.
+        """
+        max_size = MAX_SIZE // 4 if self.dim == 3 and axis == 0 else MAX_SIZE
+        size = 2 * POOLING_FACTORS[-1]
+        while (span := self._changed_span(axis, size, 0)) is None and size < max_size:
             size *= 2
-        if seen is None:
-            return self._working_factor(axis), size // 2 - FACTORS[-1], size
-        size += 4 * FACTORS[-1]  # other places in the cell see up to a cell farther
-        factor = self._factor(axis, size)
-        every = [self._seen(axis, size, phase) for phase in range(factor or FACTORS[-1])]
-        if any(span is None for span in every):  # sees farther from another place: try again with more room
-            return self._working_factor(axis), size // 2 - FACTORS[-1], size
-        return factor, max(max(span) for span in every if span is not None), 0
+        if span is None:
+            return self._accepted_factor(axis), size // 2 - POOLING_FACTORS[-1], size
+        size += 4 * POOLING_FACTORS[-1]  # from other positions in the cell a voxel sees up to a cell farther
+        factor = self._find_factor(axis, size)
+        spans = [self._changed_span(axis, size, phase) for phase in range(factor or POOLING_FACTORS[-1])]
+        if any(span is None for span in spans):  # from one of the positions it sees all of the tile
+            return self._accepted_factor(axis), size // 2 - POOLING_FACTORS[-1], size
+        return factor, max(max(span) for span in spans if span is not None), 0
 
-    def _seen(self, axis: int, size: int, phase: int) -> Span | None:
-        """How far before and behind an input voxel outputs change; None where that reaches the tile's end."""
-        place = size // 2 + phase
-        image = self._image(axis, size)
-        base = self._run(image)
+    def _changed_span(self, axis: int, size: int, phase: int) -> Span | None:
+        """Return how far before and after an input voxel outputs change; None if up to the end of the tile."""
+        position = size // 2 + phase
+        image = self._random_image(axis, size)
+        before = self._run(image)
         changed = torch.zeros(size, dtype=torch.bool)
-        for image_changed in self._disturbed(image, axis, place):
-            with_change = self._try(image_changed)
-            if with_change is None:
-                continue  # it refuses what is not a number
-            differ = (with_change != base) | with_change.isnan()
-            changed |= differ.movedim(2 + axis, 0).flatten(1).any(1)
-        where = changed.nonzero().flatten()
-        if len(where) == 0:
+        for disturbed in self._disturbed_images(image, axis, position):
+            after = self._try_run(disturbed)
+            if after is None:
+                continue  # the network refuses nan
+            differs = (after != before) | after.isnan()
+            changed |= differs.movedim(2 + axis, 0).flatten(1).any(1)
+        indices = changed.nonzero().flatten()
+        if len(indices) == 0:
             return 0, 0
-        first, last = int(where[0]), int(where[-1])
-        return None if first == 0 or last == size - 1 else (max(0, place - first), max(0, last - place))
+        first, last = int(indices[0]), int(indices[-1])
+        return None if first == 0 or last == size - 1 else (max(0, position - first), max(0, last - position))
 
-    def _disturbed(self, image: Tensor, axis: int, place: int) -> Iterator[Tensor]:
+    def _disturbed_images(self, image: Tensor, axis: int, position: int) -> Iterator[Tensor]:
         for value in (math.nan, 1e4, -1e4):
             disturbed = image.clone()
-            disturbed.select(2 + axis, place).fill_(value)
+            disturbed.select(2 + axis, position).fill_(value)
             yield disturbed
 
-    def _factor(self, axis: int, size: int) -> int:
-        """The smallest factor for which sizes work and a shift by it shifts the output, far from the tile's ends."""
-        for factor in FACTORS:
-            if self._shifts(axis, size, factor):
+    def _find_factor(self, axis: int, size: int) -> int:
+        """Return the smallest factor by which a shift of the input shifts the output; 0 if there is none."""
+        for factor in POOLING_FACTORS:
+            if self._shifts_by(axis, size, factor):
                 return factor
         return 0
 
-    def _shifts(self, axis: int, size: int, factor: int) -> bool:
-        length = size + factor  # a multiple of the factor and of none of the larger ones
-        long = self._image(axis, length + factor)
-        spans = [self._seen(axis, size, phase) for phase in (0, factor)]
+    def _shifts_by(self, axis: int, size: int, factor: int) -> bool:
+        """Return whether a shifted input has a shifted output, far from the ends of the tile."""
+        length = size + factor  # a multiple of the factor, and of no larger one
+        image = self._random_image(axis, length + factor)
+        spans = [self._changed_span(axis, size, phase) for phase in (0, factor)]
         if spans[0] != spans[1]:
             return False
-        first, second = (self._try(long.narrow(2 + axis, start, length)) for start in (0, factor))
+        first, second = (self._try_run(image.narrow(2 + axis, start, length)) for start in (0, factor))
         if first is None or second is None:
             return False
-        middle, width = size // 2 - FACTORS[-1], 2 * FACTORS[-1]
+        middle, width = size // 2 - POOLING_FACTORS[-1], 2 * POOLING_FACTORS[-1]
         one = first.narrow(2 + axis, middle + factor, width)
         other = second.narrow(2 + axis, middle, width)
         return bool(torch.allclose(one, other, rtol=1e-7, atol=1e-9 * float(one.abs().max())))
 
-    def _working_factor(self, axis: int) -> int:
-        """The smallest factor of which every multiple is a size that works."""
-        for factor in FACTORS:
-            sizes = (2 * FACTORS[-1] + factor, 2 * FACTORS[-1] + 3 * factor)
-            if all(self._try(self._image(axis, size)) is not None for size in sizes):
+    def _accepted_factor(self, axis: int) -> int:
+        """Return the smallest factor of which the network accepts every multiple as a size."""
+        for factor in POOLING_FACTORS:
+            sizes = (2 * POOLING_FACTORS[-1] + factor, 2 * POOLING_FACTORS[-1] + 3 * factor)
+            if all(self._try_run(self._random_image(axis, size)) is not None for size in sizes):
                 return factor
-        return FACTORS[-1]
+        return POOLING_FACTORS[-1]
 
     def _find_side(self) -> int:
         for side in SIDES:
             self.side = side
-            if all(self._try(self._image(axis, max(side, 2 * FACTORS[-1]))) is not None for axis in range(self.dim)):
+            sizes = [max(side, 2 * POOLING_FACTORS[-1])] * self.dim
+            if all(self._try_run(self._random_image(axis, n)) is not None for axis, n in enumerate(sizes)):
                 return side
         raise ValueError(
-            f"the network gets through no tile of {', '.join(map(str, SIDES))} voxels along each axis; sizes must be "
-            f"multiples of at most {FACTORS[-1]}"
+            f"the network takes no tile of {', '.join(map(str, SIDES))} voxels along each axis; sizes must be "
+            f"multiples of at most {POOLING_FACTORS[-1]}"
         )
 
-    def _image(self, axis: int, size: int) -> Tensor:
+    def _random_image(self, axis: int, size: int) -> Tensor:
         shape = [self.side] * self.dim
         shape[axis] = size
         return torch.rand((1, self.channels, *shape), generator=self.generator, dtype=torch.float64)
 
-    def _try(self, image: Tensor) -> Tensor | None:
-        """The output, or None where the network refuses this size or gives another."""
+    def _try_run(self, image: Tensor) -> Tensor | None:
+        """Return the output, or None if the network refuses this size or returns another."""
         try:
             output = self._run(image)
-        except Exception:  # whatever somebody else's network may raise
+        except Exception:  # a user's network may raise anything
             return None
         return output if output.shape[2:] == image.shape[2:] else None
 

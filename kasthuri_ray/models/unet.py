@@ -1,7 +1,7 @@
-"""The five U-Nets in one: `UNet`, what `build_network` makes of a network file, and strict loading of weights.
+"""The five U-Nets as one class, `UNet`; networks from network files, `build_network`; strict loading of weights.
 
-`models` needs torch and nothing else of this package. The order inside a block is convolution, activation, then
-normalization, and every submodule carries the name under which the published weights keep it, so they load strictly.
+The order inside a block is convolution, activation, normalization. Submodules have the names of the published weights,
+so that these load strictly.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kasthuri_ray.geometry import ceil_div
 from kasthuri_ray.models.user_network import check_network_output, import_network
 
 MODEL_TYPES = ("unet", "attention", "residual", "depth")
@@ -26,10 +27,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
     "silu": nn.SiLU,
 }
-MAX_GROUPS = 8  # groups of a group norm; fewer where the channels do not divide
-DEPTH_BLOCKS = 5  # what model_type "depth" means where n_blocks is not given
-PLAIN_BLOCKS = 4
-WRAPPERS = ("module.", "_orig_mod.")  # what DDP and torch.compile put before every key
+MAX_GROUPS = 8  # of a group norm; fewer where they do not divide the channels
+DEPTH_BLOCKS = 5  # default n_blocks for the model_type "depth"
+PLAIN_BLOCKS = 4  # default n_blocks otherwise
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # that DDP and torch.compile put before every key
 
 CONV: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -39,9 +40,23 @@ INSTANCE_NORM: dict[int, type[nn.Module]] = {2: nn.InstanceNorm2d, 3: nn.Instanc
 
 
 def pooling_factors(n_blocks: int = PLAIN_BLOCKS, dim: int = 2, pool_z: int = 0) -> tuple[int, int, int]:
-    """What a tile's z, y, x must be multiples of; z is 1 in 2D.
+    """Return what the size of a tile must be a multiple of, along z, y, x.
 
-    `n_blocks` blocks pool `n_blocks - 1` times, each by 2 in y and x. In 3D the first `pool_z` pools leave z alone.
+    `n_blocks` blocks pool `n_blocks - 1` times, each time by 2 along y and x.
+
+    Parameters
+    ----------
+    n_blocks : int
+        Number of resolution levels of the U-Net.
+    dim : int
+        2 or 3.
+    pool_z : int
+        In 3D, the first `pool_z` pools leave z as it is.
+
+    Returns
+    -------
+    tuple of int
+        Factors along z, y, x; z is 1 in 2D.
     """
     num_pools = n_blocks - 1
     z = 2 ** max(0, num_pools - pool_z) if dim == 3 else 1
@@ -49,29 +64,42 @@ def pooling_factors(n_blocks: int = PLAIN_BLOCKS, dim: int = 2, pool_z: int = 0)
 
 
 def check_shape(shape: Sequence[int], factors: Sequence[int]) -> None:
-    """Raise a ValueError that names shapes that work if `shape` is not whole multiples of `factors` (same axes)."""
+    """Check that the size of a tile is a multiple of the pooling factors.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Size of a tile along [z], y, x.
+    factors : sequence of int
+        Pooling factors along the same axes.
+
+    Raises
+    ------
+    ValueError
+        If it is not. The message names the nearest sizes that work.
+    """
     if all(n > 0 and n % f == 0 for n, f in zip(shape, factors, strict=True)):
         return
     axes = ", ".join("zyx"[-len(shape) :])
     smaller = tuple(max(f, n // f * f) for n, f in zip(shape, factors, strict=True))
-    larger = tuple(max(f, -(-n // f) * f) for n, f in zip(shape, factors, strict=True))
-    work = f"{smaller} or {larger}" if smaller != larger else f"{larger}"
+    larger = tuple(max(f, ceil_div(n, f) * f) for n, f in zip(shape, factors, strict=True))
+    nearest = f"{smaller} or {larger}" if smaller != larger else f"{larger}"
     raise ValueError(
-        f"a tile of {axes} = {tuple(shape)} cannot be pooled: the network halves it down to multiples of "
-        f"{tuple(factors)}; {work} would work"
+        f"a tile of {axes} = {tuple(shape)} cannot be pooled: the network takes multiples of {tuple(factors)}; "
+        f"{nearest} would work"
     )
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions whose result is added to what came in; same channels, same shape."""
+    """Two convolutions whose output is added to the input; same channels, same shape."""
 
     def __init__(self, channels: int, dim: int, activation: str, normalization: str) -> None:
         super().__init__()
         self.conv1 = CONV[dim](channels, channels, 3, padding=1)
         self.conv2 = CONV[dim](channels, channels, 3, padding=1)
         self.act = ACTIVATIONS[activation]()
-        self.norm1 = _norm(normalization, channels, dim)
-        self.norm2 = _norm(normalization, channels, dim)
+        self.norm1 = _make_norm(normalization, channels, dim)
+        self.norm2 = _make_norm(normalization, channels, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv2(self.norm1(self.act(self.conv1(x))))
@@ -79,7 +107,7 @@ class ResidualBlock(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """Two convolutions (and a residual block), then a max pool: gives (pooled, skip)."""
+    """Two convolutions (and a residual block), then a max pool; returns (pooled, skip)."""
 
     def __init__(
         self, c_in: int, c_out: int, dim: int, activation: str, normalization: str, residual: bool, pool: tuple | None
@@ -88,8 +116,8 @@ class DownBlock(nn.Module):
         self.conv1 = CONV[dim](c_in, c_out, 3, padding=1)
         self.conv2 = CONV[dim](c_out, c_out, 3, padding=1)
         self.act = ACTIVATIONS[activation]()
-        self.norm1 = _norm(normalization, c_out, dim)
-        self.norm2 = _norm(normalization, c_out, dim)
+        self.norm1 = _make_norm(normalization, c_out, dim)
+        self.norm2 = _make_norm(normalization, c_out, dim)
         self.res_block = ResidualBlock(c_out, dim, activation, normalization) if residual else None
         self.pool = MAX_POOL[dim](pool) if pool else None
 
@@ -102,72 +130,96 @@ class DownBlock(nn.Module):
 
 
 class AttentionGate(nn.Module):
-    """Weighs the upsampled features by where they agree with the skip.
+    """Weights for the upsampled features, from these features and the skip.
 
-    Oktay et al. 2018, "Attention U-Net", arXiv:1804.03999, eq. 1-2, as the published weights have it: the skip takes
-    the place of the gating signal and the upsampled features are what is gated.
+    Oktay et al. 2018, "Attention U-Net", arXiv:1804.03999, eq. 1-2, in the form of the published weights: the skip is
+    the gating signal, and the upsampled features are gated.
     """
 
     def __init__(self, channels: int, dim: int, normalization: str) -> None:
         super().__init__()
         inner = max(1, channels // 2)
-        self.W_g = nn.Sequential(CONV[dim](channels, inner, 1), _norm(normalization, inner, dim))
-        self.W_x = nn.Sequential(CONV[dim](channels, inner, 1), _norm(normalization, inner, dim))
-        self.psi = nn.Sequential(CONV[dim](inner, 1, 1), _norm(normalization, 1, dim), nn.Sigmoid())
+        self.W_g = nn.Sequential(CONV[dim](channels, inner, 1), _make_norm(normalization, inner, dim))
+        self.W_x = nn.Sequential(CONV[dim](channels, inner, 1), _make_norm(normalization, inner, dim))
+        self.psi = nn.Sequential(CONV[dim](inner, 1, 1), _make_norm(normalization, 1, dim), nn.Sigmoid())
 
     def forward(self, skip: Tensor, raw: Tensor) -> Tensor:
         return raw * self.psi(torch.relu(self.W_g(skip) + self.W_x(raw)))
 
 
 class UpBlock(nn.Module):
-    """Doubles the size, joins the skip, then two convolutions (and a residual block)."""
+    """A transposed convolution, concatenation with the skip, then two convolutions (and a residual block)."""
 
     def __init__(
         self, c_in: int, c_out: int, dim: int, activation: str, normalization: str, model_type: str, pool: tuple
     ) -> None:
         super().__init__()
         self.up = TRANSPOSED[dim](c_in, c_out, pool, stride=pool)
-        # Published weights carry conv0, and nothing ever calls it: without a gradient, DDP does not wait for one.
+        # The published weights hold conv0, which is never called. Without requires_grad, DDP expects no gradient of it.
         self.conv0 = CONV[dim](c_in, c_out, 1).requires_grad_(False)
         self.conv1 = CONV[dim](2 * c_out, c_out, 3, padding=1)
         self.conv2 = CONV[dim](c_out, c_out, 3, padding=1)
         self.act = ACTIVATIONS[activation]()
-        self.norm0 = _norm(normalization, c_out, dim)
-        self.norm1 = _norm(normalization, c_out, dim)
-        self.norm2 = _norm(normalization, c_out, dim)
+        self.norm0 = _make_norm(normalization, c_out, dim)
+        self.norm1 = _make_norm(normalization, c_out, dim)
+        self.norm2 = _make_norm(normalization, c_out, dim)
         self.attention_gate = AttentionGate(c_out, dim, normalization) if model_type == "attention" else None
         self.res_block = ResidualBlock(c_out, dim, activation, normalization) if model_type == "residual" else None
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         raw = self.up(x)
         up = self.norm0(self.act(raw))
-        both = (up, skip) if self.attention_gate is None else (self.attention_gate(skip, raw), up)
-        x = self.norm1(self.act(_convolve_both(self.conv1, *both)))
+        features = (up, skip) if self.attention_gate is None else (self.attention_gate(skip, raw), up)
+        x = self.norm1(self.act(_convolve_both(self.conv1, *features)))
         x = self.norm2(self.act(self.conv2(x)))
         return self.res_block(x) if self.res_block is not None else x
 
 
 def _convolve_both(conv: nn.Module, first: Tensor, second: Tensor) -> Tensor:
-    """`conv` over the channels of both.
+    """Return `conv` of the channels of both inputs.
 
-    With channels last as a sum: a copy that holds both, and its gradient, made a training step 1.5 to 2 times as long
-    (measured on a CPU). A compiler does with the copy what it can.
+    In channels_last it is a sum of two convolutions: concatenating the inputs, and its gradient, made a training step
+    1.5 to 2 times as long (measured on a CPU). Compiled, the concatenation is left to the compiler.
     """
     if torch.compiler.is_compiling() or not first.is_contiguous(memory_format=torch.channels_last):
         return conv(torch.cat([first, second], dim=1))
     assert isinstance(conv, nn.Conv2d)
-    of_first, of_second = conv.weight[:, : first.shape[1]], conv.weight[:, first.shape[1] :]
-    part = functional.conv2d(first, of_first, conv.bias, padding=conv.padding)
-    return part + functional.conv2d(second, of_second, padding=conv.padding)
+    first_weight, second_weight = conv.weight[:, : first.shape[1]], conv.weight[:, first.shape[1] :]
+    first_part = functional.conv2d(first, first_weight, conv.bias, padding=conv.padding)
+    return first_part + functional.conv2d(second, second_weight, padding=conv.padding)
 
 
 class UNet(nn.Module):
-    """Logits N, classes, [z], y, x from images N, in_channels, [z], y, x (floats in 0..1), of the same size.
+    """U-Net: logits (N, classes, [z], y, x) from images (N, in_channels, [z], y, x) of the same size.
 
-    `model_type`: `unet`; `attention` (the skip reaches the decoder through a gate alone); `residual` (a residual block
-    ends every block); `depth` (`unet` with 5 blocks where `n_blocks` is not given). `pool_z`: in 3D, the first `pool_z`
-    pools leave z alone, for sections that are thicker than a pixel is wide. `normalization` may also be `group4`, say.
-    Sizes must be multiples of `factors` (axes as in the input). Raises ValueError for settings that make no network.
+    Images are floats from 0 to 1. Sizes must be multiples of the attribute `factors`, which has the axes of the image.
+
+    Parameters
+    ----------
+    in_channels, classes : int
+        Channels of the image and of the logits.
+    n_blocks : int, optional
+        Number of resolution levels; by default 4, or 5 for the model type `depth`.
+    start_filters : int
+        Filters of the first level; each level has twice as many as the one before.
+    activation : str
+        One of `ACTIVATIONS`.
+    normalization : str
+        One of `NORMALIZATIONS`, or `group` with a number of groups, such as `group4`.
+    conv_mode : str
+        `same`.
+    dim : int
+        2 or 3.
+    model_type : str
+        `unet`; `attention` (attention gates on the skips); `residual` (every block ends in a residual block); `depth`
+        (a deeper `unet`).
+    pool_z : int
+        In 3D, the first `pool_z` pools leave z as it is, for sections that are thicker than a pixel is wide.
+
+    Raises
+    ------
+    ValueError
+        If a setting has another value.
     """
 
     def __init__(
@@ -186,15 +238,15 @@ class UNet(nn.Module):
         super().__init__()
         if n_blocks is None:
             n_blocks = DEPTH_BLOCKS if model_type == "depth" else PLAIN_BLOCKS
-        _one_of("dim", dim, (2, 3))
-        _one_of("model_type", model_type, MODEL_TYPES)
-        _one_of("activation", activation, tuple(ACTIVATIONS))
+        _check_one_of("dim", dim, (2, 3))
+        _check_one_of("model_type", model_type, MODEL_TYPES)
+        _check_one_of("activation", activation, tuple(ACTIVATIONS))
         _check_conv_mode(conv_mode)
         for name, value in (
             ("in_channels", in_channels), ("classes", classes), ("n_blocks", n_blocks), ("start_filters", start_filters)
         ):  # fmt: skip
-            _at_least(name, value, 1)
-        _at_least("pool_z", pool_z, 0)
+            _check_at_least(name, value, 1)
+        _check_at_least("pool_z", pool_z, 0)
         self.in_channels, self.classes, self.dim = in_channels, classes, dim
         self.factors = pooling_factors(n_blocks, dim, pool_z)[-dim:]
         filters = [start_filters * 2**level for level in range(n_blocks)]
@@ -209,7 +261,7 @@ class UNet(nn.Module):
             for c_out, pool in zip(reversed(filters[:-1]), reversed(pools), strict=True)
         )
         self.conv_final = CONV[dim](start_filters, classes, 1)
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
@@ -232,17 +284,32 @@ class UNet(nn.Module):
 
 
 def build_network(settings: Mapping[str, Any], tile_shape: Sequence[int] | None = None) -> nn.Module:
-    """The network that a network file's keys describe, on the CPU, in training mode, with fresh weights.
+    """Build the network of a network file, on the CPU, in training mode, with new weights.
 
-    `model` without a dot is a label; with one it is the import path of a `torch.nn.Module` class, which is called with
-    `model_args` and tried on a blank tile: it must give N, classes and the tile's own size. `tile_shape` ([z], y, x) is
-    the size of that tile (default 64 x 64, in 3D 16 x 64 x 64). Raises ValueError in words for whatever does not fit.
+    Parameters
+    ----------
+    settings : mapping
+        The keys of a network file. If `model` contains no dot it is a label, and the network is a `UNet`. Otherwise it
+        is the import path of a `torch.nn.Module` class, which is called with `model_args` and tried on a blank tile: it
+        must return (N, classes, [z], y, x) of the size of the tile.
+    tile_shape : sequence of int, optional
+        Size of that tile along [z], y, x; by default 64 x 64, in 3D 16 x 64 x 64.
+
+    Returns
+    -------
+    torch.nn.Module
+        The network.
+
+    Raises
+    ------
+    ValueError
+        If a setting is wrong, or the class cannot be imported, called or run.
     """
     model = str(settings.get("model") or "")
     if "." not in model:
         names = ("in_channels", "classes", "n_blocks", "start_filters", "activation", "normalization", "conv_mode")
-        given = {name: settings[name] for name in (*names, "dim", "pool_z") if settings.get(name) is not None}
-        return UNet(**given, model_type=settings.get("model_type") or "unet")
+        arguments = {name: settings[name] for name in (*names, "dim", "pool_z") if settings.get(name) is not None}
+        return UNet(**arguments, model_type=settings.get("model_type") or "unet")
     network = import_network(model, settings.get("model_args") or {})
     dim, classes = settings.get("dim") or 2, settings.get("classes") or 2
     size = tuple(tile_shape or (16, 64, 64)[-dim:])
@@ -251,40 +318,51 @@ def build_network(settings: Mapping[str, Any], tile_shape: Sequence[int] | None 
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy `state` into `network`, strictly; prefixes that DDP and torch.compile add are taken off.
+    """Load weights into a network, strictly. Prefixes that DDP and torch.compile add to keys are removed.
 
-    Raises ValueError that names the first keys and shapes that differ, for weights of another network.
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Changed in place.
+    state : mapping of str to Tensor
+        State dict.
+
+    Raises
+    ------
+    ValueError
+        If keys or shapes differ. The message names the first of them.
     """
-    inside = {_inside(key): key for key in network.state_dict()}
-    own = dict(zip(inside, network.state_dict().values(), strict=True))
-    state = {_inside(key): value for key, value in state.items()}
-    differ = [key for key in own if key in state and own[key].shape != state[key].shape]
+    network_keys = {_unwrapped_key(key): key for key in network.state_dict()}
+    expected = dict(zip(network_keys, network.state_dict().values(), strict=True))
+    state = {_unwrapped_key(key): value for key, value in state.items()}
+    differ = [key for key in expected if key in state and expected[key].shape != state[key].shape]
+    shapes = [f"{key} {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}" for key in differ]
     problems = [
-        _first("it lacks", [key for key in own if key not in state]),
-        _first("it has and the network lacks", [key for key in state if key not in own]),
-        _first("other shapes", [f"{k} {tuple(state[k].shape)}, expected {tuple(own[k].shape)}" for k in differ]),
+        _list_first("missing keys", [key for key in expected if key not in state]),
+        _list_first("unexpected keys", [key for key in state if key not in expected]),
+        _list_first("other shapes", shapes),
     ]
     if any(problems):
         raise ValueError(
             "these are weights of another network: " + "; ".join(filter(None, problems)) + ". Give the network file "
             "that they were trained with (model_type, n_blocks, dim, start_filters, classes)"
         )
-    network.load_state_dict({inside[key]: value for key, value in state.items()})
+    network.load_state_dict({network_keys[key]: value for key, value in state.items()})
 
 
-def _inside(key: str) -> str:
-    """A key as the bare network names it, without what DDP and torch.compile put before it."""
-    while key.startswith(WRAPPERS):
+def _unwrapped_key(key: str) -> str:
+    """Return the key without the prefixes of DDP and torch.compile."""
+    while key.startswith(WRAPPER_PREFIXES):
         key = key.partition(".")[2]
     return key
 
 
-def _first(what: str, names: list[str], count: int = 3) -> str:
+def _list_first(label: str, names: list[str], count: int = 3) -> str:
     more = f" and {len(names) - count} more" if len(names) > count else ""
-    return f"{what} {', '.join(islice(names, count))}{more}" if names else ""
+    return f"{label} {', '.join(islice(names, count))}{more}" if names else ""
 
 
-def _norm(name: str, channels: int, dim: int) -> nn.Module:
+def _make_norm(name: str, channels: int, dim: int) -> nn.Module:
     groups = name.removeprefix("group")
     if name == "batch":
         return BATCH_NORM[dim](channels)
@@ -297,26 +375,26 @@ def _norm(name: str, channels: int, dim: int) -> nn.Module:
     raise ValueError(f"network.normalization is {name!r}; it can be {', '.join(NORMALIZATIONS)}")
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
-def _one_of(name: str, value: object, allowed: tuple) -> None:
+def _check_one_of(name: str, value: object, allowed: tuple) -> None:
     if value not in allowed:
         raise ValueError(f"network.{name} is {value!r}; it can be {', '.join(map(str, allowed))}")
 
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"network.{name} is {value!r}; it must be a whole number of at least {least}")
+def _check_at_least(name: str, value: int, minimum: int) -> None:
+    if not isinstance(value, int) or value < minimum:
+        raise ValueError(f"network.{name} is {value!r}; it must be a whole number of at least {minimum}")
 
 
 def _check_conv_mode(conv_mode: str) -> None:
     if conv_mode == "valid":
         raise ValueError(
-            "network.conv_mode is 'valid', which would give a smaller output than the tile and its labels; use 'same'"
+            "network.conv_mode is 'valid', whose output would be smaller than the tile and its labels; use 'same'"
         )
-    _one_of("conv_mode", conv_mode, ("same",))
+    _check_one_of("conv_mode", conv_mode, ("same",))

@@ -1,83 +1,94 @@
-"""How an output is cut: chunks in shards, shards in blocks, levels of a pyramid. Pure arithmetic on z, y, x."""
+"""How an output is divided into blocks, which are whole shards: arithmetic on z, y, x."""
 
 from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from kasthuri_ray.geometry import AXES, Box, Zyx
+from kasthuri_ray.geometry import Box, Zyx, ceil_div, per_axis
+from kasthuri_ray.output.layout import ArrayLayout, check_multiple
 
-BLOCK_VOXELS = 64 * 2048 * 2048  # of a block nobody asked for, at most, unless one shard is larger
-
-
-@dataclass(frozen=True)
-class ArrayLayout:
-    """Of an array: the shards that it is stored in, and the chunks that can be read from one. z, y, x in voxels."""
-
-    shard: Zyx
-    chunk: Zyx
+MAX_DEFAULT_VOXELS = 64 * 2048 * 2048  # of a default block, unless one shard is larger
 
 
 def check_block_shape(block: Zyx, shard: Zyx, shape: Zyx) -> None:
-    """Raise a ValueError, with the nearest good sizes, for a block that is not whole shards.
+    """Check that a block is whole shards.
 
-    shape: of what is segmented. Along an axis that the block covers whole, any size will do.
+    Parameters
+    ----------
+    block, shard : tuple of int
+        Shapes, z, y, x.
+    shape : tuple of int
+        Of what is segmented, z, y, x. Along an axis that the block covers entirely any size is right.
+
+    Raises
+    ------
+    ValueError
+        If it is not. The message names the nearest good sizes.
     """
     if min(block) < 1:
         raise ValueError(f"block {tuple(block)}: expected three sizes z,y,x of at least 1")
-    wrong = [
-        f"{AXES[axis]}; use {_nearest(size, part)}"
-        for axis, (size, part, n) in enumerate(zip(block, shard, shape, strict=True))
-        if size % part and size < n
-    ]
-    if wrong:
-        where = ", nor along ".join(wrong)
-        raise ValueError(f"block {tuple(block)} is not a multiple of the shard {tuple(shard)} along {where}")
-
-
-def _nearest(size: int, part: int) -> str:
-    """The multiples of `part` on both sides of `size`, in words."""
-    low = size // part * part
-    return f"{low} or {low + part}" if low else str(part)
+    check_multiple("block", block, "shard", shard, exempt=per_axis(operator.ge, block, shape))
 
 
 def default_block_shape(shape: Zyx, layout: ArrayLayout, margin: Zyx) -> Zyx:
-    """Whole shards of at most 64 x 2048 x 2048 voxels, in the form that reads the least halo.
+    """Choose the shape of blocks for which the least halo is read.
 
-    Begins with one shard, and adds one along the axis where the margin is the largest part of the block, as long as
-    the box goes on there: (64, 2048, 2048) for a network that sees one section, deeper ones for one in 3D.
+    Starts with one shard. Adds shards along the axis where the margin is largest in relation to the block, while the
+    block is smaller than the box there and has at most 64 x 2048 x 2048 voxels.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of what is segmented, z, y, x.
+    layout : ArrayLayout
+        Shards and chunks of the output.
+    margin : tuple of int
+        Context that the network needs on each side, z, y, x.
+
+    Returns
+    -------
+    tuple of int
+        Whole shards: (64, 2048, 2048) for a network that sees one section, deeper blocks for one in 3D.
     """
-    block = list(layout.shard)
+    block = layout.shard
     while True:
-        grown = {}
+        larger: dict[int, Zyx] = {}
         for axis in range(3):
-            larger = [*block[:axis], block[axis] + layout.shard[axis], *block[axis + 1 :]]
-            if margin[axis] and block[axis] < shape[axis] and math.prod(larger) <= BLOCK_VOXELS:
-                grown[axis] = larger
-        if not grown:
-            return tuple(block)  # type: ignore[return-value]
-        block = grown[max(grown, key=lambda axis: (margin[axis] / block[axis], -axis))]
+            z, y, x = (n + layout.shard[a] * (a == axis) for a, n in enumerate(block))
+            if margin[axis] and block[axis] < shape[axis] and z * y * x <= MAX_DEFAULT_VOXELS:
+                larger[axis] = (z, y, x)
+        if not larger:
+            return block
+        block = larger[max(larger, key=lambda axis: (margin[axis] / block[axis], -axis))]
 
 
 class BlockGrid(Sequence[Zyx]):
-    """The blocks that cover `box`, as their indices z, y, x; the grid begins where the box does. Nothing is kept.
+    """The blocks that cover a box, as a sequence of their indices z, y, x, which are computed when they are needed.
 
-    `grid[number]` is the index of a block in an order in which each block touches the one before: back and forth along
-    x, then along y, section by section of blocks. `grid.box(index)` is the block, the last ones cut to the box.
+    `grid[number]` is the index of a block, in an order in which each block touches the one before: back and forth along
+    x, then along y, then along z. `grid.box(index)` is the block; the last blocks are cut to the box.
+
+    Parameters
+    ----------
+    box : Box
+        What the blocks cover; the first block starts where it does.
+    block : tuple of int
+        Shape of a block, z, y, x.
     """
 
     def __init__(self, box: Box, block: Zyx) -> None:
-        self.box_of_all, self.block = box, block
-        self.shape: Zyx = tuple(-(-n // b) for n, b in zip(box.shape, block, strict=True))  # type: ignore[assignment]
+        self.bounds, self.block = box, block
+        self.shape: Zyx = per_axis(ceil_div, box.shape, block)
 
     def __len__(self) -> int:
         return math.prod(self.shape)
 
     def __getitem__(self, number: Any) -> Any:
-        """The index z, y, x of block `number`; a slice gives a list of them."""
+        """Return the index z, y, x of block `number`, or a list of indices for a slice."""
         if isinstance(number, slice):
             return [self[i] for i in range(*number.indices(len(self)))]
         if not -len(self) <= number < len(self):
@@ -95,7 +106,7 @@ class BlockGrid(Sequence[Zyx]):
         )
 
     def index(self, index: Any, start: int = 0, stop: int | None = None) -> int:
-        """The number of the block whose index is z, y, x."""
+        """Return the number of the block with the index z, y, x."""
         if index not in self:
             raise ValueError(f"there is no block {index}; the grid has {self.shape} (z,y,x)")
         _, rows, columns = self.shape
@@ -104,41 +115,69 @@ class BlockGrid(Sequence[Zyx]):
         return int(z * rows * columns + (rows * columns - 1 - rest if z % 2 else rest))
 
     def box(self, index: Zyx) -> Box:
-        """The voxels of a block."""
-        start = [a + i * n for a, i, n in zip(self.box_of_all.start, index, self.block, strict=True)]
-        return Box.at(start, self.block).intersect(self.box_of_all)
+        """Return the voxels of a block."""
+        start = per_axis(operator.mul, index, self.block)
+        return Box.at(start, self.block).shifted(self.bounds.start).intersect(self.bounds)
 
-    def covering(self, box: Box) -> Iterator[Zyx]:
-        """The indices of the blocks that share a voxel with `box`, z slowest."""
-        part = box.intersect(self.box_of_all)
-        if part.num_voxels == 0:
-            return
-        ranges = []
-        for a, b, origin, n in zip(part.start, part.stop, self.box_of_all.start, self.block, strict=True):
-            ranges.append(range((a - origin) // n, (b - 1 - origin) // n + 1))
-        yield from itertools.product(*ranges)  # type: ignore[misc]
+    def overlapping(self, box: Box) -> Iterator[Zyx]:
+        """Yield the indices of the blocks that share a voxel with `box`, z slowest."""
+        part = box.intersect(self.bounds).relative_to(self.bounds.start)
+        if part.num_voxels:
+            first, stop = per_axis(operator.floordiv, part.start, self.block), per_axis(ceil_div, part.stop, self.block)
+            yield from itertools.product(*per_axis(range, first, stop))
 
-    def kinds(self, ends: int = 1) -> Iterator[tuple[int, Box]]:
-        """Pairs (how many blocks are of this kind, one of them), for sums over all blocks.
+    def representative_blocks(self, ends: int = 1) -> Iterator[tuple[int, Box]]:
+        """Yield (number of blocks, one of them) for groups of equal blocks, for sums over all blocks.
 
-        Along each axis the first `ends` blocks and the last `ends` are kinds of their own, those between are one.
+        Along each axis the first `ends` and the last `ends` blocks are groups of their own; those between are one.
         """
-        axes = []
-        for n in self.shape:
-            alone = sorted({*range(min(ends, n)), *range(max(0, n - ends), n)})
-            axes.append([(1, i) for i in alone] + ([(n - len(alone), ends)] if n > len(alone) else []))
-        for kind in itertools.product(*axes):
-            yield math.prod(number for number, _ in kind), self.box(tuple(i for _, i in kind))  # type: ignore[arg-type]
+        axes = per_axis(lambda n: _groups_along_axis(n, ends), self.shape)
+        for groups in itertools.product(*axes):
+            yield math.prod(number for number, _ in groups), self.box(per_axis(lambda group: group[1], groups))
 
 
 def block_name(index: Zyx) -> str:
-    """The name of a block in the ledger: `z_y_x` of its index."""
+    """Return the name of a block in the ledger.
+
+    Parameters
+    ----------
+    index : tuple of int
+        Index of the block, z, y, x.
+
+    Returns
+    -------
+    str
+        `z_y_x` of its index.
+    """
     return "_".join(map(str, index))
 
 
 def block_index(name: str) -> Zyx:
-    """The index that `name_of` named. Raises ValueError for another name."""
+    """Return the index of a block by its name in the ledger.
+
+    Parameters
+    ----------
+    name : str
+        What `block_name` returned.
+
+    Returns
+    -------
+    tuple of int
+        Index of the block, z, y, x.
+
+    Raises
+    ------
+    ValueError
+        If it is not the name of a block.
+    """
     parts = name.split("_")
     if len(parts) != 3 or not all(part.isdecimal() for part in parts):
-        raise ValueError(f"{name!r} is no name of a block; expected z_y_x, such as 0_12_7")
-    return tuple(map(int, parts))  # type: ignore[return-value]
+        raise ValueError(f"{name!r} is not the name of a block; expected z_y_x, such as 0_12_7")
+    return per_axis(int, parts)
+
+
+def _groups_along_axis(num_blocks: int, ends: int) -> list[tuple[int, int]]:
+    """Return (number of blocks, index of one of them) for each group along an axis."""
+    single = sorted({*range(min(ends, num_blocks)), *range(max(0, num_blocks - ends), num_blocks)})
+    num_between = num_blocks - len(single)
+    return [(1, i) for i in single] + ([(num_between, ends)] if num_between else [])

@@ -1,11 +1,11 @@
-"""What of a segmentation is done: one small object a finished block, in a folder beside the output.
+"""The ledger of a segmentation: one small file for each finished block, in a folder beside the output.
 
-    <output>.ledger/settings.json                 what changes a byte of the output
+    <output>.ledger/settings.json                 settings that decide the bytes of the output
     <output>.ledger/<phase>/<name>.json           a finished block
-    <output>.ledger/<phase>/<name>.blank.json     one that wrote nothing: all of it is 0
-    <output>.ledger/aside/<phase>/<name>.json     one that failed for good, with its traceback
+    <output>.ledger/<phase>/<name>.blank.json     a finished block of zeros alone, which wrote nothing
+    <output>.ledger/aside/<phase>/<name>.json     a block set aside after its last retry, with its traceback
 
-A block is recorded after its voxels are on the disk, by whoever wrote them. No times and no hosts are in it.
+A block is recorded by its writer, after its voxels are on the disk. Records hold neither times nor hosts.
 """
 
 from __future__ import annotations
@@ -20,110 +20,209 @@ from typing import Any
 
 from kasthuri_ray.errors import disk_full_error, is_disk_full
 from kasthuri_ray.metrics.components import Components
-from kasthuri_ray.storage.folder import Storage, list_folder, open_storage, remove_folder
-from kasthuri_ray.storage.kvstore import translate_s3_errors
+from kasthuri_ray.storage.folder import Storage, open_storage
+from kasthuri_ray.storage.s3 import translate_s3_errors
 
 SETTINGS = "settings.json"
+LOCK_FILE = "lock.json"  # of the lease that a run holds while it writes the output
+COPY_FILE = "copy.json"  # path of the precomputed copy whose blocks are recorded
 BLANK = ".blank"
-END = b"}\n"  # of a record that is whole
+END = b"}\n"  # of a complete record
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """The ledger in a folder. Picklable. Methods raise what `Storage` raises."""
+    """The ledger in a folder. It can be pickled. Methods raise what those of `Storage` raise.
+
+    Parameters
+    ----------
+    storage : Storage
+        The folder.
+    """
 
     storage: Storage
 
     @classmethod
     def beside(cls, output: str) -> Ledger:
-        """The ledger of the output at a path or URL."""
+        """Return the ledger of the output at a path or URL."""
         return cls(open_storage(f"{open_storage(output).path}.ledger"))
 
     def settings(self) -> dict[str, Any] | None:
-        """The settings that the output was begun with, None where nothing was begun."""
+        """Return the settings that the output was started with; None if it was not started."""
         try:
             data = self.storage.read_bytes(SETTINGS)
         except FileNotFoundError:
             return None
         return dict(json.loads(data))
 
-    def begin(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Keep the settings of a new output; return those that an output was begun with, and change nothing then."""
+    def start(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Record the settings of a new output and return None.
+
+        For an output that was started before, return its settings and change nothing.
+        """
         before = self.settings()
         if before is None:
             self.storage.write_bytes(SETTINGS, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
         return before
 
     def record(self, phase: str, name: str, info: Mapping[str, Any] | None = None, *, blank: bool = False) -> None:
-        """Say that a block is done. blank: its voxels are all 0 and were not written.
+        """Record that a block is done. blank: its voxels are all 0 and were not written.
 
-        It is on the disk when this returns. Raises OSError in words where the disk is full.
+        The record is on the disk when this returns. Raises OSError that says so if the disk is full.
         """
-        self._put(phase, f"{name}{BLANK if blank else ''}", info or {})
+        self._write_record(phase, f"{name}{BLANK if blank else ''}", info or {})
 
     def done(self, phase: str) -> dict[str, bool]:
-        """The names of the finished blocks, in no order, and whether each wrote anything.
+        """Return the names of the finished blocks, in any order, and whether each wrote anything.
 
-        One listing. A record that is torn or empty, as a power cut or a full disk leaves it, does not count.
+        Needs one listing. Incomplete or empty records, as a power cut or a full disk leaves them, do not count.
         """
-        names = (name.removesuffix(".json") for name in self._names(phase))
+        names = (name.removesuffix(".json") for name in self._record_files(phase))
         return {name.removesuffix(BLANK): not name.endswith(BLANK) for name in names}
 
     def read(self, phase: str, name: str) -> dict[str, Any]:
-        """What was recorded with a finished block. Raises FileNotFoundError where it is not done."""
-        for mark in ("", BLANK):
+        """Return what was recorded with a finished block. Raises FileNotFoundError if it is not done."""
+        for suffix in ("", BLANK):
             with contextlib.suppress(FileNotFoundError):
-                data = self.storage.read_bytes(f"{phase}/{name}{mark}.json")
+                data = self.storage.read_bytes(f"{phase}/{name}{suffix}.json")
                 if data.endswith(END):
                     return dict(json.loads(data))
         raise FileNotFoundError(f"{self.storage.path}: block {name} of {phase} is not done")
 
     def set_aside(self, phase: str, name: str, info: Mapping[str, Any]) -> None:
-        """Say that a block failed for good; `info` holds its traceback."""
-        self._put(f"aside/{phase}", name, info)
+        """Record that a block failed after its last retry; `info` holds its traceback."""
+        self._write_record(f"aside/{phase}", name, info)
 
-    def aside(self, phase: str) -> dict[str, dict[str, Any]]:
-        """What was said of each block that was set aside."""
-        found = sorted(self._names(f"aside/{phase}"))
-        return {name.removesuffix(".json"): self.read(f"aside/{phase}", name.removesuffix(".json")) for name in found}
+    def blocks_set_aside(self, phase: str) -> dict[str, dict[str, Any]]:
+        """Return what was recorded with each block that was set aside."""
+        names = (name.removesuffix(".json") for name in sorted(self._record_files(f"aside/{phase}")))
+        return {name: self.read(f"aside/{phase}", name) for name in names}
 
-    def clear_aside(self, phase: str, name: str | None = None) -> None:
-        """Forget that a block was set aside, or all of the phase, so that they are tried again."""
-        for found in [f"{name}.json"] if name is not None else list(self._names(f"aside/{phase}")):
-            self.storage.delete(f"aside/{phase}/{found}")
+    def clear_set_aside(self, phase: str, name: str | None = None) -> None:
+        """Remove the record of a block that was set aside, or all those of a phase, so that they are tried again."""
+        for file in [f"{name}.json"] if name is not None else list(self._record_files(f"aside/{phase}")):
+            self.storage.delete(f"aside/{phase}/{file}")
+
+    @property
+    def set_aside_path(self) -> str:
+        """Path of the folder that holds the records of blocks set aside."""
+        return f"{self.storage.path}/aside"
+
+    def is_locked(self) -> bool:
+        """Return whether a run holds the output, or was killed while it did."""
+        return self.storage.exists(LOCK_FILE)
+
+    def copy_path(self) -> str | None:
+        """Return the path of the precomputed copy whose blocks are recorded; None if there is none."""
+        try:
+            return str(json.loads(self.storage.read_bytes(COPY_FILE))["path"])
+        except (FileNotFoundError, ValueError, KeyError):
+            return None
+
+    def start_copy(self, path: str, phase_prefix: str) -> None:
+        """Forget the blocks of another precomputed copy, and record the path of this one.
+
+        Parameters
+        ----------
+        path : str
+            Path or URL of the copy.
+        phase_prefix : str
+            Start of the names of the phases that copy blocks.
+        """
+        for name in self.storage.list_folder():
+            if name.startswith(phase_prefix):
+                self.storage.child(name).remove_folder()
+        self.storage.write_bytes(COPY_FILE, json.dumps({"path": path}).encode())
 
     def clear(self) -> None:
-        """Forget every block and then the settings; the lock stays. The output goes after this, never before."""
-        for name in list_folder(self.storage):
+        """Remove the records of all blocks and then the settings; the lock stays.
+
+        The output must be removed after this, not before.
+        """
+        for name in self.storage.list_folder():
             if not name.endswith(".json"):
-                remove_folder(self.storage.child(name))
+                self.storage.child(name).remove_folder()
         self.storage.delete(SETTINGS)
 
-    def _put(self, folder: str, name: str, info: Mapping[str, Any]) -> None:
+    def _write_record(self, folder: str, name: str, info: Mapping[str, Any]) -> None:
         data = json.dumps(info, sort_keys=True, allow_nan=False).encode() + b"\n"
         if self.storage.folder is None:
             self.storage.write_bytes(f"{folder}/{name}.json", data)
         else:
-            _write_durably(self.storage.folder / folder / f"{name}.json", data)
+            _write_and_sync(self.storage.folder / folder / f"{name}.json", data)
 
-    def _names(self, folder: str) -> Iterator[str]:
-        """The names of the whole records in a folder."""
+    def _record_files(self, folder: str) -> Iterator[str]:
+        """Yield the names of the files in a folder that are complete records."""
         if self.storage.folder is not None:
-            yield from _whole_records(self.storage.folder / folder)
+            yield from _complete_records(self.storage.folder / folder)
             return
         from pyarrow.fs import FileSelector
 
-        place = self.storage.child(folder)
-        with translate_s3_errors(place.path):
-            files, key = place.filesystem()
-            found = files.get_file_info(FileSelector(key, allow_not_found=True))
-        yield from (info.base_name for info in found if info.base_name.endswith(".json") and info.size)
+        subfolder = self.storage.child(folder)
+        with translate_s3_errors(subfolder.path):
+            files, key = subfolder.filesystem()
+            infos = files.get_file_info(FileSelector(key, allow_not_found=True))
+        yield from (info.base_name for info in infos if info.base_name.endswith(".json") and info.size)
 
 
-def _write_durably(path: Path, data: bytes) -> None:
-    """Writes a small file in its place and waits for the disk: a third of the time that a file beside it would take.
+def components_path(name: str) -> str:
+    """Return the file in the ledger that holds the components of a block.
 
-    It may be torn by a power cut, so its readers look at its end.
+    Parameters
+    ----------
+    name : str
+        Name of the block.
+
+    Returns
+    -------
+    str
+        Path in the ledger.
+    """
+    return f"components/{name}.npz"
+
+
+def write_components(ledger: Ledger, name: str, components: Components) -> None:
+    """Write the components of a block to the ledger.
+
+    Parameters
+    ----------
+    ledger : Ledger
+        Ledger of the output.
+    name : str
+        Name of the block.
+    components : Components
+        What `label_block_components` returned for the block.
+    """
+    ledger.storage.write_bytes(components_path(name), components.to_bytes())
+
+
+def read_components(ledger: Ledger, name: str) -> Components:
+    """Read the components of a block from the ledger.
+
+    Parameters
+    ----------
+    ledger : Ledger
+        Ledger of the output.
+    name : str
+        Name of the block.
+
+    Returns
+    -------
+    Components
+        What `write_components` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the block was not labelled.
+    """
+    return Components.from_bytes(ledger.storage.read_bytes(components_path(name)))
+
+
+def _write_and_sync(path: Path, data: bytes) -> None:
+    """Write a small file in place and wait for the disk: a third of the time of writing another file and renaming it.
+
+    A power cut may leave it incomplete, so readers check its end.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_DSYNC", 0)
     try:
@@ -133,9 +232,9 @@ def _write_durably(path: Path, data: bytes) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, flags, 0o666)
         try:
-            left = data
-            while left:
-                left = left[os.write(handle, left) :]
+            remaining = data
+            while remaining:
+                remaining = remaining[os.write(handle, remaining) :]
             if not hasattr(os, "O_DSYNC"):
                 os.fsync(handle)
         finally:
@@ -144,10 +243,10 @@ def _write_durably(path: Path, data: bytes) -> None:
         if not is_disk_full(error):
             raise
         path.unlink(missing_ok=True)
-        raise disk_full_error(f"{path} ({len(data)} bytes)", "what is done is kept", error.errno or 0) from error
+        raise disk_full_error(f"{path} ({len(data)} bytes)", "finished blocks are kept", error.errno or 0) from error
 
 
-def _whole_records(folder: Path) -> Iterator[str]:
+def _complete_records(folder: Path) -> Iterator[str]:
     try:
         entries = os.scandir(folder)
     except FileNotFoundError:
@@ -159,12 +258,3 @@ def _whole_records(folder: Path) -> Iterator[str]:
             with contextlib.suppress(FileNotFoundError, IsADirectoryError), open(entry.path, "rb", buffering=0) as file:
                 if file.read().endswith(END):
                     yield entry.name
-
-
-def components_path(name: str) -> str:
-    """Where in the ledger the components of a block lie."""
-    return f"components/{name}.npz"
-
-
-def read_components(ledger: Ledger, name: str) -> Components:
-    return Components.from_bytes(ledger.storage.read_bytes(components_path(name)))

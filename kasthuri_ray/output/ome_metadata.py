@@ -1,35 +1,36 @@
-"""The metadata of an output, as OME-NGFF 0.5 and zarr 3 write it: pure functions to and from JSON.
+"""The metadata of an output in OME-NGFF 0.5 and zarr 3: pure functions to and from JSON.
 
-https://ngff.openmicroscopy.org/0.5/
+Format: https://ngff.openmicroscopy.org/0.5/
 """
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kasthuri_ray.geometry import AXES, Zyx
-from kasthuri_ray.output.block_grid import ArrayLayout
+from kasthuri_ray.geometry import AXES, Zyx, ceil_div, per_axis
+from kasthuri_ray.output.layout import ArrayLayout
 from kasthuri_ray.output.pyramid import PyramidLevel
 
 Json = dict[str, Any]
 
 VERSION = "0.5"
 PROVENANCE_KEY = "kasthuri_ray"  # the attribute that holds the provenance
-COLORS = ("FF5050", "50C8FF", "FFD750", "78E678", "D278FF", "FFA050")  # of classes, in turn
+COLORS = ("FF5050", "50C8FF", "FFD750", "78E678", "D278FF", "FFA050")  # of the classes, repeated
 
 
 def is_node_name(text: str) -> bool:
-    """Whether a node of a zarr may be called so."""
+    """Return whether a zarr node may have this name."""
     return re.fullmatch(r"(?!\.+$)(?!__)[A-Za-z0-9._-]+", text) is not None
 
 
 def image_json(
     name: str, levels: Sequence[PyramidLevel], nanometers: bool, channels: Sequence[str], record: Mapping[str, Any]
 ) -> Json:
-    """The `zarr.json` of the group."""
-    shown = [
+    """Return the `zarr.json` of the output's group."""
+    omero = [
         {
             "active": True,
             "coefficient": 1.0,
@@ -44,19 +45,19 @@ def image_json(
     scales = _multiscales(name, levels, nanometers, channel=True, method="mean")
     return _group(
         {
-            "ome": {"version": VERSION, "multiscales": [scales], "omero": {"channels": shown}},
+            "ome": {"version": VERSION, "multiscales": [scales], "omero": {"channels": omero}},
             PROVENANCE_KEY: dict(record),
         }
     )
 
 
 def labels_json(names: Sequence[str]) -> Json:
-    """The `zarr.json` of the group `labels`."""
+    """Return the `zarr.json` of the group `labels`."""
     return _group({"ome": {"version": VERSION, "labels": list(names)}})
 
 
 def mask_json(name: str, levels: Sequence[PyramidLevel], nanometers: bool, channels: Sequence[str]) -> Json:
-    """The `zarr.json` of a label image in `labels`: label 1 is the first channel, and so on."""
+    """Return the `zarr.json` of a label image in `labels`: label 1 is the first channel, and so on."""
     label = {
         "colors": [{"label-value": number + 1, "rgba": _rgba(number)} for number in range(len(channels))],
         "properties": [{"label-value": number + 1, "class": channel} for number, channel in enumerate(channels)],
@@ -64,6 +65,66 @@ def mask_json(name: str, levels: Sequence[PyramidLevel], nanometers: bool, chann
     }
     scales = _multiscales(name, levels, nanometers, channel=False, method="majority, the foreground where even")
     return _group({"ome": {"version": VERSION, "multiscales": [scales], "image-label": label}})
+
+
+def array_json(shape: Zyx, layout: ArrayLayout, channels: int | None) -> Json:
+    """Return the `zarr.json` of an array.
+
+    Its axes are c, z, y, x, with a shard for each channel, or z, y, x if `channels` is None.
+    """
+    one_channel = [] if channels is None else [1]
+    codecs = [{"name": "bytes"}, {"name": "zstd", "configuration": {"level": 1, "checksum": True}}]
+    index = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    sharding = {
+        "chunk_shape": [*one_channel, *layout.chunk],
+        "codecs": codecs,
+        "index_codecs": index,
+        "index_location": "end",
+    }
+    grid = {"name": "regular", "configuration": {"chunk_shape": [*one_channel, *layout.shard]}}
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [*([] if channels is None else [channels]), *shape],
+        "data_type": "uint8",
+        "fill_value": 0,
+        "chunk_grid": grid,
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        "dimension_names": [*([] if channels is None else ["c"]), *AXES],
+        "attributes": {},
+    }
+
+
+def read_layout(array: Json) -> ArrayLayout:
+    """Return the layout of an array with channels, from what `array_json` returned."""
+    shard = array["chunk_grid"]["configuration"]["chunk_shape"][1:]
+    chunk = array["codecs"][0]["configuration"]["chunk_shape"][1:]
+    return ArrayLayout(tuple(shard), tuple(chunk))
+
+
+def read_image(group: Json, shape: Zyx) -> tuple[tuple[PyramidLevel, ...], bool, tuple[str, ...]]:
+    """Return levels, whether they are in nm, and channels, from what `image_json` returned and the shape of s0."""
+    attributes = group["attributes"]["ome"]
+    scales = attributes["multiscales"][0]
+    levels: list[PyramidLevel] = []
+    for number, dataset in enumerate(scales["datasets"]):
+        first, second = dataset["coordinateTransformations"]
+        scale, translation = tuple(first["scale"][1:]), tuple(second["translation"][1:])
+        finest_scale, factors_before = (levels[0].scale, levels[-1].factors) if levels else (scale, (1, 1, 1))
+        factors = per_axis(lambda a, b: round(a / b), scale, finest_scale)
+        levels.append(
+            PyramidLevel(
+                number=number,
+                shape=per_axis(ceil_div, shape, factors),
+                factors=factors,
+                step=per_axis(operator.floordiv, factors, factors_before),
+                scale=scale,
+                translation=translation,
+            )
+        )
+    nanometers = scales["axes"][-1].get("unit") == "nanometer"
+    return tuple(levels), nanometers, tuple(channel["label"] for channel in attributes["omero"]["channels"])
 
 
 def _group(attributes: Json) -> Json:
@@ -90,54 +151,3 @@ def _multiscales(name: str, levels: Sequence[PyramidLevel], nanometers: bool, ch
         for level in levels
     ]
     return {"name": name, "axes": axes, "datasets": datasets, "type": method}
-
-
-def array_json(shape: Zyx, layout: ArrayLayout, channels: int | None) -> Json:
-    """The `zarr.json` of an array: c, z, y, x with a shard for each channel, or z, y, x where `channels` is None."""
-    one = [] if channels is None else [1]
-    inner = [{"name": "bytes"}, {"name": "zstd", "configuration": {"level": 1, "checksum": True}}]
-    index = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-    sharding = {"chunk_shape": [*one, *layout.chunk], "codecs": inner, "index_codecs": index, "index_location": "end"}
-    grid = {"name": "regular", "configuration": {"chunk_shape": [*one, *layout.shard]}}
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": [*([] if channels is None else [channels]), *shape],
-        "data_type": "uint8",
-        "fill_value": 0,
-        "chunk_grid": grid,
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-        "dimension_names": [*([] if channels is None else ["c"]), *AXES],
-        "attributes": {},
-    }
-
-
-def read_layout(array: Json) -> ArrayLayout:
-    """The layout that `array_json` wrote, of an array with channels."""
-    shard = array["chunk_grid"]["configuration"]["chunk_shape"][1:]
-    return ArrayLayout(tuple(shard), tuple(array["codecs"][0]["configuration"]["chunk_shape"][1:]))  # type: ignore[arg-type]
-
-
-def read_image(group: Json, shape: Zyx) -> tuple[tuple[PyramidLevel, ...], bool, tuple[str, ...]]:
-    """(levels, whether in nm, channels) that `image_json` wrote; `shape` is that of s0."""
-    attributes = group["attributes"]["ome"]
-    scales = attributes["multiscales"][0]
-    levels: list[PyramidLevel] = []
-    for number, dataset in enumerate(scales["datasets"]):
-        scale, translation = dataset["coordinateTransformations"]
-        length: Any = tuple(scale["scale"][1:])
-        finest, before = (levels[0], levels[-1]) if levels else (None, None)
-        factors: Any = tuple(round(a / b) for a, b in zip(length, finest.scale if finest else length, strict=True))
-        levels.append(
-            PyramidLevel(
-                number=number,
-                shape=tuple(-(-n // f) for n, f in zip(shape, factors, strict=True)),  # type: ignore[arg-type]
-                factors=factors,
-                step=tuple(f // g for f, g in zip(factors, before.factors if before else (1, 1, 1), strict=True)),  # type: ignore[arg-type]
-                scale=length,
-                translation=tuple(translation["translation"][1:]),
-            )
-        )
-    nanometers = scales["axes"][-1].get("unit") == "nanometer"
-    return tuple(levels), nanometers, tuple(channel["label"] for channel in attributes["omero"]["channels"])

@@ -1,11 +1,11 @@
-"""The output of a segmentation: an OME-Zarr 0.5 group that is written in whole shards and read again.
+"""The output of a segmentation: an OME-Zarr 0.5 group that is written in whole shards.
 
-    output = Output.create("out.zarr", spec)
-    output.write_block(0, box, probabilities)   # by the one owner of its shards, on any machine
-    output.build_block(1, box)                  # the pyramid, from the level before
+    output = OmeZarrOutput.create("out.zarr", spec)
+    output.write_block(0, box, probabilities)   # by the only writer of these shards, on any machine
+    output.downsample_block(1, box)             # the pyramid, from the level before
 
-`s0`, `s1`, ... are zarr 3 arrays with axes c, z, y, x, uint8. A shard is one file or one PUT, and on the disk when the
-call that writes it returns. A shard of zeros alone is not stored. The same spec and voxels give the same bytes.
+`s0`, `s1`, ... are zarr 3 arrays with axes c, z, y, x, uint8. A shard is one file or one PUT, and is on the disk when
+the call that writes it returns. Shards of zeros alone are not stored. The same spec and voxels have the same bytes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from typing import Any
 
 import numpy as np
 import tensorstore as ts
+from numcodecs.zstd import Zstd
 
 from kasthuri_ray.errors import disk_full_error
 from kasthuri_ray.geometry import AXES, Box, Zyx
 from kasthuri_ray.output import ome_metadata
-from kasthuri_ray.output.block_grid import ArrayLayout, BlockGrid
+from kasthuri_ray.output.block_grid import BlockGrid
 from kasthuri_ray.output.existing_output import remove_partial_files
-from kasthuri_ray.output.pyramid import PyramidLevel, downsample, downsample_labels, fit_layout
+from kasthuri_ray.output.layout import ArrayLayout, fit_layout
+from kasthuri_ray.output.pyramid import PyramidLevel, downsample, downsample_labels
 from kasthuri_ray.storage.folder import Storage, open_storage
 from kasthuri_ray.storage.kvstore import (
     ANSWER_TIMEOUT_S,
@@ -37,17 +39,34 @@ from kasthuri_ray.storage.kvstore import (
     writable_kvstore,
 )
 
-DISK_FULL_WORDS = ("ENOSPC", "EDQUOT", "No space left", "quota exceeded")
+DISK_FULL_TEXTS = ("ENOSPC", "EDQUOT", "No space left", "quota exceeded")
 
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """What decides every byte of an output's metadata.
+    """Everything that the metadata of an output depends on.
 
-    levels: see `plan_levels`; that of s0 is the shape of what is segmented. layout: of s0; the others' follow.
-    nanometers: whether the levels' lengths are nm. channels: the names of the foreground classes, in their order.
-    name: of the image, for viewers. mask: the name of the label image in `labels/`, None for none.
-    record: the provenance, a JSON object, kept as the group's attribute `kasthuri_ray`.
+    Parameters
+    ----------
+    levels : tuple of PyramidLevel
+        As from `plan_levels`. The shape of s0 is that of what is segmented.
+    layout : ArrayLayout
+        Of s0; those of the other levels follow.
+    nanometers : bool
+        Whether lengths of the levels are in nm.
+    channels : tuple of str
+        Names of the foreground classes, in their order.
+    name : str
+        Of the image, for viewers.
+    mask : str, optional
+        Name of the label image in `labels/`; None for none.
+    record : dict
+        Provenance, a JSON object that is stored as the attribute `kasthuri_ray` of the group.
+
+    Raises
+    ------
+    ValueError
+        If `mask` cannot be the name of a zarr node.
     """
 
     levels: tuple[PyramidLevel, ...]
@@ -60,42 +79,50 @@ class OutputSpec:
 
     def __post_init__(self) -> None:
         if self.mask is not None and not ome_metadata.is_node_name(self.mask):
-            raise ValueError(f"{self.mask!r} is no name of a label image; expected letters, digits, . _ and -")
+            raise ValueError(f"{self.mask!r} cannot name a label image; expected letters, digits, . _ and -")
 
     def level_layout(self, level: int) -> ArrayLayout:
+        """Return the shards and chunks of a level."""
         return fit_layout(self.layout, self.levels[level].shape)
 
     def array_json(self, level: int, mask: bool = False) -> dict[str, Any]:
-        """The metadata of one array."""
+        """Return the `zarr.json` of a level, of the image or of the label image."""
         return ome_metadata.array_json(
             self.levels[level].shape, self.level_layout(level), None if mask else len(self.channels)
         )
 
-    def documents(self) -> dict[str, dict[str, Any]]:
-        """Every `zarr.json` by its path in the group, the group's own first."""
-        found = {
+    def metadata_files(self) -> dict[str, dict[str, Any]]:
+        """Return every `zarr.json` by its path in the group, that of the group first."""
+        files = {
             "zarr.json": ome_metadata.image_json(self.name, self.levels, self.nanometers, self.channels, self.record)
         }
         for level in self.levels:
-            found[f"{level.name}/zarr.json"] = self.array_json(level.number)
+            files[f"{level.name}/zarr.json"] = self.array_json(level.number)
         if self.mask is not None:
             labels = f"labels/{self.mask}"
-            found["labels/zarr.json"] = ome_metadata.labels_json([self.mask])
-            found[f"{labels}/zarr.json"] = ome_metadata.mask_json(
+            files["labels/zarr.json"] = ome_metadata.labels_json([self.mask])
+            files[f"{labels}/zarr.json"] = ome_metadata.mask_json(
                 self.mask, self.levels, self.nanometers, self.channels
             )
             for level in self.levels:
-                found[f"{labels}/{level.name}/zarr.json"] = self.array_json(level.number, mask=True)
-        return found
+                files[f"{labels}/{level.name}/zarr.json"] = self.array_json(level.number, mask=True)
+        return files
 
 
 @dataclass(frozen=True)
 class OmeZarrOutput:
-    """An output at a path: an absolute one, or `s3://bucket/key`. Picklable; each process opens its arrays once.
+    """An output on a disk or on S3. It can be pickled; each process opens its arrays once.
 
-    Boxes are z, y, x in voxels of the level, 0 being the first of the output. All methods raise OSError where the
-    store fails, with words for a full disk, PermissionError where access is refused and FileNotFoundError where the
-    array is gone.
+    Boxes are z, y, x in voxels of the level; the first voxel of the output is 0, 0, 0. All methods raise OSError if the
+    store fails, with a message of its own for a full disk, PermissionError if access is refused and FileNotFoundError
+    if the array does not exist.
+
+    Parameters
+    ----------
+    path : str
+        Absolute path, or `s3://bucket/key`.
+    spec : OutputSpec
+        What the output contains.
     """
 
     path: str
@@ -103,37 +130,37 @@ class OmeZarrOutput:
 
     @classmethod
     def create(cls, path: str, spec: OutputSpec) -> OmeZarrOutput:
-        """The output of this spec, made anew or, where some or all of it is there, completed.
+        """Create the output of a spec, or complete one that was created in part.
 
-        The caller has looked `what_is_there`: the metadata of another output would be written over.
+        The metadata of another output would be overwritten: check with `find_existing_output` before.
         """
         storage = open_storage(path)
-        for name, document in spec.documents().items():
+        for name, document in spec.metadata_files().items():
             data = (json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
-            if _content(storage, name) != data:
+            if _read_or_none(storage, name) != data:
                 storage.write_bytes(name, data)
         return cls(storage.path, spec)
 
     @classmethod
     def open(cls, path: str) -> OmeZarrOutput:
-        """The output that is there. Raises FileNotFoundError or, for anything else, ValueError."""
+        """Open an output. Raises FileNotFoundError if there is none, and ValueError for anything else."""
         storage = open_storage(path)
         try:
             group, finest = (json.loads(storage.read_bytes(name)) for name in ("zarr.json", "s0/zarr.json"))
         except FileNotFoundError:
             raise FileNotFoundError(f"{storage.path}: there is no output of a segmentation") from None
-        labels = _content(storage, "labels/zarr.json")
+        labels = _read_or_none(storage, "labels/zarr.json")
         try:
-            return cls(storage.path, _spec_of(group, finest, json.loads(labels or b"{}")))
+            return cls(storage.path, _spec_from_metadata(group, finest, json.loads(labels or b"{}")))
         except (KeyError, TypeError, IndexError, ValueError) as error:
             raise ValueError(f"{storage.path} is not an output of a segmentation: {error!r}") from None
 
     def grid(self, level: int, block: Zyx | None = None) -> BlockGrid:
-        """The blocks of a level; one shard each unless `block` says another size."""
+        """Return the blocks of a level, by default of one shard each."""
         return BlockGrid(self.spec.levels[level].box, block or self.spec.level_layout(level).shard)
 
     def write_block(self, level: int, box: Box, probabilities: np.ndarray) -> bool:
-        """Write whole shards: uint8 [c, *box.shape]. Says whether any voxel is not 0.
+        """Write whole shards, uint8 [c, *box.shape]. Return whether any voxel is not 0.
 
         Raises ValueError for a box that cuts a shard.
         """
@@ -141,76 +168,76 @@ class OmeZarrOutput:
         return self._write(level, box, probabilities, mask=False)
 
     def write_mask(self, level: int, box: Box, mask: np.ndarray) -> bool:
-        """Write whole shards of the label image: uint8 [*box.shape]; else as `write_block`."""
+        """Write whole shards of the label image, uint8 [*box.shape], as `write_block`."""
         assert self.spec.mask is not None
         assert mask.shape == box.shape, (mask.shape, box)
         return self._write(level, box, mask, mask=True)
 
     def read(self, level: int, box: Box) -> np.ndarray:
-        """The probabilities of a box: uint8 [c, *box.shape], 0 where nothing was written."""
+        """Read the probabilities of a box, uint8 [c, *box.shape]; 0 where nothing was written."""
         return self._read(level, box, mask=False)
 
     def read_mask(self, level: int, box: Box) -> np.ndarray:
-        """The label image in a box: uint8 [*box.shape]."""
+        """Read the label image in a box, uint8 [*box.shape]."""
         return self._read(level, box, mask=True)
 
-    def build_block(self, level: int, box: Box) -> bool:
-        """Make whole shards of a level from the level before, image and mask. Says whether any voxel is not 0.
+    def downsample_block(self, level: int, box: Box) -> bool:
+        """Compute whole shards of a level, of image and mask, from the level before. Return whether any voxel is not 0.
 
-        Reads in pieces of a chunk's rows. Where all is 0 nothing is written.
+        The level before is read in pieces as high as a chunk. Shards of zeros are not written.
         """
         wrote = False
         for mask in (False, True) if self.spec.mask is not None else (False,):
-            result = self._reduced(level, box, mask)
+            result = self._downsample(level, box, mask)
             if result.any():
                 wrote |= self._write(level, box, result, mask)
         return wrote
 
-    def _reduced(self, level: int, box: Box, mask: bool) -> np.ndarray:
-        here, before = self.spec.levels[level], self.spec.levels[level - 1]
+    def _downsample(self, level: int, box: Box, mask: bool) -> np.ndarray:
+        target, before = self.spec.levels[level], self.spec.levels[level - 1]
         channels = () if mask else (len(self.spec.channels),)
         result = np.empty((*channels, *box.shape), np.uint8)
         rows = self.spec.level_layout(level).chunk[1]
         for piece in box.cells((box.shape[0], rows, box.shape[2]), box.start):
-            source = self._read(level - 1, here.source(piece).intersect(before.box), mask)
-            reduced = downsample_labels(source, here.step) if mask else downsample(source, here.step)
-            result[(..., *piece.slices(box.start))] = reduced
+            source = self._read(level - 1, target.source(piece).intersect(before.box), mask)
+            downsampled = downsample_labels(source, target.step) if mask else downsample(source, target.step)
+            result[(..., *piece.slices(box.start))] = downsampled
         return result
 
     def _write(self, level: int, box: Box, voxels: np.ndarray, mask: bool) -> bool:
         assert voxels.dtype == np.uint8, voxels.dtype
         self._check_shards(level, box)
-        remove_partial_files(self._shards(level, box, mask))
-        store = self._store(level, mask)
-        seconds = 60 + voxels.size / MIN_BYTES_PER_SECOND
+        remove_partial_files(self._shard_files(level, box, mask))
+        store = self._open_array(level, mask)
+        timeout_s = 60 + voxels.size / MIN_BYTES_PER_SECOND
         with translate_write_errors(self.path):
-            # Nothing is kept of what is written, and this call waits: the source is not copied.
+            # This call waits, and no written voxel is cached, so the source need not be copied.
             future = store[(..., *box.slices())].write(voxels, can_reference_source_data_indefinitely=True)
-            future.result(timeout=seconds)
+            future.result(timeout=timeout_s)
         return bool(voxels.any())
 
     def _read(self, level: int, box: Box, mask: bool) -> np.ndarray:
-        store = self._store(level, mask)
-        seconds = 60 + box.num_voxels * len(self.spec.channels) / MIN_BYTES_PER_SECOND
+        store = self._open_array(level, mask)
+        timeout_s = 60 + box.num_voxels * len(self.spec.channels) / MIN_BYTES_PER_SECOND
         with translate_tensorstore_errors(self.path, "read"):
-            return store[(..., *box.slices())].read(order="C").result(timeout=seconds)
+            return store[(..., *box.slices())].read(order="C").result(timeout=timeout_s)
 
-    def _store(self, level: int, mask: bool) -> ts.TensorStore:
-        kvstore = writable_kvstore(self._array(level, mask))
+    def _open_array(self, level: int, mask: bool) -> ts.TensorStore:
+        kvstore = writable_kvstore(self._array_path(level, mask))
         spec = {"driver": "zarr3", "kvstore": kvstore, "metadata": self.spec.array_json(level, mask)}
-        return _opened(json.dumps(spec, sort_keys=True))
+        return _open_store(json.dumps(spec, sort_keys=True))
 
-    def _array(self, level: int, mask: bool) -> str:
+    def _array_path(self, level: int, mask: bool) -> str:
         folder = f"{self.path}/labels/{self.spec.mask}" if mask else self.path
         return f"{folder}/{self.spec.levels[level].name}"
 
-    def _shards(self, level: int, box: Box, mask: bool) -> Iterator[Path]:
-        """The files on this machine's disk that hold a box, one a channel and shard."""
+    def _shard_files(self, level: int, box: Box, mask: bool) -> Iterator[Path]:
+        """Yield the files on a disk that hold a box, one for each channel and shard; none on S3."""
         if self.path.startswith("s3://"):
             return
-        folder = Path(self._array(level, mask), "c")
+        folder = Path(self._array_path(level, mask), "c")
         for channel in [[]] if mask else [[str(c)] for c in range(len(self.spec.channels))]:
-            for index in self.grid(level).covering(box):
+            for index in self.grid(level).overlapping(box):
                 yield folder.joinpath(*channel, *map(str, index))
 
     def _check_shards(self, level: int, box: Box) -> None:
@@ -219,13 +246,13 @@ class OmeZarrOutput:
             if a % size or (b % size and b != n) or not 0 <= a < b <= n:
                 raise ValueError(
                     f"{self.path}: the block {box} of s{level} is not whole shards {shard} along {AXES[axis]}, where "
-                    f"it has {n} voxels"
+                    f"the level has {n} voxels"
                 )
 
 
 @lru_cache(maxsize=64)
-def _opened(spec: str) -> ts.TensorStore:
-    """An array of this process. Nothing is kept decoded: other processes write what this one reads."""
+def _open_store(spec: str) -> ts.TensorStore:
+    """Open an array once in this process. Voxels are not cached: other processes write what this one reads."""
     parsed = json.loads(spec)
     parsed["metadata"].pop("attributes", None)
     with translate_tensorstore_errors(parsed["kvstore"]["path"], "opened"):
@@ -236,39 +263,66 @@ def _opened(spec: str) -> ts.TensorStore:
 
 @contextlib.contextmanager
 def translate_write_errors(path: str) -> Iterator[None]:
-    """Says in words what tensorstore raises inside; a full disk is an OSError with ENOSPC."""
+    """Translate the errors of tensorstore while it writes; a full disk becomes an OSError with ENOSPC."""
     try:
         with translate_tensorstore_errors(path, "written"):
             yield
     except OSError as error:
-        if any(word in f"{error} {error.__cause__}" for word in DISK_FULL_WORDS):
-            raise disk_full_error(f"a block of {path}", "what is done is kept") from error
+        if any(text in f"{error} {error.__cause__}" for text in DISK_FULL_TEXTS):
+            raise disk_full_error(f"a block of {path}", "finished blocks are kept") from error
         raise
 
 
 def label_image(probabilities: np.ndarray, threshold: float) -> np.ndarray:
-    """The label image of a block: uint8 [z, y, x] of uint8 probabilities [c, z, y, x] of the foreground classes.
+    """Return the label image of a block.
 
-    Foreground is where the classes' values add up to at least 255 * threshold: no rounding comes between. Its label is
-    1 + the class with the highest value, the first of equals; 0 elsewhere.
+    A voxel is foreground if the values of its classes add up to at least 255 * threshold; this is exact.
+
+    Parameters
+    ----------
+    probabilities : ndarray of uint8, (c, z, y, x)
+        Probabilities of the foreground classes, 255 for 1.
+    threshold : float
+        Probability.
+
+    Returns
+    -------
+    ndarray of uint8, (z, y, x)
+        1 + the class with the highest value, the first of equal ones, for foreground; 0 for background.
     """
-    least = math.ceil(255 * threshold - 1e-9)
+    min_value = math.ceil(255 * threshold - 1e-9)
     if len(probabilities) == 1:
-        return (probabilities[0] >= least).view(np.uint8)
-    foreground = probabilities.sum(axis=0, dtype=np.uint16) >= least
+        return (probabilities[0] >= min_value).view(np.uint8)
+    foreground = probabilities.sum(axis=0, dtype=np.uint16) >= min_value
     return np.where(foreground, 1 + probabilities.argmax(axis=0), 0).astype(np.uint8)
 
 
-def _content(storage: Storage, name: str) -> bytes | None:
+def compression_ratio(voxels: np.ndarray) -> float:
+    """Return how many times smaller voxels are once they are compressed as in an output.
+
+    Parameters
+    ----------
+    voxels : ndarray of uint8
+        Probabilities or labels, of any shape.
+
+    Returns
+    -------
+    float
+        At least 1.
+    """
+    return max(1.0, voxels.size / len(Zstd(level=1).encode(np.ascontiguousarray(voxels))))
+
+
+def _read_or_none(storage: Storage, name: str) -> bytes | None:
     try:
         return storage.read_bytes(name)
     except (FileNotFoundError, NotADirectoryError):
         return None
 
 
-def _spec_of(group: dict[str, Any], finest: dict[str, Any], labels: dict[str, Any]) -> OutputSpec:
-    """The spec whose documents these are. Raises KeyError, TypeError, IndexError or ValueError for others."""
-    record = group["attributes"]["kasthuri_ray"]
+def _spec_from_metadata(group: dict[str, Any], finest: dict[str, Any], labels: dict[str, Any]) -> OutputSpec:
+    """Return the spec of an output. Raises KeyError, TypeError, IndexError or ValueError if these are not its files."""
+    record = group["attributes"][ome_metadata.PROVENANCE_KEY]
     levels, nanometers, channels = ome_metadata.read_image(group, tuple(finest["shape"][1:]))
     names = labels.get("attributes", {}).get("ome", {}).get("labels", [None])
     return OutputSpec(

@@ -1,10 +1,10 @@
-"""A copy of an output as Neuroglancer precomputed, which BossDB ingests: copied block by block, level by level.
+"""A copy of an output in Neuroglancer's precomputed format, which BossDB ingests.
 
-    copy = Precomputed.create("s3://bucket/copy", output.spec)
-    copy.copy_block(output, 0, box)     # by the one owner of the block
+    copy = PrecomputedCopy.create("s3://bucket/copy", output.spec)
+    copy.copy_block(output, 0, box)     # by the only writer of the block
 
-Its chunks are those of the zarr, so that whole shards are whole chunks: one writer each, one file or one PUT a chunk.
-Chunks of zeros alone are not stored. Format: https://neuroglancer-docs.web.app/datasource/precomputed/volume.html
+Its chunks are those of the zarr, so that whole shards are whole chunks. A chunk has one writer, and is one file or one
+PUT. Chunks of zeros alone are not stored. Format: https://neuroglancer-docs.web.app/datasource/precomputed/volume.html
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from kasthuri_ray.geometry import Box, Zyx
+from kasthuri_ray.geometry import Box, Zyx, per_axis
 from kasthuri_ray.output.existing_output import remove_partial_files
 from kasthuri_ray.output.ome_metadata import PROVENANCE_KEY
 from kasthuri_ray.output.ome_zarr import OmeZarrOutput, OutputSpec, translate_write_errors
@@ -38,9 +38,16 @@ ENCODINGS = ("raw", "png")
 
 @dataclass(frozen=True)
 class PrecomputedCopy:
-    """A precomputed copy at a path: an absolute one, or `s3://bucket/key`. Picklable.
+    """A precomputed copy on a disk or on S3. It can be pickled.
 
-    encoding: of the chunks; `raw` is read by everything, `png` is several times smaller and as exact.
+    Parameters
+    ----------
+    path : str
+        Absolute path, or `s3://bucket/key`.
+    spec : OutputSpec
+        Spec of the output that is copied.
+    encoding : str
+        Of the chunks: `raw`, which every program reads, or `png`, which is several times smaller and as exact.
     """
 
     path: str
@@ -49,7 +56,7 @@ class PrecomputedCopy:
 
     @classmethod
     def create(cls, path: str, spec: OutputSpec, encoding: str = "raw") -> PrecomputedCopy:
-        """The copy of an output of this spec, made anew or completed; see `Output.create`."""
+        """Create the copy of an output, or complete one that was created in part, as `OmeZarrOutput.create`."""
         if encoding not in ENCODINGS:
             raise ValueError(f"precomputed encoding {encoding!r}: expected one of {', '.join(ENCODINGS)}")
         storage = open_storage(path)
@@ -59,9 +66,9 @@ class PrecomputedCopy:
         return cls(storage.path, spec, encoding)
 
     def copy_block(self, output: OmeZarrOutput, level: int, box: Box) -> bool:
-        """Copy whole shards of a level; `box` in voxels of the output's level. Says whether any voxel is not 0.
+        """Copy whole shards of a level; `box` is in voxels of that level. Return whether any voxel is not 0.
 
-        Where all is 0 nothing is written. Raises as `Output` does.
+        Blocks of zeros are not written. Raises the errors of `OmeZarrOutput`.
         """
         voxels = output.read(level, box)
         if not voxels.any():
@@ -70,32 +77,31 @@ class PrecomputedCopy:
         return True
 
     def write_block(self, level: int, box: Box, voxels: np.ndarray) -> None:
-        """Write whole shards: uint8 [c, *box.shape]."""
+        """Write whole shards, uint8 [c, *box.shape]."""
         scale = scale_json(self.spec, self.spec.levels[level], self.encoding)
         spec = {
             "driver": "neuroglancer_precomputed",
             "kvstore": writable_kvstore(self.path),
             "scale_metadata": {"key": scale["key"]},
         }
-        origin = voxel_offset(self.spec, self.spec.levels[level])
-        place = Box.at([a + b for a, b in zip(box.start, origin, strict=True)], box.shape)
+        box = box.shifted(voxel_offset(self.spec, self.spec.levels[level]))
         if not self.path.startswith("s3://"):
-            remove_partial_files(Path(self.path, scale["key"], name) for name in self._chunks(level, place))
-        store = _opened(json.dumps(spec, sort_keys=True))
-        seconds = 60 + voxels.size / MIN_BYTES_PER_SECOND
+            remove_partial_files(Path(self.path, scale["key"], name) for name in self._chunk_names(level, box))
+        store = _open_scale(json.dumps(spec, sort_keys=True))
+        timeout_s = 60 + voxels.size / MIN_BYTES_PER_SECOND
         with translate_write_errors(self.path):
-            future = store[(..., *place.slices())].write(voxels, can_reference_source_data_indefinitely=True)
-            future.result(timeout=seconds)
+            future = store[(..., *box.slices())].write(voxels, can_reference_source_data_indefinitely=True)
+            future.result(timeout=timeout_s)
 
-    def _chunks(self, level: int, place: Box) -> Iterator[str]:
-        """The names of the chunks of a box that begins with one, as the format has them: x, y, z."""
-        for cell in place.cells(self.spec.level_layout(level).chunk, place.start):
+    def _chunk_names(self, level: int, box: Box) -> Iterator[str]:
+        """Yield the names of the chunks of a box that starts with one: x, y, z, as in the format."""
+        for cell in box.cells(self.spec.level_layout(level).chunk, box.start):
             yield "_".join(f"{a}-{b}" for a, b in zip(cell.start[::-1], cell.stop[::-1], strict=True))
 
 
 @lru_cache(maxsize=64)
-def _opened(spec: str) -> ts.TensorStore:
-    """A scale of this process, as channel, z, y, x."""
+def _open_scale(spec: str) -> ts.TensorStore:
+    """Open a scale once in this process, with axes channel, z, y, x."""
     parsed = json.loads(spec)
     with translate_tensorstore_errors(parsed["kvstore"]["path"], "opened"):
         store = ts.open(parsed, read=True, write=True, open=True, context=tensorstore_context(0)).result(
@@ -105,17 +111,16 @@ def _opened(spec: str) -> ts.TensorStore:
 
 
 def voxel_offset(spec: OutputSpec, level: PyramidLevel) -> Zyx:
-    """z, y, x of the first voxel of a scale: whole voxels of it, as the format wants.
+    """Return the position z, y, x of the first voxel of a scale, in whole voxels of it, which the format requires.
 
-    Where the output does not begin at a multiple of the level's factor (or the image at a multiple of its voxels), it
-    is the nearest: at most half a voxel of the scale aside.
+    If the output does not start at a multiple of the level's factor (or the image at a multiple of its voxels), it is
+    the nearest position, at most half a voxel of the scale off.
     """
-    corner = spec.levels[0].translation
-    return tuple(round(t / n) for t, n in zip(corner, level.scale, strict=True))  # type: ignore[return-value]
+    return per_axis(lambda translation, scale: round(translation / scale), spec.levels[0].translation, level.scale)
 
 
 def scale_json(spec: OutputSpec, level: PyramidLevel, encoding: str) -> dict[str, Any]:
-    """One scale of `info`; here z, y, x becomes x, y, z. Voxels whose size is not known count as 1 nm."""
+    """Return a scale of `info`, with axes x, y, z. A voxel size that is not known is written as 1 nm."""
     chunk = spec.level_layout(level.number).chunk
     size, resolution, offset, chunk_size = (
         list(values)[::-1] for values in (level.shape, level.scale, voxel_offset(spec, level), chunk)
@@ -131,7 +136,7 @@ def scale_json(spec: OutputSpec, level: PyramidLevel, encoding: str) -> dict[str
 
 
 def info_json(spec: OutputSpec, encoding: str) -> dict[str, Any]:
-    """The file `info`."""
+    """Return the file `info`."""
     return {
         "@type": "neuroglancer_multiscale_volume",
         "type": "image",
@@ -142,7 +147,7 @@ def info_json(spec: OutputSpec, encoding: str) -> dict[str, Any]:
 
 
 def provenance_json(spec: OutputSpec) -> dict[str, Any]:
-    """The file `provenance`, in CloudVolume's form; by it a copy is known as ours."""
+    """Return the file `provenance`, in the form of CloudVolume; it identifies a copy as one of this package."""
     sources = [spec.record["image"]] if "image" in spec.record else []
     return {
         "description": f"{spec.name}: {', '.join(spec.channels)}",

@@ -1,32 +1,27 @@
-"""Halving arrays for a pyramid, exactly: means of probabilities, majorities of labels. Needs numpy alone."""
+"""The levels of a pyramid, and exact downsampling: means of probabilities, majorities of labels. Needs numpy alone."""
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from kasthuri_ray.geometry import AXES, Box, Nm, Zyx
-from kasthuri_ray.output.block_grid import ArrayLayout, _nearest
+from kasthuri_ray.geometry import Box, Nm, Zyx, ceil_div, per_axis
 
-SHARD: Zyx = (64, 1024, 1024)
-CHUNK: Zyx = (64, 256, 256)
-LEAST_CHUNK = 16  # a chunk found for a shard is not smaller, along an axis that has so many voxels
-
-
-ALIKE = 1.5  # an axis is halved while its voxels are shorter than this times the shortest
-SMALLEST_LEVEL = 512  # voxels of the longer side of a section, at which a pyramid ends
+MAX_ANISOTROPY = 1.5  # an axis is halved if its voxels are shorter than this times the shortest
+MAX_LAST_SECTION = 512  # voxels of the longer side of a section, at which a pyramid ends
 
 
 def downsample(array: np.ndarray, factors: Zyx) -> np.ndarray:
-    """The mean of each cell of 1 or 2 voxels along z, y, x: uint8 [..., z, y, x] -> the same with ceil(n / factor).
+    """Return the mean of each cell of 1 or 2 voxels along z, y, x: uint8 [..., z, y, x], ceil(n / factor) voxels.
 
-    Exact, in integers; a half goes to the even neighbour, as numpy.rint and tensorstore's "mean" have it: always
-    rounding halves up would add 0.13 grey levels at every step. A cell at an odd end averages what it has.
+    Means are exact. Halves are rounded to even, as in numpy.rint and tensorstore's "mean"; rounding them up would add
+    0.13 grey levels at every level. A cell at an odd end is the mean of the voxels that it has.
     """
-    total, count = _sums(array, factors)
+    total, count = _cell_sums(array, factors)
     shift = count.bit_length() - 1
     if shift == 0:
         return array.copy()
@@ -39,56 +34,42 @@ def downsample(array: np.ndarray, factors: Zyx) -> np.ndarray:
 
 
 def downsample_labels(labels: np.ndarray, factors: Zyx) -> np.ndarray:
-    """The label of most voxels of each cell, uint8 as `downsample`.
+    """Return the most frequent label of each cell, uint8, for cells as in `downsample`.
 
-    Foreground wins where it has half of the cell: a membrane one voxel thick stays. Of several foreground labels the
-    one with the most voxels wins, the lowest of equals.
+    Foreground wins if it has at least half of the cell, so that a membrane one voxel thick remains. Of several
+    foreground labels the most frequent wins, and of equally frequent ones the lowest.
     """
-    covered, count = _sums((labels > 0).view(np.uint8), factors)
-    foreground = covered * 2 >= count
-    highest = int(labels.max(initial=0))
-    if highest <= 1:
+    num_foreground, count = _cell_sums((labels > 0).view(np.uint8), factors)
+    foreground = num_foreground * 2 >= count
+    max_label = int(labels.max(initial=0))
+    if max_label <= 1:
         return foreground.view(np.uint8)
     best = np.zeros(foreground.shape, np.uint8)
-    most = np.zeros(foreground.shape, covered.dtype)
-    for label in range(1, highest + 1):
-        number, _ = _sums((labels == label).view(np.uint8), factors)
-        better = number > most
-        best[better], most[better] = label, number[better]
+    num_best = np.zeros(foreground.shape, num_foreground.dtype)
+    for label in range(1, max_label + 1):
+        number, _ = _cell_sums((labels == label).view(np.uint8), factors)
+        better = number > num_best
+        best[better], num_best[better] = label, number[better]
     return best * foreground
-
-
-def _sums(array: np.ndarray, factors: Zyx) -> tuple[np.ndarray, int]:
-    """The sums of the cells, uint16, and of how many voxels: at an odd end the last voxel counts twice."""
-    assert array.dtype == np.uint8, array.dtype
-    assert set(factors) <= {1, 2}, factors
-    total = array
-    for axis in (-3, -2, -1):
-        if factors[axis] == 2:
-            total = _pairs(total, axis)
-    return total.astype(np.uint16, copy=False), math.prod(factors)
-
-
-def _pairs(array: np.ndarray, axis: int) -> np.ndarray:
-    """The sums of neighbours 0 and 1, 2 and 3, ... along an axis (negative), uint16; a last one alone counts twice."""
-    length = array.shape[axis]
-    shape = list(array.shape)
-    shape[axis] = -(-length // 2)
-    sums = np.empty(shape, np.uint16)
-    source, along = np.moveaxis(array, axis, 0), np.moveaxis(sums, axis, 0)
-    np.add(source[0 : length - 1 : 2], source[1::2], out=along[: length // 2], dtype=np.uint16)
-    if length % 2:
-        np.multiply(source[-1:], 2, out=along[-1:], dtype=np.uint16)
-    return sums
 
 
 @dataclass(frozen=True)
 class PyramidLevel:
-    """One resolution of the output: the array `s<number>`.
+    """A resolution level of the output, the array `s<number>`.
 
-    shape: its voxels. factors: how many voxels of s0 one of its voxels is long; step: how many of the level before.
-    scale: the length of a voxel, translation: where the middle of its first voxel lies if that of voxel 0 of the
-    image lies at 0; in nm, or in voxels of the image where their size is not known. All z, y, x.
+    Parameters
+    ----------
+    number : int
+        0 is the finest.
+    shape : tuple of int
+        Number of voxels, z, y, x.
+    factors, step : tuple of int
+        Length of a voxel in voxels of s0, and in voxels of the level before, z, y, x.
+    scale : tuple of float
+        Length of a voxel, z, y, x, in nm, or in voxels of the image if their size is not known.
+    translation : tuple of float
+        Position of the middle of its first voxel, in the same unit, z, y, x. The middle of voxel 0 of the image is at 0
+        unless the image has a translation itself.
     """
 
     number: int
@@ -100,16 +81,49 @@ class PyramidLevel:
 
     @property
     def name(self) -> str:
-        return f"s{self.number}"
+        """Name of the array, such as `s0`."""
+        return level_name(self.number)
 
     @property
     def box(self) -> Box:
-        """All its voxels, the first at 0."""
+        """All voxels of the level; the first is 0, 0, 0."""
         return Box.at((0, 0, 0), self.shape)
 
     def source(self, box: Box) -> Box:
-        """The voxels of the level before that the voxels `box` of this one are made of, uncut."""
+        """Return the voxels of the level before that a box of this level is computed from, not cut to that level."""
         return box.scaled(self.step)
+
+
+def level_name(number: int) -> str:
+    """Return the name of the array that holds a pyramid level.
+
+    Parameters
+    ----------
+    number : int
+        Number of the level; 0 is the finest.
+
+    Returns
+    -------
+    str
+        Such as `s0`.
+    """
+    return f"s{number}"
+
+
+def level_number(name: str) -> int:
+    """Return the number of the pyramid level that an array of this name holds.
+
+    Parameters
+    ----------
+    name : str
+        Such as `s0`.
+
+    Returns
+    -------
+    int
+        Number of the level; 0 is the finest.
+    """
+    return int(name.removeprefix("s"))
 
 
 def plan_levels(
@@ -118,103 +132,84 @@ def plan_levels(
     start: Zyx = (0, 0, 0),
     translation_nm: Nm = (0.0, 0.0, 0.0),
 ) -> list[PyramidLevel]:
-    """The pyramid of a box of `shape` whose first voxel is the image's voxel `start`; the finest level first.
+    """Plan the pyramid of an output.
 
-    A step halves every axis whose voxels are less than 1.5 times as long as the shortest: y and x alone while sections
-    are thick, then z too. Where no voxel size is known y and x alone. It ends when no side of a section has more than
-    512 voxels. translation_nm: where voxel 0 of the image lies.
+    Each level halves the axes whose voxels are less than 1.5 times as long as the shortest: y and x alone while
+    sections are thick, then z too. If the voxel size is not known, y and x alone. The last level is the first one whose
+    sections have at most 512 voxels along their longer side.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of the finest level, z, y, x.
+    voxel_size_nm : tuple of float or None
+        Of the image, z, y, x; None if it is not known.
+    start : tuple of int
+        The image's voxel that is the first voxel of the finest level, z, y, x.
+    translation_nm : tuple of float
+        Position of voxel 0 of the image, z, y, x.
+
+    Returns
+    -------
+    list of PyramidLevel
+        The finest first.
     """
-    known = voxel_size_nm is not None
-    size = tuple(float(n) for n in voxel_size_nm or (1.0, 1.0, 1.0))
-    moved = translation_nm if known else (0.0, 0.0, 0.0)
-    first = tuple(t + a * n for t, a, n in zip(moved, start, size, strict=True))
-    steps: list[Zyx] = [(1, 1, 1)]
-    now = tuple(shape)
-    while max(now[1:]) > SMALLEST_LEVEL:
-        factors = _product(steps)
-        lengths = [n * f if known or axis else math.inf for axis, (n, f) in enumerate(zip(size, factors, strict=True))]
-        steps.append(_next_step(now, lengths))
-        now = tuple(-(-n // f) for n, f in zip(now, steps[-1], strict=True))
-    return [
-        _level(number, shape, _product(steps[: number + 1]), step, size, first) for number, step in enumerate(steps)
-    ]
-
-
-def _next_step(shape: Sequence[int], lengths: Sequence[float]) -> Zyx:
-    shortest = min(length for n, length in zip(shape, lengths, strict=True) if n > 1)
-    return tuple(2 if n > 1 and a < ALIKE * shortest else 1 for n, a in zip(shape, lengths, strict=True))  # type: ignore[return-value]
-
-
-def _product(steps: Sequence[Zyx]) -> Zyx:
-    return tuple(math.prod(column) for column in zip(*steps, strict=True))  # type: ignore[return-value]
-
-
-def _level(
-    number: int, shape: Zyx, factors: Zyx, step: Zyx, size: Sequence[float], first: Sequence[float]
-) -> PyramidLevel:
-    return PyramidLevel(
-        number=number,
-        shape=tuple(-(-n // f) for n, f in zip(shape, factors, strict=True)),  # type: ignore[arg-type]
-        factors=factors,
-        step=step,
-        scale=tuple(round(a * f, 9) for a, f in zip(size, factors, strict=True)),  # type: ignore[arg-type]
-        translation=tuple(round(t + a * (f - 1) / 2, 9) for t, a, f in zip(first, size, factors, strict=True)),  # type: ignore[arg-type]
-    )
-
-
-def plan_layout(shape: Zyx, shard: Zyx | None = None, chunk: Zyx | None = None) -> ArrayLayout:
-    """The shards and chunks of an array of `shape`: those asked for, else the defaults, cut to what the array needs.
-
-    Along each axis: with a shard alone, the chunk is the largest divisor of it up to the default chunk; with a chunk
-    alone, the shard is the default one rounded down to whole chunks. Then a chunk longer than the array is cut to it,
-    and a shard that reaches beyond it to the whole chunks that it needs. Raises ValueError where the chunk does not
-    divide the shard.
-    """
-    for name, sizes in (("shard", shard), ("chunk", chunk)):
-        if sizes is not None and min(sizes) < 1:
-            raise ValueError(f"{name} {tuple(sizes)}: expected three sizes z,y,x of at least 1")
-    if shard is None:
-        whole = SHARD if chunk is None else tuple(max(s // c, 1) * c for s, c in zip(SHARD, chunk, strict=True))
-        parts = chunk or CHUNK
-    else:
-        whole, parts = shard, chunk or _chunk_for(shard)
-    _check_divides(parts, whole)
-    return fit_layout(ArrayLayout(tuple(whole), tuple(parts)), shape)  # type: ignore[arg-type]
-
-
-def fit_layout(layout: ArrayLayout, shape: Zyx) -> ArrayLayout:
-    """The layout of a smaller array of the same output: never longer than the array, the shard in whole chunks."""
-    chunk = tuple(min(c, n) for c, n in zip(layout.chunk, shape, strict=True))
-    shard = tuple(c if c == n else min(s, -(-n // c) * c) for s, c, n in zip(layout.shard, chunk, shape, strict=True))
-    return ArrayLayout(shard, chunk)  # type: ignore[arg-type]
-
-
-def _chunk_for(shard: Zyx) -> Zyx:
-    chunk = []
-    for axis, (size, most) in enumerate(zip(shard, CHUNK, strict=True)):
-        found = next(n for n in range(min(size, most), 0, -1) if size % n == 0)
-        if found < min(size, LEAST_CHUNK):
-            raise ValueError(
-                f"shard {tuple(shard)}: no chunk of {LEAST_CHUNK} to {most} divides it along {AXES[axis]}; "
-                f"use {_nearest(size, most)}, or give a chunk"
-            )
-        chunk.append(found)
-    return tuple(chunk)  # type: ignore[return-value]
-
-
-def _check_divides(chunk: Sequence[int], shard: Sequence[int]) -> None:
-    wrong = [
-        f"{AXES[axis]}; use {_nearest(size, part)}"
-        for axis, (size, part) in enumerate(zip(shard, chunk, strict=True))
-        if size % part
-    ]
-    if wrong:
-        where = ", nor along ".join(wrong)
-        raise ValueError(f"shard {tuple(shard)} is not a multiple of the chunk {tuple(chunk)} along {where}")
+    size: Nm = (1.0, 1.0, 1.0) if voxel_size_nm is None else per_axis(float, voxel_size_nm)
+    origin = translation_nm if voxel_size_nm is not None else (0.0, 0.0, 0.0)
+    translation = per_axis(lambda t, a, n: t + a * n, origin, start, size)
+    levels = [_level(0, shape, (1, 1, 1), (1, 1, 1), size, translation)]
+    while max(levels[-1].shape[1:]) > MAX_LAST_SECTION:
+        before = levels[-1]
+        z, y, x = per_axis(operator.mul, size, before.factors)
+        step = _next_step(before.shape, (math.inf if voxel_size_nm is None else z, y, x))
+        factors = per_axis(operator.mul, before.factors, step)
+        levels.append(_level(len(levels), shape, factors, step, size, translation))
+    return levels
 
 
 def source_box(levels: Sequence[PyramidLevel], level: int, box: Box, at: int = 0) -> Box:
-    """The voxels of level `at` that the voxels `box` of the coarser level `level` are made of, cut to what is there."""
+    """Return the voxels of level `at` that `box` of the coarser level `level` is computed from, cut to level `at`."""
     for step in range(level, at, -1):
         box = levels[step].source(box)
     return box.intersect(levels[at].box)
+
+
+def _next_step(shape: Zyx, lengths: Nm) -> Zyx:
+    shortest = min(length for n, length in zip(shape, lengths, strict=True) if n > 1)
+    return per_axis(lambda n, length: 2 if n > 1 and length < MAX_ANISOTROPY * shortest else 1, shape, lengths)
+
+
+def _level(number: int, shape: Zyx, factors: Zyx, step: Zyx, size: Nm, translation: Nm) -> PyramidLevel:
+    """Return a level from the shape, voxel size and translation of the finest one."""
+    return PyramidLevel(
+        number=number,
+        shape=per_axis(ceil_div, shape, factors),
+        factors=factors,
+        step=step,
+        scale=per_axis(lambda a, f: round(a * f, 9), size, factors),
+        translation=per_axis(lambda t, a, f: round(t + a * (f - 1) / 2, 9), translation, size, factors),
+    )
+
+
+def _cell_sums(array: np.ndarray, factors: Zyx) -> tuple[np.ndarray, int]:
+    """Return the sums of cells, uint16, and of how many voxels each is; at an odd end the last voxel counts twice."""
+    assert array.dtype == np.uint8, array.dtype
+    assert set(factors) <= {1, 2}, factors
+    total = array
+    for axis in (-3, -2, -1):
+        if factors[axis] == 2:
+            total = _pair_sums(total, axis)
+    return total.astype(np.uint16, copy=False), math.prod(factors)
+
+
+def _pair_sums(array: np.ndarray, axis: int) -> np.ndarray:
+    """Return the sums of voxels 0 and 1, 2 and 3, ... along a negative axis, uint16; a single last one counts twice."""
+    length = array.shape[axis]
+    shape = list(array.shape)
+    shape[axis] = ceil_div(length, 2)
+    sums = np.empty(shape, np.uint16)
+    source, along = np.moveaxis(array, axis, 0), np.moveaxis(sums, axis, 0)
+    np.add(source[0 : length - 1 : 2], source[1::2], out=along[: length // 2], dtype=np.uint16)
+    if length % 2:
+        np.multiply(source[-1:], 2, out=along[-1:], dtype=np.uint16)
+    return sums

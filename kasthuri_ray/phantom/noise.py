@@ -1,7 +1,7 @@
-"""Random numbers that depend on where one asks, not on when: hashes, smooth fields, repeating textures.
+"""Random numbers as functions of a position: hashes, smooth fields and repeating textures.
 
-Everything is made of sums, products, quotients, square roots and comparisons, which every processor rounds alike, so
-that a place gets the same bits whatever box, process or machine asks.
+They are computed by sums, products, quotients, square roots and comparisons alone, which every processor rounds alike.
+A position has the same bits in every box, in every process and on every machine.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from functools import lru_cache
 
 import numpy as np
 
-NEUTRAL = 0.30  # what makes a cloud of vesicles no darker than what it lies in
-TEXTURE = 512  # voxels after which a texture repeats; each section takes it at an offset of its own
+NEUTRAL = 0.30  # offset that makes a cloud of vesicles no darker than the cytoplasm around it
+TEXTURE = 512  # voxels after which a texture repeats; each section shows it at another offset
 
 
-def hashed(*keys: int | np.ndarray) -> np.ndarray:
-    """A uint32 for each combination of the integer `keys`, which broadcast against each other.
+def hash_integers(*keys: int | np.ndarray) -> np.ndarray:
+    """Return a uint32 for each combination of integer keys, which broadcast against each other.
 
     The mixing steps are those of lowbias32 (C. Wellons, "Prospecting for hash functions", 2018).
     """
@@ -30,39 +30,43 @@ def hashed(*keys: int | np.ndarray) -> np.ndarray:
 
 
 def uniform(*keys: int | np.ndarray) -> np.ndarray:
-    """Float64 in [0, 1) for each combination of the integer `keys`."""
-    return hashed(*keys) * 2.0**-32
+    """Return a float64 in [0, 1) for each combination of integer keys."""
+    return hash_integers(*keys) * 2.0**-32
 
 
 @lru_cache(maxsize=256)
-def _spline(start: int, count: int, period: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For `count` voxels from `start` on: the lattice points they need, the row among them of the first of each
-    voxel's four, and the cubic B-spline weights of those four (4, count)."""
+def _spline_weights(start: int, count: int, period: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return how a row of voxels interpolates a lattice by cubic B-splines.
+
+    The result is the lattice points that `count` voxels from `start` on need, the index of the first of the four points
+    of each voxel, and the weights of the four, (4, count).
+    """
     place = (start + np.arange(count) + 0.5) / period
     first = np.floor(place)
     t = place - first
-    s, square, cube = 1 - t, t * t, t * t * t  # no powers: libraries differ in their last bit
+    s, square, cube = 1 - t, t * t, t * t * t  # no powers: their last bit differs between libraries
     weights = np.stack([s * s * s, 3 * cube - 6 * square + 4, 3 * (square + t - cube) + 1, cube]) / 6
     first = first.astype(np.int64)
     return np.arange(first[0], first[-1] + 4), first - first[0], weights.astype(np.float32)
 
 
 def smooth_fields(keys: np.ndarray, z: int, y: int, x: int, size: int, period_z: int, period: int) -> np.ndarray:
-    """A smooth random field for each key on the square of `size` voxels at z, y, x: float32 (key, y, x).
+    """Return a smooth random field for each key, on the square of `size` voxels at z, y, x.
 
-    Their mean is 0, their deviation near 0.2. period_z, period: voxels between lattice points along z, in the plane.
+    The result is float32 (key, y, x) with mean 0 and a standard deviation near 0.2. `period_z` and `period` are the
+    voxels between lattice points along z and in the plane.
     """
-    lattice_z, _, weights_z = _spline(z, 1, period_z)
-    lattice_y, at_y, weights_y = _spline(y, size, period)
-    lattice_x, at_x, weights_x = _spline(x, size, period)
+    lattice_z, _, weights_z = _spline_weights(z, 1, period_z)
+    lattice_y, at_y, weights_y = _spline_weights(y, size, period)
+    lattice_x, at_x, weights_x = _spline_weights(x, size, period)
     lattice = uniform(keys[:, None, None, None], lattice_z[:, None, None], lattice_y[:, None], lattice_x)
     lattice = lattice.astype(np.float32) * 2 - 1
-    plane = _weighted([lattice[:, k] for k in range(4)], weights_z)
-    rows = _weighted([plane[:, at_y + k] for k in range(4)], weights_y[:, :, None])
-    return _weighted([rows.take(at_x + k, axis=2) for k in range(4)], weights_x)
+    plane = _weighted_sum([lattice[:, k] for k in range(4)], weights_z)
+    rows = _weighted_sum([plane[:, at_y + k] for k in range(4)], weights_y[:, :, None])
+    return _weighted_sum([rows.take(at_x + k, axis=2) for k in range(4)], weights_x)
 
 
-def _weighted(four: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
+def _weighted_sum(four: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
     total = four[0] * weights[0]
     for values, weight in zip(four[1:], weights[1:], strict=True):
         total += values * weight
@@ -70,35 +74,31 @@ def _weighted(four: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
 
 
 def cut_texture(texture: np.ndarray, key: int, salt: int, z: int, y: int, x: int, size: int) -> np.ndarray:
-    """The square of `size` voxels at y, x of section z out of a repeating texture (see `grain`)."""
-    offset_y, offset_x = hashed(key, salt, z, np.arange(2)).tolist()
+    """Return the square of `size` voxels at y, x of section z from a repeating texture."""
+    offset_y, offset_x = hash_integers(key, salt, z, np.arange(2)).tolist()
     y, x = (y + offset_y) % TEXTURE, (x + offset_x) % TEXTURE
     return texture[y : y + size, x : x + size]
 
 
-def _repeated(texture: np.ndarray) -> np.ndarray:
-    """The texture with its beginning again at its end, so that any square of up to TEXTURE / 2 is a plain slice."""
-    half = TEXTURE // 2
-    return np.pad(texture, ((0, half), (0, half)), mode="wrap").astype(np.float32)
-
-
 @lru_cache(maxsize=8)
-def grain(key: int, blur: int) -> np.ndarray:
-    """A texture of normal noise, mean 0 and deviation 1, smoothed `blur` times by the (1, 2, 1) kernel."""
+def noise_texture(key: int, blur: int) -> np.ndarray:
+    """Return a texture of normal noise with mean 0 and deviation 1, smoothed `blur` times by the (1, 2, 1) kernel."""
     lattice = np.arange(TEXTURE)
     noise = np.sum([uniform(key, n, lattice[:, None], lattice) for n in range(4)], axis=0) - 2
     for _ in range(blur):
         for axis in (0, 1):
             noise = np.roll(noise, 1, axis) + 2 * noise + np.roll(noise, -1, axis)
-    # Four uniforms have a variance of 1/3; the kernel applied b times is a row of binomials, whose squares sum so.
-    return _repeated(noise * (math.sqrt(3) / math.comb(4 * blur, 2 * blur)))
+    # Four uniform numbers have a variance of 1/3. The kernel, applied b times, is a row of binomials C(2b, k), whose
+    # squares sum to C(4b, 2b) along each of the two axes.
+    return _wrap(noise * (math.sqrt(3) / math.comb(4 * blur, 2 * blur)))
 
 
 @lru_cache(maxsize=2)
 def vesicle_texture(spacing: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    """A texture dense with vesicles, and of each voxel's vesicle a number in [0, 1): draw those below the density.
+    """Return a texture full of vesicles, and a number in [0, 1) for each voxel's vesicle.
 
-    The first is -1 on the dark rims, positive in the lumen, 0 between vesicles; a vesicle is about 40 nm wide.
+    The texture is -1 on the dark rims, positive in the lumen and 0 between vesicles; a vesicle is about 40 nm wide. For
+    a lower density, show only the vesicles whose number is below it.
     """
     place = np.arange(TEXTURE)
     num = TEXTURE // spacing
@@ -117,4 +117,10 @@ def vesicle_texture(spacing: int = 8) -> tuple[np.ndarray, np.ndarray]:
             rank = np.where(closer, uniform(14, *keys), rank)
     rim = np.clip(1.25 - np.abs(nearest - radius), 0, 1)
     lumen = np.clip(radius - 0.5 - nearest, 0, 1)
-    return _repeated(lumen * 0.6 - rim + NEUTRAL), _repeated(rank)
+    return _wrap(lumen * 0.6 - rim + NEUTRAL), _wrap(rank)
+
+
+def _wrap(texture: np.ndarray) -> np.ndarray:
+    """Return the texture with its start repeated at its end, so that any square of up to TEXTURE / 2 is a slice."""
+    half = TEXTURE // 2
+    return np.pad(texture, ((0, half), (0, half)), mode="wrap").astype(np.float32)

@@ -1,4 +1,4 @@
-"""Ray Train around what a worker does: the trainer that starts the workers, and the wait for its end."""
+"""The driver process of Ray work: SIGTERM, a scratch folder, errors, and waiting in a way that Ctrl-C can interrupt."""
 
 from __future__ import annotations
 
@@ -14,42 +14,75 @@ from kasthuri_ray.progress import Reporter
 from kasthuri_ray.ray_cluster.ray_errors import root_cause
 from kasthuri_ray.storage.lease import Lease
 
-STOP_S = 10.0  # that work has to end when it is told to
+CHECK_PERIOD_S = 0.2
+STOP_TIMEOUT_S = 10.0  # for work to end after it was asked to stop
 
 
 @contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM (`kill`, `ray job stop`) unwinds the stack like Ctrl-C, and the exit code is 143.
+    """Have SIGTERM (`kill`, `ray job stop`) unwind the stack like Ctrl-C, and end the process with exit code 143.
 
-    Where it comes inside of `ray.get` or `ray.wait`, Ray makes a SystemExit of code 1 of it; the code is put right.
+    Yields
+    ------
+    None
+
+    Notes
+    -----
+    If the signal arrives inside `ray.get` or `ray.wait`, Ray raises a SystemExit of code 1; the code is corrected here.
+    Outside the main thread, which alone receives signals, this does nothing.
     """
-    received = 0
+    exit_code = 0
 
-    def end(number: int, frame: Any) -> None:
-        nonlocal received
-        received = 128 + number
-        raise SystemExit(received)
+    def handle(number: int, frame: Any) -> None:
+        nonlocal exit_code
+        exit_code = 128 + number
+        raise SystemExit(exit_code)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, end)
+    before = signal.signal(signal.SIGTERM, handle)
     try:
         yield
     except SystemExit as error:
-        raise SystemExit(received or error.code) from None
+        raise SystemExit(exit_code or error.code) from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 def scratch_folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder of this machine for what Ray notes for itself; a context that gives its path."""
+    """Create a folder of this machine for files that Ray writes for itself.
+
+    Returns
+    -------
+    tempfile.TemporaryDirectory
+        A context that returns the path, and removes the folder at its end.
+    """
     return tempfile.TemporaryDirectory(prefix="kasthuri_ray_", ignore_cleanup_errors=True)
 
 
 @contextmanager
 def guard_ray_work(what: str, reporter: Reporter, lease: Lease) -> Iterator[None]:
-    """Inside, what fails is a WorkFailed, and what ends this process early ends its work on Ray too."""
+    """Turn errors of the work inside into WorkFailed, and shut Ray down if the process is stopped or loses its lease.
+
+    Parameters
+    ----------
+    what : str
+        Begins the message "WHAT failed: ...".
+    reporter : Reporter
+        Its live line is ended.
+    lease : Lease
+        Of the run that is written; checked once more at the end.
+
+    Yields
+    ------
+    None
+
+    Raises
+    ------
+    WorkFailed
+        If the work raises an exception, or another process took over the lease.
+    """
     import ray
 
     try:
@@ -62,7 +95,7 @@ def guard_ray_work(what: str, reporter: Reporter, lease: Lease) -> Iterator[None
         raise
     except Exception as error:
         raise WorkFailed(f"{what} failed: {root_cause(error)}") from error
-    except BaseException:  # Ctrl-C, or the end of this process
+    except BaseException:  # Ctrl-C, or SIGTERM
         ray.shutdown()
         raise
     finally:
@@ -70,29 +103,36 @@ def guard_ray_work(what: str, reporter: Reporter, lease: Lease) -> Iterator[None
 
 
 def run_in_thread(work: Callable[[], Any], check: Callable[[], None], stop: Callable[[], None] | None = None) -> None:
-    """Do the work in a thread, so that Ctrl-C is ours at any moment; `check` is called now and then and may raise.
+    """Run work in a thread and wait for it, so that Ctrl-C is handled at any moment.
 
-    stop: makes the work end soon. It is called where the wait ends before the work, which has STOP_S then: what asks
-    Ray for anything after Ray was ended hangs for a minute.
+    Parameters
+    ----------
+    work : callable
+        What to run. What it raises is raised here.
+    check : callable
+        Called five times a second; what it raises ends the wait.
+    stop : callable or None
+        Asks the work to end soon. Called if the wait ends early; the work then has 10 s, since calls to Ray after its
+        shutdown hang for a minute.
     """
-    failed: list[BaseException] = []
+    errors: list[BaseException] = []
 
-    def do() -> None:
+    def run() -> None:
         try:
             work()
-        except BaseException as error:  # raised where it is waited for
-            failed.append(error)
+        except BaseException as error:  # raised again by the waiting thread
+            errors.append(error)
 
-    thread = threading.Thread(target=do, name="ray train", daemon=True)
+    thread = threading.Thread(target=run, name="ray train", daemon=True)
     thread.start()
     try:
         while thread.is_alive():
-            thread.join(timeout=0.2)
+            thread.join(timeout=CHECK_PERIOD_S)
             check()
     except BaseException:
         if stop is not None:
             stop()
-            thread.join(timeout=STOP_S)
+            thread.join(timeout=STOP_TIMEOUT_S)
         raise
-    if failed:
-        raise failed[0]
+    if errors:
+        raise errors[0]

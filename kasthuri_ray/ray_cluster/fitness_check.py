@@ -1,4 +1,4 @@
-"""Is this cluster fit? Every node is asked what it sees, and what is wrong is said with what to do about it."""
+"""The fitness check of a cluster: inspect every node, and print what is wrong and how to fix it (`jobs/check.py`)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import Any
 
 from kasthuri_ray.config.settings import DEFAULT_CHECK_IMAGE, CheckSettings
 from kasthuri_ray.ray_cluster import fitness_findings
-from kasthuri_ray.ray_cluster.connection import RAY_ENVIRONMENT, attach_ray
+from kasthuri_ray.ray_cluster.connection import attach_ray
 from kasthuri_ray.ray_cluster.fitness_findings import MARKER, Finding, InspectionRequest, NodeReport, inspect_node
 from kasthuri_ray.ray_cluster.nodes import (
     ClusterNode,
-    NodeAnswer,
     ask_nodes,
     living_nodes,
     node_fingerprint,
@@ -25,22 +24,24 @@ from kasthuri_ray.ray_cluster.nodes import (
 from kasthuri_ray.ray_cluster.output_paths import resolve_output_path
 from kasthuri_ray.ray_cluster.ray_errors import root_cause
 from kasthuri_ray.ray_cluster.resources import ResourceDemand, cluster_resources, require_resources
-from kasthuri_ray.storage.folder import Storage, open_storage
+from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.storage.uris import redact_secrets
 from kasthuri_ray.volumes.chunk_cache import parse_byte_size
 from kasthuri_ray.volumes.opening import read_boss_options
 
-OBJECT_BYTES = 32_000_000  # that crosses the network; fits the smallest object store
-LOOK_S = 120.0  # torch is imported, S3 and BossDB are asked
+INSPECTION_TIMEOUT_S = 120.0  # a node imports torch, and accesses S3 and BossDB
+OBJECT_BYTES = 32_000_000  # of the object that crosses the network; fits into the smallest object store
+OBJECT_TIMEOUT_S = 60.0  # to create the object, and to transfer it
+TRANSFER_TIMEOUT_S = 90.0  # for the process that receives it
 
 
 def check_cluster(options: CheckSettings) -> bool:
-    """Look at the cluster and print what was found.
+    """Check the cluster and print what was found.
 
     Parameters
     ----------
     options : CheckSettings
-        What to look at.
+        What to check.
 
     Returns
     -------
@@ -52,151 +53,142 @@ def check_cluster(options: CheckSettings) -> bool:
     ValueError
         If an option is wrong.
     """
-    boss, wanted = read_boss_options(options.boss), parse_byte_size(options.cache_size)
+    boss, cache_bytes = read_boss_options(options.boss), parse_byte_size(options.cache_size)
     open_storage(options.storage)
     if options.address:
         os.environ["RAY_ADDRESS"] = options.address
     attach_ray(options.verbose)
-    lack = _wait(options)
-    held, nodes = cluster_resources(), living_nodes()
-    storage = resolve_output_path(options.storage, held)
-    image = None if options.image == "none" else redact_secrets(options.image or DEFAULT_CHECK_IMAGE)
-    found = [fitness_findings.size_finding(held.nodes, held.cpus, held.gpus, lack)]
-    with _Marked(storage) as marked:
-        request = InspectionRequest(
-            marked.path,
-            options.image or DEFAULT_CHECK_IMAGE if image else None,
-            boss,
-            options.cache,
-            options.cache_size,
-        )
-        seen, silent = _sights(nodes, request)
-        lost = [node.name for node in nodes if node.name in seen and not marked.holds(node.id)]
-    found += [
-        fitness_findings.unanswered_finding(silent),
-        _package(nodes),
+    shortage = _wait_for_size(options)
+    total, nodes = cluster_resources(), living_nodes()
+    storage = resolve_output_path(options.storage, total)
+    uri = None if options.image == "none" else options.image or DEFAULT_CHECK_IMAGE
+    findings = [fitness_findings.size_finding(total.nodes, total.cpus, total.gpus, shortage)]
+    with _MarkerFolder(storage) as folder:
+        request = InspectionRequest(folder.storage.path, uri, boss, options.cache, options.cache_size)
+        reports, unanswered = _inspect_nodes(nodes, request)
+        lost = [node.name for node in nodes if node.name in reports and not folder.holds(node.id)]
+    findings += [
+        fitness_findings.unanswered_finding(unanswered),
+        _check_packages(nodes),
         fitness_findings.access_finding([node.address for node in nodes], os.environ.get("RAY_AUTH_MODE", "")),
-        fitness_findings.gpu_finding(seen),
-        Finding("storage", f"{storage}: {marked.wrong}", "give --storage a place that this job can write to")
-        if marked.wrong
-        else fitness_findings.storage_finding(storage, seen, lost),
-        fitness_findings.image_finding(image, seen),
-        fitness_findings.shared_memory_finding(seen),
-        fitness_findings.cache_finding(seen, wanted),
-        _bandwidth([node for node in nodes if node.name in seen]),
+        fitness_findings.gpu_finding(reports),
+        Finding("storage", f"{storage}: {folder.error}", "give a --storage that this job can write to")
+        if folder.error
+        else fitness_findings.storage_finding(storage, reports, lost),
+        fitness_findings.image_finding(None if uri is None else redact_secrets(uri), reports),
+        fitness_findings.shared_memory_finding(reports),
+        fitness_findings.cache_finding(reports, cache_bytes),
+        _measure_bandwidth([node for node in nodes if node.name in reports]),
     ]
-    for line in fitness_findings.findings_table(found):
+    for line in fitness_findings.findings_table(findings):
         print(line, flush=True)
-    return not any(each.mend for each in found)
+    return not any(finding.fix for finding in findings)
 
 
-def _wait(options: CheckSettings) -> str:
-    """Wait for what the cluster must hold; gives what is missing, in words."""
+def _wait_for_size(options: CheckSettings) -> str:
+    """Wait for the requested resources, and return what is missing."""
     if not options.gpus and options.wait_for_resources is None:
         return ""
-    each = ResourceDemand(
-        options.gpus or 1, 0.5, 1.0 if options.gpus else 0.0, noun="workers", flag="--gpus", cards="--gpus"
-    )
+    gpus_each = 1.0 if options.gpus else 0.0
+    demand = ResourceDemand(options.gpus or 1, 0.5, gpus_each, noun="workers", flag="--gpus", gpu_flag="--gpus")
     try:
-        require_resources(each, options.wait_for_resources, lambda line: print(line, flush=True))
+        require_resources(demand, options.wait_for_resources, lambda line: print(line, flush=True))
     except ValueError as error:
         return str(error)
     return ""
 
 
-class _Marked:
-    """A folder in the storage for the time of the check; `wrong` says why there is none."""
+class _MarkerFolder:
+    """A folder in the storage that exists during the check; `error` says why it could not be written."""
 
     def __init__(self, storage: str) -> None:
-        self.storage: Storage = open_storage(storage).child(f".kasthuri_ray_check_{uuid.uuid4().hex}")
-        self.path, self.wrong = self.storage.path, ""
+        self.storage = open_storage(storage).child(f".kasthuri_ray_check_{uuid.uuid4().hex}")
+        self.error = ""
 
-    def __enter__(self) -> _Marked:
+    def __enter__(self) -> _MarkerFolder:
         try:
             self.storage.write_bytes("driver", MARKER)
         except OSError as error:
-            self.wrong = str(error)
+            self.error = str(error)
         return self
 
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self.storage.remove_folder()
+
     def holds(self, name: str) -> bool:
-        """Whether a node's file is there, as it was written."""
+        """Return whether the file of a node exists and is whole."""
         try:
             return self.storage.read_bytes(name) == MARKER
         except OSError:
             return False
 
-    def __exit__(self, *_: object) -> None:
-        from kasthuri_ray.storage.folder import remove_folder
 
-        with contextlib.suppress(OSError, ValueError):
-            remove_folder(self.storage)
+def _inspect_nodes(
+    nodes: Sequence[ClusterNode], request: InspectionRequest
+) -> tuple[dict[str, NodeReport], dict[str, str]]:
+    """Return the report of each node, and why others did not answer, by the names of the nodes."""
 
-
-def _sights(nodes: Sequence[ClusterNode], request: InspectionRequest) -> tuple[dict[str, NodeReport], dict[str, str]]:
-    """By name what each node saw, and of those that did not answer why not."""
-    seen, silent = {}, {}
-    for answer in _look(nodes, request):
-        node = answer.node
-        if answer.error is None:
-            held = node.resources
-            seen[node.name] = NodeReport(held.get("GPU", 0.0), held.get("object_store_memory", 0.0), answer.value)
-        else:
-            silent[node.name] = next(iter(root_cause(answer.error).splitlines()), "")
-    return seen, silent
-
-
-def _look(nodes: Sequence[ClusterNode], request: InspectionRequest) -> list[NodeAnswer]:
-    def question(names: dict[str, bool]) -> Any:
+    def inspect(has_gpus: dict[str, bool]) -> Any:
         import ray
 
-        own = ray.get_runtime_context().get_node_id()
-        return inspect_node(request, own, names[own])
+        own_id = ray.get_runtime_context().get_node_id()
+        return inspect_node(request, own_id, has_gpus[own_id])
 
+    reports, unanswered = {}, {}
     has_gpus = {node.id: node.resources.get("GPU", 0.0) > 0 for node in nodes}
-    return ask_nodes(nodes, question, has_gpus, seconds=LOOK_S, runtime_env={"env_vars": RAY_ENVIRONMENT})
+    for answer in ask_nodes(nodes, inspect, has_gpus, timeout_s=INSPECTION_TIMEOUT_S):
+        name, resources = answer.node.name, answer.node.resources
+        if answer.error is None:
+            store_bytes = resources.get("object_store_memory", 0.0)
+            reports[name] = NodeReport(resources.get("GPU", 0.0), store_bytes, answer.value)
+        else:
+            unanswered[name] = next(iter(root_cause(answer.error).splitlines()), "")
+    return reports, unanswered
 
 
-def _package(nodes: Sequence[ClusterNode]) -> Finding:
-    ours = package_fingerprint()
-    theirs = {each.node.name: each.value for each in ask_nodes(nodes, node_fingerprint()) if each.error is None}
-    return fitness_findings.package_finding(package_differences(ours, theirs), ours)
+def _check_packages(nodes: Sequence[ClusterNode]) -> Finding:
+    expected = package_fingerprint()
+    answers = [answer for answer in ask_nodes(nodes, node_fingerprint()) if answer.error is None]
+    differences = package_differences(expected, {answer.node.name: answer.value for answer in answers})
+    return fitness_findings.package_finding(differences, expected)
 
 
-def _bandwidth(nodes: Sequence[ClusterNode]) -> Finding:
-    """From each node to the next, in a ring, one after the other."""
+def _measure_bandwidth(nodes: Sequence[ClusterNode]) -> Finding:
+    """Measure the transfer from each node to the next, in a ring, one after the other."""
     if len(nodes) < 2:
         return fitness_findings.bandwidth_finding({})
     rates = {}
     for source, target in zip(nodes, [*nodes[1:], nodes[0]], strict=True):
-        rate = _rate(source, target)
+        rate = _measure_rate(source, target)
         if rate is not None:
             rates[f"{source.name} to {target.name}"] = rate
     if not rates:
-        return Finding("bandwidth", "no object came across", "let the nodes reach each other at all ports")
+        return Finding("bandwidth", "no object was transferred", "let the nodes reach each other at all ports")
     return fitness_findings.bandwidth_finding(rates)
 
 
-def _rate(source: ClusterNode, target: ClusterNode) -> float | None:
-    """Bytes a second that an object takes from one node to the other; None where it does not arrive."""
+def _measure_rate(source: ClusterNode, target: ClusterNode) -> float | None:
+    """Return the bytes per second of an object from one node to the other; None if it does not arrive."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def make() -> bytes:
+    def create() -> bytes:
         return os.urandom(OBJECT_BYTES)
 
-    def fetch(box: list[Any]) -> float:
+    def receive(references: list[Any]) -> float:
         begin = time.perf_counter()
-        ray.get(box[0], timeout=60)
+        ray.get(references[0], timeout=OBJECT_TIMEOUT_S)
         return time.perf_counter() - begin
 
-    def on(node: ClusterNode, work: Any) -> Any:
+    def on_node(node: ClusterNode, function: Any) -> Any:
         strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
-        task: Any = ray.remote(num_cpus=0, max_retries=0)(work)
+        task: Any = ray.remote(num_cpus=0, max_retries=0)(function)
         return task.options(scheduling_strategy=strategy)
 
     try:
-        made = on(source, make).remote()
-        ray.wait([made], timeout=60, fetch_local=False)  # what is timed is its way alone
-        return OBJECT_BYTES / ray.get(on(target, fetch).remote([made]), timeout=90)
+        created = on_node(source, create).remote()
+        ray.wait([created], timeout=OBJECT_TIMEOUT_S, fetch_local=False)  # so that only the transfer is timed
+        return OBJECT_BYTES / ray.get(on_node(target, receive).remote([created]), timeout=TRANSFER_TIMEOUT_S)
     except (ray.exceptions.RayError, TimeoutError):
         return None

@@ -1,4 +1,4 @@
-"""Where outputs lie on a cluster: in a folder that outlives a Ray job, and that every node sees."""
+"""Output paths on a cluster: in a folder that every node shares, and that is kept after a Ray job."""
 
 from __future__ import annotations
 
@@ -11,16 +11,34 @@ from kasthuri_ray.ray_cluster.resources import ClusterResources
 from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.storage.uris import in_ray_job
 
-SINGLE_NODE = ClusterResources(
-    0, 0, 1
-)  # for who asks before the cluster is known: where there are more, another path is an error
+# For callers that do not know the cluster yet. If it has more nodes, the path differs and is an error.
+SINGLE_NODE = ClusterResources(0, 0, 1)
 
 
 def resolve_output_path(path: str, cluster: ClusterResources, flag: str = "--storage") -> str:
-    """Where a relative output path, given by `flag`, leads: as it is, but inside a Ray job, whose folder is temporary.
+    """Return the absolute path of an output.
 
-    There it is taken relative to `KASTHURI_STORAGE`, or on a cluster of one node to ~/kasthuri_ray. Raises ValueError
-    on several nodes without it, since all of them must see it.
+    In a Ray job, whose working directory is temporary, a relative path is relative to `KASTHURI_STORAGE`, or, on a
+    cluster of one node, to ~/kasthuri_ray.
+
+    Parameters
+    ----------
+    path : str
+        A path or URL, as typed.
+    cluster : ClusterResources
+        The cluster; its number of nodes matters.
+    flag : str
+        The flag that `path` was given by; for the message.
+
+    Returns
+    -------
+    str
+        An absolute path, or the URL unchanged.
+
+    Raises
+    ------
+    ValueError
+        If the path is relative in a Ray job on several nodes without `KASTHURI_STORAGE`: all nodes must share it.
     """
     path = open_storage(path).path if path.startswith("file://") else os.path.expanduser(path)
     if "://" in path or os.path.isabs(path):
@@ -33,56 +51,84 @@ def resolve_output_path(path: str, cluster: ClusterResources, flag: str = "--sto
     if cluster.nodes == 1:
         return str(Path.home() / "kasthuri_ray" / path)
     raise ValueError(
-        f"the output {path!r} is relative, and this cluster has {cluster.nodes} nodes, which must all see it: give "
+        f"the output {path!r} is relative, and this cluster has {cluster.nodes} nodes, which must all share it: give "
         f"{flag} s3://bucket/folder or {flag} /a/shared/folder, or set KASTHURI_STORAGE for the job "
         '(--runtime-env-json \'{"env_vars": {"KASTHURI_STORAGE": "/a/shared/folder"}}\')'
     )
 
 
 def check_writable_path(path: str, flag: str = "--storage") -> None:
-    """Raise a ValueError in words if a local path cannot become a folder of files.
+    """Raise a ValueError if a local path cannot become a folder of files.
 
-    Found out by a file in the nearest folder that there is, which is gone again afterwards.
+    The check creates a file in the nearest existing folder above the path, and removes it.
+
+    Parameters
+    ----------
+    path : str
+        An absolute path; URLs are not checked.
+    flag : str
+        The flag that `path` was given by; for the message.
+
+    Raises
+    ------
+    ValueError
+        If the path is a file or below a file, or no file can be created.
     """
     if "://" in path:
         return
-    there = _existing(path)
-    if not there.is_dir():
-        raise ValueError(f"{path} cannot be a folder, since {there} is a file; give another {flag}")
+    existing = _nearest_existing(path)
+    if not existing.is_dir():
+        raise ValueError(f"{path} cannot be a folder, since {existing} is a file; give another {flag}")
     try:
-        _make_probe(there).unlink()
+        _create_probe(existing).unlink()
     except OSError as error:
-        why = "" if isinstance(error, FileNotFoundError) else f" ({error.strerror})"  # as /proc has it
-        raise ValueError(f"{path} cannot be written: {there} takes no new files{why}; give another {flag}") from None
-
-
-def _existing(path: str) -> Path:
-    """The path, or the nearest folder above it that is there."""
-    return next(parent for parent in [Path(path), *Path(path).parents] if os.path.lexists(parent))
-
-
-def _make_probe(folder: Path) -> Path:
-    """A new empty file with a name that nobody else uses."""
-    probe = folder / f".kasthuri_ray_probe_{uuid.uuid4().hex}"
-    probe.touch()
-    return probe
+        reason = "" if isinstance(error, FileNotFoundError) else f" ({error.strerror})"  # /proc raises the former
+        raise ValueError(
+            f"{path} cannot be written: no file can be created in {existing}{reason}; give another {flag}"
+        ) from None
 
 
 def check_shared_path(path: str, cluster: ClusterResources, flag: str = "--storage") -> None:
     """Raise a ValueError if a local path is not the same folder on every node of the cluster.
 
-    A node that does not answer is on its way out, or will be found by the work.
+    A node that does not answer is ignored: it is shutting down, or the work will find it out.
+
+    Parameters
+    ----------
+    path : str
+        An absolute path; URLs are not checked.
+    cluster : ClusterResources
+        The cluster; one node is not checked.
+    flag : str
+        The flag that `path` was given by; for the message.
+
+    Raises
+    ------
+    ValueError
+        If a node does not see a file that this process creates; the message names the nodes.
     """
     if "://" in path or cluster.nodes == 1:
         return
-    probe = _make_probe(_existing(path))
+    probe = _create_probe(_nearest_existing(path))
     try:
         answers = ask_nodes(living_nodes(), os.path.exists, str(probe))
     finally:
         probe.unlink()
-    blind = [each.node.name for each in answers if each.error is None and not each.value]
+    blind = [answer.node.name for answer in answers if answer.error is None and not answer.value]
     if blind:
         raise ValueError(
             f"{path} is not a folder that all {len(answers)} nodes share: {', '.join(blind)} cannot see it; give "
             f"{flag} s3://bucket/folder or a shared folder"
         )
+
+
+def _nearest_existing(path: str) -> Path:
+    """Return the path, or the nearest folder above it that exists."""
+    return next(parent for parent in [Path(path), *Path(path).parents] if os.path.lexists(parent))
+
+
+def _create_probe(folder: Path) -> Path:
+    """Create an empty file of a unique name."""
+    probe = folder / f".kasthuri_ray_probe_{uuid.uuid4().hex}"
+    probe.touch()
+    return probe

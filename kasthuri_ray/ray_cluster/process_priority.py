@@ -1,8 +1,8 @@
-"""Who gives way where training keeps every core busy: the processes of Ray that neither train nor read.
+"""Process priority: Ray's helper processes yield their CPUs to those that train and read.
 
-Each of a dozen wakes a hundred times a second to find that there is nothing to do (Ray 2.60), and each time one of the
-threads that compute loses its core, for which all others wait. Run as idle tasks (Linux: SCHED_IDLE) they take what
-the threads leave over: on 2 cores training is 5% faster.
+A dozen helpers wake a hundred times a second to find that there is nothing to do (Ray 2.60). Each time a computing
+thread loses its core, and all other threads wait for it. As idle tasks (Linux: SCHED_IDLE) the helpers run on what the
+threads leave over: on 2 cores training is 5% faster.
 """
 
 from __future__ import annotations
@@ -12,33 +12,45 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-# By the start or the end of argv[0]; ray::IDLE is a reader between two tasks. Were raylet and gcs_server starved by
-# other programs, the node would be taken for dead.
+# Processes that keep their priority, by the start or the end of argv[0]. ray::IDLE reads tiles between two tasks. If
+# other programs starved raylet and gcs_server, Ray would take the node for dead.
 WORKING = ("ray::RayTrainWorker", "ray::MapBatches", "ray::BlockWorker", "ray::IDLE")
 VITAL = ("/raylet", "/gcs_server")
-STARTING = ("/default_worker.py", "/setup_worker.py")  # Ray's program, until it has a name: it may become an actor
+STARTING = ("/default_worker.py", "/setup_worker.py")  # a process of Ray without a name yet: it may become an actor
 
 
 def lower_helper_priority(pid: int | None = None) -> int:
-    """Make what `pid` (None: this process) started and that only helps give way; gives how many processes did."""
+    """Make the helper processes below a process idle tasks. Does nothing where the system is not Linux.
+
+    Parameters
+    ----------
+    pid : int or None
+        Id of the process whose descendants are changed; None is this process.
+
+    Returns
+    -------
+    int
+        Number of helper processes.
+    """
     if not hasattr(os, "SCHED_IDLE"):
         return 0
-    helpers = 0
-    for child in _below(pid or os.getpid()):
+    num_helpers = 0
+    for child in _descendants(pid or os.getpid()):
         with suppress(OSError):
-            words = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace").split("\0")
-            if words[0].startswith(WORKING) or words[0].endswith(VITAL) or any(w.endswith(STARTING) for w in words):
+            command = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace").split("\0")
+            program = command[0]
+            if program.startswith(WORKING) or program.endswith(VITAL) or any(w.endswith(STARTING) for w in command):
                 continue
             for thread in os.listdir(f"/proc/{child}/task"):
                 os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
-            helpers += 1
-    return helpers
+            num_helpers += 1
+    return num_helpers
 
 
-def _below(pid: int) -> Iterator[int]:
-    """The ids of all that `pid` started, and of what those started."""
+def _descendants(pid: int) -> Iterator[int]:
+    """Yield the ids of the processes that `pid` started, and of those that they started."""
     for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
             for child in map(int, tasks.read_text().split()):
                 yield child
-                yield from _below(child)
+                yield from _descendants(child)

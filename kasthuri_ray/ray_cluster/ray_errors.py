@@ -1,36 +1,57 @@
-"""One actor of a pool: how it is started, what is known of it, and how what Ray says about it reads."""
+"""Errors that come through Ray: the user's error inside Ray's wrappers, and short texts for messages and records."""
 
 from __future__ import annotations
 
 import re
 
 MAX_LINE_LENGTH = 250
+MAX_REASON_LENGTH = 400
+MAX_DEPTH = 20  # of errors inside errors
 
+ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
-# What Ray says of an actor that is gone, and what a person is told.
-_GONE = {
-    r"out of memory|OOM killer|memory usage threshold": None,  # Ray says it well
+# By a pattern in Ray's message about a dead actor: what people read instead; None keeps Ray's message.
+ACTOR_DEATHS = {
+    r"out of memory|OOM killer|memory usage threshold": None,
     r"node has died|node died|raylet died": "its node is gone",
     r"is unavailable|Connection|Socket closed": "it does not answer any more",
     r"End of file|SYSTEM_ERROR|worker process has died": "its process ended suddenly: it was killed, or it crashed",
 }
 
 
-MAX_REASON_LENGTH = 400  # letters of a reason that are kept
-ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-
-
 def root_cause(error: BaseException) -> str:
-    """What was wrong at the bottom of the errors that Ray wraps around it."""
-    found = user_error(error)
-    message = str(found).strip()
-    plain = isinstance(found, ValueError | OSError | FloatingPointError) and message
-    return message if plain else f"{type(found).__name__}: {message}"
+    """Return the message of the user's error inside the errors that Ray wraps around it.
+
+    Parameters
+    ----------
+    error : BaseException
+        What a call to Ray raised.
+
+    Returns
+    -------
+    str
+        The message; after the name of the error's class unless it is a ValueError, OSError or FloatingPointError.
+    """
+    cause = user_error(error)
+    message = str(cause).strip()
+    is_plain = isinstance(cause, ValueError | OSError | FloatingPointError) and message
+    return message if is_plain else f"{type(cause).__name__}: {message}"
 
 
 def user_error(error: BaseException) -> BaseException:
-    """The error that a person's code raised, inside whatever Ray wraps around it."""
-    for _ in range(20):
+    """Return the error that the user's code raised, inside the errors that Ray wraps around it.
+
+    Parameters
+    ----------
+    error : BaseException
+        An error of Ray, or any other.
+
+    Returns
+    -------
+    BaseException
+        The innermost error; `error` itself if it wraps none.
+    """
+    for _ in range(MAX_DEPTH):
         failures = getattr(error, "worker_failures", None)
         inner = next(iter(failures.values()), None) if failures else None
         for name in ("controller_failure", "health_check_failure", "_base_exc", "cause", "__cause__"):
@@ -42,33 +63,57 @@ def user_error(error: BaseException) -> BaseException:
 
 
 def strip_ansi(text: object) -> str:
-    """Return a text, or an error's text, without the colours of a terminal.
+    """Remove the colour codes of a terminal.
 
     Parameters
     ----------
     text : str or BaseException
+        A text, or an error with a text.
 
     Returns
     -------
     str
+        The text without the codes.
     """
     return ANSI_COLOUR.sub("", str(text))
 
 
 def error_line(error: BaseException) -> str:
-    """What an error says, on one line; of Ray's death notices what they come to."""
-    lines = [line.strip() for line in strip_ansi(error).splitlines() if line.strip()] or ["no words"]
+    """Return an error's message in one line, and Ray's long messages about dead actors as a short one.
+
+    Parameters
+    ----------
+    error : BaseException
+        From an actor or a remote function.
+
+    Returns
+    -------
+    str
+        At most 250 characters.
+    """
+    lines = [line.strip() for line in strip_ansi(error).splitlines() if line.strip()] or ["no message"]
     if not type(error).__name__.startswith(("ActorDied", "ActorUnavailable")):
         return f"{type(error).__name__}: {lines[0]}"[:MAX_LINE_LENGTH]
     if "creation task" in lines[0]:  # a traceback follows
         return lines[-1][:MAX_LINE_LENGTH]
-    words = [line for line in lines[1:] if not re.match(r"(class_name|actor_id|pid|name|namespace|ip): ", line)]
-    told = re.split(r" (?:There are some|Some common|Please check)", (words or lines)[0])[0]
-    found = next((known for pattern, known in _GONE.items() if re.search(pattern, told)), None)
-    return (found or told)[:MAX_LINE_LENGTH]
+    details = [line for line in lines[1:] if not re.match(r"(class_name|actor_id|pid|name|namespace|ip): ", line)]
+    message = re.split(r" (?:There are some|Some common|Please check)", (details or lines)[0])[0]
+    short = next((text for pattern, text in ACTOR_DEATHS.items() if re.search(pattern, message)), None)
+    return (short or message)[:MAX_LINE_LENGTH]
 
 
 def failure_reason(error: BaseException) -> str:
-    """Why a trial failed, as its record says it: in one line, without the colours of a terminal."""
-    words = " ".join(strip_ansi(root_cause(error)).split())
-    return words[:MAX_REASON_LENGTH] or type(error).__name__
+    """Return why a trial failed, for its record.
+
+    Parameters
+    ----------
+    error : BaseException
+        What ended the trial.
+
+    Returns
+    -------
+    str
+        One line of at most 400 characters, without colour codes.
+    """
+    reason = " ".join(strip_ansi(root_cause(error)).split())
+    return reason[:MAX_REASON_LENGTH] or type(error).__name__

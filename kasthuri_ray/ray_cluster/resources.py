@@ -1,4 +1,7 @@
-"""What a pool sees of its cluster: which nodes live, what is free, and how to ask for more."""
+"""Resources of a Ray cluster: what it has, what is free, whether a job fits, and requests to the autoscaler.
+
+A job calls `require_resources` before any work. A pool of actors watches the cluster with `ClusterView` while it works.
+"""
 
 from __future__ import annotations
 
@@ -9,239 +12,318 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-NODE_TIMEOUT_S = 1.0  # how old what is known of the nodes may be
-
-
-FREED_AFTER_S = 60.0  # how long what others hold is waited for: a run that was killed lets go within seconds
-
-
-class ClusterView:
-    """needs: what one actor holds, in Ray's names."""
-
-    def __init__(self, needs: dict[str, float]) -> None:
-        self.needs = needs
-        self._nodes: list[dict[str, Any]] = []
-        self._looked = float("-inf")
-        self._probes: dict[str, tuple[float, Any]] = {}  # of a node: when it was asked, and the answer's reference
-
-    def nodes(self) -> list[dict[str, Any]]:
-        """Rows of `ray.nodes()`."""
-        import ray
-
-        now = time.monotonic()
-        if now - self._looked >= NODE_TIMEOUT_S:
-            self._nodes, self._looked = ray.nodes(), now
-        return self._nodes
-
-    def lives(self, node: str, ask_at: float, limit: float) -> bool | None:
-        """Whether a node lives; None while that is not known.
-
-        From `ask_at` on it is asked by a small task. One that does not answer until `limit`, and is not counted as
-        dead, lives. (Both of time.monotonic.)
-        """
-        now = time.monotonic()
-        if node and not any(row["NodeID"] == node and row["Alive"] for row in self.nodes()):
-            return False
-        if now < ask_at:
-            return None
-        if now >= limit or not node:
-            return True
-        asked, answer = self._probes.get(node, (float("-inf"), None))
-        if asked < ask_at:
-            self._probes[node] = (now, _ask(node))
-            return None
-        return True if _answered(answer) else None
-
-    def num_that_fit(self) -> int:
-        """For how many more actors the cluster is free."""
-        import ray
-
-        return count_fitting_actors(self.needs, ray.available_resources())
-
-    def all_left_out(self, left_out: Container[str]) -> bool:
-        """Whether every living node that could hold an actor is left out."""
-        able = nodes_large_enough(self.needs, self.nodes())
-        return bool(able) and all(node in left_out for node in able)
-
-    def lack(self) -> str:
-        """What an actor needs beside what there is, in words with both numbers."""
-        import ray
-
-        alive = sum(row["Alive"] for row in self.nodes())
-        return missing_resources_text(self.needs, ray.cluster_resources(), ray.available_resources(), alive)
-
-    def ask_for(self, actors: int) -> None:
-        """Ask the autoscaler for room for so many; 0 takes the wish back."""
-        from ray.autoscaler.sdk import request_resources
-
-        with suppress(Exception):  # where there is none
-            request_resources(bundles=[self.needs] * actors)
-
-
-def _ask(node: str) -> Any:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    there = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(num_cpus=0, max_retries=0)(_here).options(scheduling_strategy=there).remote()
-
-
-def _here() -> bool:
-    return True
-
-
-def _answered(answer: Any) -> bool:
-    import ray
-
-    try:
-        ray.get(answer, timeout=0)
-    except Exception:  # not yet; or it cannot be reached, and is then counted as dead before long
-        return False
-    return True
+NODES_MAX_AGE_S = 1.0  # of a cached list of nodes
+BUSY_WAIT_S = 60.0  # for resources that others hold: a run that was killed releases them within seconds
+UNLIMITED_ACTORS = 1_000_000  # of actors that need no resource
 
 
 @dataclass(frozen=True)
 class ClusterResources:
-    """What Ray has: logical CPUs, GPUs and living nodes."""
+    """What Ray counts in a cluster.
+
+    Parameters
+    ----------
+    cpus, gpus : float
+        Logical CPUs and GPUs.
+    nodes : int
+        Living nodes.
+    """
 
     cpus: float
     gpus: float
     nodes: int
 
 
-def _format_resource(number: float, noun: str) -> str:
+@dataclass(frozen=True)
+class ResourceDemand:
+    """What a job needs at once: a number of equal processes, and CPUs to load data.
+
+    Parameters
+    ----------
+    num_processes : int
+        Number of processes.
+    cpus_each, gpus_each : float
+        Logical CPUs and GPUs of each process.
+    loading_cpus : float
+        Logical CPUs beside the processes, to load data.
+    noun : str
+        What messages call the processes.
+    flag : str
+        Sets the number of processes on the command line.
+    gpu_flag : str
+        Asks for GPUs on the command line.
+    """
+
+    num_processes: int
+    cpus_each: float
+    gpus_each: float = 0.0
+    loading_cpus: float = 0.0
+    noun: str = "workers"
+    flag: str = "--num-workers"
+    gpu_flag: str = "--device cuda"
+
+    @property
+    def cpus(self) -> float:
+        """Logical CPUs of all processes and of loading data."""
+        return self.num_processes * self.cpus_each + self.loading_cpus
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of all processes."""
+        return self.num_processes * self.gpus_each
+
+    def describe_shortage(self, cluster: ClusterResources, state: str = "") -> str:
+        """Return what the cluster lacks, with both numbers; empty if it has enough.
+
+        Parameters
+        ----------
+        cluster : ClusterResources
+            What the cluster has.
+        state : str
+            Follows the number that the cluster has: "free" if `cluster` holds what is free.
+        """
+        shortages, processes = [], format_resource(self.num_processes, self.noun.removesuffix("s"))
+        single = self.num_processes == 1
+        if self.gpus > cluster.gpus:
+            need = "needs" if single else "need"
+            text = f"{processes} {need} {format_resource(self.gpus, 'GPU')}, the cluster has {cluster.gpus:g} {state}"
+            shortages.append(text.strip())
+        if self.cpus > cluster.cpus:
+            loading = f" and {'its' if single else 'their'} data loading" if self.loading_cpus else ""
+            need = "needs" if single and not loading else "need"
+            cpus = format_resource(self.cpus, "CPU")
+            text = f"{processes}{loading} {need} {cpus}, the cluster has {cluster.cpus:g} {state}"
+            shortages.append(text.strip())
+        return "; ".join(shortages)
+
+    def suggest_fix(self, cluster: ClusterResources, waited: bool = False) -> str:
+        """Return what to type if the cluster is too small.
+
+        Parameters
+        ----------
+        cluster : ClusterResources
+            What the cluster has.
+        waited : bool
+            Whether the job has waited for more resources in vain.
+        """
+        grow = "wait longer" if waited else "let --wait-for-resources SECONDS wait for the cluster to grow"
+        if self.gpus and not cluster.gpus:
+            return (
+                f"The cluster has {format_resource(cluster.cpus, 'CPU')} and no GPU. Leave {self.gpu_flag} out to "
+                f"compute on CPUs, attach to a cluster with GPUs (RAY_ADDRESS=HOST:PORT), or {grow}"
+            )
+        if self.num_processes > 1:
+            return f"Give fewer with {self.flag}, or {grow}"
+        return f"Attach to a larger cluster (RAY_ADDRESS=HOST:PORT), or {grow}"
+
+
+def format_resource(number: float, noun: str) -> str:
+    """Return a number with its noun: 1 GPU, 2.5 CPUs."""
     return f"{number:g} {noun}{'s' * (number != 1)}"
 
 
 def cluster_resources() -> ClusterResources:
-    """What the cluster that we are attached to holds now."""
+    """Return what the cluster has now that this process is attached to."""
     import ray
 
-    found = ray.cluster_resources()
+    total = ray.cluster_resources()
     alive = sum(node["Alive"] for node in ray.nodes())
-    return ClusterResources(found.get("CPU", 0.0), found.get("GPU", 0.0), alive)
+    return ClusterResources(total.get("CPU", 0.0), total.get("GPU", 0.0), alive)
 
 
 def free_resources() -> ClusterResources:
-    """What of it nobody holds."""
+    """Return what no process holds; `nodes` are all living nodes."""
     import ray
 
-    found = ray.available_resources()
-    return ClusterResources(found.get("CPU", 0.0), found.get("GPU", 0.0), cluster_resources().nodes)
+    free = ray.available_resources()
+    return ClusterResources(free.get("CPU", 0.0), free.get("GPU", 0.0), cluster_resources().nodes)
 
 
-@dataclass(frozen=True)
-class ResourceDemand:
-    """What a job needs at once: so many processes of so many logical CPUs and GPUs each, and CPUs beside them.
+def require_resources(demand: ResourceDemand, wait_s: float | None, report: Callable[[str], None]) -> None:
+    """Return once the cluster has what a job needs, and has it free.
 
-    noun: what they are called; `flag` says how many of them there are, and `cards` that they want GPUs.
+    Parameters
+    ----------
+    demand : ResourceDemand
+        What the job needs.
+    wait_s : float or None
+        Seconds in which the cluster may grow. During them the autoscaler is asked for the demand.
+    report : callable
+        Receives lines about what is missing.
+
+    Raises
+    ------
+    ValueError
+        If the cluster is too small and `wait_s` is None or 0; if it is still too small after `wait_s`; or if others
+        hold its resources for as long (for 60 s without `wait_s`). The message shows both numbers.
     """
-
-    number: int
-    cpus_each: float
-    gpus_each: float = 0.0
-    reading_cpus: float = 0.0
-    noun: str = "workers"
-    flag: str = "--num-workers"
-    cards: str = "--device cuda"
-
-    @property
-    def cpus(self) -> float:
-        return self.number * self.cpus_each + self.reading_cpus
-
-    @property
-    def gpus(self) -> float:
-        return self.number * self.gpus_each
-
-    def unmet(self, cluster: ClusterResources, free: str = "") -> str:
-        """What the cluster lacks, in words with both numbers; empty if it has enough. free: "free" if it is busy."""
-        lacks, who = [], _format_resource(self.number, self.noun.removesuffix("s"))
-        if self.gpus > cluster.gpus:
-            need = "needs" if self.number == 1 else "need"
-            lacks.append(
-                f"{who} {need} {_format_resource(self.gpus, 'GPU')}, the cluster has {cluster.gpus:g} {free}".strip()
-            )
-        if self.cpus > cluster.cpus:
-            reading = f" and {'its' if self.number == 1 else 'their'} reading" if self.reading_cpus else ""
-            need = "needs" if self.number == 1 and not reading else "need"
-            lacks.append(
-                f"{who}{reading} {need} {_format_resource(self.cpus, 'CPU')}, the cluster has {cluster.cpus:g} {free}".strip()
-            )
-        return "; ".join(lacks)
-
-    def advice(self, cluster: ClusterResources, waited: bool = False) -> str:
-        """What to type where the cluster is too small; `waited` if that has been waited for in vain."""
-        grow = "wait longer" if waited else "let --wait-for-resources SECONDS wait for the cluster to grow"
-        if self.gpus and not cluster.gpus:
-            return (
-                f"What there is: {_format_resource(cluster.cpus, 'CPU')}, and no card. Leave {self.cards} out to compute on "
-                f"CPUs, attach to a cluster with GPUs (RAY_ADDRESS=HOST:PORT), or {grow}"
-            )
-        fewer = f"Give fewer with {self.flag}" if self.number > 1 else "Attach to a larger one (RAY_ADDRESS=HOST:PORT)"
-        return f"{fewer}, or {grow}"
-
-
-def require_resources(demand: ResourceDemand, wait_seconds: float | None, say: Callable[[str], None]) -> None:
-    """Come back once the cluster holds what is needed, and holds it free.
-
-    Raises ValueError with both numbers if it is too small, at once, or after `wait_seconds` in which the autoscaler is
-    asked for it and what is missing is said; and if others keep it busy for as long.
-    """
-    found = cluster_resources()
-    unmet = demand.unmet(found)
-    if unmet and not wait_seconds:
-        raise ValueError(f"{unmet}. {demand.advice(found)}")
-    limit, asked = wait_seconds or FREED_AFTER_S, bool(unmet)
-    if asked:
-        _ask_autoscaler(demand)
+    total = cluster_resources()
+    shortage = demand.describe_shortage(total)
+    if shortage and not wait_s:
+        raise ValueError(f"{shortage}. {demand.suggest_fix(total)}")
+    timeout_s, is_too_small = wait_s or BUSY_WAIT_S, bool(shortage)
+    if is_too_small:
+        _request_from_autoscaler(demand)
     try:
-        unmet = _wait_for_resources(demand, limit, say)
+        shortage = _wait_for_resources(demand, timeout_s, report)
     finally:
-        if asked:
-            _ask_autoscaler(None)
-    if unmet:
-        raise ValueError(f"{unmet} (waited {limit:g} s). {demand.advice(cluster_resources(), waited=True)}")
+        if is_too_small:
+            _request_from_autoscaler(None)
+    if shortage:
+        fix = demand.suggest_fix(cluster_resources(), waited=True)
+        raise ValueError(f"{shortage} (waited {timeout_s:g} s). {fix}")
 
 
-def _ask_autoscaler(demand: ResourceDemand | None) -> None:
-    """Ask for so much; None takes the wish back, which would outlive this process and keep idle nodes at a price."""
+def _request_from_autoscaler(demand: ResourceDemand | None) -> None:
+    """Request resources. None withdraws the request, which would outlive this process and keep paid nodes idle."""
     from ray.autoscaler.sdk import request_resources
 
     if demand is None:
         request_resources(num_cpus=0, bundles=[])
         return
     bundle = {"CPU": demand.cpus_each} | ({"GPU": demand.gpus_each} if demand.gpus_each else {})
-    request_resources(num_cpus=math.ceil(demand.cpus), bundles=[bundle] * demand.number)
+    request_resources(num_cpus=math.ceil(demand.cpus), bundles=[bundle] * demand.num_processes)
 
 
-def _wait_for_resources(demand: ResourceDemand, seconds: float, say: Callable[[str], None]) -> str:
-    """What is lacking after at most so many seconds; empty once nothing is."""
-    deadline, said = time.monotonic() + seconds, ""
+def _wait_for_resources(demand: ResourceDemand, timeout_s: float, report: Callable[[str], None]) -> str:
+    """Return what is missing after at most `timeout_s`; empty once nothing is."""
+    deadline, reported = time.monotonic() + timeout_s, ""
     while True:
-        unmet = demand.unmet(cluster_resources()) or demand.unmet(free_resources(), "free")
-        left = deadline - time.monotonic()
-        if not unmet or left <= 0:
-            return unmet
-        if unmet != said:
-            say(f"waiting up to {left:.0f} s for resources: {unmet}")
-            said = unmet
-        time.sleep(min(1.0, left))
+        shortage = demand.describe_shortage(cluster_resources()) or demand.describe_shortage(free_resources(), "free")
+        left_s = deadline - time.monotonic()
+        if not shortage or left_s <= 0:
+            return shortage
+        if shortage != reported:
+            report(f"waiting up to {left_s:.0f} s for resources: {shortage}")
+            reported = shortage
+        time.sleep(min(1.0, left_s))
+
+
+class ClusterView:
+    """The cluster as a pool of equal actors sees it: which nodes live, what is free, and how to request more.
+
+    Parameters
+    ----------
+    needs : dict
+        Amount of each resource that one actor holds, by Ray's names (CPU, GPU).
+    """
+
+    def __init__(self, needs: dict[str, float]) -> None:
+        self.needs = needs
+        self._nodes: list[dict[str, Any]] = []
+        self._nodes_read_at = float("-inf")
+        self._probes: dict[str, tuple[float, Any]] = {}  # by node: when its probe started, and the probe's reference
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Return the rows of `ray.nodes()`, at most a second old."""
+        import ray
+
+        now = time.monotonic()
+        if now - self._nodes_read_at >= NODES_MAX_AGE_S:
+            self._nodes, self._nodes_read_at = ray.nodes(), now
+        return self._nodes
+
+    def is_node_alive(self, node: str, probe_at: float, deadline: float) -> bool | None:
+        """Return whether a node is alive, or None while that is unknown.
+
+        From `probe_at` on a small remote function probes the node. A node that Ray does not list as dead, and that has
+        not answered by `deadline`, counts as alive.
+
+        Parameters
+        ----------
+        node : str
+            Id of the node; empty if the actor's node is not known.
+        probe_at, deadline : float
+            Times of `time.monotonic`.
+        """
+        now = time.monotonic()
+        if node and not any(row["NodeID"] == node and row["Alive"] for row in self.nodes()):
+            return False
+        if now < probe_at:
+            return None
+        if now >= deadline or not node:
+            return True
+        started_at, reference = self._probes.get(node, (float("-inf"), None))
+        if started_at < probe_at:
+            self._probes[node] = (now, _start_probe(node))
+            return None
+        return True if _has_answered(reference) else None
+
+    def count_startable_actors(self) -> int:
+        """Return for how many more actors resources are free."""
+        import ray
+
+        return count_fitting_actors(self.needs, ray.available_resources())
+
+    def all_nodes_excluded(self, excluded: Container[str]) -> bool:
+        """Return whether the ids of all living nodes that are large enough for an actor are in `excluded`."""
+        large_enough = nodes_large_enough(self.needs, self.nodes())
+        return bool(large_enough) and all(node in excluded for node in large_enough)
+
+    def describe_shortage(self) -> str:
+        """Return what an actor needs and what the cluster has, with both numbers."""
+        import ray
+
+        alive = sum(row["Alive"] for row in self.nodes())
+        return missing_resources_text(self.needs, ray.cluster_resources(), ray.available_resources(), alive)
+
+    def request_actors(self, num_actors: int) -> None:
+        """Request resources for so many actors from the autoscaler; 0 withdraws the request."""
+        from ray.autoscaler.sdk import request_resources
+
+        with suppress(Exception):  # a cluster without an autoscaler
+            request_resources(bundles=[self.needs] * num_actors)
+
+
+def _start_probe(node: str) -> Any:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    on_node = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(num_cpus=0, max_retries=0)(_probe).options(scheduling_strategy=on_node).remote()
+
+
+def _probe() -> bool:
+    return True
+
+
+def _has_answered(reference: Any) -> bool:
+    import ray
+
+    try:
+        ray.get(reference, timeout=0)
+    except Exception:  # no answer yet, or the node cannot be reached and Ray will soon list it as dead
+        return False
+    return True
 
 
 def count_fitting_actors(needs: Mapping[str, float], free: Mapping[str, float]) -> int:
-    """For how many actors there is room, counting the cluster as one machine."""
-    return min((int(free.get(name, 0.0) / amount + 1e-6) for name, amount in needs.items()), default=1_000_000)
+    """Count the actors that fit into free resources, as if the cluster were one machine.
+
+    Parameters
+    ----------
+    needs : mapping
+        Amount of each resource that one actor holds, by Ray's names.
+    free : mapping
+        Amount of each resource that is free.
+
+    Returns
+    -------
+    int
+        Number of actors; 1,000,000 if they need nothing.
+    """
+    return min((int(free.get(name, 0.0) / amount + 1e-6) for name, amount in needs.items()), default=UNLIMITED_ACTORS)
 
 
 def nodes_large_enough(needs: Mapping[str, float], nodes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The ids of living nodes (rows of `ray.nodes()`) that could hold an actor if nobody else used them."""
+    """Return the ids of living nodes (rows of `ray.nodes()`) on which an actor fits if no other process is there."""
     return [node["NodeID"] for node in nodes if node["Alive"] and count_fitting_actors(needs, node["Resources"])]
 
 
 def missing_resources_text(
     needs: Mapping[str, float], total: Mapping[str, float], free: Mapping[str, float], nodes: int
 ) -> str:
-    """What an actor needs beside what the cluster has."""
+    """Return what an actor needs and what the cluster has, as a sentence."""
     needed = " and ".join(f"{amount:g} {name}" for name, amount in needs.items()) or "nothing"
     has = " and ".join(f"{total.get(name, 0):g} {name} ({free.get(name, 0):g} free)" for name in needs)
     return f"an actor needs {needed}; the cluster has {has or 'room'} on {nodes} node{'s' * (nodes != 1)}"

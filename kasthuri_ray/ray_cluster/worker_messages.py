@@ -1,4 +1,7 @@
-"""How workers tell the driver what they do: notes, for people to watch."""
+"""Messages from workers to the driver, for people to watch. The work does not depend on them.
+
+The process of the actor imports this module alone, so nothing heavy is imported at its top.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +12,32 @@ from typing import Any
 
 
 class WorkerMessages:
-    """A place on the driver's node where workers leave notes, which a thread of the driver picks up.
+    """A mailbox on the driver's node: workers post messages, and a thread of the driver collects them.
 
-    `with Board(on_note) as board:`, then `board.post` goes to the workers: a picklable function that does not wait.
+    In `with WorkerMessages(on_message) as messages:` the workers are given `messages.post`.
+
+    Parameters
+    ----------
+    on_message : callable
+        Receives each message, a dict, in the driver.
     """
 
     PERIOD_S = 1.0
 
-    def __init__(self, on_note: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, on_message: Callable[[dict[str, Any]], None]) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self.on_note = on_note
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        notes: Any = ray.remote(num_cpus=0)(_MessageActor)
-        self._actor = notes.options(scheduling_strategy=here).remote()
+        self.on_message = on_message
+        own_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor_class: Any = ray.remote(num_cpus=0)(_MessageActor)
+        self._actor = actor_class.options(scheduling_strategy=own_node).remote()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._poll, name="board", daemon=True)
+        self._thread = threading.Thread(target=self._poll, name="worker messages", daemon=True)
 
     @property
     def post(self) -> Callable[[dict[str, Any]], None]:
+        """A function that posts a message without waiting; it can be pickled."""
         return _MessagePoster(self._actor)
 
     def __enter__(self) -> WorkerMessages:
@@ -44,35 +53,35 @@ class WorkerMessages:
 
     def _poll(self) -> None:
         while not self._stop.wait(self.PERIOD_S):
-            self._take()
-        self._take()
+            self._collect()
+        self._collect()
 
-    def _take(self) -> None:
+    def _collect(self) -> None:
         import ray
 
         try:
-            notes = ray.get(self._actor.take.remote(), timeout=5)
+            messages = ray.get(self._actor.take.remote(), timeout=5)
         except (ray.exceptions.RayError, TimeoutError):
-            return  # the notes are for people to watch; the work does not depend on them
-        for note in notes:
-            self.on_note(note)
+            return  # messages may be lost
+        for message in messages:
+            self.on_message(message)
 
 
 class _MessageActor:
     def __init__(self) -> None:
-        self.notes: list[dict[str, Any]] = []
+        self.messages: list[dict[str, Any]] = []
 
-    def post(self, note: dict[str, Any]) -> None:
-        self.notes.append(note)
+    def post(self, message: dict[str, Any]) -> None:
+        self.messages.append(message)
 
     def take(self) -> list[dict[str, Any]]:
-        notes, self.notes = self.notes, []
-        return notes
+        messages, self.messages = self.messages, []
+        return messages
 
 
 @dataclass(frozen=True)
 class _MessagePoster:
     actor: Any
 
-    def __call__(self, note: dict[str, Any]) -> None:
-        self.actor.post.remote(note)
+    def __call__(self, message: dict[str, Any]) -> None:
+        self.actor.post.remote(message)

@@ -1,7 +1,7 @@
-"""The figures of a run, drawn by matplotlib without a display: curves, confusion, and test sections.
+"""Figures of a run and of an evaluation, drawn by matplotlib without a display.
 
-Each function gives a `Figure`; `png` and `svg` write it. The SVG is meant to lie inside a page: it takes the page's
-colours and fonts, so that it is legible in the dark and in print.
+The `plot_...` functions return a `Figure`; `figure_png` and `figure_svg` encode it. The SVG takes the colours and fonts
+of the page around it, so that it is legible in dark mode and in print.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from kasthuri_ray.metrics import voxel_counts
+from kasthuri_ray.metrics import voxel_counts, voxel_scores
 from kasthuri_ray.reports.section_images import LEGEND, SectionResult
 
+History = Sequence[Mapping[str, Any]]  # rows of history.csv
+
 INK, FIRST, SECOND = "#22262b", "#0072b2", "#d55e00"
+# CSS values that replace these colours in a page.
 PAGE_COLOURS = {INK: "currentColor", FIRST: "var(--first)", SECOND: "var(--second)"}
-"""What a page puts in place of each colour."""
 
 STYLE: Any = {
     "font.size": 9,
@@ -43,13 +45,25 @@ STYLE: Any = {
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
 }
-LINE_POINTS = 12.0  # of a line of text
-History = Sequence[Mapping[str, Any]]
+TEXT_LINE_POINTS = 12.0  # height of a line of text
 
 
 @mpl.rc_context(STYLE)
-def learning_curve(history: History, best_epoch: int | None = None) -> Figure:
-    """Loss, learning rate and validation scores over the epochs, side by side. `history`: the rows of history.csv."""
+def plot_learning_curve(history: History, best_epoch: int | None = None) -> Figure:
+    """Plot loss, learning rate and validation scores over the epochs, side by side.
+
+    Parameters
+    ----------
+    history : sequence of mappings
+        Rows of history.csv, as numbers or as text.
+    best_epoch : int, optional
+        Epoch to mark.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure, not shown.
+    """
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     left, right = np.ravel(figure.subfigures(1, 2, squeeze=False))
     _draw_loss(left, history, best_epoch)
@@ -58,26 +72,40 @@ def learning_curve(history: History, best_epoch: int | None = None) -> Figure:
 
 
 @mpl.rc_context(STYLE)
-def loss_curve(history: History, best_epoch: int | None = None) -> Figure:
-    """Training and validation loss over the epochs, the learning rate small below."""
+def plot_loss(history: History, best_epoch: int | None = None) -> Figure:
+    """Plot training and validation loss over the epochs, with a small panel of the learning rate below."""
     figure = Figure(figsize=(4.4, 3.3), layout="constrained")
     _draw_loss(figure, history, best_epoch)
     return figure
 
 
 @mpl.rc_context(STYLE)
-def score_curve(history: History, best_epoch: int | None = None) -> Figure:
-    """Validation F1 of the foreground and average precision over the epochs."""
+def plot_validation_scores(history: History, best_epoch: int | None = None) -> Figure:
+    """Plot validation F1 of the foreground and average precision over the epochs."""
     figure = Figure(figsize=(4.4, 3.3), layout="constrained")
     _draw_scores(figure, history, best_epoch)
     return figure
 
 
 @mpl.rc_context(STYLE)
-def precision_recall(counts: voxel_counts.VoxelCounts, threshold: float, named: float | None = None) -> Figure:
-    """Precision over recall of the foreground, the chosen threshold marked; pale, the curves of equal F1.
+def plot_precision_recall(
+    counts: voxel_counts.VoxelCounts, threshold: float, shown_threshold: float | None = None
+) -> Figure:
+    """Plot precision over recall of the foreground, with the threshold marked, over pale curves of equal F1.
 
-    named: the threshold as it is called, where `threshold` is the edge of the bin that stands for it.
+    Parameters
+    ----------
+    counts : VoxelCounts
+        Voxels by truth and probability.
+    threshold : float
+        Threshold to mark, 0 to 1.
+    shown_threshold : float, optional
+        Threshold to write beside the mark, if `threshold` is the edge of the bin that stands for it.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure, not shown.
     """
     figure = Figure(figsize=(4.4, 4.0), layout="constrained")
     axes = figure.subplots()
@@ -85,36 +113,47 @@ def precision_recall(counts: voxel_counts.VoxelCounts, threshold: float, named: 
         recall = np.geomspace(f1 / (2 - f1), 1, 60)
         axes.plot(recall, f1 * recall / (2 * recall - f1), color=INK, alpha=0.22, linewidth=0.7)
         axes.text(1.01, f1 / (2 - f1), f"F1 {f1}", fontsize=7, alpha=0.6, va="center")
-    precision, recall, _ = voxel_counts.precision_recall_curve(counts)
-    called = counts.histogram[:, ::-1].cumsum(1)[:, ::-1].sum(0) > 0
-    axes.plot(recall[called], precision[called], color=FIRST)
-    at = voxel_counts.precision_recall_at(counts, threshold)
-    axes.plot(at[1], at[0], "o", markersize=8, color=SECOND)
-    right = at[1] < 0.6  # a falling curve leaves room above it on the right, below it on the left
+    precision, recall, _ = voxel_scores.precision_recall_curve(counts)
+    any_marked = counts.histogram[:, ::-1].cumsum(1)[:, ::-1].sum(0) > 0
+    axes.plot(recall[any_marked], precision[any_marked], color=FIRST)
+    y, x = voxel_scores.precision_recall_at(counts, threshold)
+    axes.plot(x, y, "o", markersize=8, color=SECOND)
+    on_right = x < 0.6  # a falling curve leaves space above it on the right, below it on the left
     axes.annotate(
-        f"threshold {threshold if named is None else named:.2f}\nF1 {voxel_counts.foreground_f1(counts, threshold):.2f}",
-        (at[1], at[0]), xytext=(8, 6) if right else (-8, -6), textcoords="offset points", color=SECOND,
-        ha="left" if right else "right", va="bottom" if right or at[0] < 0.15 else "top",
-    )  # fmt: skip
+        f"threshold {threshold if shown_threshold is None else shown_threshold:.2f}\n"
+        f"F1 {voxel_scores.foreground_f1(counts, threshold):.2f}",
+        (x, y),
+        xytext=(8, 6) if on_right else (-8, -6),
+        textcoords="offset points",
+        color=SECOND,
+        ha="left" if on_right else "right",
+        va="bottom" if on_right or y < 0.15 else "top",
+    )
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
     return figure
 
 
 @mpl.rc_context(STYLE)
-def confusion(matrix: Sequence[Sequence[int]] | np.ndarray, names: Sequence[str]) -> Figure:
-    """Voxels by truth (rows) and prediction (columns): counts, and the share of the row, which is also the tint."""
+def plot_confusion(matrix: Sequence[Sequence[int]] | np.ndarray, names: Sequence[str]) -> Figure:
+    """Plot voxels by truth (rows) and prediction (columns): counts, and the share of the row, also as the tint."""
     matrix = np.asarray(matrix)
-    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     side = len(matrix)
     figure = Figure(figsize=(max(4.4, 1.1 * side), max(3.0, 0.8 * side)), layout="constrained")
     axes = figure.subplots()
-    for (row, column), value in np.ndenumerate(matrix):
-        of_row = share[row, column]
-        axes.fill_between([column - 0.48, column + 0.48], row - 0.47, row + 0.47, color=FIRST,
-                          alpha=0.06 + 0.5 * of_row, linewidth=0)  # fmt: skip
-        axes.text(column, row, _percent(of_row), ha="center", va="bottom", fontsize=13 if side < 4 else 9)
-        axes.text(column, row + 0.06, f"{value:,}", ha="center", va="top", fontsize=8, alpha=0.8)
-    axes.set(xlim=(-0.5, side - 0.5), ylim=(side - 0.5, -0.5), xlabel="called by the network", ylabel="truth")
+    for (row, column), count in np.ndenumerate(matrix):
+        share = shares[row, column]
+        axes.fill_between(
+            [column - 0.48, column + 0.48],
+            row - 0.47,
+            row + 0.47,
+            color=FIRST,
+            alpha=0.06 + 0.5 * share,
+            linewidth=0,
+        )
+        axes.text(column, row, _percent_label(share), ha="center", va="bottom", fontsize=13 if side < 4 else 9)
+        axes.text(column, row + 0.06, f"{count:,}", ha="center", va="top", fontsize=8, alpha=0.8)
+    axes.set(xlim=(-0.5, side - 0.5), ylim=(side - 0.5, -0.5), xlabel="prediction", ylabel="truth")
     axes.set_xticks(range(side), names)
     axes.set_yticks(range(side), names, rotation=90, va="center")
     axes.tick_params(length=0)
@@ -123,12 +162,60 @@ def confusion(matrix: Sequence[Sequence[int]] | np.ndarray, names: Sequence[str]
 
 
 @mpl.rc_context(STYLE)
-def slice_figure(
-    section: SectionResult, threshold: float, foreground: str = "foreground", named: float | None = None
-) -> Figure:
-    """Image, truth, prediction and errors of one section side by side, with a legend; what test_outputs/ holds.
+def plot_section_scores(sections: Sequence[tuple[int, float, int]], overall_f1: float) -> Figure:
+    """Plot F1 over the sections: hollow circles where there is little foreground, none where there is none.
 
-    named: as of `precision_recall`.
+    Parameters
+    ----------
+    sections : sequence of (int, float, int)
+        z, F1 and number of foreground voxels of each section.
+    overall_f1 : float
+        F1 of all voxels, drawn as a line.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure, not shown.
+    """
+    figure = Figure(figsize=(4.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    shown = [row for row in sections if row[2]]
+    z, f1, size = (np.array(column) for column in zip(*shown, strict=True)) if shown else (np.zeros(0),) * 3
+    small = size < size.mean() / 2 if size.size else np.zeros(0, bool)
+    marker_size = 5 if len(shown) < 60 else 3 if len(shown) < 300 else 1.5
+    axes.axhline(overall_f1, color=SECOND, linewidth=1.2)
+    axes.set_title(f"all voxels {overall_f1:.2f}", loc="right", color=SECOND, fontsize=9)
+    axes.plot(z, f1, color=FIRST, linewidth=0.8, alpha=0.5)
+    axes.plot(z[~small], f1[~small], "o", color=FIRST, markersize=marker_size)
+    hollow: Any = {"markerfacecolor": "none", "markeredgecolor": FIRST, "markeredgewidth": 0.8}
+    axes.plot(z[small], f1[small], "o", markersize=marker_size, **hollow)
+    axes.grid(axis="y", color=INK, alpha=0.1, linewidth=0.6)
+    axes.set(xlabel="section z", ylabel="F1", ylim=(0, 1.02))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def plot_section(
+    section: SectionResult, threshold: float, foreground: str = "foreground", shown_threshold: float | None = None
+) -> Figure:
+    """Plot image, truth, prediction and errors of one section side by side, with a legend.
+
+    Parameters
+    ----------
+    section : SectionResult
+        What to show.
+    threshold : float
+        Probability from which a voxel counts as foreground, 0 to 1.
+    foreground : str
+        Name of the foreground in the title.
+    shown_threshold : float, optional
+        Threshold in the title, if `threshold` is the edge of the bin that stands for it.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure, not shown.
     """
     panels = section.panels(threshold)
     height = 4.4 * section.image.shape[0] / section.image.shape[1]
@@ -138,18 +225,32 @@ def slice_figure(
         axes.set_title(name, loc="left", fontsize=12)
         axes.set_axis_off()
     if "errors" in panels:
-        handles = [Patch(color=f"#{bytes(colour).hex()}", label=label) for colour, label, _ in LEGEND]
+        handles = [Patch(color=f"#{bytes(colour).hex()}", label=outcome) for colour, outcome, _ in LEGEND]
         figure.legend(handles=handles, loc="outside lower right", ncols=3, frameon=False, fontsize=11)
     f1 = section.f1(threshold)
-    words = [f"section z {section.z}", foreground, f"threshold {threshold if named is None else named:.2f}"]
-    words += [f"F1 {f1:.3f}"] if f1 is not None else []
-    figure.suptitle("   ".join(words), x=0.002, ha="left", fontsize=13)
+    shown = threshold if shown_threshold is None else shown_threshold
+    title = [f"section z {section.z}", foreground, f"threshold {shown:.2f}"]
+    title += [f"F1 {f1:.3f}"] if f1 is not None else []
+    figure.suptitle("   ".join(title), x=0.002, ha="left", fontsize=13)
     return figure
 
 
 @mpl.rc_context(STYLE)
 def figure_png(figure: Figure, dpi: int = 150) -> bytes:
-    """The figure as PNG, on white."""
+    """Return the figure as PNG, on white.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+        What to encode.
+    dpi : int
+        Pixels an inch.
+
+    Returns
+    -------
+    bytes
+        Content of a PNG file.
+    """
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=dpi, facecolor="white")
     return out.getvalue()
@@ -157,8 +258,10 @@ def figure_png(figure: Figure, dpi: int = 150) -> bytes:
 
 @mpl.rc_context(STYLE)
 def figure_svg(figure: Figure, title: str) -> str:
-    """The figure as an `<svg>` element that lies in a page: `title` for who cannot see it, the page's colours
-    (`PAGE_COLOURS`), no background, no address of anything outside."""
+    """Return the figure as an `<svg>` element for a page: its colours (`PAGE_COLOURS`), no background, no outside link.
+
+    title: text for screen readers.
+    """
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
@@ -166,11 +269,10 @@ def figure_svg(figure: Figure, title: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r'\s(xmlns(:\w+)?|version)="[^"]*"', "", text)
-    text = re.sub(
-        r'<g id="[^"]*">', "<g>", text
-    )  # the names of groups repeat from figure to figure; nobody refers to them
-    for colour, word in PAGE_COLOURS.items():
-        text = text.replace(colour, word)
+    # The ids of groups repeat from figure to figure, and nothing refers to them.
+    text = re.sub(r'<g id="[^"]*">', "<g>", text)
+    for colour, css in PAGE_COLOURS.items():
+        text = text.replace(colour, css)
     return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
 
 
@@ -178,14 +280,14 @@ def _draw_loss(figure: FigureBase, history: History, best_epoch: int | None) -> 
     epochs, rate = _column(history, "epoch"), _column(history, "learning_rate")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     train, val = _column(history, "train.loss"), _column(history, "val.loss")
-    _lines(above, epochs, {"train": (train, FIRST), "val": (val, SECOND)}, best_epoch, height=110.0)
+    _draw_lines(above, epochs, {"train": (train, FIRST), "val": (val, SECOND)}, best_epoch, height_points=110.0)
     above.set_title("loss", loc="left", fontsize=10)
     below.plot(epochs, rate, color=INK, alpha=0.7, linewidth=1.2, marker=_marker(epochs), markersize=3)
     below.set_title("learning rate", loc="left", fontsize=8)
-    below.set_ylim(0, _top(rate))
+    below.set_ylim(0, _upper_limit(rate))
     below.yaxis.set_major_locator(MaxNLocator(2))
     below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    _epochs_below(below, epochs)
+    _draw_epoch_axis(below, epochs)
 
 
 def _draw_scores(figure: FigureBase, history: History, best_epoch: int | None) -> None:
@@ -193,53 +295,76 @@ def _draw_scores(figure: FigureBase, history: History, best_epoch: int | None) -
     epochs = _column(history, "epoch")
     f1, precision = _column(history, "val.foreground_f1"), _column(history, "val.average_precision")
     lines = {"F1": (f1, FIRST), "average\nprecision": (precision, SECOND)}
-    _lines(axes, epochs, lines, best_epoch, height=150.0)
+    _draw_lines(axes, epochs, lines, best_epoch, height_points=150.0)
     axes.set_title("on the validation box", loc="left", fontsize=10)
     axes.set_ylim(0, 1)
-    _epochs_below(axes, epochs)
+    _draw_epoch_axis(axes, epochs)
 
 
-def _lines(
-    axes: Axes, epochs: np.ndarray, lines: Mapping[str, tuple[np.ndarray, str]], best_epoch: int | None, height: float
+def _draw_lines(
+    axes: Axes,
+    epochs: np.ndarray,
+    lines: Mapping[str, tuple[np.ndarray, str]],
+    best_epoch: int | None,
+    height_points: float,
 ) -> None:
-    """Lines named at their right end, and the best epoch marked. height: of the axes, about, in points."""
+    """Draw lines with their names at the right end, and mark the best epoch.
+
+    height_points: approximate height of the axes.
+    """
     for values, colour in lines.values():
         axes.plot(epochs, values, color=colour, marker=_marker(epochs), markersize=5)
     if best_epoch is not None and len(epochs) > 1:
-        early = best_epoch < (epochs[0] + epochs[-1]) / 2  # its name stands where there is room
+        early = best_epoch < (epochs[0] + epochs[-1]) / 2  # then the label is on the right, where there is space
         axes.axvline(best_epoch, color=INK, alpha=0.35, linewidth=0.8, dashes=(3, 3))
-        axes.annotate("best", (best_epoch, 1), xycoords=("data", "axes fraction"), fontsize=8, alpha=0.8,
-                      xytext=(3 if early else -3, -1), textcoords="offset points", ha="left" if early else "right",
-                      va="top")  # fmt: skip
-    axes.set_ylim(0, _top(*(values for values, _ in lines.values())))
+        axes.annotate(
+            "best",
+            (best_epoch, 1),
+            xycoords=("data", "axes fraction"),
+            fontsize=8,
+            alpha=0.8,
+            xytext=(3 if early else -3, -1),
+            textcoords="offset points",
+            ha="left" if early else "right",
+            va="top",
+        )
+    axes.set_ylim(0, _upper_limit(*(values for values, _ in lines.values())))
     axes.grid(axis="y", color=INK, alpha=0.1, linewidth=0.6)
     ends = {name: values[np.isfinite(values)][-1] for name, (values, _) in lines.items() if np.isfinite(values).any()}
-    for name, shift in _apart({name: end / axes.get_ylim()[1] * height for name, end in ends.items()}).items():
-        axes.annotate(name, (epochs[-1], ends[name]), xytext=(6, shift), textcoords="offset points",
-                      color=lines[name][1], va="center", annotation_clip=False)  # fmt: skip
+    heights = {name: end / axes.get_ylim()[1] * height_points for name, end in ends.items()}
+    for name, shift in _label_shifts(heights).items():
+        axes.annotate(
+            name,
+            (epochs[-1], ends[name]),
+            xytext=(6, shift),
+            textcoords="offset points",
+            color=lines[name][1],
+            va="center",
+            annotation_clip=False,
+        )
 
 
-def _apart(heights: Mapping[str, float]) -> dict[str, float]:
-    """How far to move each of at most two names up, in points, so that they do not lie on each other.
+def _label_shifts(heights: Mapping[str, float]) -> dict[str, float]:
+    """Return how far to move each of at most two labels up, in points, so that they do not overlap.
 
-    heights: of the middle of each, in points.
+    heights: of the middle of each label, in points.
     """
     order = sorted(heights, key=lambda name: heights[name])
     shifts = dict.fromkeys(order, 0.0)
     if len(order) == 2:
         low, high = order
-        room = LINE_POINTS * (2 + low.count("\n") + high.count("\n")) / 2
-        overlap = max(0.0, room - (heights[high] - heights[low]))
+        distance = TEXT_LINE_POINTS * (2 + low.count("\n") + high.count("\n")) / 2
+        overlap = max(0.0, distance - (heights[high] - heights[low]))
         shifts = {low: -overlap / 2, high: overlap / 2}
     return shifts
 
 
 def _marker(epochs: np.ndarray) -> str | None:
-    """What shows a line of one point."""
+    """Return the marker without which a line of one point is invisible."""
     return "o" if len(epochs) < 2 else None
 
 
-def _epochs_below(axes: Axes, epochs: np.ndarray) -> None:
+def _draw_epoch_axis(axes: Axes, epochs: np.ndarray) -> None:
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     if len(epochs) > 1:
@@ -250,17 +375,17 @@ def _epochs_below(axes: Axes, epochs: np.ndarray) -> None:
 
 
 def _column(history: History, name: str) -> np.ndarray:
-    """A column as float64; nan where a row does not hold it (text from a CSV file is read)."""
+    """Return a column as float64, nan where a row lacks it; text from a CSV file is converted."""
     return np.array([float(row[name]) if row.get(name) not in (None, "") else np.nan for row in history], np.float64)
 
 
-def _top(*columns: np.ndarray) -> float:
-    """A little above the highest finite value: the upper end of an axis that starts at zero."""
+def _upper_limit(*columns: np.ndarray) -> float:
+    """Return the upper end of an axis from zero: a little above the highest finite value."""
     values = np.concatenate(columns)
     values = values[np.isfinite(values)]
     return float(values.max()) * 1.08 if values.size and values.max() > 0 else 1.0
 
 
-def _percent(share: float) -> str:
-    """A share as a percentage that never rounds to a false 0% or 100%."""
+def _percent_label(share: float) -> str:
+    """Return a share as a percentage that never rounds to a false 0% or 100%."""
     return f"{share:.1%}" if 0.0005 <= share < 0.9995 or share in (0, 1) else f"{share:.3%}"

@@ -1,4 +1,4 @@
-"""The page of a run: one HTML file that holds all it shows, to be looked at without a network, on a phone, on paper."""
+"""Page and text report of a training run. The page is one HTML file without links, readable offline and on paper."""
 
 from __future__ import annotations
 
@@ -6,30 +6,55 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kasthuri_ray.metrics.voxel_counts import (
-    VoxelCounts,
+from kasthuri_ray.metrics.voxel_counts import VoxelCounts
+from kasthuri_ray.metrics.voxel_scores import (
     average_precision,
     foreground_counts,
     precision_recall_at,
     predicts_only_background,
 )
-from kasthuri_ray.progress import format_duration
+from kasthuri_ray.progress import format_count, format_duration
 from kasthuri_ray.reports import figures, rendering
-from kasthuri_ray.reports.rendering import ForegroundName, chart_html, only_background_warning, percent
+from kasthuri_ray.reports.rendering import ForegroundName, chart_html, only_background_warning
 from kasthuri_ray.reports.section_images import SectionResult
+
+NO_TEST = "This task has no annotation for test: no score on this page was measured on sections kept for testing."
 
 
 @dataclass
 class RunReport:
-    """What a page tells about a run.
+    """What the page of a run shows.
 
-    name: the run's. task_type: synapse, membrane or any other. network: its name.
-    metrics: what metrics.json holds; "test" is None where there is no annotation for test.
-    history: the rows of history.csv. counts: of the split `counts_of` ("test", or "val" without test).
-    gallery: tiles of the test box. threshold: the one chosen on val. settings: sections of settings, as settings.json.
-    notes: sentences to warn with. next_command: what to type next, if anything, and next_words: what for.
-    num_tiles: tiles trained on; None works it out from the history.
-    pixel_size_nm: (y, x) for a scale bar; None draws none.
+    Parameters
+    ----------
+    name : str
+        Name of the run.
+    task_type : str
+        synapse, membrane or any other word for the foreground.
+    network : str
+        Name of the network.
+    metrics : mapping
+        Content of metrics.json; "test" is None without an annotation for test.
+    history : sequence of mappings
+        Rows of history.csv.
+    counts : VoxelCounts or None
+        Voxels of the split `counts_of`; None if nothing was measured.
+    gallery : sequence of SectionResult
+        Example tiles of that split.
+    threshold : float
+        Threshold that was chosen on the validation box, 0 to 1.
+    settings : mapping
+        Sections of settings, as in settings.json.
+    notes : sequence of str
+        Warnings.
+    next_text, next_command : str
+        Command to type next, and a text that says what it does; "" without one.
+    counts_of : str
+        "test", or "val" without a test box.
+    num_tiles : int, optional
+        Tiles that the network was trained on; by default computed from the history.
+    pixel_size_nm : tuple of float, optional
+        (y, x) for a scale bar, in nm; None draws none.
     """
 
     name: str
@@ -42,7 +67,7 @@ class RunReport:
     threshold: float
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
-    next_words: str = ""
+    next_text: str = ""
     next_command: str = ""
     counts_of: str = "test"
     num_tiles: int | None = None
@@ -50,165 +75,204 @@ class RunReport:
 
     @property
     def foreground(self) -> ForegroundName:
+        """Name of what the network looks for."""
         return ForegroundName(self.task_type)
 
     @property
     def tested(self) -> bool:
+        """Whether there are metrics of the test box."""
         return self.metrics.get("test") is not None
 
 
-def run_page(run: RunReport) -> str:
-    """The page as HTML: everything in one file, no address of anything outside it."""
-    body = [_header(run), _warnings(run), _headline_figures(run), _gallery(run), _learning(run), _certainty(run)]
-    body += [rendering.next_step(run.next_words, run.next_command), rendering.settings_tables(run.settings)]
-    return rendering.html_document(f"{run.name}: {run.foreground.many}", "\n".join(filter(None, body)))
+def run_page(report: RunReport) -> str:
+    """Return the page as HTML: one file with everything in it and no links.
+
+    Parameters
+    ----------
+    report : RunReport
+        What to show.
+
+    Returns
+    -------
+    str
+        A whole HTML document.
+    """
+    context = [report.foreground.plural.capitalize(), report.network, report.name]
+    body = [
+        rendering.page_header(context, _headline(report), [_measurement(report), _training(report)]),
+        _warnings(report),
+        _scores(report),
+        _gallery(report),
+        _training_charts(report),
+        _error_charts(report),
+        rendering.next_steps([(report.next_text, report.next_command)]),
+        rendering.settings_tables(report.settings),
+    ]
+    return rendering.html_document(f"{report.name}: {report.foreground.plural}", "\n".join(filter(None, body)))
 
 
-def _header(run: RunReport) -> str:
-    over = [run.foreground.many.capitalize(), run.network, run.name]
-    return rendering.page_header(over, _headline(run), [_measured(run), _trained(run)])
+def _headline(report: RunReport) -> str:
+    if report.counts is None or not report.counts.num_voxels:
+        return f"A network for {report.foreground.plural}, trained and not yet measured."
+    return rendering.voxel_headline(report.counts, report.threshold, report.foreground)
 
 
-def _headline(run: RunReport) -> str:
-    """What the network can do, in a sentence."""
-    if run.counts is None or not run.counts.num_voxels:
-        return f"A network for {run.foreground.many}, trained and not yet measured."
-    return rendering.voxel_headline(run.counts, run.threshold, run.foreground)
-
-
-def _measured(run: RunReport) -> str:
-    """On what the headline was measured, and how much of it is foreground."""
-    if run.counts is None or not run.counts.num_voxels:
+def _measurement(report: RunReport) -> str:
+    """Return on what the headline was measured, and how much of it is foreground."""
+    if report.counts is None or not report.counts.num_voxels:
         return ""
-    (found, wrong), (missed, right) = foreground_counts(run.counts, run.threshold)
+    (found, wrong), (missed, right) = foreground_counts(report.counts, report.threshold)
     everything = found + wrong + missed + right
-    box = "the test box, which it never saw" if run.counts_of == "test" else "the validation box, which chose its epoch"
-    return (
-        f"Measured on {everything:,} voxels of {box}. {run.foreground.fraction((found + missed) / everything)} "
-        f"in the annotation, and {percent((found + wrong) / everything)} in the prediction."
+    box = (
+        "the test box, a part of the volume that was not used in training"
+        if report.counts_of == "test"
+        else "the validation box, which was also used to choose the best epoch"
     )
+    fractions = report.foreground.fractions_sentence((found + missed) / everything, (found + wrong) / everything)
+    return f"Measured on {everything:,} voxels of {box}. {fractions}"
 
 
-def _trained(run: RunReport) -> str:
-    """What was trained on what, for how long, on how many tiles."""
-    words = ["Trained"]
-    task = run.settings.get("task") or {}
+def _training(report: RunReport) -> str:
+    """Return what the network was trained on, and for how long."""
+    parts = ["Trained"]
+    task = report.settings.get("task") or {}
     if task.get("image_chan"):
-        words.append(f"on {task['image_chan']}")
+        parts.append(f"on {task['image_chan']}")
     if task.get("z_train"):
-        words.append("(sections {} to {})".format(*task["z_train"]))
-    epochs = run.metrics.get("epochs", len(run.history))
-    words.append(f"for {epochs} epoch{'s' * (epochs != 1)}")
-    tiles = run.num_tiles if run.num_tiles is not None else _tiles_of(run.history)
-    if tiles:
-        words[-1] += f", {tiles:,} tiles in all"
-    if run.metrics.get("seconds"):
-        words[-1] += f", in {format_duration(run.metrics['seconds'])}"
-    best = run.metrics.get("best_epoch")
-    return " ".join(words) + (f"; the weights are those of epoch {best}, the best on validation." if best else ".")
+        parts.append("(sections {} to {})".format(*task["z_train"]))
+    parts.append(f"for {format_count(report.metrics.get('epochs', len(report.history)), 'epoch')}")
+    num_tiles = report.num_tiles if report.num_tiles is not None else _count_tiles(report.history)
+    if num_tiles:
+        parts.append(f"({num_tiles:,} tiles in total)")
+    if report.metrics.get("seconds"):
+        parts.append(f"in {format_duration(report.metrics['seconds'])}")
+    best = report.metrics.get("best_epoch")
+    weights = f" The weights are those of epoch {best}, the best on the validation box." if best else ""
+    return f"{' '.join(parts)}.{weights}"
 
 
-def _tiles_of(history: Sequence[Mapping[str, Any]]) -> int:
+def _count_tiles(history: Sequence[Mapping[str, Any]]) -> int:
     return round(sum(float(r.get("seconds") or 0) * float(r.get("tiles_per_second") or 0) for r in history))
 
 
-def _warnings(run: RunReport) -> str:
-    """What a person must know before believing the figures; empty where there is nothing."""
-    notes = list(run.notes)
-    if run.counts is not None and predicts_only_background(run.counts):
-        notes.insert(0, only_background_warning(run.counts, run.foreground.name))
-    if not run.tested:
-        notes.insert(0, "This task has no annotation for test: nothing here was measured on sections kept apart.")
+def _warnings(report: RunReport) -> str:
+    notes = list(report.notes)
+    if report.counts is not None and predicts_only_background(report.counts):
+        notes.insert(0, only_background_warning(report.counts, report.foreground.name))
+    if not report.tested:
+        notes.insert(0, NO_TEST)
     return rendering.warning_notes(notes)
 
 
-def _headline_figures(run: RunReport) -> str:
-    split = "test" if run.tested else "val"
-    figures_of = run.metrics.get(split)
-    if not figures_of:
+def _scores(report: RunReport) -> str:
+    split = "test" if report.tested else "val"
+    metrics = report.metrics.get(split)
+    if not metrics:
         return ""
-    entries = [("F1", figures_of["foreground_f1"], f"at threshold {run.threshold:.2f}, chosen on validation")]
-    if run.counts is not None and run.counts_of == split:
-        precision, recall = precision_recall_at(run.counts, run.threshold)
-        entries += [("recall", recall, f"of the {run.foreground.name} voxels are found")]
-        entries += [("precision", precision, "of the marked voxels are right")]
-    entries += [("average precision", figures_of["average_precision"], "over all thresholds")]
-    iou = figures_of["iou"][1:]
-    entries += [("IoU", sum(iou) / len(iou), "overlap, taking the likeliest class")]
-    return rendering.figure_cells(
-        [(name, f"{value:.3f}", words) for name, value, words in entries], f"Figures on {split}"
+    scores = [("F1", metrics["foreground_f1"], f"at threshold {report.threshold:.2f}, chosen on the validation box")]
+    if report.counts is not None and report.counts_of == split:
+        precision, recall = precision_recall_at(report.counts, report.threshold)
+        scores += [("recall", recall, f"share of the {report.foreground.name} voxels that are found")]
+        scores += [("precision", precision, "share of the marked voxels that are correct")]
+    scores += [("average precision", metrics["average_precision"], "over all thresholds")]
+    iou = metrics["iou"][1:]
+    scores += [("IoU", sum(iou) / len(iou), "overlap with the truth, by the most likely class")]
+    return rendering.score_cells([(name, f"{value:.3f}", text) for name, value, text in scores], f"Scores on {split}")
+
+
+def _gallery(report: RunReport) -> str:
+    gallery = rendering.Gallery(report.gallery, report.threshold, report.foreground, report.pixel_size_nm, "tile")
+    return gallery.html(f"Tiles of the {'test' if report.tested else 'validation'} box")
+
+
+def _training_charts(report: RunReport) -> str:
+    if not report.history:
+        return ""
+    best = report.metrics.get("best_epoch")
+    loss = chart_html(
+        figures.plot_loss(report.history, best),
+        "Loss over the epochs",
+        "Loss on the training tiles and on the validation box, and the learning rate. Lower is better. If the "
+        "validation loss rises while the training loss falls, the network overfits.",
     )
-
-
-def _gallery(run: RunReport) -> str:
-    return rendering.Gallery(run.gallery, run.threshold, run.foreground, run.pixel_size_nm, "tile").html(
-        f"Tiles of the {'test' if run.tested else 'validation'} box as the microscope took them, and what the network "
-        "made of them. In truth and prediction blue is the foreground: the paler, the less sure."
+    scores = chart_html(
+        figures.plot_validation_scores(report.history, best),
+        "Validation scores over the epochs",
+        "F1 of the foreground at the best threshold of each epoch, and average precision. The weights of the epoch "
+        "with the highest average precision were kept.",
     )
+    return rendering.charts_html("Training", [loss, scores])
 
 
-def _learning(run: RunReport) -> str:
-    if not run.history:
+def _error_charts(report: RunReport) -> str:
+    if report.counts is None or not report.counts.num_voxels:
         return ""
-    best = run.metrics.get("best_epoch")
-    charts = [
-        chart_html(figures.loss_curve(run.history, best), "Loss over the epochs", "Loss on the training tiles and on the "
-               "validation box, and the learning rate. Lower is better; where validation rises while training falls, "
-               "the network learns by heart."),
-        chart_html(figures.score_curve(run.history, best), "Validation scores over the epochs", "F1 of the foreground at "
-               "each epoch's best threshold, and average precision. The epoch with the highest average precision is "
-               "the one that was kept."),
-    ]  # fmt: skip
-    return rendering.charts_html("How it learned", charts)
+    split, name = "test" if report.counts_of == "test" else "validation", report.foreground.name
+    (found, wrong), (missed, right) = foreground_counts(report.counts, report.threshold)
+    precision_recall = chart_html(
+        figures.plot_precision_recall(report.counts, report.threshold),
+        "Precision over recall",
+        f"Precision (the share of the marked voxels that are correct) over recall (the share of the {name} voxels that "
+        f"are found) on the {split} box, as the threshold falls. The dot is the threshold chosen on the validation "
+        f"box. Average precision is the area below the curve, {average_precision(report.counts):.3f}. Pale lines: "
+        "equal F1.",
+    )
+    confusion = chart_html(
+        figures.plot_confusion([[right, wrong], [missed, found]], ["background", name]),
+        "Confusion",
+        f"Voxels of the {split} box by truth and prediction at threshold {report.threshold:.2f}: the share of each "
+        "row, and the number of voxels.",
+    )
+    return rendering.charts_html("Errors", [precision_recall, confusion, *_all_classes(report.counts)])
 
 
-def _certainty(run: RunReport) -> str:
-    if run.counts is None or not run.counts.num_voxels:
-        return ""
-    where = "test" if run.counts_of == "test" else "validation"
-    names = ["background", run.foreground.name]
-    (found, wrong), (missed, right) = foreground_counts(run.counts, run.threshold)
-    charts = [
-        chart_html(figures.precision_recall(run.counts, run.threshold), "Precision over recall", "How many of the marked "
-               f"voxels are right, over how many of the {run.foreground.name} voxels are found, on the {where} box, "
-               "as the threshold falls. The dot is the threshold chosen on validation; average precision is the area "
-               f"below, {average_precision(run.counts):.3f}. Pale: equal F1."),
-        chart_html(figures.confusion([[right, wrong], [missed, found]], names), "Confusion", f"Voxels of the {where} box "
-               f"at threshold {run.threshold:.2f}: the share of each row, and the count."),
-    ]  # fmt: skip
-    if run.counts.classes > 2:
-        every = ["background", *(f"class {index}" for index in range(1, run.counts.classes))]
-        charts.append(chart_html(figures.confusion(run.counts.confusion, every), "Confusion of all classes",
-                             "Every class, by the likeliest."))  # fmt: skip
-    return rendering.charts_html("Where it errs", charts)
+def _all_classes(counts: VoxelCounts) -> list[str]:
+    """Return the confusion of all classes, if there are more than background and foreground."""
+    if counts.num_classes <= 2:
+        return []
+    names = ["background", *(f"class {index}" for index in range(1, counts.num_classes))]
+    figure = figures.plot_confusion(counts.confusion, names)
+    return [chart_html(figure, "Confusion of all classes", "All classes; each voxel has its most likely class.")]
 
 
 def metrics_report(
     metrics: Mapping[str, Any] | None, heading: Mapping[str, object], class_names: tuple[str, ...] = ()
 ) -> str:
-    """The report as text, aligned: `heading` line by line, then the figures of `test_metrics`, per class and over all.
+    """Return the report of a test as aligned text: the scores of the seed's report, and ours at the threshold below.
 
-    `metrics` None: there is no annotation to test against, and the report says so. The figures are those of the seed's
-    report, and ours at the threshold below them. `class_names` default to background, foreground (or numbers).
+    Parameters
+    ----------
+    metrics : mapping or None
+        Result of `metrics.voxel_scores.split_metrics`; None if there is no annotation to test against, which the report
+        then says.
+    heading : mapping
+        First lines of the report, a name and a value each.
+    class_names : tuple of str
+        Names of the classes; by default background and foreground, or numbers.
+
+    Returns
+    -------
+    str
+        Lines of text.
     """
     width = max((len(key) for key in heading), default=0)
     lines = [f"{key:<{width}}  {value}" for key, value in heading.items()] + [""]
     if metrics is None:
         return "\n".join([*lines, "No annotation for test: nothing to compare with."]) + "\n"
-    return "\n".join([*lines, *_figures_text(metrics, class_names)]) + "\n"
+    return "\n".join([*lines, *_metrics_lines(metrics, class_names)]) + "\n"
 
 
-def _figures_text(metrics: Mapping[str, Any], class_names: tuple[str, ...]) -> list[str]:
+def _metrics_lines(metrics: Mapping[str, Any], class_names: tuple[str, ...]) -> list[str]:
     confusion = metrics["confusion"]
     default = ("background", "foreground") if len(confusion) == 2 else tuple(map("class {}".format, range(99)))
     names = (class_names or default)[: len(confusion)]
-    wide = max(len(name) for name in (*names, "mean")) + 2
-    cell = max(len(f"{value:,}") for row in confusion for value in row) + 2
-    cell = max(cell, *(len(name) + 2 for name in names))
-    lines = [f"{'':<{wide}}{'F1':>8}{'IoU':>8}{'accuracy':>10}"]
+    name_width = max(len(name) for name in (*names, "mean")) + 2
+    cell_width = max(len(f"{value:,}") for row in confusion for value in row) + 2
+    cell_width = max(cell_width, *(len(name) + 2 for name in names))
+    lines = [f"{'':<{name_width}}{'F1':>8}{'IoU':>8}{'accuracy':>10}"]
     for name, f1, iou, accuracy in zip(names, metrics["f1"], metrics["iou"], metrics["accuracy"], strict=True):
-        lines.append(f"{name:<{wide}}{f1:>8.4f}{iou:>8.4f}{accuracy:>10.4f}")
-    lines += [f"{'mean':<{wide}}{metrics['mean_f1']:>8.4f}{metrics['mean_iou']:>8.4f}", ""]
+        lines.append(f"{name:<{name_width}}{f1:>8.4f}{iou:>8.4f}{accuracy:>10.4f}")
+    lines += [f"{'mean':<{name_width}}{metrics['mean_f1']:>8.4f}{metrics['mean_iou']:>8.4f}", ""]
     for key, label in (
         ("balanced_accuracy", "balanced accuracy"),
         ("average_precision", "average precision"),
@@ -216,11 +280,9 @@ def _figures_text(metrics: Mapping[str, Any], class_names: tuple[str, ...]) -> l
         ("threshold", "threshold, chosen on val"),
     ):
         lines.append(f"{label:<32}{metrics[key]:.4f}")
-    lines += [
-        "",
-        "Voxels: truth in rows, prediction (argmax) in columns",
-        f"{'':<{wide}}" + "".join(f"{n:>{cell}}" for n in names),
-    ]
+    lines += ["", "Voxels: truth in rows, prediction (argmax) in columns"]
+    lines += [f"{'':<{name_width}}" + "".join(f"{name:>{cell_width}}" for name in names)]
     return lines + [
-        f"{name:<{wide}}" + "".join(f"{v:>{cell},}" for v in row) for name, row in zip(names, confusion, strict=True)
+        f"{name:<{name_width}}" + "".join(f"{value:>{cell_width},}" for value in row)
+        for name, row in zip(names, confusion, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Test sections to look at: the image, the truth, the prediction, and the errors tinted over the image."""
+"""Images of example sections: the image, the truth, the prediction, and the errors in colours over the image."""
 
 from __future__ import annotations
 
@@ -12,28 +12,36 @@ from kasthuri_ray.labels import IGNORE_LABEL
 
 Rgb = tuple[int, int, int]
 
-# After Okabe and Ito (Color Universal Design, 2008), the red a little brighter: told apart by every kind of colour
-# vision, and by their brightness alone on a grey print.
+# After Okabe and Ito (Color Universal Design, 2008), the red a little brighter: distinct for every kind of colour
+# vision, and by brightness alone on a grey print.
 FOUND_COLOUR: Rgb = (86, 180, 233)
 MISSED_COLOUR: Rgb = (240, 98, 24)
 WRONG_COLOUR: Rgb = (240, 228, 66)
+# Colour, outcome of a voxel, name of the colour.
 LEGEND = ((FOUND_COLOUR, "found", "blue"), (MISSED_COLOUR, "missed", "red"), (WRONG_COLOUR, "wrongly marked", "yellow"))
 
-OPACITY = 0.8
-"""Of a tint: what lies below it stays visible."""
-NUM_EXAMPLES = 6  # pictures on a page
+OPACITY = 0.8  # of a tint: the image stays visible below it
+
+NUM_EXAMPLES = 6  # sections or tiles on a page
 
 
 @dataclass
 class SectionResult:
-    """One section of the test box and what the network made of it.
+    """One section, or a part of one, with its annotation and its prediction.
 
-    z: the section's index in the volume. image: uint8 [y, x]. truth: uint8 [y, x] classes, 255 ignored, or None where
-    there is no annotation. probability: of the foreground, [y, x], float 0 to 1 or uint8 0 to 255. box: the box that
-    it was cut from, z,y,x, for the caption.
+    Parameters
+    ----------
+    z : int
+        Index of the section in the volume.
+    image : numpy.ndarray of uint8, shape (y, x)
+        Grey levels.
+    truth : numpy.ndarray of uint8, shape (y, x), or None
+        Class of each pixel, 255 where it is ignored; None without an annotation.
+    probability : numpy.ndarray, shape (y, x)
+        Probability of the foreground, float from 0 to 1 or uint8 from 0 to 255.
+    box : str
+        The voxels that are shown, z,y,x, for the caption.
     """
-
-    __test__ = False  # not a class of tests, whatever its name
 
     z: int
     image: np.ndarray
@@ -42,33 +50,36 @@ class SectionResult:
     box: str = ""
 
     @property
-    def chance(self) -> np.ndarray:
-        """The probability as float32 0 to 1, [y, x]."""
+    def scaled_probability(self) -> np.ndarray:
+        """Probability of the foreground, float32 from 0 to 1, [y, x]."""
         scale = 255 if np.issubdtype(self.probability.dtype, np.integer) else 1
         return self.probability.astype(np.float32) / scale
 
     def outcomes(self, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(found, missed, wrong): booleans [y, x] at p >= threshold; nowhere true without a truth."""
-        called = self.chance >= threshold
+        """Return (found, missed, wrong), booleans [y, x], at p >= threshold; all False without a truth."""
+        marked = self.scaled_probability >= threshold
         if self.truth is None:
-            nothing = np.zeros(called.shape, bool)
-            return nothing, nothing, nothing
-        true, kept = (self.truth > 0) & (self.truth != IGNORE_LABEL), self.truth != IGNORE_LABEL
-        return called & true, ~called & true, called & ~true & kept
+            nowhere = np.zeros(marked.shape, bool)
+            return nowhere, nowhere, nowhere
+        kept = self.truth != IGNORE_LABEL
+        true = (self.truth > 0) & kept
+        return marked & true, ~marked & true, marked & ~true & kept
 
     def f1(self, threshold: float) -> float | None:
-        """F1 of the foreground, None without a truth, and where neither truth nor prediction holds foreground."""
+        """Return the F1 of the foreground; None without a truth, or if truth and prediction hold no foreground."""
         found, missed, wrong = (int(mask.sum()) for mask in self.outcomes(threshold))
         return 2 * found / (2 * found + missed + wrong) if found + missed + wrong else None
 
     def panels(self, threshold: float) -> dict[str, np.ndarray]:
-        """What to show, in order: uint8 [y, x, 3] by name: image, truth, prediction, errors (truth and errors only
-        where there is a truth)."""
+        """Return the pictures to show, in order, uint8 [y, x, 3]: image, truth, prediction, errors.
+
+        Without a truth there are no truth and no errors.
+        """
         panels = {"image": _grey(self.image)}
         if self.truth is not None:
             true = (self.truth > 0) & (self.truth != IGNORE_LABEL)
             panels["truth"] = _tint(self.image, (FOUND_COLOUR, true))
-        panels["prediction"] = _tint(self.image, (FOUND_COLOUR, self.chance))
+        panels["prediction"] = _tint(self.image, (FOUND_COLOUR, self.scaled_probability))
         if self.truth is not None:
             outcomes = self.outcomes(threshold)
             panels["errors"] = _tint(
@@ -77,23 +88,23 @@ class SectionResult:
         return panels
 
 
-def rank_sections(slices: list[SectionResult], threshold: float) -> list[tuple[SectionResult, str]]:
-    """The slices with what to call them: the best, the worst, then the others ("") by section.
+def rank_sections(sections: list[SectionResult], threshold: float) -> list[tuple[SectionResult, str]]:
+    """Return the sections with their rating: the best, the worst, then the others ("") by z.
 
-    Only sections with an F1 can be best or worst, and only when there are two of them that differ.
+    Only sections with an F1 can be best or worst, and only if at least two of them differ.
     """
-    scored = sorted((s for s in slices if s.f1(threshold) is not None), key=lambda s: (s.f1(threshold), -s.z))
+    scored = sorted((s for s in sections if s.f1(threshold) is not None), key=lambda s: (s.f1(threshold), -s.z))
     if len(scored) < 2 or scored[0].f1(threshold) == scored[-1].f1(threshold):
-        return [(s, "") for s in sorted(slices, key=lambda s: s.z)]
+        return [(s, "") for s in sorted(sections, key=lambda s: s.z)]
     best, worst = scored[-1], scored[0]
-    others = sorted((s for s in slices if s is not best and s is not worst), key=lambda s: s.z)
+    others = sorted((s for s in sections if s is not best and s is not worst), key=lambda s: s.z)
     return [(best, "best"), (worst, "worst"), *((s, "") for s in others)]
 
 
-def encode_jpeg(panel: np.ndarray, side: int) -> bytes:
-    """`panel` (uint8 [y, x, 3]) as JPEG, made smaller where its longer side is more than `side` pixels."""
+def encode_jpeg(panel: np.ndarray, max_side: int) -> bytes:
+    """Return `panel` (uint8 [y, x, 3]) as JPEG, scaled down if its longer side has more than `max_side` pixels."""
     picture = Image.fromarray(panel)
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     if (panel == panel[..., :1]).all():
         picture = picture.convert("L")
     out = io.BytesIO()
@@ -106,39 +117,55 @@ def _grey(image: np.ndarray) -> np.ndarray:
 
 
 def _tint(image: np.ndarray, *tints: tuple[Rgb, np.ndarray]) -> np.ndarray:
-    """The image with each colour laid over it where its mask (boolean, or a share of the opacity) says so."""
-    out = 30 + 0.48 * _grey(image).astype(np.float32)  # duller than the image: every tint is seen on black and on white
+    """Return the image with each colour over it, where its mask is True or by the mask's share of the opacity."""
+    # Less contrast than in the image: every tint is visible on black and on white.
+    out = 30 + 0.48 * _grey(image).astype(np.float32)
     for colour, mask in tints:
         alpha = (OPACITY * mask.astype(np.float32))[..., None]
         out = out * (1 - alpha) + np.asarray(colour, np.float32) * alpha
     return np.rint(out).astype(np.uint8)
 
 
-def choose_examples(found: np.ndarray, missed: np.ndarray, wrong: np.ndarray, most: int = NUM_EXAMPLES) -> np.ndarray:
-    """Return which of several pictures to show: the worst, the best, and evenly those between.
+def choose_examples(
+    found: np.ndarray, missed: np.ndarray, wrong: np.ndarray, num_examples: int = NUM_EXAMPLES
+) -> np.ndarray:
+    """Return which pictures to show: the worst, the best, and an even choice between them.
 
-    A picture that a foreground object only touches (less than half of the mean foreground) says little and is left out.
+    Pictures with less than half of the mean foreground are left out: an object that only touches a picture says little.
 
     Parameters
     ----------
     found, missed, wrong : numpy.ndarray of int, shape (n,)
-        Voxels of each picture.
-    most : int
+        Voxels of each picture by outcome: true positives, false negatives, false positives.
+    num_examples : int
         Number of pictures to choose.
 
     Returns
     -------
     numpy.ndarray of int
-        Indices of at most `most` pictures, by rising F1; evenly over all of them where none holds foreground.
+        Indices of at most `num_examples` pictures, by rising F1; spread over all pictures if none holds foreground.
     """
     true = found + missed
     if not true.any():
-        return choose_evenly(np.arange(len(true)), most)
+        return choose_evenly(np.arange(len(true)), num_examples)
     shown = np.flatnonzero(true >= max(1.0, true[true > 0].mean() / 2))
     f1 = 2 * found[shown] / np.maximum(2 * found + missed + wrong, 1)[shown]
-    return choose_evenly(shown[np.lexsort((shown, f1))], most)
+    return choose_evenly(shown[np.lexsort((shown, f1))], num_examples)
 
 
-def choose_evenly(items: np.ndarray, most: int) -> np.ndarray:
-    """Return at most `most` of the items, the first and the last among them, at even distances."""
-    return items[np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))]
+def choose_evenly(items: np.ndarray, num_items: int) -> np.ndarray:
+    """Return items at even distances, among them the first and the last.
+
+    Parameters
+    ----------
+    items : numpy.ndarray, shape (n,)
+        What to choose from.
+    num_items : int
+        Number of items to choose.
+
+    Returns
+    -------
+    numpy.ndarray
+        At most `num_items` of the items, in their order.
+    """
+    return items[np.unique(np.linspace(0, len(items) - 1, min(num_items, len(items))).round().astype(int))]

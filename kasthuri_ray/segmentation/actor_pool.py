@@ -1,48 +1,49 @@
-"""Ray actors that do the blocks of one phase after the other, and are replaced when they die.
+"""Pool of Ray actors that run the blocks of one phase after the other: the event loop.
 
-    with Pool(make_actor, Crew(fewest=2, most=8, num_cpus=1.0), say=print) as pool:
-        outcome = pool.run("s0", blocks, on_done=..., on_aside=...)
+    with ActorPool(make_actor, ActorPlan(min_actors=2, max_actors=8, num_cpus=1.0), report=print) as pool:
+        outcome = pool.run("s0", blocks, on_done=..., on_set_aside=...)
 
-An actor's class has `ready() -> dict`, called once before it is given blocks, and `work(phase, block) -> dict` of few
-bytes; both raise `Unfit` where the machine cannot do it. Who does what and who is blamed is decided in `verdicts`, how
-many actors there are in `staffing`; here is what speaks to Ray. Every wait has an end, and nothing is kept of a block
-that is done.
+An actor's class has `ready() -> dict`, called once before it gets blocks, and `work(phase, block) -> dict`, which
+returns few bytes; both raise `NodeUnsuitable` if the machine cannot run the job. `block_scheduler` decides which actor
+gets which block, `actor_supervisor` which actors are started and ended. Every wait has a timeout, and a block that is
+done is forgotten.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Container, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from kasthuri_ray.errors import ActorPoolStopped, NodeUnsuitable, is_disk_full
 from kasthuri_ray.ray_cluster.driver import exit_on_sigterm
 from kasthuri_ray.ray_cluster.ray_errors import error_line, strip_ansi
-from kasthuri_ray.ray_cluster.resources import ClusterView
-from kasthuri_ray.segmentation.actors import (
-    ActorHandle,
-    ActorPlan,
-    ActorScaling,
-    PoolTimeouts,
-    collect_results,
-    kill_actor,
-    start_actor,
-)
-from kasthuri_ray.segmentation.block_scheduler import ActorDeath, Block, BlockScheduler, SetAsideBlock
+from kasthuri_ray.segmentation.actor_plan import ActorPlan, PoolTimeouts
+from kasthuri_ray.segmentation.actor_supervisor import ActorSupervisor
+from kasthuri_ray.segmentation.actors import ActorHandle, MakeActor, collect_results
+from kasthuri_ray.segmentation.block_failures import Block, SetAsideBlock
+from kasthuri_ray.segmentation.block_scheduler import BlockScheduler
 
-POLL_PERIOD_S = 0.1  # how long the loop waits for news
-SCALING_PERIOD_S = 0.5  # between looks at who is there and who is needed
+POLL_PERIOD_S = 0.1  # how long the loop waits for results
+SUPERVISION_PERIOD_S = 0.5  # between two reviews of the actors
 TICK_PERIOD_S = 1.0
-DRAIN_TIMEOUT_S = 2.0  # that a dead actor's finished blocks have to be heard of
-
-MakeActor = Callable[[dict[str, Any]], Any]
+DRAIN_TIMEOUT_S = 2.0  # for the results of blocks that an actor finished before it died
 
 
 @dataclass(frozen=True)
 class PhaseProgress:
-    """Where a phase stands. actors: that are ready. starting: that are on their way or have no place yet."""
+    """Progress of a phase.
+
+    Parameters
+    ----------
+    phase : str
+        Name of the phase.
+    done, set_aside, in_flight : int
+        Blocks that are done, set aside, or held by actors.
+    actors, starting : int
+        Actors that are ready, or starting.
+    """
 
     phase: str
     done: int
@@ -54,53 +55,56 @@ class PhaseProgress:
 
 @dataclass(frozen=True)
 class PhaseOutcome:
-    """What a phase came to. done: a count."""
+    """Result of a phase.
 
-    done: int
+    Parameters
+    ----------
+    num_done : int
+        Blocks that were done.
+    set_aside : list of SetAsideBlock
+        Blocks that were set aside.
+    """
+
+    num_done: int
     set_aside: list[SetAsideBlock]
 
 
-@dataclass
-class _PendingVerdict:
-    """A death whose node has not answered yet."""
-
-    death: ActorDeath
-    since: float
-
-
 class ActorPool:
-    """A crew of actors. Use it in a `with`: the actors end with it, also on Ctrl-C and SIGTERM.
+    """Pool of actors. Use it in a `with` statement: its actors end with it, also on Ctrl-C and SIGTERM.
 
-    make_actor: gives a new actor's handle: `lambda options: Class.options(**options).remote(...)`. Its `__init__`
+    Parameters
+    ----------
+    make_actor : callable
+        Returns Ray's handle of a new actor: `lambda options: Class.options(**options).remote(...)`. Its `__init__`
         should be short; what may fail belongs to `ready`.
-    unfit: exceptions that mean the same as Unfit.
-    on_ready: is told what each actor's `ready` gave.
+    plan : ActorPlan
+        How many actors, and what each holds.
+    report : callable
+        Takes a line of text for people.
+    timeouts : PoolTimeouts or None
+        How long the pool waits; None for the defaults.
+    unsuitable_errors : tuple of exception types
+        Errors that mean the same as NodeUnsuitable.
+    on_ready : callable
+        Takes what each actor's `ready` returned.
     """
 
     def __init__(
         self,
         make_actor: MakeActor,
-        crew: ActorPlan,
-        say: Callable[[str], Any] = print,
+        plan: ActorPlan,
+        report: Callable[[str], Any] = print,
         *,
-        patience: PoolTimeouts | None = None,
-        unfit: tuple[type[BaseException], ...] = (),
-        on_ready: Callable[[dict[str, Any]], Any] = lambda about: None,
+        timeouts: PoolTimeouts | None = None,
+        unsuitable_errors: tuple[type[BaseException], ...] = (),
+        on_ready: Callable[[dict[str, Any]], Any] = lambda machine: None,
     ) -> None:
-        self.crew, self.say, self.patience = crew, say, patience or PoolTimeouts()
-        self._make_actor, self._on_ready = make_actor, on_ready
-        self._unfit: tuple[type[BaseException], ...] = (NodeUnsuitable, *unfit)
-        self._staffing = ActorScaling(crew, self.patience)
-        self._view = ClusterView(crew.needs)
-        self._members: dict[int, ActorHandle] = {}
-        self._refs: dict[Any, ActorHandle] = {}  # everything that is waited for
-        self._left_out: dict[str, str] = {}  # nodes, and why
-        self._proved: set[str] = set()  # nodes where blocks were done since then
-        self._verdicts: list[_PendingVerdict] = []
-        self._next_number = 0
-        self._work = BlockScheduler((), crew.in_flight)
+        self.plan, self.report = plan, report
+        self._on_ready = on_ready
+        self._unsuitable_errors: tuple[type[BaseException], ...] = (NodeUnsuitable, *unsuitable_errors)
+        self._supervisor = ActorSupervisor(make_actor, plan, timeouts or PoolTimeouts(), report)
+        self._scheduler = self._supervisor.scheduler
         self._phase = ""
-        self._lacking_said = False
 
     def __enter__(self) -> ActorPool:
         self._sigterm = exit_on_sigterm()
@@ -114,18 +118,20 @@ class ActorPool:
             self._sigterm.__exit__(*error)
 
     def close(self) -> None:
-        """End all actors and take the wish for more machines back."""
-        for member in list(self._members.values()):
-            self._end(member)
-        if self.crew.ask:
-            self._view.ask_for(0)
+        """End all actors and withdraw the request to the autoscaler."""
+        self._supervisor.close()
 
     @property
     def progress(self) -> PhaseProgress:
-        ready = sum(member.is_ready for member in self._members.values())
-        work = self._work
+        """Progress of the current phase."""
+        num_ready, scheduler = self._supervisor.num_ready, self._scheduler
         return PhaseProgress(
-            self._phase, work.done, len(work.asides), work.num_in_flight, ready, len(self._members) - ready
+            phase=self._phase,
+            done=scheduler.num_done,
+            set_aside=len(scheduler.set_aside),
+            in_flight=scheduler.num_in_flight,
+            actors=num_ready,
+            starting=len(self._supervisor.actors) - num_ready,
         )
 
     def run(
@@ -135,274 +141,145 @@ class ActorPool:
         *,
         known_bad: Container[Block] = (),
         on_done: Callable[[Block, Any], Any] = lambda block, result: None,
-        on_aside: Callable[[SetAsideBlock], Any] = lambda aside: None,
+        on_set_aside: Callable[[SetAsideBlock], Any] = lambda set_aside: None,
         tick: Callable[[PhaseProgress], Any] = lambda progress: None,
     ) -> PhaseOutcome:
-        """Have every block done or set aside.
+        """Run a phase until every block is done or set aside.
 
-        blocks: hashable, small, all different, named by their str(); drawn as they are needed.
-        known_bad: blocks that an earlier run set aside; they run alone, and say nothing about a bug.
-        on_done, on_aside: told of each block, in the order in which they end. tick: about once a second.
-        What these raise ends the run. Raises PoolStopped where there is no use in going on.
+        Parameters
+        ----------
+        phase : str
+            First argument of the actors' `work`.
+        blocks : iterable of Block
+            Hashable, small, all different, named by their `str()`; drawn when they are needed.
+        known_bad : container of Block
+            Blocks that an earlier run set aside. They run alone, and do not count as signs of a bug.
+        on_done, on_set_aside : callable
+            Take each block, in the order in which they end. What they raise ends the run.
+        tick : callable
+            Takes the progress, about once a second. What it raises ends the run.
+
+        Returns
+        -------
+        PhaseOutcome
+            How many blocks are done, and which were set aside.
+
+        Raises
+        ------
+        ActorPoolStopped
+            If it is no use to continue: no actor can be started, a disk is full, or all blocks fail.
         """
-        self._phase, self._work = phase, BlockScheduler(blocks, self.crew.in_flight, known_bad)
-        self._on_done, self._on_aside = on_done, on_aside
-        self._verdicts.clear()
-        for member in self._members.values():
-            if member.is_ready:
-                self._welcome(member)
-        if self.crew.ask:
-            self._view.ask_for(self.crew.most)
-        next_tick = next_look = 0.0
-        while not self._work.over:
+        self._phase, self._on_done, self._on_set_aside = phase, on_done, on_set_aside
+        self._scheduler = BlockScheduler(blocks, self.plan.in_flight, known_bad)
+        self._supervisor.start_phase(self._scheduler)
+        next_tick = next_review = 0.0
+        while not self._scheduler.is_finished:
             now = time.monotonic()
-            if now >= next_look:
-                next_look = now + SCALING_PERIOD_S
-                self._look_after(now)
+            if now >= next_review:
+                next_review = now + SUPERVISION_PERIOD_S
+                self._review_actors(now)
             if now >= next_tick:
                 next_tick = now + TICK_PERIOD_S
                 tick(self.progress)
-            for number, block in self._work.assign(now):
-                self._hand_out(self._members[number], block, now)
-            self._hear(POLL_PERIOD_S)
-            if self._work.asides and (stop := self._work.why_stop()):
-                raise stop
+            for number, block in self._scheduler.assign(now):
+                self._submit(self._supervisor.actors[number], block, now)
+            self._wait_for_results(POLL_PERIOD_S)
+            if self._scheduler.set_aside and (error := self._scheduler.check_for_bug()):
+                raise error
         tick(self.progress)
-        return PhaseOutcome(self._work.done, self._work.asides)
+        return PhaseOutcome(self._scheduler.num_done, self._scheduler.set_aside)
 
-    # blocks
+    def _review_actors(self, now: float) -> None:
+        self._set_aside(self._supervisor.resolve_deaths(now))
+        self._supervisor.end_failing_actors()
+        for actor, error in self._supervisor.stuck_actors(now):
+            self._handle_death(actor, error)
+        self._supervisor.scale(now)
 
-    def _hand_out(self, member: ActorHandle, block: Block, now: float) -> None:
-        if not member.blocks:
-            member.last_sign = now
-        ref = member.handle.work.remote(self._phase, block)
-        member.blocks[ref] = block
-        self._refs[ref] = member
+    def _submit(self, actor: ActorHandle, block: Block, now: float) -> None:
+        if not actor.blocks:
+            actor.last_result_at = now
+        ref = actor.handle.work.remote(self._phase, block)
+        actor.blocks[ref] = block
+        self._supervisor.actor_of[ref] = actor
 
-    def _hear(self, seconds: float) -> None:
-        """Take in what came back within so many seconds; results before failures, which may be of the same actor."""
+    def _wait_for_results(self, timeout_s: float) -> None:
+        """Handle what comes back in time: results before failures, which may be of the same actor."""
         import ray
 
-        if not self._refs:
-            time.sleep(seconds)
+        if not self._supervisor.actor_of:
+            time.sleep(timeout_s)
             return
-        refs = list(self._refs)
-        found, _ = ray.wait(refs, num_returns=1, timeout=seconds)
-        if found and len(refs) > 1:
-            found, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-        for ref, error in self._take_in(found):
-            self._failed(ref, error)
+        refs = list(self._supervisor.actor_of)
+        ready, _ = ray.wait(refs, num_returns=1, timeout=timeout_s)
+        if ready and len(refs) > 1:
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        for ref, error in self._handle_results(ready):
+            self._handle_failure(ref, error)
 
-    def _take_in(self, refs: list[Any]) -> list[tuple[Any, Exception]]:
-        """Take in the results among what is there; gives the failures."""
-        failed = []
+    def _handle_results(self, refs: list[Any]) -> list[tuple[Any, Exception]]:
+        """Handle the references that are ready and did not fail; return the others with their errors."""
+        failures = []
         for ref, result, error in collect_results(refs):
             if error is not None:
-                failed.append((ref, error))
+                failures.append((ref, error))
             else:
-                self._succeeded(ref, result)
-        return failed
+                self._handle_result(ref, result)
+        return failures
 
-    def _succeeded(self, ref: Any, result: Any) -> None:
-        member = self._refs.pop(ref, None)
-        if member is None:
-            return  # it was asked for before
-        if ref in member.blocks:
-            block = member.blocks.pop(ref)
-            member.last_sign = time.monotonic()
-            self._work.finished(member.number, block)
-            if self._left_out:
-                self._proved.add(member.node)
+    def _handle_result(self, ref: Any, result: Any) -> None:
+        actor = self._supervisor.actor_of.pop(ref, None)
+        if actor is None:
+            return  # a placement that was fetched before
+        if ref in actor.blocks:
+            block = actor.blocks.pop(ref)
+            actor.last_result_at = time.monotonic()
+            self._scheduler.note_done(actor.number, block)
+            self._supervisor.note_done(actor)
             self._on_done(block, result)
-        elif ref == member.where:
-            member.has_place(result)
+        elif ref == actor.placement:
+            actor.set_placement(result)
         else:
-            member.is_ready = True
-            self._staffing.came_ready()
+            actor.is_ready = True
+            self._supervisor.note_ready()
             self._on_ready(result)
-            if not member.node:  # its other answer is on its way
-                self._place(member)
-            self._welcome(member)
+            self._supervisor.admit(actor)
 
-    def _place(self, member: ActorHandle) -> None:
+    def _handle_failure(self, ref: Any, error: Exception) -> None:
+        """Handle the failure of a block, of an actor, or of the whole job."""
         import ray
 
-        with suppress(Exception):
-            member.has_place(ray.get(member.where, timeout=10))
-        self._refs.pop(member.where, None)
-
-    def _welcome(self, member: ActorHandle) -> None:
-        member.last_sign = time.monotonic()
-        self._work.joined(member.number, member.node)
-
-    def _failed(self, ref: Any, error: Exception) -> None:
-        """Take in a failure: of a block, of an actor, or of the job."""
-        import ray
-
-        member = self._refs.get(ref)
-        if member is None:
-            return  # of an actor that is gone already
+        actor = self._supervisor.actor_of.get(ref)
+        if actor is None:
+            return  # of an actor that was removed
         cause = getattr(error, "cause", None) if isinstance(error, ray.exceptions.RayTaskError) else None
-        if isinstance(cause, self._unfit):
-            self._leave_out(member, str(cause))
+        if isinstance(cause, self._unsuitable_errors):
+            self._supervisor.exclude_node(actor, str(cause))
         elif is_disk_full(cause):
-            raise ActorPoolStopped(f"no room is left: {getattr(cause, 'strerror', None) or cause}", strip_ansi(error))
-        elif isinstance(error, ray.exceptions.RayTaskError) and ref in member.blocks:
-            self._raised(ref, member, error, cause)
+            raise ActorPoolStopped(f"no space is left: {getattr(cause, 'strerror', None) or cause}", strip_ansi(error))
+        elif isinstance(error, ray.exceptions.RayTaskError) and ref in actor.blocks:
+            self._handle_error(ref, actor, error, cause)
         else:
-            self._died(member, cause if cause is not None else error)
+            self._handle_death(actor, cause if cause is not None else error)
 
-    def _raised(self, ref: Any, member: ActorHandle, error: Exception, cause: BaseException | None) -> None:
-        del self._refs[ref]
-        block = member.blocks.pop(ref)
-        member.last_sign = time.monotonic()
+    def _handle_error(self, ref: Any, actor: ActorHandle, error: Exception, cause: BaseException | None) -> None:
+        del self._supervisor.actor_of[ref]
+        block = actor.blocks.pop(ref)
+        actor.last_result_at = now = time.monotonic()
         reason = error_line(cause or error)
-        self.say(f"block {block} failed on {member.name}: {reason}")
-        self._set_aside(self._work.raised(member.number, block, reason, strip_ansi(error), time.monotonic()))
+        self.report(f"block {block} failed on {actor.name}: {reason}")
+        self._set_aside(self._scheduler.note_error(actor.number, block, reason, strip_ansi(error), now))
 
-    def _set_aside(self, asides: list[SetAsideBlock]) -> None:
-        for aside in asides:
-            self.say(f"block {aside.block} is set aside: {aside.reason}")
-            self._on_aside(aside)
-
-    # actors
-
-    def _start(self) -> None:
-        member = start_actor(self._make_actor, self._next_number, self.crew, self._left_out)
-        self._next_number += 1
-        self._members[member.number] = member
-        self._refs.update(dict.fromkeys(member.refs, member))
-
-    def _end(self, member: ActorHandle) -> None:
-        """Kill an actor and forget it; its blocks are the caller's to give back."""
-        kill_actor(member)
-        self._members.pop(member.number, None)
-        for ref in member.refs:
-            self._refs.pop(ref, None)
-        member.blocks.clear()
-
-    def _let_go(self, member: ActorHandle) -> None:
-        if member.is_ready:
-            self._work.left(member.number)
-        self._end(member)
-
-    def _leave_out(self, member: ActorHandle, reason: str) -> None:
-        """An actor's machine cannot do it: its blocks are given back, and its node gets no other actor."""
-        if not member.node:
-            self._place(member)
-        if self._left_out.get(member.node) != reason:
-            self.say(f"{member.name} is left out: {reason}")
-        self._let_go(member)
-        self._left_out[member.node] = reason
-        self._proved.discard(member.node)
-
-    def _all_left_out(self) -> bool:
-        """Whether all machines that are large enough are left out; those with good actors have another try then."""
-        if not self._left_out or not self._view.all_left_out(self._left_out):
-            return False
-        proved = self._proved & self._left_out.keys()
-        if not proved or any(member.placed is not None for member in self._members.values()):
-            return True
-        for node in proved:
-            del self._left_out[node]
-        self._proved.clear()
-        for member in list(self._members.values()):  # they may not go there
-            self._end(member)
-        return False
-
-    def _died(self, member: ActorHandle, error: BaseException) -> None:
+    def _handle_death(self, actor: ActorHandle, error: BaseException) -> None:
         import ray
 
-        reason = error_line(error)
-        if not member.is_ready:
-            self._end(member)
-            self._staffing.failed(time.monotonic(), member.created, reason)
-            self.say(f"{member.name} died before it was ready: {reason}")
-            return
-        if member.blocks:  # some may have been done before
-            refs = list(member.blocks)
-            found, _ = ray.wait(refs, num_returns=len(refs), timeout=DRAIN_TIMEOUT_S)
-            self._take_in(found)
-        death = self._work.died(member.number, reason, strip_ansi(error))
-        self._end(member)
-        if death:
-            self._verdicts.append(_PendingVerdict(death, time.monotonic()))
-        num = len(death.blocks) if death else 0
-        again = f"; {num} block{'s are' if num != 1 else ' is'} done again" if num else ""
-        self.say(f"{member.name} died: {reason}{again}")
+        if actor.is_ready and actor.blocks:  # some may be done
+            refs = list(actor.blocks)
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=DRAIN_TIMEOUT_S)
+            self._handle_results(ready)
+        self._supervisor.remove_dead(actor, error)
 
-    # what is looked at now and then
-
-    def _look_after(self, now: float) -> None:
-        self._judge(now)
-        self._mind_the_sick()
-        self._end_the_stuck(now)
-        self._staff(now)
-
-    def _judge(self, now: float) -> None:
-        """Decide the deaths of which the node's fate is known by now."""
-        for verdict in list(self._verdicts):
-            asked_at, limit = verdict.since + self.patience.verdict, verdict.since + self.patience.fate
-            lives = self._view.lives(verdict.death.node, asked_at, limit)
-            if lives is not None:
-                self._verdicts.remove(verdict)
-                self._set_aside(self._work.fate(verdict.death, lives))
-
-    def _mind_the_sick(self) -> None:
-        for place in self._work.sick():
-            members = [m for m in self._members.values() if m.is_ready and place in (m.number, m.node)]
-            elsewhere = any(m.is_ready and m.node != place for m in self._members.values())
-            reason = "blocks fail there that are done elsewhere"
-            if isinstance(place, str) and elsewhere:
-                self.say(f"node {place[:8]} is left out: {reason}")
-                self._left_out[place] = reason
-            if isinstance(place, int) or elsewhere:
-                for member in members:
-                    self.say(f"{member.name} is ended: {reason}")
-                    self._let_go(member)
-            self._work.recovered(place)
-
-    def _end_the_stuck(self, now: float) -> None:
-        patience = self.patience
-        for member in list(self._members.values()):
-            if member.blocks and now - member.last_sign > patience.stuck:
-                self._died(member, TimeoutError(f"no block was done for {patience.stuck:g} s"))
-            elif not member.is_ready and member.placed is not None and now - member.placed > patience.ready:
-                self._died(member, TimeoutError(f"it was not ready after {patience.ready:g} s"))
-
-    def _staff(self, now: float) -> None:
-        wanted = self._work.num_wanted(self.crew.most)
-        self._let_idle_go(now, wanted)
-        shut = self._all_left_out() and not self.crew.ask
-        members = self._members.values()
-        unplaced = sum(member.placed is None for member in members)
-        room = self._view.num_that_fit() if len(members) < min(wanted, self.crew.most) and not unplaced else 0
-        more = self._staffing.num_to_start(now, len(members), unplaced, wanted, room)
-        for _ in range(0 if shut else more):
-            self._start()
-        nobody_can = shut and not members
-        ready = sum(member.is_ready for member in members)
-        self._work.coming = len(members) - ready
-        placed = sum(member.placed is not None for member in members)
-        reasons = list(self._left_out.values())
-        if reason := self._staffing.why_stop(now, placed, ready, reasons, nobody_can):
-            raise ActorPoolStopped(f"{reason} ({self._view.lack()})")
-        self._say_what_lacks(now, placed, len(members) - placed)
-
-    def _let_idle_go(self, now: float, wanted: int) -> None:
-        """End those that the blocks that are left cannot use: at once without a place, after a while with one."""
-        surplus = len(self._members) - wanted
-        for member in list(self._members.values()) if surplus > 0 else ():
-            idle = member.is_ready and not member.blocks and now - member.last_sign > self.patience.idle
-            if surplus > 0 and (idle or member.placed is None):
-                self._let_go(member)
-                surplus -= 1
-
-    def _say_what_lacks(self, now: float, placed: int, unplaced: int) -> None:
-        if self._staffing.says_now(now):
-            left = max(0.0, self.patience.cluster - self._staffing.waited(now))
-            self.say(f"no actor has started yet; waiting up to {left:.0f} s more: {self._view.lack()}")
-        waits_long = any(m.placed is None and now - m.created > 10 for m in self._members.values())
-        if placed and waits_long and not self._lacking_said:
-            self._lacking_said = True
-            self.say(f"room was found for {placed} of {placed + unplaced} actors so far: {self._view.lack()}")
+    def _set_aside(self, blocks: Iterable[SetAsideBlock]) -> None:
+        for each in blocks:
+            self.report(f"block {each.block} is set aside: {each.reason}")
+            self._on_set_aside(each)

@@ -1,4 +1,4 @@
-"""What a segmentation will take, before it begins: voxels, bytes, memory, hours, money. Pure arithmetic."""
+"""Plan of a segmentation before it starts: voxels, bytes, memory, hours and cost. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -8,38 +8,64 @@ from typing import Any
 
 from torch import nn
 
-from kasthuri_ray.geometry import Zyx
+from kasthuri_ray.geometry import Zyx, per_axis
 from kasthuri_ray.inference.memory import actor_memory_bytes
 from kasthuri_ray.inference.tiling import count_computed_voxels
 from kasthuri_ray.output.block_grid import BlockGrid
 from kasthuri_ray.progress import format_count, format_duration
 from kasthuri_ray.segmentation.segmentation_job import SegmentationJob
 
-MAX_COMPRESSION = 25.0  # of probabilities by zstd: a sample that shows nothing would promise more
+MAX_COMPRESSION = 25.0  # of probabilities by zstd: a sample without structure would promise more
 
 
 @dataclass(frozen=True)
 class TileTiming:
-    """What a few tiles took. seconds: one actor's, for `computed` voxels. compression: of their probabilities.
+    """Measurement of a few tiles on one actor.
 
-    halo_error: of 1, the largest that a smaller halo made on the sample; None where the halo is whole.
+    Parameters
+    ----------
+    seconds : float
+        Time that the network took.
+    computed_voxels : int
+        Voxels that went through it, margins included.
+    compression : float
+        How many times smaller the probabilities are once compressed.
+    halo_error : float or None
+        Largest difference in probability, 0 to 1, that a smaller halo makes; None if the halo is not smaller.
     """
 
     seconds: float
-    computed: int
+    computed_voxels: int
     compression: float
     halo_error: float | None = None
 
 
 @dataclass(frozen=True)
 class SegmentationPlan:
-    """What `<output>.plan.json` holds.
+    """What a segmentation will take: the content of `<output>.plan.json`.
 
-    voxels: of the box, each once. bytes_read: of the image's chunks that blocks and halos meet, each once, as they are
-    decoded. bytes_written: of all levels, as a sample's probabilities compress; uncompressed, and so the most that
-    there can be, where nothing was timed. computed_twice: the share of voxels that are computed on top, in margins and
-    halos. mvoxels_per_second: voxels of the box, by all actors. hours, gpu_hours, cost: of the blocks that are not
-    done; None where nothing was timed.
+    Parameters
+    ----------
+    blocks, done : int
+        Number of blocks, and of those that are finished.
+    voxels : int
+        Voxels of the box, each once.
+    bytes_read : int
+        Decoded bytes of the image's chunks that blocks and halos meet, each once.
+    bytes_written : int
+        Bytes of all levels, compressed as a sample was; uncompressed, and so an upper limit, if nothing was timed.
+    computed_twice : float
+        Voxels computed in addition, in margins and halos, as a share of `voxels`.
+    memory_per_actor_bytes : int
+        Memory of an actor's process at its peak, without its cache of decoded chunks.
+    actors : int
+        Number of actors.
+    mvoxels_per_second : float or None
+        Million voxels of the box that all actors segment in a second; None, as below, if nothing was timed.
+    hours, gpu_hours, cost : float or None
+        What the blocks that are not finished take; the cost is None without a price.
+    halo_error : float or None
+        Largest difference in probability, 0 to 1, that a smaller halo made on the sample.
     """
 
     blocks: int
@@ -57,40 +83,61 @@ class SegmentationPlan:
     halo_error: float | None = None
 
     def to_json(self) -> dict[str, Any]:
+        """Return the plan as a JSON object."""
         return asdict(self)
 
 
 def plan_segmentation(
     job: SegmentationJob,
     network: nn.Module,
-    done: int,
-    actors: int,
+    num_done: int,
+    num_actors: int,
     gpus_per_actor: float,
     price_per_hour: float | None,
     timing: TileTiming | None,
 ) -> SegmentationPlan:
-    """The plan of what is left of a job. done: its finished blocks.
+    """Return the plan of what is left of a job.
 
-    price_per_hour: of a GPU; without GPUs of one actor's share of a machine.
+    Parameters
+    ----------
+    job : SegmentationJob
+        The job.
+    network : nn.Module
+        Its network, whose memory is counted.
+    num_done : int
+        Number of finished blocks.
+    num_actors : int
+        Number of actors.
+    gpus_per_actor : float
+        GPUs of each.
+    price_per_hour : float or None
+        Price of a GPU; without GPUs, of an actor's share of a machine.
+    timing : TileTiming or None
+        Measurement of a sample.
+
+    Returns
+    -------
+    SegmentationPlan
+        The plan.
     """
-    grid = BlockGrid(job.box, job.block)
-    unique, computed = job.box.num_voxels, computed_voxels(job)
+    num_blocks = len(BlockGrid(job.box, job.block))
+    voxels, computed = job.box.num_voxels, computed_voxels(job)
     rate = hours = gpu_hours = cost = None
     if timing is not None:
-        rate = actors * timing.computed / timing.seconds * unique / computed / 1e6
-        hours = unique * (1 - done / len(grid)) / (rate * 1e6 * 3600)
-        gpu_hours = hours * actors * gpus_per_actor
+        rate = num_actors * timing.computed_voxels / timing.seconds * voxels / computed / 1e6
+        hours = voxels * (1 - num_done / num_blocks) / (rate * 1e6 * 3600)
+        gpu_hours = hours * num_actors * gpus_per_actor
         if price_per_hour is not None:
-            cost = price_per_hour * (gpu_hours if gpus_per_actor else hours * actors)
+            cost = price_per_hour * (gpu_hours if gpus_per_actor else hours * num_actors)
     return SegmentationPlan(
-        blocks=len(grid),
-        done=done,
-        voxels=unique,
+        blocks=num_blocks,
+        done=num_done,
+        voxels=voxels,
         bytes_read=read_voxels(job) * job.image.dtype.itemsize,
         bytes_written=bytes_written(job, min(timing.compression, MAX_COMPRESSION) if timing else 1.0),
-        computed_twice=computed / unique - 1,
+        computed_twice=computed / voxels - 1,
         memory_per_actor_bytes=planned_actor_memory(job, network),
-        actors=actors,
+        actors=num_actors,
         mvoxels_per_second=rate,
         hours=hours,
         gpu_hours=gpu_hours,
@@ -100,33 +147,33 @@ def plan_segmentation(
 
 
 def computed_voxels(job: SegmentationJob) -> int:
-    """How many voxels go through the network, blank ones included."""
-    how = (job.image.bounds.start, job.halo, job.reach.factors, job.arithmetic.tile)
-    return sum(number * count_computed_voxels(block, *how) for number, block in BlockGrid(job.box, job.block).kinds())
+    """Return how many voxels go through the network, blank ones included."""
+    tiling = (job.image.bounds.start, job.halo, job.receptive_field.factors, job.inference.tile)
+    kinds = BlockGrid(job.box, job.block).representative_blocks()
+    return sum(number * count_computed_voxels(block, *tiling) for number, block in kinds)
 
 
 def read_voxels(job: SegmentationJob) -> int:
-    """Voxels of the chunks that the box and its halo meet."""
-    chunks = job.grown(job.box).grown_to_grid(job.image.chunk, job.image.chunk_origin)
+    """Return how many voxels the chunks hold that the box and its halo meet."""
+    chunks = job.with_halo(job.box).grown_to_grid(job.image.chunk, job.image.chunk_origin)
     return chunks.intersect(job.image.bounds).num_voxels
 
 
 def bytes_written(job: SegmentationJob, compression: float = 1.0) -> int:
-    """Of all levels: the channels and the mask, compressed, and a precomputed copy, which is not."""
+    """Return the bytes of all levels: channels and label image, compressed, and a precomputed copy, uncompressed."""
     voxels = sum(math.prod(level.shape) for level in job.levels)
     channels = job.classes - 1
-    raw = voxels * channels if job.precomputed else 0
-    return round(voxels * (channels + job.save_mask) / compression) + raw
+    copy = voxels * channels if job.precomputed else 0
+    return round(voxels * (channels + job.save_mask) / compression) + copy
 
 
 def planned_actor_memory(job: SegmentationJob, network: nn.Module) -> int:
-    """What an actor's process takes at most, its cache of decoded chunks aside."""
-    shape: Zyx = tuple(min(b, n) for b, n in zip(job.block, job.box.shape, strict=True))  # type: ignore[assignment]
+    """Return the bytes that an actor's process takes at its peak, without its cache of decoded chunks."""
     return actor_memory_bytes(
         network,
         job.network["dim"],
-        job.arithmetic,
-        shape,
+        job.inference,
+        per_axis(min, job.block, job.box.shape),
         job.halo,
         job.classes,
         job.image.dtype.itemsize,
@@ -134,30 +181,35 @@ def planned_actor_memory(job: SegmentationJob, network: nn.Module) -> int:
 
 
 def describe_plan(plan: SegmentationPlan, job: SegmentationJob) -> list[str]:
-    """The plan in a few lines."""
-    arithmetic = job.arithmetic
-    how = f"{arithmetic.precision} on {arithmetic.device}{', compiled' if arithmetic.compile else ''}"
+    """Return the plan in a few lines for people."""
+    inference = job.inference
+    mode = f"{inference.precision} on {inference.device}{', compiled' if inference.compile else ''}"
     lines = [
-        f"{format_count(plan.blocks, 'block')} of {_zyx(job.block)} (z,y,x), {plan.done:,} done; "
+        f"{format_count(plan.blocks, 'block')} of {_shape_text(job.block)} (z,y,x), {plan.done:,} done; "
         f"{plan.voxels / 1e6:,.1f} Mvoxels; reads {_byte_size(plan.bytes_read)}, "
         f"writes {'at most' if plan.hours is None else 'about'} {_byte_size(plan.bytes_written)}",
-        f"tiles of {_zyx(arithmetic.tile)} in {how}, halo {_zyx(job.halo)}: {plan.computed_twice:.1%} computed twice; "
-        f"{_byte_size(plan.memory_per_actor_bytes)} of memory an actor",
+        f"tiles of {_shape_text(inference.tile)} in {mode}, halo {_shape_text(job.halo)}: "
+        f"{plan.computed_twice:.1%} computed twice; {_byte_size(plan.memory_per_actor_bytes)} of memory per actor",
     ]
     if plan.hours is not None and plan.mvoxels_per_second is not None:
-        took = [f"{plan.mvoxels_per_second:.2f} Mvoxels/s", format_duration(plan.hours * 3600)]
-        took += [f"{plan.gpu_hours:,.1f} GPU-hours"] if plan.gpu_hours else []
-        each = "GPU" if plan.gpu_hours else "actor"
-        took += [f"{plan.cost:,.2f} at the price given for an hour of each {each}"] if plan.cost is not None else []
-        faster = "; timed uncompiled, compiled it is faster" if arithmetic.compile else ""
-        lines.append(f"with {format_count(plan.actors, 'actor')}: about {', '.join(took)}{faster}")
+        lines.append(_describe_timing(plan, plan.hours, plan.mvoxels_per_second, inference.compile))
     if plan.halo_error is not None:
         lines.append(f"the smaller halo changes probabilities of a sample by up to {plan.halo_error:.3f}")
     return lines
 
 
-def _zyx(values: tuple[int, ...]) -> str:
-    return " x ".join(map(str, values))
+def _describe_timing(plan: SegmentationPlan, hours: float, mvoxels_per_second: float, is_compiled: bool) -> str:
+    parts = [f"{mvoxels_per_second:.2f} Mvoxels/s", format_duration(hours * 3600)]
+    if plan.gpu_hours:
+        parts.append(f"{plan.gpu_hours:,.1f} GPU-hours")
+    if plan.cost is not None:
+        parts.append(f"{plan.cost:,.2f} at the given price per {'GPU' if plan.gpu_hours else 'actor'}-hour")
+    faster = "; timed without compilation, which makes it faster" if is_compiled else ""
+    return f"with {format_count(plan.actors, 'actor')}: about {', '.join(parts)}{faster}"
+
+
+def _shape_text(shape: Zyx) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _byte_size(num_bytes: float) -> str:

@@ -1,152 +1,162 @@
-"""How a segmentation is told: a live line, `<output>.progress.json`, and Ray's metrics for dashboards."""
+"""Progress of a segmentation: a live line, `<output>.progress.json`, and Ray's metrics for dashboards."""
 
 from __future__ import annotations
 
-import json
-import os
 import time
-import uuid
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from kasthuri_ray.geometry import Zyx
 from kasthuri_ray.output.block_grid import block_name
+from kasthuri_ray.output.side_files import write_progress
 from kasthuri_ray.progress import Reporter, format_count, format_duration
 from kasthuri_ray.segmentation.actor_pool import PhaseProgress
-from kasthuri_ray.segmentation.segmentation_job import SEGMENT, BlockTracker, SegmentationJob, phase_grid, phase_label
-from kasthuri_ray.storage.folder import PARTIAL_SUFFIX, open_storage
+from kasthuri_ray.segmentation.block_tracker import BlockTracker
+from kasthuri_ray.segmentation.phases import SEGMENT, phase_grid, phase_label
+from kasthuri_ray.segmentation.segmentation_job import SegmentationJob
 
-FILE_PERIOD_S = 5.0
+FILE_PERIOD_S = 5.0  # between two writes of the progress file
 
 
 class SegmentationProgress:
-    """Tells how far a job is: `begin` each phase, `tick` about once a second, then `finish`, or `fail`.
+    """Progress of a job: call `start_phase` for each phase, `tick` about once a second, then `finish` or `fail`.
 
-    state: what `<output>.progress.json` holds. blocks, done, skipped: of the network's phase; skipped are those of
-    which nothing is stored. set_aside: names of blocks, those of other phases as `phase/name`.
+    `state` is the content of the progress file. Its `blocks`, `done` and `skipped` are of the network's phase; skipped
+    blocks are those that stored nothing. Its `set_aside` holds names of blocks, of other phases as `phase/name`.
+
+    Parameters
+    ----------
+    job : SegmentationJob
+        The job.
+    tracker : BlockTracker
+        Its finished blocks.
+    reporter : Reporter
+        Shows lines of text.
     """
 
-    def __init__(self, job: SegmentationJob, todo: BlockTracker, reporter: Reporter) -> None:
-        self.job, self.todo, self.reporter = job, todo, reporter
-        self.state: dict[str, Any] = {"state": "running", "blocks": len(phase_grid(job, SEGMENT))}
-        self.state |= {"done": len(todo.done(SEGMENT)), "skipped": todo.num_blank(SEGMENT), "set_aside": []}
-        self.state |= {"mvoxels_per_second": None, "seconds_left": None}
-        self._metrics = _metrics()
-        self._voxels = 0
-        self._written = 0.0
+    def __init__(self, job: SegmentationJob, tracker: BlockTracker, reporter: Reporter) -> None:
+        self.job, self.tracker, self.reporter = job, tracker, reporter
+        self.state: dict[str, Any] = {
+            "state": "running",
+            "blocks": len(phase_grid(job, SEGMENT)),
+            "done": len(tracker.done(SEGMENT)),
+            "skipped": tracker.num_blank(SEGMENT),
+            "set_aside": [],
+            "mvoxels_per_second": None,
+            "seconds_left": None,
+        }
+        self._metrics = _make_metrics()
+        self._num_voxels = 0
+        self._written_at = 0.0
 
-    def begin(self, phase: str) -> None:
-        """A phase begins."""
-        self.phase, self.blocks = phase, len(phase_grid(self.job, phase))
-        self.before = len(self.todo.done(phase))
-        self._phase_began = time.monotonic()
-        self.began: float | None = None
-        if phase != SEGMENT and self.before < self.blocks:
-            self.reporter.line(
-                f"{phase_label(phase)}: {self.blocks - self.before:,} of {format_count(self.blocks, 'block')} to do"
-            )
+    def start_phase(self, phase: str) -> None:
+        """Note that a phase starts."""
+        self.phase, self.num_blocks = phase, len(phase_grid(self.job, phase))
+        self.num_done_before = len(self.tracker.done(phase))
+        self._phase_started_at = time.monotonic()
+        self._actors_since: float | None = None
+        num_left = self.num_blocks - self.num_done_before
+        if phase != SEGMENT and num_left > 0:
+            total = format_count(self.num_blocks, "block")
+            self.reporter.print_line(f"{phase_label(phase)}: {num_left:,} of {total} to do")
         self._write()
 
     def note_done(self, index: Zyx, computed: bool) -> None:
-        """A block is done. computed: whether the network ran on it."""
+        """Note that a block is done, and whether the network ran on it."""
         if computed and self.phase == SEGMENT:
-            self._voxels += phase_grid(self.job, self.phase).box(index).num_voxels
-            self.state["mvoxels_per_second"] = self._rate()
+            self._num_voxels += phase_grid(self.job, self.phase).box(index).num_voxels
+            self.state["mvoxels_per_second"] = self._mvoxels_per_second()
 
-    def note_aside(self, index: Zyx) -> None:
-        """A block is set aside."""
+    def note_set_aside(self, index: Zyx) -> None:
+        """Note that a block is set aside."""
         name = block_name(index)
         self.state["set_aside"].append(name if self.phase == SEGMENT else f"{self.phase}/{name}")
         self._write()
 
     def tick(self, progress: PhaseProgress) -> None:
-        """Where the phase stands."""
+        """Show the progress of the phase, and write it from time to time."""
         now = time.monotonic()
-        if progress.actors and self.began is None:
-            self.began = now
-        seconds = now - self.began if self.began is not None else 0.0
-        done = len(self.todo.done(self.phase))
-        left = self._seconds_left(progress, done, seconds)
+        if progress.actors and self._actors_since is None:
+            self._actors_since = now
+        seconds = now - self._actors_since if self._actors_since is not None else 0.0
+        num_done = len(self.tracker.done(self.phase))
+        seconds_left = self._seconds_left(progress, num_done, seconds)
         if self.phase == SEGMENT:
-            self.state.update(done=done, skipped=self.todo.num_blank(SEGMENT), mvoxels_per_second=self._rate())
-        self.state.update(seconds_left=left)
-        self.reporter.live(self.line(progress, done, left))
-        self._measure(progress, done)
-        if now - self._written >= FILE_PERIOD_S:
+            self.state.update(
+                done=num_done,
+                skipped=self.tracker.num_blank(SEGMENT),
+                mvoxels_per_second=self._mvoxels_per_second(),
+            )
+        self.state.update(seconds_left=seconds_left)
+        self.reporter.show_live(self.line(progress, num_done, seconds_left))
+        self._set_metrics(progress, num_done)
+        if now - self._written_at >= FILE_PERIOD_S:
             self._write()
 
-    def line(self, progress: PhaseProgress, done: int, left: float | None) -> str:
-        """The live line."""
-        words = [f"{phase_label(self.phase)}: {done:,}/{format_count(self.blocks, 'block')}"]
-        words.append(format_count(progress.actors, "actor"))
+    def line(self, progress: PhaseProgress, num_done: int, seconds_left: float | None) -> str:
+        """Return the live line."""
+        parts = [f"{phase_label(self.phase)}: {num_done:,}/{format_count(self.num_blocks, 'block')}"]
+        parts.append(format_count(progress.actors, "actor"))
         rate = self.state["mvoxels_per_second"]
         if self.phase == SEGMENT and rate is not None:
-            words.append(f"{rate:.2f} Mvoxels/s")
-        if left is not None:
-            words.append(f"{format_duration(left)} left")
+            parts.append(f"{rate:.2f} Mvoxels/s")
+        if seconds_left is not None:
+            parts.append(f"{format_duration(seconds_left)} left")
         if self.state["set_aside"]:
-            words.append(f"{len(self.state['set_aside'])} set aside")
-        return "  ".join(words)
+            parts.append(f"{len(self.state['set_aside'])} set aside")
+        return "  ".join(parts)
 
     def finish(self) -> None:
-        """The job has ended by itself."""
+        """Note that the job has reached its end."""
         self._end("set aside" if self.state["set_aside"] else "done", 0.0)
 
     def fail(self) -> None:
-        """The job has ended before its time."""
+        """Note that the job has stopped early."""
         self._end("failed", None)
 
     def _end(self, state: str, seconds_left: float | None) -> None:
         self.reporter.end()
-        done = len(self.todo.done(SEGMENT))
-        self.state.update(state=state, done=done, skipped=self.todo.num_blank(SEGMENT), seconds_left=seconds_left)
+        num_done, num_blank = len(self.tracker.done(SEGMENT)), self.tracker.num_blank(SEGMENT)
+        self.state.update(state=state, done=num_done, skipped=num_blank, seconds_left=seconds_left)
         self._write()
 
-    def _seconds_left(self, progress: PhaseProgress, done: int, seconds: float) -> float | None:
-        here = done - self.before
-        return seconds / here * (self.blocks - done - progress.set_aside) if here > 0 and seconds else None
+    def _seconds_left(self, progress: PhaseProgress, num_done: int, seconds: float) -> float | None:
+        num_new = num_done - self.num_done_before
+        if num_new <= 0 or not seconds:
+            return None
+        return seconds / num_new * (self.num_blocks - num_done - progress.set_aside)
 
-    def _rate(self) -> float | None:
-        """Million voxels a second, since an actor was seen, or the phase began where blocks are done before that."""
-        seconds = time.monotonic() - (self._phase_began if self.began is None else self.began)
-        return self._voxels / seconds / 1e6 if self._voxels and seconds else None
+    def _mvoxels_per_second(self) -> float | None:
+        """Return the rate since an actor was ready, or since the phase started if blocks are done before that."""
+        start = self._phase_started_at if self._actors_since is None else self._actors_since
+        seconds = time.monotonic() - start
+        return self._num_voxels / seconds / 1e6 if self._num_voxels and seconds else None
 
-    def _measure(self, progress: PhaseProgress, done: int) -> None:
-        values: dict[str, float] = {"blocks_done": done, "set_aside": progress.set_aside, "actors": progress.actors}
-        values["mvoxels_per_second"] = self.state["mvoxels_per_second"] or 0.0
+    def _set_metrics(self, progress: PhaseProgress, num_done: int) -> None:
+        values = {
+            "blocks_done": num_done,
+            "set_aside": progress.set_aside,
+            "actors": progress.actors,
+            "mvoxels_per_second": self.state["mvoxels_per_second"] or 0.0,
+        }
         for name, value in values.items():
             self._metrics[name].set(value, tags={"phase": self.phase})
 
     def _write(self) -> None:
-        self._written = time.monotonic()
+        self._written_at = time.monotonic()
         with suppress(OSError):  # for people to watch; the work does not depend on it
             write_progress(self.job.output, self.state)
 
 
-def _metrics() -> dict[str, Any]:
+def _make_metrics() -> dict[str, Any]:
     from ray.util.metrics import Gauge
 
-    words = {
+    descriptions = {
         "blocks_done": "finished blocks of the phase",
         "set_aside": "blocks of the phase that failed for good",
         "mvoxels_per_second": "million voxels segmented in a second, by all actors",
         "actors": "actors that are ready",
     }
-    return {name: Gauge(f"kasthuri_ray_segment_{name}", text, tag_keys=("phase",)) for name, text in words.items()}
-
-
-def write_progress(output: str, progress: Mapping[str, Any]) -> None:
-    """Writes `<output>.progress.json`, whole or not at all; the disk is not waited for."""
-    place = open_storage(f"{open_storage(output).path}.progress.json")
-    data = (json.dumps(progress, allow_nan=False) + "\n").encode()
-    if place.folder is None:
-        folder, _, name = place.path.rpartition("/")
-        return open_storage(folder).write_bytes(name, data)
-    part = place.folder.parent / f".{place.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
-    try:
-        place.folder.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        os.replace(part, place.folder)
-    finally:
-        part.unlink(missing_ok=True)
+    return {
+        name: Gauge(f"kasthuri_ray_segment_{name}", text, tag_keys=("phase",)) for name, text in descriptions.items()
+    }

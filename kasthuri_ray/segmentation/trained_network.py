@@ -1,14 +1,15 @@
-"""The network that segments: its weights, and what the run that trained it says of them."""
+"""The network that segments: its weights, and what is known about them from the run that trained it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from kasthuri_ray.config.settings import Settings
-from kasthuri_ray.geometry import Nm
+from kasthuri_ray.geometry import Nm, per_axis
 from kasthuri_ray.models.checkpoints import check_finite_weights, find_weights_file, read_checkpoint
 from kasthuri_ray.models.unet import build_network, load_weights
 from kasthuri_ray.storage.folder import read_uri
@@ -16,10 +17,24 @@ from kasthuri_ray.storage.folder import read_uri
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """Weights, and what is known about them; None where a bare state dict says nothing.
+    """Weights of a network, and what is known about them.
 
-    where: the file. settings: the sections `task` and `network` of the run. threshold: the one chosen on val.
-    intensity: the grey levels that became 0 and 255. voxel_size_nm: z, y, x, of the image that was learnt from.
+    A bare state dict leaves all but the first two None.
+
+    Parameters
+    ----------
+    where : str
+        Path or URL of the file.
+    weights : dict of Tensor
+        State dict.
+    settings : dict or None
+        Sections `task` and `network` of the run's settings.
+    threshold : float or None
+        Threshold that the run chose on its validation volume, 0 to 1.
+    intensity : tuple of float or None
+        Grey levels of the training image that became 0 and 255.
+    voxel_size_nm : tuple of float or None
+        Voxel size of the training image, z, y, x.
     """
 
     where: str
@@ -31,42 +46,73 @@ class TrainedNetwork:
 
 
 def read_trained_network(path: str) -> TrainedNetwork:
-    """What `--weights` names: a run's folder, its `checkpoint/best.pt` or a bare `.pt`; a path, https or s3.
+    """Read the weights that `--weights` names.
 
-    Raises ValueError for what holds no weights, FileNotFoundError, PermissionError, ConnectionError.
+    Parameters
+    ----------
+    path : str
+        Folder of a run, its `checkpoint/best.pt`, or a `.pt` file of weights; a path, `https://` or `s3://`.
+
+    Returns
+    -------
+    TrainedNetwork
+        The weights, and what the file says about them.
+
+    Raises
+    ------
+    ValueError
+        If the file holds no weights, or weights that are not finite.
+    FileNotFoundError, PermissionError, ConnectionError
+        If the file cannot be read.
     """
     where = find_weights_file(path)
     try:
-        found = read_checkpoint(read_uri(where), where)
+        checkpoint = read_checkpoint(read_uri(where), where)
     except FileNotFoundError:
         raise FileNotFoundError(f"--weights {path}: there is no {where}") from None
-    check_finite_weights(found.weights, where)
-    about = found.about
-    settings = found.settings and {name: found.settings[name] for name in ("task", "network")}
+    check_finite_weights(checkpoint.weights, where)
+    extra, settings = checkpoint.extra, checkpoint.settings
+    intensity, voxel_size_nm = extra.get("image_intensity"), extra.get("voxel_size_nm")
     return TrainedNetwork(
         where=where.partition("?")[0],
-        weights=found.weights,
-        settings=settings,
-        threshold=(about.get("best") or {}).get("threshold"),
-        intensity=_pair(about.get("image_intensity")),
-        voxel_size_nm=_pair(about.get("voxel_size_nm")),  # type: ignore[arg-type]
+        weights=checkpoint.weights,
+        settings=settings and {name: settings[name] for name in ("task", "network")},
+        threshold=(extra.get("best") or {}).get("threshold"),
+        intensity=None if intensity is None else _pair(intensity),
+        voxel_size_nm=None if voxel_size_nm is None else per_axis(float, voxel_size_nm),
     )
 
 
-def _pair(values: Any) -> Any:
-    return None if values is None else tuple(float(value) for value in values)
+def _pair(values: Sequence[float]) -> tuple[float, float]:
+    low, high = map(float, values)
+    return low, high
 
 
 def build_trained_network(settings: Settings, trained: TrainedNetwork) -> nn.Module:
-    """The network with its weights, on the CPU, in eval mode.
+    """Build a network with its trained weights.
 
-    Raises ValueError, naming the weights, where they are another network's or another task's.
+    Parameters
+    ----------
+    settings : Settings
+        Sections `task` and `network` are read.
+    trained : TrainedNetwork
+        The weights.
+
+    Returns
+    -------
+    nn.Module
+        The network, on the CPU, in eval mode.
+
+    Raises
+    ------
+    ValueError
+        If the weights belong to another network or another type of task; the message names their file.
     """
-    task, own = settings.task, (trained.settings or {}).get("task", {})
-    if own and own["task_type"] != task.task_type:
+    task, trained_task = settings.task, (trained.settings or {}).get("task", {})
+    if trained_task and trained_task["task_type"] != task.task_type:
         raise ValueError(
-            f"--task is {task.name}, for {task.task_type}, but {trained.where} was trained for {own['task_type']} "
-            f"({own['name']}); leave --task out, or give weights of that task"
+            f"--task is {task.name}, for {task.task_type}, but {trained.where} was trained for "
+            f"{trained_task['task_type']} ({trained_task['name']}); leave --task out, or give weights of that task"
         )
     network = build_network(settings.network.model_dump())
     try:

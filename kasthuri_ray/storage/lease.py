@@ -1,10 +1,10 @@
-"""Who holds a run's name: one process at a time, on a disk or on S3, without comparing the clocks of machines.
+"""Leases: one process at a time holds a run, on a disk or on S3, without comparing the clocks of machines.
 
-The holder keeps a small file in the run's folder and counts up a number in it (its heartbeat). Who wants the name
-watches that file by its own clock: a number that moves is a live run, and the name is refused; one that stands still
-for `patience_s` is a run that is gone, and the name is taken over. A process of this machine that is known to be dead
-is not waited for. A claim is written, left alone for a moment and read back, so that of several who claim at once the
-last to write holds the name. A holder that finds itself replaced says so by `lost` and `check()`.
+The holder keeps a lock file in the run's folder and increments a number in it, the heartbeat. A process that wants the
+run watches that file by its own clock. If the number changes, the run is alive and the lease is refused. If it does not
+change for `stale_after_s`, the run is dead and its lease is taken over. A dead process of the same machine is
+recognized at once. To claim a lease, a process writes the file, waits for a moment and reads it back: of several that
+claim at once, the last to write holds the lease. A holder that was replaced learns it from `lost` and `check()`.
 """
 
 from __future__ import annotations
@@ -25,25 +25,36 @@ from typing import Any
 from kasthuri_ray.errors import LeaseHeld, LeaseLost
 from kasthuri_ray.storage.folder import Storage
 
-# S3 is read in two requests, size and content: records of one size are never read in part.
+# S3 is read in two requests, size and content. If all records have one size, none is read in part.
 RECORD_BYTES = 512
 
 
 class Lease:
     """The right to write in a run's folder: `with Lease.acquire(storage) as lease: ...`.
 
-    lost: set once another process holds the name; `check()` raises then. Look before writing what must not be torn.
+    `lost` is set once another process holds the lease. Call `check()` before writing what must not be written twice.
+
+    Parameters
+    ----------
+    storage : Storage
+        The run's folder.
+    name : str
+        Name of the lock file.
+    heartbeat_s : float
+        Seconds between two heartbeats.
+    stale_after_s : float
+        Seconds without a heartbeat after which a holder counts as dead.
     """
 
-    def __init__(self, storage: Storage, name: str, heartbeat_s: float, patience_s: float) -> None:
+    def __init__(self, storage: Storage, name: str, heartbeat_s: float, stale_after_s: float) -> None:
         self.storage, self.name = storage, name
-        self.heartbeat_s, self.patience_s = heartbeat_s, patience_s
-        self.record = {"token": uuid.uuid4().hex, "beat": 0, **_this_process(), "since": _now()}
+        self.heartbeat_s, self.stale_after_s = heartbeat_s, stale_after_s
+        self.record = {"token": uuid.uuid4().hex, "beat": 0, **_describe_this_process(), "since": _utc_now()}
         self.lost = threading.Event()
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._last_beat = _clock()
-        self._thread = threading.Thread(target=self._beat_on, name=f"lease of {storage.name}", daemon=True)
+        self._renewed_at = _clock()
+        self._thread = threading.Thread(target=self._keep_renewing, name=f"lease of {storage.name}", daemon=True)
 
     @classmethod
     def acquire(
@@ -52,45 +63,62 @@ class Lease:
         name: str = "lock.json",
         *,
         heartbeat_s: float = 3.0,
-        patience_s: float = 20.0,
-        say: Callable[[str], Any] = print,
-        instead: str = "another --name",
+        stale_after_s: float = 20.0,
+        report: Callable[[str], Any] = print,
+        alternative: str = "another --name",
     ) -> Lease:
-        """The lease of the run whose folder is `storage`; waits at most about `patience_s` for a run that is gone.
+        """Acquire the lease of a run; wait about `stale_after_s` at most for a run that may be dead.
 
-        name: of the file that says who holds the run. say: gets a line when there is something to wait for.
-        instead: what to give if the name is held. Raises LeaseHeld, with who holds it and since when, where another
-        run is alive.
+        Parameters
+        ----------
+        storage, name, heartbeat_s, stale_after_s
+            See the class.
+        report : callable
+            Receives a line if there is something to wait for.
+        alternative : str
+            What to type instead if the lease is held; ends the message.
+
+        Returns
+        -------
+        Lease
+            The lease, which a thread renews until it is released.
+
+        Raises
+        ------
+        LeaseHeld
+            If another run is alive; the message names its process and start.
         """
-        lease = cls(storage, name, heartbeat_s, patience_s)
+        lease = cls(storage, name, heartbeat_s, stale_after_s)
         while True:
-            seen = lease._read()
-            if seen is not None and not _is_dead(seen):
-                seen = lease._watch(seen, say, instead)
-            if lease._claim(seen):
+            content = lease._read()
+            if content is not None and not _is_dead(content):
+                content = lease._wait_until_stale(content, report, alternative)
+            if lease._claim(content):
                 lease._thread.start()
                 return lease
 
     def check(self) -> None:
-        """Raises LeaseLost if another process holds the name; looks anew where the heartbeat has not for long.
+        """Raise LeaseLost if another process holds the lease.
 
-        A process that slept (a stopped job, a closed laptop) asks the storage before it goes on.
+        If the last heartbeat is old, read the lock file first: a process that slept (a stopped job, a closed laptop)
+        may have been replaced.
         """
-        if not self.lost.is_set() and _clock() - self._last_beat > self.patience_s / 2:
-            self._beat()
+        if not self.lost.is_set() and _clock() - self._renewed_at > self.stale_after_s / 2:
+            self._renew()
         if self.lost.is_set():
             raise LeaseLost(
-                f"the run {self.storage.name!r} was not heard of for {self.patience_s:.0f} s and another process took "
-                f"its name over ({self.storage.path}/{self.name}); this one stops, so that they do not write at once"
+                f"the run {self.storage.name!r} gave no sign of life for {self.stale_after_s:.0f} s, and another "
+                f"process took over its lease ({self.storage.path}/{self.name}); this process stops, so that they do "
+                "not both write"
             )
 
     def release(self) -> None:
-        """Gives the name back; a lock that is another's by now stays."""
+        """Delete the lock file, unless another process holds the lease by now."""
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
-        with self._lock, contextlib.suppress(OSError):  # a storage that is gone lets the lock go stale by itself
-            if not self.lost.is_set() and self._holds(self._read()):
+        with self._lock, contextlib.suppress(OSError):  # if the storage is gone, the lease becomes stale by itself
+            if not self.lost.is_set() and self._is_own(self._read()):
                 self.storage.delete(self.name)
 
     def __enter__(self) -> Lease:
@@ -107,68 +135,74 @@ class Lease:
         except FileNotFoundError:
             return None
 
-    def _holds(self, seen: bytes | None) -> bool:
-        return seen is not None and _parsed(seen).get("token") == self.record["token"]
+    def _write(self) -> None:
+        self.storage.write_bytes(self.name, self._encode())
 
-    def _bytes(self) -> bytes:
+    def _encode(self) -> bytes:
         return json.dumps(self.record).encode().ljust(RECORD_BYTES)
 
-    def _watch(self, seen: bytes, say: Callable[[str], Any], instead: str) -> bytes | None:
-        """What is there once it has stood still for `patience_s`, or None once it is gone; LeaseHeld if it moves."""
-        say(f"waiting to see whether the run that holds {self.storage.name!r} is still alive ...")
-        end = _clock() + self.patience_s
-        while _clock() < end:
-            time.sleep(min(self.heartbeat_s / 2, max(0.0, end - _clock())))
-            now = self._read()
-            if now is None or _is_dead(now):
-                return now
-            if now != seen:
-                raise LeaseHeld(_held_words(self.storage, self.name, now, instead))
-        return seen
+    def _is_own(self, content: bytes | None) -> bool:
+        return content is not None and _decode(content).get("token") == self.record["token"]
 
-    def _claim(self, seen: bytes | None) -> bool:
-        """Whether this process holds the name now; False if someone else moved since `seen` was read."""
-        if seen is None and self.storage.folder is not None:
-            return self.storage.write_new(self.name, self._bytes())
-        if self._read() != seen:
+    def _wait_until_stale(self, content: bytes, report: Callable[[str], Any], alternative: str) -> bytes | None:
+        """Return the lock file once it has not changed for `stale_after_s`, or None once it is deleted.
+
+        Raise LeaseHeld if it changes.
+        """
+        report(f"waiting to see whether the run that holds {self.storage.name!r} is still alive ...")
+        deadline = _clock() + self.stale_after_s
+        while _clock() < deadline:
+            time.sleep(min(self.heartbeat_s / 2, max(0.0, deadline - _clock())))
+            current = self._read()
+            if current is None or _is_dead(current):
+                return current
+            if current != content:
+                raise LeaseHeld(_held_message(self.storage, self.name, current, alternative))
+        return content
+
+    def _claim(self, content: bytes | None) -> bool:
+        """Return whether this process holds the lease now; False if the lock file changed since `content` was read."""
+        if content is None and self.storage.folder is not None:
+            return self.storage.write_new(self.name, self._encode())
+        if self._read() != content:
             return False
-        self.storage.write_bytes(self.name, self._bytes())
-        time.sleep(self.heartbeat_s / 2)  # who claims at the same time has written by now
-        return self._holds(self._read())
+        self._write()
+        time.sleep(self.heartbeat_s / 2)  # others that claim at the same time have written by now
+        return self._is_own(self._read())
 
-    def _beat_on(self) -> None:
+    def _keep_renewing(self) -> None:
         while not self._stop.wait(self.heartbeat_s) and not self.lost.is_set():
-            self._beat()
+            self._renew()
 
-    def _beat(self) -> None:
-        """One heartbeat. A storage that does not answer is tried again: it may come back with the name still ours."""
+    def _renew(self) -> None:
+        """Write one heartbeat. A storage that does not answer is tried again: the lease may still be held then."""
         with self._lock, contextlib.suppress(OSError):
             if self._stop.is_set():
                 return
-            if not self._holds(self._read()):
+            if not self._is_own(self._read()):
                 self.lost.set()
                 return
             self.record["beat"] += 1
-            self.storage.write_bytes(self.name, self._bytes())
-            self._last_beat = _clock()
+            self._write()
+            self._renewed_at = _clock()
 
 
-def _now() -> str:
+def _utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _clock() -> float:
-    """Seconds that pass while the machine sleeps, too, where the system counts them."""
+    """Return seconds of a clock that, where the system has one, also runs while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
-def _this_process() -> dict[str, Any]:
+def _describe_this_process() -> dict[str, Any]:
     pid = os.getpid()
-    return {"host": socket.gethostname(), "pid": pid, "machine": _machine(), "started": _started(pid)}
+    return {"host": socket.gethostname(), "pid": pid, "machine": _machine_id(), "started": _start_time(pid)}
 
 
-def _machine() -> str | None:
-    """What processes that can see each other share: this boot of the machine and its space of process ids."""
+def _machine_id() -> str | None:
+    """Return what processes that can see each other share: the boot of the machine and the process id namespace."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -176,8 +210,8 @@ def _machine() -> str | None:
         return None
 
 
-def _started(pid: int) -> str | None:
-    """When a process of this machine began, in ticks after the boot; "ended" for a zombie, None if it is hidden."""
+def _start_time(pid: int) -> str | None:
+    """Return when a process of this machine started, in ticks after the boot; "ended" for a zombie, None if hidden."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -185,32 +219,32 @@ def _started(pid: int) -> str | None:
     return "ended" if fields[0] in "ZX" else fields[19]  # fields 3 and 22 of proc(5)
 
 
-def _parsed(seen: bytes) -> dict[str, Any]:
+def _decode(content: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(seen)
+        record = json.loads(content)
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
 
 
-def _is_dead(seen: bytes) -> bool:
-    """Whether the holder was a process of this machine that is no more, also if its number serves another now."""
-    record = _parsed(seen)
-    if record.get("machine") is None or record["machine"] != _machine() or record.get("started") is None:
+def _is_dead(content: bytes) -> bool:
+    """Return whether the holder was a process of this machine that has ended, even if its pid was reused."""
+    record = _decode(content)
+    if record.get("machine") is None or record["machine"] != _machine_id() or record.get("started") is None:
         return False
     try:
         os.kill(record["pid"], 0)
     except ProcessLookupError:
         return True
     except PermissionError:
-        pass  # another person's, alive
-    return _started(record["pid"]) not in (None, record["started"])
+        pass  # alive, of another user
+    return _start_time(record["pid"]) not in (None, record["started"])
 
 
-def _held_words(storage: Storage, name: str, seen: bytes, instead: str) -> str:
-    record = _parsed(seen)
-    who = f"process {record.get('pid', '?')} on {record.get('host', '?')}, since {record.get('since', '?')}"
+def _held_message(storage: Storage, name: str, content: bytes, alternative: str) -> str:
+    record = _decode(content)
+    holder = f"process {record.get('pid', '?')} on {record.get('host', '?')}, since {record.get('since', '?')}"
     return (
-        f"the run {storage.name!r} is held by another live run: {who} ({storage.path}/{name}); wait for it, stop it, "
-        f"or give this one {instead}"
+        f"the run {storage.name!r} is held by another live run: {holder} ({storage.path}/{name}); wait for it, stop "
+        f"it, or give this one {alternative}"
     )

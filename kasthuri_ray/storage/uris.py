@@ -1,11 +1,4 @@
-"""Where a run's files lie: a folder of this machine or of S3, written whole or not at all.
-
-    run = open_storage("s3://bucket/runs").child("synapse_1")
-    run.write_bytes("metrics.json", data)
-
-S3 by pyarrow, whose SDK finds the credentials; the endpoint is `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL` where one is
-set (MinIO, Ceph). `read_anywhere` reads one file by its path or URL.
-"""
+"""Paths and URLs as text: secrets removed, made absolute, compared. Nothing is accessed."""
 
 from __future__ import annotations
 
@@ -15,33 +8,75 @@ from urllib.parse import unquote, urlsplit
 
 
 def in_ray_job() -> bool:
-    """Whether this process is the driver of a submitted Ray job, whose working directory is a temporary copy."""
+    """Return whether this process is the driver of a submitted Ray job.
+
+    Returns
+    -------
+    bool
+        True in a Ray job, whose working directory is a temporary copy.
+    """
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def redact_secrets(text: str) -> str:
-    """A web address without what may be secret in it: its query, a signature, and who asks. Other text as it is."""
-    bare = re.sub(r"((?:https?|s3|gs)://[^?\s]*)\?[^\s|]*", r"\1", text)
-    return re.sub(r"((?:https?|s3|gs)://)[^/@\s]*@", r"\1", bare)
+    """Remove from URLs what may be secret: query, signature, user and password.
+
+    Parameters
+    ----------
+    text : str
+        A URL, or text with URLs in it.
+
+    Returns
+    -------
+    str
+        The text; what is not a URL is unchanged.
+    """
+    without_query = re.sub(r"((?:https?|s3|gs)://[^?\s]*)\?[^\s|]*", r"\1", text)
+    return re.sub(r"((?:https?|s3|gs)://)[^/@\s]*@", r"\1", without_query)
 
 
 def is_inside(path: str, folder: str) -> bool:
-    """Whether a path or URL, as `open_storage` gives them, is a folder or lies in it."""
+    """Return whether a path is a folder or lies in it.
+
+    Parameters
+    ----------
+    path, folder : str
+        Paths or URLs as in `Storage.path`.
+
+    Returns
+    -------
+    bool
+        True if `path` is `folder` or is below it.
+    """
     return f"{path}/".startswith(f"{folder}/")
 
 
 def absolute_uri(uri: str) -> str:
-    """The URI of a volume of this machine by its whole path, which names the same one from any folder; a URL stays.
+    """Make the path of a volume absolute, so that it names the same volume from any folder.
 
-    A Ray job looks for relative paths in its copy of the working directory, which is another one each time: they stay.
+    Parameters
+    ----------
+    uri : str
+        A path, a URL or a tensorstore URL pipeline.
+
+    Returns
+    -------
+    str
+        The absolute path. URLs and pipelines are unchanged.
+
+    Notes
+    -----
+    In a Ray job relative paths are unchanged: they are relative to its copy of the working directory, which has another
+    path in every job.
     """
     if in_ray_job() or "://" in uri or "|" in uri:
         return uri
     return os.path.abspath(os.path.expanduser(uri))
 
 
-def _file_url_path(url: str) -> str:
+def parse_file_url(url: str) -> str:
+    """Return the path of a `file://` URL, or raise a ValueError if it is not absolute."""
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-        raise ValueError(f"{url}: file:// wants an absolute path, such as file:///data/runs")
+        raise ValueError(f"{url}: file:// needs an absolute path, such as file:///data/runs")
     return unquote(parts.path)

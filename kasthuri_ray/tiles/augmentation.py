@@ -1,8 +1,8 @@
-"""What the microscope can do to a tile: `Augment` changes a batch of images and labels, on the device they lie on.
+"""Augmentation of training tiles: `Augment` changes a batch of images and labels at random, on their device.
 
-Every tile draws for itself, from a seed of its own, so what happens to it depends on neither its batch nor its rank.
-Parameters are drawn on the CPU and are the same on every device; only the noise of single voxels differs between kinds
-of device. How likely and how strong each change is stands in `Strength`; `EM` holds the values of `em`.
+Each tile has its own random generator, so that its changes depend on neither its batch nor its rank. Parameters are
+drawn on the CPU and are the same on every device; only the noise of single voxels differs between types of device.
+`transforms` holds the changes, and `AugmentationStrength` their probabilities and strengths.
 """
 
 from __future__ import annotations
@@ -14,47 +14,64 @@ import torch
 from torch import Tensor
 
 from kasthuri_ray.tiles import transforms
-from kasthuri_ray.tiles.transforms import PROBABILITIES, AugmentationStrength, TileRandom, augmentation_strength
+from kasthuri_ray.tiles.transforms import PROBABILITIES, AugmentationStrength, TileRandom, make_strength
 
 
 class Augment:
-    """Changes a batch: `augment(images, labels, seed) -> (images, labels)`, new tensors of the same dtype and strides.
+    """A random change of a batch: `augment(images, labels, seed)` returns new tensors of the same dtypes and strides.
 
-    Images are N, 1, [z], y, x, floats in 0..1, and stay there; labels are N, [z], y, x, whole numbers, and take part in
-    every change of place by the nearest voxel, never interpolated: 255 (ignore) stays 255. What a rotation, a bend or a
-    shift pulls in from outside the tile is the tile mirrored at its edge, in image and label alike.
+    Parameters
+    ----------
+    kind : str
+        `none`, `basic` or `em`; see `make_strength`.
+    dim : int
+        2 or 3.
+    task_type : str
+        `basic` depends on it.
+    strength : AugmentationStrength, optional
+        Replaces the strength of `kind` and `task_type`.
 
-    `seed` is a torch.Generator on the CPU or a number for the batch, or one number a tile: with the latter a tile is
-    changed the same way in whatever batch it comes. `strength` overrides what `kind` and `task_type` say.
+    Notes
+    -----
+    Images are N, 1, [z], y, x, floats in 0..1, and stay in this range. Labels are N, [z], y, x, integers; spatial
+    changes take the nearest voxel of them and never interpolate, so that 255 (ignore) stays 255. Outside of a tile,
+    image and label continue mirrored at its edge, where a rotation, a deformation or a shift needs voxels from there.
+
+    `seed` is a torch.Generator on the CPU, a number for the batch, or a sequence of one number for each tile; with the
+    latter a tile is changed in the same way in every batch.
     """
 
     def __init__(
         self, kind: str = "em", dim: int = 2, task_type: str = "membrane", strength: AugmentationStrength | None = None
     ) -> None:
-        self.strength = strength or augmentation_strength(kind, task_type)
+        self.strength = strength or make_strength(kind, task_type)
         self.dim = dim
         if dim == 2:
-            self.strength = replace(self.strength, flip_z=0.0, shift=0.0, section=0.0)
-        self._nothing = not any(getattr(self.strength, name) for name in PROBABILITIES)
+            self.strength = replace(self.strength, flip_z=0.0, shift=0.0, section_brightness=0.0)
+        self._changes_nothing = not any(getattr(self.strength, name) for name in PROBABILITIES)
 
     @torch.no_grad()
     def __call__(
         self, images: Tensor, labels: Tensor, seed: torch.Generator | int | Sequence[int]
     ) -> tuple[Tensor, Tensor]:
         self._check(images, labels)
-        if self._nothing or not len(images):
+        if self._changes_nothing or not len(images):
             return images, labels
-        draws, size = TileRandom(_seeds(seed, len(images))), images.shape[-2:]
-        # From here on both are N, z, y, x (z = 1 in 2D), which are copies that may be written to.
+        rng, size = TileRandom(_tile_seeds(seed, len(images))), images.shape[-2:]
+        # From here on both are N, z, y, x (z = 1 in 2D), and copies that the transforms may write to.
         x = images.to(torch.float32, copy=True).reshape(len(images), -1, *size)
         y = labels.clone().reshape(len(labels), -1, *size)
-        for change in (transforms.flip_tiles, transforms.bend_tiles, transforms.shift_sections):
-            x, y = change(x, y, draws, self.strength)
-        for spoil in (transforms.blur_tiles, transforms.change_contrast, transforms.add_patches, transforms.add_noise):
-            x = spoil(x, draws, self.strength)
-        x = transforms.hide_regions(x.clamp_(0, 1), draws, self.strength, volume=self.dim == 3)
-        # Turns leave other strides behind, for each of which torch.compile would compile again.
-        return tuple(torch.empty_like(a).copy_(b.reshape(a.shape)) for a, b in ((images, x), (labels, y)))  # type: ignore[return-value]
+        for move in (transforms.flip_tiles, transforms.deform_tiles, transforms.shift_sections):
+            x, y = move(x, y, rng, self.strength)
+        for change in (
+            transforms.blur_tiles,
+            transforms.change_intensity,
+            transforms.add_patches,
+            transforms.add_noise,
+        ):
+            x = change(x, rng, self.strength)
+        x = transforms.hide_regions(x.clamp_(0, 1), rng, self.strength, volume=self.dim == 3)
+        return _copy_like(images, x), _copy_like(labels, y)
 
     def _check(self, images: Tensor, labels: Tensor) -> None:
         axes = "z, y, x" if self.dim == 3 else "y, x"
@@ -68,11 +85,16 @@ class Augment:
             raise ValueError(f"augmentation takes images as floats in 0..1, got {images.dtype}; divide by 255 first")
 
 
-def _seeds(seed: torch.Generator | int | Sequence[int], num_tiles: int) -> Sequence[int]:
+def _tile_seeds(seed: torch.Generator | int | Sequence[int], num_tiles: int) -> Sequence[int]:
     if isinstance(seed, int):
         seed = torch.Generator().manual_seed(seed)
     if isinstance(seed, torch.Generator):
         return torch.randint(2**62, (num_tiles,), generator=seed).tolist()
     if len(seed) != num_tiles:
-        raise ValueError(f"{len(seed)} seeds for {num_tiles} tiles; give one a tile, or one for the batch")
+        raise ValueError(f"{len(seed)} seeds for {num_tiles} tiles; give one seed for each tile, or one for the batch")
     return seed
+
+
+def _copy_like(original: Tensor, changed: Tensor) -> Tensor:
+    """Return `changed` with the dtype, shape and strides of `original`; new strides make torch.compile recompile."""
+    return torch.empty_like(original).copy_(changed.reshape(original.shape))

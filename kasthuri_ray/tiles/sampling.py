@@ -1,31 +1,35 @@
-"""Which tiles an epoch takes: every tile follows from a seed, an epoch and an index, whoever draws it.
+"""Positions of tiles and their voxels: a tile follows from a seed, an epoch and an index alone.
 
-Nothing here knows of workers or of Ray: `TrainTiles.address(epoch, index)` and `GridTiles.address(index)` give the same
-tile on any machine, and `read_tile` gives its voxels.
+This module knows neither workers nor Ray. `TrainTiles.address(epoch, index)` and `GridTiles.address(number)` return the
+same tile on every machine, and `read_tile` reads its voxels.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kasthuri_ray.geometry import Box, TileGrid, Zyx
+from kasthuri_ray.geometry import Box, TileGrid, Zyx, ceil_div, per_axis
 from kasthuri_ray.labels import IGNORE_LABEL, to_classes, to_uint8
 from kasthuri_ray.volumes.volume import Volume
 
-SEARCH_VOXELS = 64_000_000  # read at most, in search of foreground
-SEARCH_VOXELS_OF_A_TILE = 16_000_000  # where there is foreground, but far between
-LARGEST_CANDIDATE = 8_000_000  # voxels of a cutout that is looked at; of larger chunks, pieces of a tile's shape
-ALL_CANDIDATES = 4096  # up to so many cutouts each is looked at once, before any is looked at again
+# Limits of the search for foreground, in voxels of annotation that are read.
+MAX_SEARCH_VOXELS = 64_000_000  # before training
+MAX_SEARCH_VOXELS_PER_TILE = 16_000_000  # where foreground is rare
+
+# The search reads whole chunks, unless they are larger than this; then it reads boxes of the tile's shape.
+MAX_SEARCH_BOX_VOXELS = 8_000_000
+MAX_SHUFFLED_BOXES = 4096  # up to this number of boxes, each is searched once before any is searched again
 
 
 @dataclass(frozen=True)
 class LabelRule:
-    """How the values of an annotation become classes; see `labels.to_classes`."""
+    """The rule that turns the values of an annotation into classes; see `labels.to_classes`."""
 
     threshold_value: float | None = None
     num_classes: int = 2
@@ -34,31 +38,55 @@ class LabelRule:
 
 @dataclass(frozen=True)
 class TileSource:
-    """A box of an image and of its annotation (None: only looked at), and how their values become uint8."""
+    """A box of an image and of its annotation, and the conversion of both to uint8.
+
+    Parameters
+    ----------
+    image : Volume
+        Grey levels of any type.
+    annotation : Volume or None
+        On the voxel grid of `image`; None for a box that is predicted and not evaluated.
+    box : Box
+        Voxels from which tiles are taken, z, y, x.
+    intensity : tuple of float
+        Grey levels (low, high) that become 0 and 255.
+    label_rule : LabelRule
+        Conversion of annotated values to classes.
+    """
 
     image: Volume
     annotation: Volume | None
     box: Box
     intensity: tuple[float, float] = (0.0, 255.0)
-    labelling: LabelRule = LabelRule()
+    label_rule: LabelRule = LabelRule()
 
     def read_labels(self, box: Box) -> np.ndarray:
-        """uint8 classes, z, y, x; IGNORE everywhere without an annotation."""
+        """Return the classes in `box`: uint8, z, y, x; IGNORE_LABEL everywhere if there is no annotation."""
         if self.annotation is None:
             return np.full(box.shape, IGNORE_LABEL, np.uint8)
-        how = self.labelling
+        rule = self.label_rule
         return to_classes(
             self.annotation.read(box),
-            threshold_value=how.threshold_value,
-            num_classes=how.num_classes,
-            ignore_label=how.ignore_label,
+            threshold_value=rule.threshold_value,
+            num_classes=rule.num_classes,
+            ignore_label=rule.ignore_label,
             where=f"{self.annotation.uri} {box}",
         )
 
-    def blank_chunks(self, stored: np.ndarray, box: Box) -> list[str]:
-        """The chunks of the image volume that `box` meets and that are zero from corner to corner.
+    def find_blank_chunks(self, stored: np.ndarray, box: Box) -> list[str]:
+        """Return the image chunks that meet `box` and hold only zeros, each as URI and box.
 
-        stored: the image's voxels of `box`; a chunk is read whole only where its part of the box is zero.
+        Parameters
+        ----------
+        stored : numpy.ndarray
+            Voxels of the image in `box`. A whole chunk is read only if its part of the box is zero.
+        box : Box
+            Voxels of a tile, z, y, x.
+
+        Returns
+        -------
+        list of str
+            Empty if no chunk is blank.
         """
         volume, blank = self.image, []
         for part in box.cells(volume.chunk, volume.chunk_origin):
@@ -72,7 +100,17 @@ class TileSource:
 
 @dataclass(frozen=True)
 class TileAddress:
-    """Where a tile lies, and which of its voxels are its own to count (the others are IGNORE)."""
+    """Position of a tile, and the part of it whose labels count.
+
+    Parameters
+    ----------
+    source : int
+        Index of the source.
+    box : Box
+        Voxels of the tile, z, y, x.
+    own : Box
+        Voxels whose labels count in this tile; the others are IGNORE_LABEL, because another tile counts them.
+    """
 
     source: int
     box: Box
@@ -81,121 +119,108 @@ class TileAddress:
 
 @dataclass(frozen=True)
 class TrainTiles:
-    """Random tiles of the training boxes, a set share of them on foreground.
+    """Random tiles of the training boxes, of which a fixed share holds foreground.
 
-    sources: in proportion to their voxels. tile: z, y, x. share: of the tiles, those drawn around a foreground voxel.
-    tiles_per_epoch: how many tiles an epoch has.
+    Parameters
+    ----------
+    sources : tuple of TileSource
+        Training boxes; each is drawn in proportion to its number of voxels.
+    tile : tuple of int
+        Shape of a tile, z, y, x.
+    seed : int
+        Seed of all random draws.
+    foreground_share : float
+        Share of the tiles that are drawn around a foreground voxel, 0 to 1.
+    tiles_per_epoch : int
+        Number of tiles in an epoch.
     """
 
     sources: tuple[TileSource, ...]
     tile: Zyx
     seed: int
-    share: float
+    foreground_share: float
     tiles_per_epoch: int
 
     def in_whole_batches(self, batch_size: int) -> TrainTiles:
-        """With as many tiles more as make whole batches of an epoch."""
-        return replace(self, tiles_per_epoch=math.ceil(self.tiles_per_epoch / batch_size) * batch_size)
+        """Return the same tiles with epochs that are rounded up to whole batches."""
+        return replace(self, tiles_per_epoch=ceil_div(self.tiles_per_epoch, batch_size) * batch_size)
 
     def address(self, epoch: int, index: int) -> TileAddress:
-        """The tile `index` of `epoch`; reads annotation where the tile is to hold foreground."""
+        """Return tile `index` of `epoch`; read annotation if the tile must hold foreground."""
         rng = np.random.default_rng([self.seed, epoch, index])
         source = self._draw_source(rng)
         box = self._draw_box(self.sources[source].box, rng)
-        if self._wants_foreground(index):
-            voxel = self.find_foreground(source, rng, SEARCH_VOXELS_OF_A_TILE)
-            # A tile for which none was found in reasonable time is an ordinary one.
+        if self._needs_foreground(index):
+            voxel = self.find_foreground(source, rng, MAX_SEARCH_VOXELS_PER_TILE)
+            # Without a voxel after a search of reasonable length, the tile stays a random one.
             box = box if voxel is None else self._draw_box_around(voxel, self.sources[source].box, rng)
         return TileAddress(source, box, box)
 
-    def find_foreground(self, source: int, rng: np.random.Generator, limit: int) -> Zyx | None:
-        """A random foreground voxel out of cutouts drawn at random; None after `limit` voxels were looked at."""
-        looked_at = 0
-        for box in _candidates(self.sources[source], self.tile, rng):
-            if looked_at and looked_at + box.num_voxels > limit:
+    def find_foreground(self, source: int, rng: np.random.Generator, max_voxels: int) -> Zyx | None:
+        """Return a random foreground voxel from boxes in random order; None if a search of `max_voxels` finds none."""
+        num_searched = 0
+        for box in _search_boxes(self.sources[source], self.tile, rng):
+            if num_searched and num_searched + box.num_voxels > max_voxels:
                 return None
-            looked_at += box.num_voxels
-            voxel = _foreground_in(self.sources[source], box, rng)
+            num_searched += box.num_voxels
+            voxel = _draw_foreground_voxel(self.sources[source], box, rng)
             if voxel is not None:
                 return voxel
         return None
 
     def check_foreground(self) -> None:
-        """Raise a ValueError if no foreground is found among the candidates, after at most SEARCH_VOXELS voxels."""
+        """Raise a ValueError if a search of at most MAX_SEARCH_VOXELS voxels finds no foreground in any source."""
         rng = np.random.default_rng([self.seed, 0, 0])
-        looked_at = 0
-        for turn in itertools.zip_longest(*(_candidates(source, self.tile, rng) for source in self.sources)):
-            for source, box in zip(self.sources, turn, strict=True):
+        num_searched = 0
+        for boxes in itertools.zip_longest(*(_search_boxes(source, self.tile, rng) for source in self.sources)):
+            for source, box in zip(self.sources, boxes, strict=True):
                 if box is None:
                     continue
-                if looked_at + box.num_voxels > SEARCH_VOXELS:
-                    raise ValueError(self._no_foreground(looked_at))
-                looked_at += box.num_voxels
-                if _foreground_in(source, box, rng) is not None:
+                if num_searched + box.num_voxels > MAX_SEARCH_VOXELS:
+                    raise ValueError(self._no_foreground_message(num_searched))
+                num_searched += box.num_voxels
+                if _draw_foreground_voxel(source, box, rng) is not None:
                     return
-        raise ValueError(self._no_foreground(looked_at))
+        raise ValueError(self._no_foreground_message(num_searched))
 
-    def _no_foreground(self, looked_at: int) -> str:
-        named = "; ".join(f"{s.annotation.uri if s.annotation else '-'} {s.box}" for s in self.sources)
+    def _no_foreground_message(self, num_searched: int) -> str:
+        boxes = "; ".join(f"{s.annotation.uri if s.annotation else '-'} {s.box}" for s in self.sources)
         return (
-            f"annotation without foreground: none was found for training in {named}, where {looked_at / 1e6:.3g} "
-            "million voxels were looked at; check the boxes and task.threshold_value"
+            f"annotation without foreground: none was found for training in {boxes}, after a search of "
+            f"{num_searched / 1e6:.3g} million voxels; check the boxes and task.threshold_value"
         )
 
-    def _wants_foreground(self, index: int) -> bool:
-        """Spreads them evenly over an epoch, whose share is never less than `share`."""
-        # Less a rounding error: 0.1 * 30 is a little more than 3.
-        return math.ceil((index + 1) * self.share - 1e-9) > math.ceil(index * self.share - 1e-9)
+    def _needs_foreground(self, index: int) -> bool:
+        """Spread these tiles evenly over an epoch; their share is never less than `foreground_share`."""
+        # Minus a rounding error: 0.1 * 30 is slightly more than 3.
+        return math.ceil((index + 1) * self.foreground_share - 1e-9) > math.ceil(index * self.foreground_share - 1e-9)
 
     def _draw_source(self, rng: np.random.Generator) -> int:
         sizes = np.array([source.box.num_voxels for source in self.sources], float)
         return int(rng.choice(len(sizes), p=sizes / sizes.sum()))
 
     def _draw_box(self, within: Box, rng: np.random.Generator) -> Box:
-        start = [int(rng.integers(a, b - n + 1)) for a, b, n in zip(within.start, within.stop, self.tile, strict=True)]
+        start = per_axis(lambda a, b, n: int(rng.integers(a, b - n + 1)), within.start, within.stop, self.tile)
         return Box.at(start, self.tile)
 
     def _draw_box_around(self, voxel: Zyx, within: Box, rng: np.random.Generator) -> Box:
-        start = []
-        for v, a, b, n in zip(voxel, within.start, within.stop, self.tile, strict=True):
-            low, high = max(a, v - n + 1), min(b - n, v)
-            start.append(int(rng.integers(low, high + 1)))
-        return Box.at(start, self.tile)
+        def draw_start(v: int, a: int, b: int, n: int) -> int:
+            return int(rng.integers(max(a, v - n + 1), min(b - n, v) + 1))
 
-
-def _foreground_in(source: TileSource, box: Box, rng: np.random.Generator) -> Zyx | None:
-    """A random foreground voxel of `box`, None if it has none."""
-    labels = source.read_labels(box)
-    found = np.flatnonzero((labels != 0) & (labels != IGNORE_LABEL))
-    if not len(found):
-        return None
-    voxel = np.unravel_index(found[rng.integers(len(found))], labels.shape)
-    return tuple(int(a + b) for a, b in zip(box.start, voxel, strict=True))  # type: ignore[return-value]
-
-
-def _candidates(source: TileSource, tile: Zyx, rng: np.random.Generator) -> Iterator[Box]:
-    """Cutouts of the source's box in random order; of a large grid with repetition.
-
-    Each is about a tile, of whole chunks of the annotation: they cost no more to read than a part of them.
-    """
-    assert source.annotation is not None
-    chunk, origin = source.annotation.chunk, source.annotation.chunk_origin
-    shape = tuple(-(-n // c) * c for n, c in zip(tile, chunk, strict=True))
-    if math.prod(shape) > LARGEST_CANDIDATE:
-        shape = tile
-    grid = source.box.grown_to_grid(shape, origin)
-    counts = [n // c for n, c in zip(grid.shape, shape, strict=True)]
-    total = math.prod(counts)
-    order = rng.permutation(total) if total <= ALL_CANDIDATES else (int(rng.integers(total)) for _ in range(total))
-    for number in order:
-        cell = np.unravel_index(int(number), counts)
-        start = [a + int(i) * n for a, i, n in zip(grid.start, cell, shape, strict=True)]
-        yield Box.at(start, shape).intersect(source.box)
+        return Box.at(per_axis(draw_start, voxel, within.start, within.stop, self.tile), self.tile)
 
 
 @dataclass(frozen=True)
 class GridTiles:
-    """The tiles that cover the validation or test boxes: every voxel is some tile's own exactly once."""
+    """The tiles that cover the validation or test boxes; every voxel counts in exactly one tile.
+
+    Parameters
+    ----------
+    sources : tuple of TileSource
+        Boxes of the split.
+    tile : tuple of int
+        Shape of a tile, z, y, x.
+    """
 
     sources: tuple[TileSource, ...]
     tile: Zyx
@@ -204,7 +229,7 @@ class GridTiles:
         return sum(len(TileGrid(source.box, self.tile)) for source in self.sources)
 
     def address(self, number: int) -> TileAddress:
-        """The tile `number`, from 0 on, the sources one after the other."""
+        """Return tile `number`, counted from 0, one source after the other; raise an IndexError past the last."""
         for index, source in enumerate(self.sources):
             grid = TileGrid(source.box, self.tile)
             if number < len(grid):
@@ -214,16 +239,68 @@ class GridTiles:
 
 
 def read_tile(sources: tuple[TileSource, ...], address: TileAddress) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """The image and the labels of a tile (uint8, z, y, x), and the image chunks that are missing there.
+    """Read the image and the labels of a tile.
 
-    Labels outside `address.own` are IGNORE. Errors name the tile's box.
+    Parameters
+    ----------
+    sources : tuple of TileSource
+        Boxes of the split.
+    address : TileAddress
+        Position of the tile, in one of `sources`.
+
+    Returns
+    -------
+    image : numpy.ndarray of uint8, z, y, x
+        Grey levels.
+    labels : numpy.ndarray of uint8, z, y, x
+        Classes; IGNORE_LABEL outside `address.own`.
+    blank_chunks : list of str
+        Image chunks of the tile that hold only zeros and may be missing; see `TileSource.find_blank_chunks`.
+
+    Raises
+    ------
+    ValueError
+        If the annotation holds a value that is no class; the message names the tile's box.
+    VolumeError
+        If a volume cannot be read.
     """
     source = sources[address.source]
     stored = source.image.read(address.box)
     labels = source.read_labels(address.box)
     if address.own != address.box:
-        counted = np.full_like(labels, IGNORE_LABEL)
+        own_labels = np.full_like(labels, IGNORE_LABEL)
         own = address.own.slices(address.box.start)
-        counted[own] = labels[own]
-        labels = counted
-    return to_uint8(stored, source.intensity), labels, source.blank_chunks(stored, address.box)
+        own_labels[own] = labels[own]
+        labels = own_labels
+    return to_uint8(stored, source.intensity), labels, source.find_blank_chunks(stored, address.box)
+
+
+def _search_boxes(source: TileSource, tile: Zyx, rng: np.random.Generator) -> Iterator[Box]:
+    """Yield boxes of the source in random order, with repetition if there are many.
+
+    Each has about the size of a tile and consists of whole chunks of the annotation, which cost no more to read than
+    parts of them.
+    """
+    assert source.annotation is not None
+    chunk, origin = source.annotation.chunk, source.annotation.chunk_origin
+    shape = per_axis(lambda n, c: ceil_div(n, c) * c, tile, chunk)
+    if math.prod(shape) > MAX_SEARCH_BOX_VOXELS:
+        shape = tile
+    grid = source.box.grown_to_grid(shape, origin)
+    counts = per_axis(operator.floordiv, grid.shape, shape)
+    total = math.prod(counts)
+    order = rng.permutation(total) if total <= MAX_SHUFFLED_BOXES else (int(rng.integers(total)) for _ in range(total))
+    for number in order:
+        cell = np.unravel_index(int(number), counts)
+        start = per_axis(lambda a, i, n: a + int(i) * n, grid.start, cell, shape)
+        yield Box.at(start, shape).intersect(source.box)
+
+
+def _draw_foreground_voxel(source: TileSource, box: Box, rng: np.random.Generator) -> Zyx | None:
+    """Return a random foreground voxel of `box`; None if there is none."""
+    labels = source.read_labels(box)
+    foreground = np.flatnonzero((labels != 0) & (labels != IGNORE_LABEL))
+    if not len(foreground):
+        return None
+    voxel = np.unravel_index(foreground[rng.integers(len(foreground))], labels.shape)
+    return per_axis(lambda a, b: int(a + b), box.start, voxel)

@@ -1,4 +1,4 @@
-"""One epoch in plain torch: tiles in, a network that has learnt, counts of what it gets right. Knows nothing of Ray."""
+"""One epoch of training or evaluation in plain torch, without Ray: batches of tiles in, loss and voxel counts out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from kasthuri_ray.training.optimizer import (
 
 
 class TileBatchLike(Protocol):
-    """A batch: image and label uint8 N, z, y, x, and the number of each tile."""
+    """A batch: image and label, uint8 N, z, y, x, and the number of each tile; see `tiles.streaming.TileBatch`."""
 
     image: np.ndarray
     label: np.ndarray
@@ -38,12 +38,12 @@ class TileBatchLike(Protocol):
 
 @dataclass(frozen=True)
 class LearnerSettings(OptimizerSettings):
-    """What is learned and how; the fields are the settings of task and network files with the same names.
+    """The settings of task and network files that a learner needs; the fields have the same names there.
 
     Parameters
     ----------
     batch : int
-        Tiles of a step, those of all ranks together.
+        Tiles of a step of all ranks together.
     """
 
     task_type: str
@@ -59,9 +59,16 @@ class LearnerSettings(OptimizerSettings):
 
 @dataclass(frozen=True)
 class ComputePlan:
-    """What a run decides once and keeps: a run that is continued computes the same.
+    """What a run decides once and saves, so that it computes the same when it is resumed.
 
-    precision: float32 or bf16. compile: whether torch.compile builds the training step.
+    Parameters
+    ----------
+    precision : str
+        `float32` or `bf16`.
+    compile : bool
+        Whether torch.compile builds the training step.
+    steps_per_epoch : int
+        Number of batches in an epoch.
     """
 
     precision: str
@@ -71,17 +78,36 @@ class ComputePlan:
 
 @dataclass
 class StepProgress:
-    """How far a step has got, for whoever shows it."""
+    """A finished step of an epoch.
+
+    Parameters
+    ----------
+    number : int
+        Number of the step in its epoch, from 0.
+    loss : Tensor
+        A scalar; reading its value waits for the device.
+    num_tiles : int
+        Tiles that this rank has trained on in this epoch.
+    """
 
     number: int
-    loss: Any  # a scalar tensor; taking its value waits for the device
-    tiles: int
+    loss: Any
+    num_tiles: int
 
 
 class Learner:
-    """A network with all that its training changes; `train_epoch` and `evaluate` are what it can do.
+    """A network and everything that its training changes: optimizer, schedules and averaged weights.
 
-    network: on `device`; its weights are changed in place.
+    Parameters
+    ----------
+    network : nn.Module
+        Moved to `device`; its weights are changed in place.
+    settings : LearnerSettings
+        Settings of network and training.
+    device : torch.device
+        Device of this process.
+    plan : ComputePlan
+        Precision and compilation.
     """
 
     def __init__(self, network: nn.Module, settings: LearnerSettings, device: torch.device, plan: ComputePlan) -> None:
@@ -92,20 +118,20 @@ class Learner:
         )
         self.augment = Augment(settings.augmentations, dim=settings.dim, task_type=settings.task_type)
         self.optimizer = make_optimizer(settings, self.network.parameters())
-        self.average = WeightAverage(self.network, settings.ema) if settings.ema else None
+        self.weight_average = WeightAverage(self.network, settings.ema) if settings.ema else None
         self.plateau = PlateauSchedule(settings)
-        self.learning = self._prepare()
+        self.training_network = self._wrap_network()
 
-    def _prepare(self) -> nn.Module:
-        """The network as a training step calls it: compiled, and summing gradients over the ranks."""
-        learning: Any = torch.compile(self.network, dynamic=False) if self.plan.compile else self.network
+    def _wrap_network(self) -> nn.Module:
+        """Return the network that a training step calls: compiled, and with gradients that are summed over ranks."""
+        wrapped: Any = torch.compile(self.network, dynamic=False) if self.plan.compile else self.network
         if world_size() > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
-            # Running statistics are made one where they are used: in `evaluate`.
-            learning = nn.parallel.DistributedDataParallel(
-                learning, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            # Running statistics are only synchronized where they are used, in `evaluate`.
+            wrapped = nn.parallel.DistributedDataParallel(
+                wrapped, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
             )
-        return learning
+        return wrapped
 
     def train_epoch(
         self,
@@ -114,24 +140,42 @@ class Learner:
         val_losses: list[float],
         on_step: Callable[[StepProgress], None] = lambda step: None,
     ) -> float:
-        """Learn from one epoch's batches; gives the mean loss over them, the same on all ranks.
+        """Train on the batches of one epoch.
 
-        epoch: 0-based. val_losses: of the epochs before, for the plateau. Every rank must bring equally many batches.
-        Raises FloatingPointError when the loss is no longer finite.
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch, from 0.
+        batches : iterable of TileBatchLike
+            Every rank must have equally many.
+        val_losses : list of float
+            Validation losses of the epochs before, for the scheduler `plateau`.
+        on_step : callable
+            Called after every step.
+
+        Returns
+        -------
+        float
+            Mean loss of all tiles, the same on all ranks.
+
+        Raises
+        ------
+        FloatingPointError
+            If the loss is no longer finite.
         """
-        # Whatever a network of one's own draws (dropout) follows from seed, epoch and rank, so that it can be resumed.
-        torch.manual_seed(_seed(self.settings.seed, epoch, process_rank()))
-        self.learning.train()
-        total, count = torch.zeros(2, device=self.device, dtype=torch.float64), 0
-        plateau = self.plateau.share(val_losses)
+        # Random numbers of a user's network (dropout) depend on seed, epoch and rank alone, so that a run can resume.
+        torch.manual_seed(_derive_seed(self.settings.seed, epoch, process_rank()))
+        self.training_network.train()
+        total, num_tiles = torch.zeros(2, device=self.device, dtype=torch.float64), 0
+        plateau_factor = self.plateau.factor(val_losses)
         for number, batch in enumerate(batches):
             step = epoch * self.plan.steps_per_epoch + number
-            share = learning_rate_factor(self.settings, step, self.settings.epochs * self.plan.steps_per_epoch)
-            set_learning_rate(self.optimizer, self.settings.learning_rate * share * plateau)
+            factor = learning_rate_factor(self.settings, step, self.settings.epochs * self.plan.steps_per_epoch)
+            set_learning_rate(self.optimizer, self.settings.learning_rate * factor * plateau_factor)
             loss = self._step(epoch, batch)
             total += torch.stack([loss.double() * len(batch.number), loss.new_tensor(len(batch.number)).double()])
-            count += len(batch.number)
-            on_step(StepProgress(number, loss, count))
+            num_tiles += len(batch.number)
+            on_step(StepProgress(number, loss, num_tiles))
         sums = sum_over_ranks(total)
         mean = float(sums[0] / sums[1])
         if not np.isfinite(mean):
@@ -143,27 +187,27 @@ class Learner:
 
     @property
     def learning_rate(self) -> float:
-        """The rate of the last step."""
+        """Learning rate of the last step."""
         return self.optimizer.param_groups[0]["lr"]
 
     def _step(self, epoch: int, batch: TileBatchLike) -> Tensor:
-        seeds = [_seed(self.settings.seed, epoch, int(number)) for number in batch.number]
+        seeds = [_derive_seed(self.settings.seed, epoch, int(number)) for number in batch.number]
         images, labels = self.load(batch)
         images, labels = self.augment(images, labels, seeds)
         with hardware.autocast(self.plan.precision, self.device):
-            logits = self.learning(images)
+            logits = self.training_network(images)
         loss = self.loss(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
-        # DDP takes the mean over ranks; a rank with one tile more counts for more.
+        # DDP averages over ranks; a rank with one tile more must have a larger weight.
         (loss * (len(seeds) * world_size() / self.settings.batch)).backward()
         clip_gradient_norm(self.network.parameters(), self.settings.gradient_clip)
         self.optimizer.step()
-        if self.average is not None:
-            self.average.update(self.network)
+        if self.weight_average is not None:
+            self.weight_average.update(self.network)
         return loss.detach()
 
     def load(self, batch: TileBatchLike) -> tuple[Tensor, Tensor]:
-        """A batch on the device: images float32 N, 1, [z], y, x in 0..1, labels uint8 N, [z], y, x."""
+        """Return a batch on the device: images float32 N, 1, [z], y, x in 0..1, labels uint8 N, [z], y, x."""
         image, label = _to_device(batch.image, self.device), _to_device(batch.label, self.device)
         if self.settings.dim == 2:
             image, label = image[:, 0], label[:, 0]
@@ -176,37 +220,50 @@ class Learner:
         batches: Iterable[TileBatchLike],
         on_batch: Callable[[TileBatchLike, Tensor, Tensor], None] = lambda *_: None,
     ) -> tuple[VoxelCounts, float]:
-        """What the network gets right, and its mean loss over the voxels that count; the same on all ranks.
+        """Compare the network's predictions with the labels.
 
-        on_batch: sees each batch with its logits and labels.
+        Parameters
+        ----------
+        batches : iterable of TileBatchLike
+            Ranks may have different numbers of them.
+        on_batch : callable
+            Receives each batch with its logits and labels.
+
+        Returns
+        -------
+        counts : VoxelCounts
+            Counts of all ranks together, the same on all ranks.
+        loss : float
+            Mean loss over the voxels that are not ignored, the same on all ranks.
         """
-        counts, loss_sum, voxels = VoxelCounts.zeros(self.settings.classes), 0.0, 0
-        broadcast_statistics(self.network, self.average)
-        with self.judged():
+        counts, loss_sum, num_voxels = VoxelCounts.zeros(self.settings.classes), 0.0, 0
+        broadcast_statistics(self.network, self.weight_average)
+        with self.evaluation_mode():
             for batch in batches:
                 images, labels = self.load(batch)
                 logits = self.logits(images)
                 on_batch(batch, logits, labels)
                 counts = counts + count_batch_voxels(logits, labels)
-                valid = int((labels != IGNORE_LABEL).sum())
-                loss_sum += float(self.loss(logits, labels)) * valid if valid else 0.0
-                voxels += valid
-        vector = np.concatenate([counts.to_array().astype(np.float64), [loss_sum, voxels]])
+                num_valid = int((labels != IGNORE_LABEL).sum())
+                loss_sum += float(self.loss(logits, labels)) * num_valid if num_valid else 0.0
+                num_voxels += num_valid
+        vector = np.concatenate([counts.to_array().astype(np.float64), [loss_sum, num_voxels]])
         summed = sum_over_ranks(torch.from_numpy(vector).to(self.device)).cpu().numpy()
         total = VoxelCounts.from_array(summed[:-2].astype(np.int64))
         return total, float(summed[-2] / max(1.0, summed[-1]))
 
     def logits(self, images: Tensor) -> Tensor:
-        """The network's answer, eager and without gradients, at the precision of the run."""
+        """Return the network's output, uncompiled and without gradients, at the precision of the run."""
         with torch.no_grad(), hardware.autocast(self.plan.precision, self.device):
             return self.network(images)
 
     @contextmanager
-    def judged(self) -> Iterator[None]:
-        """The network as it is judged and saved: in eval mode, with the averaged weights if there are any."""
-        own = {name: value.clone() for name, value in self.network.state_dict().items()} if self.average else None
-        if self.average is not None:
-            self.network.load_state_dict(self.average.weights)
+    def evaluation_mode(self) -> Iterator[None]:
+        """Put the network into eval mode, with the averaged weights if there are any, as it is evaluated and saved."""
+        own = None
+        if self.weight_average is not None:
+            own = {name: value.clone() for name, value in self.network.state_dict().items()}
+            self.network.load_state_dict(self.weight_average.weights)
         self.network.eval()
         try:
             yield
@@ -214,36 +271,51 @@ class Learner:
             if own is not None:
                 self.network.load_state_dict(own)
 
-    def judged_weights(self) -> dict[str, Tensor]:
-        """The weights that `evaluate` judges, on the CPU."""
-        with self.judged():
+    def evaluation_weights(self) -> dict[str, Tensor]:
+        """Return the weights that `evaluate` uses, on the CPU."""
+        with self.evaluation_mode():
             return {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """All that resuming needs of the learner."""
+        """Return everything that a resumed run needs of the learner."""
         return {
             "weights": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
+            "average": self.weight_average.state_dict() if self.weight_average else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
+        if self.weight_average is not None:
+            self.weight_average.load_state_dict(state["average"])
 
 
 def count_batch_voxels(logits: Tensor, labels: Tensor) -> VoxelCounts:
-    """Counts of a batch, taken on its device. logits N, classes, ...; labels N, ...; ignored voxels count nowhere.
+    """Count the voxels of a batch by label and prediction, on its device; ignored voxels do not count.
 
-    Raises FloatingPointError for logits that are not finite.
+    Parameters
+    ----------
+    logits : Tensor
+        N, classes, [z], y, x.
+    labels : Tensor
+        Integers N, [z], y, x.
+
+    Returns
+    -------
+    VoxelCounts
+        Confusion matrix and histogram of the foreground probability.
+
+    Raises
+    ------
+    FloatingPointError
+        If a logit is not finite.
     """
     classes = logits.shape[1]
     if not torch.isfinite(logits).all():
         raise FloatingPointError(
-            "the network answers with numbers that are not finite: training diverged; lower network.learning_rate or "
-            "set network.gradient_clip=1"
+            "the network's output is not finite: training diverged; lower network.learning_rate or set "
+            "network.gradient_clip=1"
         )
     probabilities = torch.softmax(logits.float(), dim=1)
     foreground = foreground_probability(probabilities)
@@ -257,43 +329,62 @@ def count_batch_voxels(logits: Tensor, labels: Tensor) -> VoxelCounts:
 
 
 def foreground_probability(probabilities: Tensor) -> Tensor:
-    """The probability of any class but the background, N, ...; in 0..1."""
+    """Return the probability of all classes but the background, N, ..., in 0..1; `probabilities` is N, classes, ..."""
     if probabilities.shape[1] == 2:
         return probabilities[:, 1]
     return (1 - probabilities[:, 0]).clamp_(0, 1)
 
 
 def process_rank() -> int:
+    """Return the rank of this process.
+
+    Returns
+    -------
+    int
+        0 outside of a process group.
+    """
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """Return the number of ranks, 1 outside of a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum of what the ranks hold, on every rank."""
+    """Return the sum of all ranks' values, on every rank; `values` is changed in place."""
     if world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
+def gather_over_ranks(value: Any) -> list[Any]:
+    """Return the values of all ranks, on every rank.
+
+    Parameters
+    ----------
+    value : Any
+        Value of this rank; picklable.
+
+    Returns
+    -------
+    list
+        One value for each rank, in the order of ranks.
+    """
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def broadcast_statistics(network: nn.Module, average: WeightAverage | None) -> None:
-    """Give every rank the running statistics of rank 0, which are the ones that are saved."""
+    """Copy the running statistics of rank 0, which are the ones that are saved, to every rank."""
     if world_size() > 1:
         for name, buffer in network.named_buffers():
             dist.broadcast(buffer, 0)
             if average is not None and name in average.weights:
                 dist.broadcast(average.weights[name], 0)
-
-
-def gather_over_ranks(found: Any) -> list[Any]:
-    """What each rank found, in their order, on every rank."""
-    if world_size() == 1:
-        return [found]
-    each: list[Any] = [None] * world_size()
-    dist.all_gather_object(each, found)
-    return each
 
 
 def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
@@ -303,5 +394,5 @@ def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def _seed(*words: int) -> int:
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+def _derive_seed(*entropy: int) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)

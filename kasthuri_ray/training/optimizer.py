@@ -1,4 +1,4 @@
-"""How weights move: the optimizer, the learning rate over the steps, averaged weights, and when to stop."""
+"""Optimizers, learning-rate schedules, gradient clipping, averaged weights and early stopping."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ONE_CYCLE_START = 1 / 25  # of the highest learning rate
-ONE_CYCLE_RISE = 0.3  # of all steps, where `warmup` says nothing
+ONE_CYCLE_START_FACTOR = 1 / 25  # of the highest learning rate
+ONE_CYCLE_WARMUP = 0.3  # share of all steps, if `warmup` is 0
 FINAL_FACTOR = 1e-4  # of the highest learning rate, at the end of a schedule that falls
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """How weights change; the fields are the settings of a network file with the same names."""
+    """The settings of a network file that decide how weights change; the fields have the same names there."""
 
     optimizer: str
     learning_rate: float
@@ -34,41 +34,50 @@ class OptimizerSettings:
 
 
 def make_optimizer(settings: OptimizerSettings, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer that a network file names, over the parameters that learn; one pass over each of them a step."""
-    learning = [parameter for parameter in parameters if parameter.requires_grad]
+    """Return the optimizer that the settings name, over the trainable parameters; fused: one pass over each a step."""
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "SGD":
-        return torch.optim.SGD(learning, lr=rate, momentum=settings.momentum, weight_decay=decay, fused=True)
+        return torch.optim.SGD(trainable, lr=rate, momentum=settings.momentum, weight_decay=decay, fused=True)
     kind = torch.optim.AdamW if settings.optimizer == "AdamW" else torch.optim.Adam
-    return kind(learning, lr=rate, betas=(settings.beta1, settings.beta2), weight_decay=decay, fused=True)
+    return kind(trainable, lr=rate, betas=(settings.beta1, settings.beta2), weight_decay=decay, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def clip_gradient_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor | None:
+    """Scale the gradients down to a norm of `max_norm`; 0 leaves them as they are."""
+    if max_norm <= 0:
+        return None
+    return nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], max_norm)
 
 
 def learning_rate_factor(settings: OptimizerSettings, step: int, total_steps: int) -> float:
-    """The share of `learning_rate` that holds at `step` of `total_steps` (0-based).
+    """Return the factor of `learning_rate` at `step` (counted from 0) of `total_steps`.
 
     `cosine` rises linearly through `warmup` and falls as half a cosine (Loshchilov & Hutter 2017, arXiv:1608.03983);
     `one_cycle` rises and falls as half cosines (Smith & Topin 2018, arXiv:1708.07120); `constant` and `plateau` stay
-    at 1 after the warm-up. A function of the step alone: another total lays the schedule out anew.
+    at 1 after the warm-up. The factor depends on the step and the total alone, so another total changes all factors.
     """
-    rise = settings.warmup or (ONE_CYCLE_RISE if settings.scheduler == "one_cycle" else 0.0)
-    rising = round(rise * total_steps)
-    if step < rising:
-        part = (step + 1) / rising
-        return _half_cosine(ONE_CYCLE_START, 1.0, part) if settings.scheduler == "one_cycle" else part
+    warmup = settings.warmup or (ONE_CYCLE_WARMUP if settings.scheduler == "one_cycle" else 0.0)
+    warmup_steps = round(warmup * total_steps)
+    if step < warmup_steps:
+        part = (step + 1) / warmup_steps
+        return _half_cosine(ONE_CYCLE_START_FACTOR, 1.0, part) if settings.scheduler == "one_cycle" else part
     if settings.scheduler in ("cosine", "one_cycle"):
-        return _half_cosine(1.0, FINAL_FACTOR, (step - rising) / max(1, total_steps - rising))
+        return _half_cosine(1.0, FINAL_FACTOR, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     return 1.0
 
 
-def _half_cosine(start: float, stop: float, part: float) -> float:
-    return stop + (start - stop) * (1 + math.cos(math.pi * min(1.0, part))) / 2
-
-
 class PlateauSchedule:
-    """Multiplies the rate by `plateau_factor` when the validation loss has not improved for `plateau_patience` epochs.
+    """A schedule that reduces the learning rate by `plateau_factor` when the validation loss stops falling.
 
-    As torch's ReduceLROnPlateau with its defaults (relative threshold 1e-4); a function of the history, so that it
-    needs no state of its own.
+    It does so after more than `plateau_patience` epochs without an improvement, like torch's ReduceLROnPlateau with its
+    defaults (relative threshold 1e-4). It is a function of the history and has no state of its own.
     """
 
     THRESHOLD = 1e-4
@@ -76,51 +85,26 @@ class PlateauSchedule:
     def __init__(self, settings: OptimizerSettings) -> None:
         self.settings = settings
 
-    def share(self, losses: Sequence[float]) -> float:
-        """The factor that holds after epochs with these validation losses."""
+    def factor(self, val_losses: Sequence[float]) -> float:
+        """Return the factor of the learning rate after epochs with these validation losses."""
         if self.settings.scheduler != "plateau":
             return 1.0
-        share, best, bad = 1.0, math.inf, 0
-        for loss in losses:
+        factor, best, num_bad = 1.0, math.inf, 0
+        for loss in val_losses:
             if loss < best * (1 - self.THRESHOLD):
-                best, bad = loss, 0
+                best, num_bad = loss, 0
             else:
-                bad += 1
-            if bad > self.settings.plateau_patience:
-                share, bad = share * self.settings.plateau_factor, 0
-        return share
-
-
-def should_stop_early(losses: Sequence[float], patience: int, delta: float) -> bool:
-    """Return whether training no longer helps.
-
-    Parameters
-    ----------
-    losses : sequence of float
-        The validation loss of each epoch.
-    patience : int
-        Epochs without an improvement after which to stop; 0 never stops.
-    delta : float
-        By how much the loss must fall to count as an improvement.
-
-    Returns
-    -------
-    bool
-    """
-    best, bad = math.inf, 0
-    for loss in losses:
-        if loss < best - delta:
-            best, bad = loss, 0
-        else:
-            bad += 1
-    return 0 < patience <= bad
+                num_bad += 1
+            if num_bad > self.settings.plateau_patience:
+                factor, num_bad = factor * self.settings.plateau_factor, 0
+        return factor
 
 
 class WeightAverage:
-    """An exponential moving average of a network's weights (Polyak averaging), statistics of its norms included.
+    """An exponential moving average of a network's weights (Polyak averaging), including its normalization statistics.
 
-    The decay grows with the steps, min(decay, (1 + step) / (10 + step)), so that the first weights are soon forgotten
-    (as in TensorFlow's ExponentialMovingAverage).
+    The decay grows with the steps, min(decay, (1 + step) / (10 + step)), so that the first weights soon lose their
+    influence (as in TensorFlow's ExponentialMovingAverage).
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -130,12 +114,12 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Take in the weights after a step."""
+        """Average in the weights after a step."""
         self.step += 1
-        keep = min(self.decay, (1 + self.step) / (10 + self.step))
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
         state = network.state_dict()
         floats = [name for name, value in self.weights.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.weights[n] for n in floats], [state[n] for n in floats], 1 - keep)
+        torch._foreach_lerp_([self.weights[n] for n in floats], [state[n] for n in floats], 1 - decay)
         for name in self.weights.keys() - set(floats):
             self.weights[name].copy_(state[name])
 
@@ -148,14 +132,30 @@ class WeightAverage:
             self.weights[name].copy_(value)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+def should_stop_early(val_losses: Sequence[float], patience: int, delta: float) -> bool:
+    """Return whether the validation loss no longer falls.
+
+    Parameters
+    ----------
+    val_losses : sequence of float
+        Validation loss of each epoch.
+    patience : int
+        Epochs without an improvement after which to stop; 0 never stops.
+    delta : float
+        Amount by which the loss must fall to count as an improvement.
+
+    Returns
+    -------
+    bool
+    """
+    best, num_bad = math.inf, 0
+    for loss in val_losses:
+        if loss < best - delta:
+            best, num_bad = loss, 0
+        else:
+            num_bad += 1
+    return 0 < patience <= num_bad
 
 
-def clip_gradient_norm(parameters: Iterable[nn.Parameter], highest: float) -> Tensor | None:
-    """Clip the gradients to a norm of `highest`; 0 leaves them."""
-    if highest <= 0:
-        return None
-    return nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], highest)
+def _half_cosine(start: float, stop: float, part: float) -> float:
+    return stop + (start - stop) * (1 + math.cos(math.pi * min(1.0, part))) / 2

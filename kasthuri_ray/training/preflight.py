@@ -1,4 +1,4 @@
-"""Ray Train around the loop: check everything, hold the run's name, start the workers, and tell how it goes."""
+"""Preflight of a training run: all checks and decisions that come before any work."""
 
 from __future__ import annotations
 
@@ -33,156 +33,100 @@ from kasthuri_ray.training.optimizer import should_stop_early
 from kasthuri_ray.training.run_folder import RunFolder
 
 FLOAT_BYTES = 4
-
-
-def unread_keys_notes(settings: Settings) -> list[str]:
-    """A line that names the keys that nobody reads, if there are any."""
-    return [f"carried along and not read: {', '.join(sorted(settings.kept))}"] if settings.kept else []
-
-
-def _start_weights(settings: Settings) -> dict[str, Any] | None:
-    """The weights to start from; a run that goes on by its name does not need them again, if they are gone."""
-    try:
-        return read_initial_weights(settings)
-    except (ValueError, OSError):
-        name = settings.train.name
-        if name is None or not open_storage(run_path(settings, name)).exists("checkpoint/last.pt"):
-            raise
-        return None
-
-
-def run_path(settings: Settings, name: str, cluster: ClusterResources = SINGLE_NODE) -> str:
-    """Where the run of a name lies."""
-    return f"{resolve_output_path(settings.train.storage, cluster).rstrip('/')}/{name}"
+MAX_NAME_BYTES = 200
 
 
 def absolute_volume_paths(settings: Settings) -> Settings:
-    """The settings with volumes of this machine by their whole paths: a run goes on from anywhere on the same ones."""
-    task = settings.task.model_copy(deep=True)
-    named: list[Any] = [
-        region for boxes in (task.boxes,) if boxes for split in SPLITS for region in getattr(boxes, split)
-    ]
-    for holder, keys in [
-        (task, ("image_chan", "annotation_chan")),
-        *((region, ("image", "annotation")) for region in named),
-    ]:
-        for key in keys:
-            uri = getattr(holder, key)
-            if uri and key in holder.model_fields_set:
-                setattr(holder, key, absolute_uri(uri))
-    return settings.model_copy(update={"task": task})
-
-
-def check_run_location(settings: Settings) -> None:
-    """Raise a ValueError if the storage is none or takes no files, or if a name would lead out of it."""
-    open_storage(settings.train.storage)
-    name, task = settings.train.name, settings.task
-    if name is not None and not is_file_name(name):
-        raise ValueError(f"--name {name!r} is no name of a folder; where it lies is said by --storage")
-    named = {"task.name": task.name, "task.task_type": task.task_type}
-    for key, value in {**named, "network.outweightfilename": settings.network.outweightfilename}.items():
-        if not is_file_name(value):
-            raise ValueError(f"{key} is {value!r}: it becomes a part of files' names, which have no / and end no line")
-    if not in_ray_job():  # there the place follows from the cluster
-        check_writable_path(run_path(settings, name or "run"))
-
-
-def is_file_name(name: str) -> bool:
-    """Whether a name can be a file's or a folder's, in one line and not too long."""
-    return name not in ("", ".", "..") and "/" not in name and name.isprintable() and len(name.encode()) <= 200
-
-
-def default_run_name(settings: Settings) -> str:
-    task = settings.task.name.removesuffix("_task")
-    return f"{task}_{settings.network.outweightfilename}_{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def choose_batch_size(settings: Settings, num_workers: int, before: Mapping[str, Any] | None = None) -> Settings:
-    """Return the settings with a batch size.
+    """Return the settings with absolute paths of local volumes, so that a run can be resumed from any folder.
 
     Parameters
     ----------
     settings : Settings
-        A batch size that they name stays.
-    num_workers : int
-        The most workers of the run.
-    before : mapping, optional
-        The recorded settings of a run that is resumed, whose batch size is kept.
+        Settings of the run, which stay as they are.
 
     Returns
     -------
     Settings
+        A copy.
     """
-    if settings.network.batch_size is not None:
-        return settings
-    size = before["network"]["batch_size"] if before else default_batch_size(num_workers)
-    return settings.model_copy(update={"network": settings.network.model_copy(update={"batch_size": size})})
+    task = settings.task.model_copy(deep=True)
+    regions: list[Any] = [
+        region for boxes in (task.boxes,) if boxes for split in SPLITS for region in getattr(boxes, split)
+    ]
+    for section, keys in [
+        (task, ("image_chan", "annotation_chan")),
+        *((region, ("image", "annotation")) for region in regions),
+    ]:
+        for key in keys:
+            uri = getattr(section, key)
+            if uri and key in section.model_fields_set:
+                setattr(section, key, absolute_uri(uri))
+    return settings.model_copy(update={"task": task})
 
 
-def most_workers(settings: Settings, cluster: ClusterResources) -> int:
-    """Return how many workers a run may have: those asked for, else one for each GPU."""
-    gpus = int(cluster.gpus) if uses_gpus(settings, cluster) else 1
-    return (settings.train.workers or (1, gpus))[1]
+def unused_keys_notes(settings: Settings) -> list[str]:
+    """Return a line that names the keys of the settings files that nothing reads.
+
+    Parameters
+    ----------
+    settings : Settings
+        Settings of the run, with the keys that their files held.
+
+    Returns
+    -------
+    list of str
+        One line, or none.
+    """
+    return [f"unused keys: {', '.join(sorted(settings.kept))}"] if settings.kept else []
 
 
-def uses_gpus(settings: Settings, cluster: ClusterResources) -> bool:
-    device = settings.train.device
-    return device == "cuda" or (device == "auto" and cluster.gpus >= 1)
+def check_run_location(settings: Settings) -> None:
+    """Raise a ValueError if the storage cannot be written to, or if a name is not a valid file name.
+
+    Parameters
+    ----------
+    settings : Settings
+        Settings of the run.
+    """
+    open_storage(settings.train.storage)
+    name, task = settings.train.name, settings.task
+    if name is not None and not is_file_name(name):
+        raise ValueError(f"--name {name!r} is not a valid folder name; --storage sets the folder that holds it")
+    names = {"task.name": task.name, "task.task_type": task.task_type}
+    for key, value in {**names, "network.outweightfilename": settings.network.outweightfilename}.items():
+        if not is_file_name(value):
+            raise ValueError(
+                f"{key} is {value!r}, but it becomes a part of file names: it must be one line without /, of at most "
+                f"{MAX_NAME_BYTES} bytes"
+            )
+    if not in_ray_job():  # there the path depends on the cluster
+        check_writable_path(run_path(settings, name or "run"))
 
 
-def plan_workers(settings: Settings, cluster: ClusterResources) -> tuple[tuple[int, int], bool]:
-    """The fewest and the most workers, and whether each has a GPU."""
-    gpu = uses_gpus(settings, cluster)
-    all_gpus = min(max(1, int(cluster.gpus)), settings.network.batch)  # each needs at least one tile
-    fewest, most = settings.train.workers or ((all_gpus,) * 2 if gpu else (1, 1))
-    if settings.network.batch < most:
-        raise ValueError(
-            f"network.batch_size {settings.network.batch} is smaller than the {most} workers that share it "
-            "(--num-workers); each needs at least one tile"
-        )
-    return (fewest, most), gpu
-
-
-def check_run_resumable(folder: RunFolder, settings: Settings) -> None:
-    """Raise a ValueError for a run that is finished, or that was begun with other settings."""
-    before = folder.read_settings()
-    if before is None:
-        return
-    name, epochs = folder.storage.name, before["network"]["epochs"]
-    metrics = folder.read_metrics()
-    differ = setting_differences(before, settings.of_training())
-    early = metrics is not None and stopped_early(folder, settings, metrics["epochs"])
-    ended = early or (metrics is not None and metrics["epochs"] >= epochs)  # an extension that was cut off has not
-    more = settings.network.epochs > epochs
-    longer = ended and more and [line.split(":")[0] for line in differ] == ["network.epochs"]
-    if differ and not longer:
-        shown = "\n  ".join(differ)
-        raise ValueError(f"the run {name} was begun with other settings:\n  {shown}\nGive another --name, or those.")
-    if metrics and early:
-        raise ValueError(
-            f"the run {name} is finished: it stopped early after {format_count(metrics['epochs'], 'epoch')}, as the "
-            f"validation loss no longer fell (network.early_stopping {settings.network.early_stopping}): "
-            f"{folder.storage.path}. To train on, begin another run with --weights {folder.storage.path}"
-        )
-    if metrics and not longer and metrics["epochs"] >= epochs:
-        raise ValueError(
-            f"the run {name} is finished, after {format_count(metrics['epochs'], 'epoch')}: {folder.storage.path}. To train "
-            f"it longer, add --set network.epochs={2 * epochs}"
-        )
-
-
-def stopped_early(folder: RunFolder, settings: Settings, epochs: int) -> bool:
-    """Whether the run that ended after so many epochs ended because it no longer got better."""
-    last = folder.read_checkpoint("last")
-    losses = [row["val.loss"] for row in last.about["resume"]["progress"]["history"]] if last else []
-    network = settings.network
-    return len(losses) == epochs and should_stop_early(losses, network.early_stopping, network.early_stopping_delta)
+def is_file_name(name: str) -> bool:
+    """Return whether a name is valid for a file or a folder: one line, no path, and not too long."""
+    is_path = name in ("", ".", "..") or "/" in name
+    return not is_path and name.isprintable() and len(name.encode()) <= MAX_NAME_BYTES
 
 
 def build_checked_network(settings: Settings) -> nn.Module:
-    """The network, with weights of no account.
+    """Build the network with arbitrary weights, and check that it can be trained on the task's tiles.
 
-    Raises ValueError if it cannot be built or learn, or cannot halve the tiles as often as it pools.
+    Parameters
+    ----------
+    settings : Settings
+        Settings of the run, with a network and the shape of a tile.
+
+    Returns
+    -------
+    nn.Module
+        On the CPU.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be built, has no trainable parameters, does not fit into memory, or pools more often than the tiles
+        can be halved.
     """
     network, tile = settings.network, settings.task.tile
     if network.dim == 2 and tile[0] != 1:
@@ -193,42 +137,52 @@ def build_checked_network(settings: Settings) -> nn.Module:
         try:
             check_shape(shape, pooling_factors(blocks, network.dim, network.pool_z)[-network.dim :])
         except ValueError as error:
-            given = f"network.n_blocks {blocks}, task.volume_z {tile[0]}, task.tile_size {settings.task.tile_size}"
-            raise ValueError(f"{given}: {error}") from None
-        _check_size(network, blocks)
+            values = f"network.n_blocks {blocks}, task.volume_z {tile[0]}, task.tile_size {settings.task.tile_size}"
+            raise ValueError(f"{values}: {error}") from None
+        _check_fits_memory(network, blocks)
     built = build_network(network.model_dump(), shape)
     if not any(parameter.requires_grad for parameter in built.parameters()):
-        raise ValueError(f"network.model {network.model} has no parameters that learn; expected at least one")
+        raise ValueError(f"network.model {network.model} has no trainable parameters; expected at least one")
     return built
 
 
-def _check_size(network: NetworkSettings, blocks: int) -> None:
-    """Raise a ValueError, with the numbers, for more parameters than fit in the memory of who trains them.
-
-    Where that is another machine, they must at least fit here, where the network is built once.
-    """
-    with torch.device("meta"):  # shapes alone
-        built = build_network(network.model_dump())
-    number = sum(parameter.numel() for parameter in built.parameters())
-    copies = 1 if os.environ.get("RAY_ADDRESS") else 4 + bool(network.ema)  # weights, gradients, two of the optimizer
-    needed, there = FLOAT_BYTES * number * copies, hardware.total_memory_bytes()
-    if needed > there:
-        what = "they" if copies == 1 else "with gradients and the optimizer's state they"
-        raise ValueError(
-            f"network.start_filters {network.start_filters} with network.n_blocks {blocks} makes "
-            f"{number / 1e6:,.0f} million parameters; {what} take {needed / 2**30:,.0f} GiB, and this machine has "
-            f"{there / 2**30:,.0f}. Give fewer filters (our own files have 32)"
-        )
-
-
 def normalization_warning(network: nn.Module) -> str:
-    """What a person should know of how it normalizes; "" if nothing."""
+    """Return a warning for a network whose normalization depends on the tile.
+
+    Parameters
+    ----------
+    network : nn.Module
+        The network that is trained.
+
+    Returns
+    -------
+    str
+        "" for other networks.
+    """
     note = tile_normalization_note(network)
-    return note and f"{note}, so that what it segments will change a little with --block and --tile"
+    return note and f"{note}, so the segmentation changes slightly with --block and --tile"
 
 
 def read_initial_weights(settings: Settings) -> dict[str, Tensor] | None:
-    """The weights to start from, held against the network; None without `--weights`."""
+    """Read the weights to start from, and check that they fit the network.
+
+    Parameters
+    ----------
+    settings : Settings
+        Settings of the run, with `train.weights`.
+
+    Returns
+    -------
+    dict of str to Tensor or None
+        State dict; None without `--weights`.
+
+    Raises
+    ------
+    ValueError
+        If they are weights of another network, or not finite.
+    FileNotFoundError
+        If there is no such file.
+    """
     path = settings.train.weights
     if path is None:
         return None
@@ -240,3 +194,163 @@ def read_initial_weights(settings: Settings) -> dict[str, Tensor] | None:
         raise ValueError(f"--weights {path}: {error}") from None
     check_finite_weights(weights, path)
     return weights
+
+
+def read_weights_unless_resumed(settings: Settings) -> dict[str, Tensor] | None:
+    """Return the weights to start from; None also if they cannot be read and a named run has a checkpoint to resume."""
+    try:
+        return read_initial_weights(settings)
+    except (ValueError, OSError):
+        name = settings.train.name
+        if name is None or not open_storage(run_path(settings, name)).exists("checkpoint/last.pt"):
+            raise
+        return None
+
+
+def default_run_name(settings: Settings) -> str:
+    task = settings.task.name.removesuffix("_task")
+    return f"{task}_{settings.network.outweightfilename}_{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def run_path(settings: Settings, name: str, cluster: ClusterResources = SINGLE_NODE) -> str:
+    """Return the path of the folder of a run."""
+    return f"{resolve_output_path(settings.train.storage, cluster).rstrip('/')}/{name}"
+
+
+def choose_batch_size(settings: Settings, num_workers: int, before: Mapping[str, Any] | None = None) -> Settings:
+    """Return the settings with a batch size.
+
+    Parameters
+    ----------
+    settings : Settings
+        A batch size that is set stays.
+    num_workers : int
+        Most workers of the run.
+    before : mapping, optional
+        Saved settings of a run that is resumed, whose batch size is kept.
+
+    Returns
+    -------
+    Settings
+        A copy if the batch size was not set.
+    """
+    if settings.network.batch_size is not None:
+        return settings
+    size = before["network"]["batch_size"] if before else default_batch_size(num_workers)
+    return settings.model_copy(update={"network": settings.network.model_copy(update={"batch_size": size})})
+
+
+def uses_gpus(settings: Settings, cluster: ClusterResources) -> bool:
+    """Return whether the workers use GPUs.
+
+    Parameters
+    ----------
+    settings : Settings
+        Settings of the run, with `train.device`.
+    cluster : ClusterResources
+        Resources of the Ray cluster.
+
+    Returns
+    -------
+    bool
+        Whether each worker has a GPU.
+    """
+    device = settings.train.device
+    return device == "cuda" or (device == "auto" and cluster.gpus >= 1)
+
+
+def max_workers(settings: Settings, cluster: ClusterResources) -> int:
+    """Return the most workers that a run may have: the number that is set, else one for each GPU."""
+    gpus = int(cluster.gpus) if uses_gpus(settings, cluster) else 1
+    return (settings.train.worker_range or (1, gpus))[1]
+
+
+def plan_workers(settings: Settings, cluster: ClusterResources) -> tuple[tuple[int, int], bool]:
+    """Decide the number of workers.
+
+    Parameters
+    ----------
+    settings : Settings
+        With a batch size.
+    cluster : ClusterResources
+        Resources of the Ray cluster.
+
+    Returns
+    -------
+    workers : tuple of int
+        Fewest and most workers.
+    gpu : bool
+        Whether each worker has a GPU.
+
+    Raises
+    ------
+    ValueError
+        If the batch size is smaller than the number of workers.
+    """
+    gpu = uses_gpus(settings, cluster)
+    all_gpus = min(max(1, int(cluster.gpus)), settings.network.batch)  # each needs at least one tile
+    fewest, most = settings.train.worker_range or ((all_gpus,) * 2 if gpu else (1, 1))
+    if settings.network.batch < most:
+        raise ValueError(
+            f"network.batch_size {settings.network.batch} is smaller than the {most} workers that share it "
+            "(--num-workers); each needs at least one tile"
+        )
+    return (fewest, most), gpu
+
+
+def check_run_resumable(folder: RunFolder, settings: Settings) -> None:
+    """Raise a ValueError if the run is finished, or was started with other settings; more epochs extend a run."""
+    before = folder.read_settings()
+    if before is None:
+        return
+    name, path, epochs = folder.storage.name, folder.storage.path, before["network"]["epochs"]
+    metrics = folder.read_metrics()
+    differences = setting_differences(before, settings.training_record())
+    early = metrics is not None and _stopped_early(folder, settings, metrics["epochs"])
+    ended = early or (metrics is not None and metrics["epochs"] >= epochs)  # False for an interrupted extension
+    more_epochs = settings.network.epochs > epochs
+    extended = ended and more_epochs and [line.split(":")[0] for line in differences] == ["network.epochs"]
+    if differences and not extended:
+        lines = "\n  ".join(differences)
+        raise ValueError(
+            f"the run {name} was started with other settings:\n  {lines}\nGive another --name, or the earlier settings."
+        )
+    if metrics and early:
+        raise ValueError(
+            f"the run {name} is finished: it stopped early after {format_count(metrics['epochs'], 'epoch')}, because "
+            f"the validation loss no longer fell (network.early_stopping {settings.network.early_stopping}): {path}. "
+            f"To train further, start another run with --weights {path}"
+        )
+    if metrics and not extended and metrics["epochs"] >= epochs:
+        raise ValueError(
+            f"the run {name} is finished, after {format_count(metrics['epochs'], 'epoch')}: {path}. To train it for "
+            f"longer, add --set network.epochs={2 * epochs}"
+        )
+
+
+def _check_fits_memory(network: NetworkSettings, blocks: int) -> None:
+    """Raise a ValueError, with the numbers, if training needs more memory than this machine has.
+
+    If the workers are on another machine, only the weights must fit here, where the network is built once.
+    """
+    with torch.device("meta"):  # shapes only
+        built = build_network(network.model_dump())
+    num_parameters = sum(parameter.numel() for parameter in built.parameters())
+    # Weights, gradients, two values of the optimizer, and the averaged weights.
+    copies = 1 if os.environ.get("RAY_ADDRESS") else 4 + bool(network.ema)
+    needed, available = FLOAT_BYTES * num_parameters * copies, hardware.total_memory_bytes()
+    if needed > available:
+        what = "they" if copies == 1 else "with gradients and the optimizer's state they"
+        raise ValueError(
+            f"network.start_filters {network.start_filters} with network.n_blocks {blocks} makes "
+            f"{num_parameters / 1e6:,.0f} million parameters; {what} take {needed / 2**30:,.0f} GiB, and this machine "
+            f"has {available / 2**30:,.0f} GiB. Use fewer filters (the network files of this package have 32)"
+        )
+
+
+def _stopped_early(folder: RunFolder, settings: Settings, epochs: int) -> bool:
+    """Return whether early stopping ended a run of `epochs` epochs."""
+    last = folder.read_checkpoint("last")
+    losses = [row["val.loss"] for row in last.extra["resume"]["progress"]["history"]] if last else []
+    network = settings.network
+    return len(losses) == epochs and should_stop_early(losses, network.early_stopping, network.early_stopping_delta)

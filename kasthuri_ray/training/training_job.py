@@ -1,4 +1,4 @@
-"""What a training run is told, who its workers are, and how far it is."""
+"""What every worker of a training run receives, its place among the other workers, and the progress of the run."""
 
 from __future__ import annotations
 
@@ -12,22 +12,36 @@ from kasthuri_ray.config.settings import NetworkSettings, Settings
 from kasthuri_ray.tiles.sampling import GridTiles, TrainTiles
 from kasthuri_ray.training.learner import LearnerSettings
 
-# What `Ranks.report` may answer; any other answer is to go on.
-STOP = "stop"  # here, without judging
-JUDGE = "judge"  # what there is
+# What `WorkerContext.report` may return; with any other value the run continues.
+STOP = "stop"  # stop now, without an evaluation
+EVALUATE = "evaluate"  # stop training, and evaluate the best epoch so far
 
-
-WITHOUT_FOREGROUND = (
-    "The validation box holds no foreground: nothing there can tell a good network from a poor one, and the epoch with "
-    "the lowest loss is kept. Give it a larger box."
+NO_FOREGROUND_WARNING = (
+    "The validation box holds no foreground, so it cannot tell a good network from a poor one: the epoch with the "
+    "lowest loss is kept. Give it a larger box."
 )
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """All that a worker is told.
+    """The description of a training run that every worker receives.
 
-    path: the run's folder. weights: a state dict to start from. test: None where the task has none.
+    Parameters
+    ----------
+    settings : Settings
+        Settings of the run, with a batch size.
+    path : str
+        Folder of the run.
+    train : TrainTiles
+        Training tiles, in whole batches.
+    val : GridTiles
+        Tiles of the validation box.
+    test : GridTiles or None
+        Tiles of the test box; None if the task has none.
+    weights : dict of str to torch.Tensor or None
+        State dict to start from.
+    next_command : str
+        Command that trains the run for more epochs, for its page; "" shows none.
     """
 
     settings: Settings
@@ -39,23 +53,30 @@ class TrainingJob:
     next_command: str
 
 
-def learner_settings(network: NetworkSettings, task_type: str) -> LearnerSettings:
-    """Return what a learner needs to know of a network file and a task, as plain values."""
-    names = {field.name for field in fields(LearnerSettings)} - {"task_type"}
-    return LearnerSettings(task_type=task_type, **{name: getattr(network, name) for name in names})
-
-
 @dataclass(frozen=True)
 class WorkerContext:
-    """Who this worker is among the others, and whom it tells.
+    """The place of a worker among the others, and the functions by which it reports.
 
-    size_here: processes that share this machine. report: takes the history, and says what to do; called by every rank
-    after every epoch, and at the start of a run that goes on. show: takes a small dict of progress, on rank 0.
+    Parameters
+    ----------
+    rank : int
+        Number of this worker, from 0.
+    world_size : int
+        Number of workers.
+    workers_per_node : int
+        Workers that share this machine.
+    device : torch.device
+        Device of this worker.
+    report : callable
+        Receives the history and returns STOP, EVALUATE or None. Every rank calls it after every epoch, and at the start
+        of a resumed run.
+    show : callable
+        Receives a message about the progress, a small dict; called on rank 0.
     """
 
     rank: int
-    size: int
-    size_here: int
+    world_size: int
+    workers_per_node: int
     device: torch.device
     report: Callable[[list[dict[str, Any]]], str | None]
     show: Callable[[dict[str, Any]], None]
@@ -63,15 +84,37 @@ class WorkerContext:
 
 @dataclass
 class TrainingProgress:
-    """How far a run is: what `last.pt` holds beside the learner."""
+    """The progress of a run, which `last.pt` holds beside the state of the learner.
 
-    epoch: int = 0  # epochs done
+    Parameters
+    ----------
+    epoch : int
+        Number of finished epochs.
+    history : list of dict
+        One row for each finished epoch.
+    best : dict or None
+        Epoch, average precision, loss, threshold and validation metrics of the best epoch.
+    waited : float
+        Time that training waited for tiles, in seconds.
+    blank_chunks : list of str
+        Image chunks that hold only zeros.
+    without_foreground : bool
+        Whether the validation box holds no foreground.
+    """
+
+    epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
-    best: dict[str, Any] | None = None  # epoch, average_precision, threshold
-    waited: float = 0.0  # seconds
+    best: dict[str, Any] | None = None
+    waited: float = 0.0
     blank_chunks: list[str] = field(default_factory=list)
-    without_foreground: bool = False  # the validation box
+    without_foreground: bool = False
 
-    def add_blank_chunks(self, more: Iterable[str]) -> None:
-        """Take in further image chunks that hold nothing but zeros."""
-        self.blank_chunks = sorted({*self.blank_chunks, *more})
+    def add_blank_chunks(self, chunks: Iterable[str]) -> None:
+        """Add image chunks that hold only zeros."""
+        self.blank_chunks = sorted({*self.blank_chunks, *chunks})
+
+
+def make_learner_settings(network: NetworkSettings, task_type: str) -> LearnerSettings:
+    """Return the settings of a network and a task that a learner needs, as plain values."""
+    names = {field.name for field in fields(LearnerSettings)} - {"task_type"}
+    return LearnerSettings(task_type=task_type, **{name: getattr(network, name) for name in names})

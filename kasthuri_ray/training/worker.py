@@ -1,6 +1,7 @@
-"""What one worker of a training run does, from the first epoch to the page: `train` in order of events.
+"""One worker of a training run, from the first epoch to the final report: `train_worker`, in order of events.
 
-Every rank goes the same way; rank 0 alone writes. It knows nothing of Ray Train: `Ranks` brings what it needs from it.
+All ranks run the same code, and rank 0 alone writes. Nothing here knows Ray Train: `WorkerContext` brings everything
+that is needed of it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from kasthuri_ray import hardware
-from kasthuri_ray.metrics import voxel_counts
+from kasthuri_ray.metrics import voxel_counts, voxel_scores
 from kasthuri_ray.models.checkpoints import Checkpoint
 from kasthuri_ray.models.unet import build_network, load_weights
 from kasthuri_ray.storage.folder import open_storage
@@ -24,233 +25,256 @@ from kasthuri_ray.tiles.sampling import GridTiles
 from kasthuri_ray.tiles.streaming import TilePlan, TileStream, plan_grid_tiles, plan_training_tiles
 from kasthuri_ray.training.learner import ComputePlan, Learner, StepProgress, gather_over_ranks
 from kasthuri_ray.training.optimizer import should_stop_early
-from kasthuri_ray.training.run_folder import RunFolder, epoch_rank
+from kasthuri_ray.training.run_folder import RunFolder, epoch_sort_key
 from kasthuri_ray.training.trackers import Trackers
 from kasthuri_ray.training.training_job import (
-    JUDGE,
+    EVALUATE,
+    NO_FOREGROUND_WARNING,
     STOP,
-    WITHOUT_FOREGROUND,
     TrainingJob,
     TrainingProgress,
     WorkerContext,
-    learner_settings,
+    make_learner_settings,
 )
 
+SHOW_PERIOD_S = 1.0  # between two messages about the progress of an epoch
 
-def train_worker(job: TrainingJob, ranks: WorkerContext) -> None:
-    """Train until the last epoch or until it no longer helps, then judge the best weights and leave the report.
 
-    Who is told of the epochs may end it: at once, or with the report of what there is.
+def train_worker(job: TrainingJob, context: WorkerContext) -> None:
+    """Train until the last epoch or an early stop, then test the best weights and write the final report.
+
+    A run that has a checkpoint resumes from it. `context.report` may end the run after any epoch: at once, or with the
+    report of the epochs so far.
     """
     hardware.configure_allocator()
-    hardware.set_threads(ranks.size_here)
+    hardware.set_threads(context.workers_per_node)
     folder = RunFolder(open_storage(job.path))
     checkpoint = folder.read_checkpoint("last")
-    last = checkpoint.about["resume"] if checkpoint else None
-    progress = TrainingProgress(**last["progress"]) if last else TrainingProgress()
-    if checkpoint and ranks.rank == 0:
+    saved = checkpoint.extra["resume"] if checkpoint else None
+    progress = TrainingProgress(**saved["progress"]) if saved else TrainingProgress()
+    if checkpoint and context.rank == 0:
         _write_derived_files(folder, checkpoint, progress)
-    answer = ranks.report(progress.history) if progress.history else None
+    answer = context.report(progress.history) if progress.history else None
     settings = job.settings.network
-    stream = _training_stream(job, ranks, progress.epoch)
-    learner = make_learner(job, ranks, last)
-    val = _grid_stream(job.val, job, ranks, settings.epochs - progress.epoch)
-    trackers = Trackers.start(job.settings, job.path, progress.epoch) if ranks.rank == 0 else None
+    stream = _training_stream(job, context, progress.epoch)
+    learner = make_learner(job, context, saved)
+    val_stream = _grid_stream(job.val, job, context, settings.epochs - progress.epoch)
+    trackers = Trackers.start(job.settings, job.path, progress.epoch) if context.rank == 0 else None
     try:
-        while answer not in (STOP, JUDGE) and not _is_finished(job, progress):
-            _run_epoch(job, ranks, learner, stream, val, progress)
-            if ranks.rank == 0:
+        while answer not in (STOP, EVALUATE) and not _is_finished(job, progress):
+            _run_epoch(job, context, learner, stream, val_stream, progress)
+            if context.rank == 0:
                 _save_epoch(job, folder, learner, progress)
                 assert trackers is not None
                 trackers.log(progress.history[-1])
-            answer = ranks.report(progress.history)
+            answer = context.report(progress.history)
     finally:
         stream.close()
-        val.close()
+        val_stream.close()
         if trackers is not None:
             trackers.close()
     if answer == STOP:
         return
-    from kasthuri_ray.training import final_report  # draws figures, which nobody needs before
+    from kasthuri_ray.training import final_report  # loads the figures, which nothing needs before
 
-    final_report.report_best_weights(job, ranks, learner, folder, progress)
+    final_report.write_final_report(job, context, learner, folder, progress)
 
 
-def make_learner(job: TrainingJob, ranks: WorkerContext, last: dict[str, Any] | None) -> Learner:
-    """The learner where `last` left it, or a fresh one."""
+def make_learner(job: TrainingJob, context: WorkerContext, saved: dict[str, Any] | None) -> Learner:
+    """Make the learner of a new or a resumed run.
+
+    Parameters
+    ----------
+    job : TrainingJob
+        The run.
+    context : WorkerContext
+        The worker.
+    saved : dict or None
+        State of a resumed run, from its checkpoint `last`; None starts with the job's weights, or random ones.
+
+    Returns
+    -------
+    Learner
+        On the device of the worker.
+    """
     settings = job.settings.network
     torch.manual_seed(settings.seed)
     network = build_network(settings.model_dump())
-    if last is None and job.weights is not None:
+    if saved is None and job.weights is not None:
         load_weights(network, job.weights)
-    plan = ComputePlan(**last["plan"]) if last else _make_plan(job, ranks, network)
-    if plan.compile and ranks.device.type == "cpu" and hardware.find_compiler() is None:
-        ranks.show({"line": "no C++ compiler here: the run goes on uncompiled, and its last digits may differ"})
+    plan = ComputePlan(**saved["plan"]) if saved else _make_compute_plan(job, context, network)
+    if plan.compile and context.device.type == "cpu" and hardware.find_compiler() is None:
+        line = "this machine has no C++ compiler: the run continues uncompiled, and its last digits may differ"
+        context.show({"line": line})
         plan = ComputePlan(plan.precision, False, plan.steps_per_epoch)
-    learner = Learner(network, learner_settings(settings, job.settings.task.task_type), ranks.device, plan)
-    if last:
-        learner.load_state_dict(last["learner"])
+    task_type = job.settings.task.task_type
+    learner = Learner(network, make_learner_settings(settings, task_type), context.device, plan)
+    if saved:
+        learner.load_state_dict(saved["learner"])
     return learner
 
 
-def _make_plan(job: TrainingJob, ranks: WorkerContext, network: nn.Module) -> ComputePlan:
+def _make_compute_plan(job: TrainingJob, context: WorkerContext, network: nn.Module) -> ComputePlan:
     settings = job.settings.network
     voxels = settings.epochs * job.train.tiles_per_epoch * math.prod(job.train.tile)
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
-    compiled, line = hardware.should_compile_training(job.settings.train.compile, ranks.device, voxels, num_parameters)
+    is_compiled, line = hardware.should_compile_training(job.settings.train.compile, voxels, num_parameters)
     if line:
-        ranks.show({"line": line})
+        context.show({"line": line})
     return ComputePlan(
-        precision=hardware.choose_precision(settings.precision, ranks.device),
-        compile=compiled,
+        precision=hardware.choose_precision(settings.precision, context.device),
+        compile=is_compiled,
         steps_per_epoch=job.train.tiles_per_epoch // settings.batch,
     )
 
 
-def _training_stream(job: TrainingJob, ranks: WorkerContext, epoch: int) -> TileStream:
+def _training_stream(job: TrainingJob, context: WorkerContext, first_epoch: int) -> TileStream:
     def plans() -> Iterator[TilePlan]:
-        for number in range(epoch, job.settings.network.epochs):
-            yield plan_training_tiles(job.train, number, job.settings.network.batch, ranks.rank, ranks.size)
+        for epoch in range(first_epoch, job.settings.network.epochs):
+            yield plan_training_tiles(job.train, epoch, job.settings.network.batch, context.rank, context.world_size)
 
     return TileStream(plans())
 
 
-def _grid_stream(tiles: GridTiles, job: TrainingJob, ranks: WorkerContext, times: int) -> TileStream:
-    batch_size = max(1, job.settings.network.batch // ranks.size)
-    return TileStream(plan_grid_tiles(tiles, batch_size, ranks.rank, ranks.size) for _ in range(times))
+def _grid_stream(tiles: GridTiles, job: TrainingJob, context: WorkerContext, num_passes: int) -> TileStream:
+    batch_size = max(1, job.settings.network.batch // context.world_size)
+    return TileStream(plan_grid_tiles(tiles, batch_size, context.rank, context.world_size) for _ in range(num_passes))
 
 
 def _is_finished(job: TrainingJob, progress: TrainingProgress) -> bool:
-    losses = [row["val.loss"] for row in progress.history]
+    val_losses = [row["val.loss"] for row in progress.history]
     network = job.settings.network
-    stopped = should_stop_early(losses, network.early_stopping, network.early_stopping_delta)
-    return progress.epoch >= network.epochs or stopped
+    stopped_early = should_stop_early(val_losses, network.early_stopping, network.early_stopping_delta)
+    return progress.epoch >= network.epochs or stopped_early
 
 
 def _run_epoch(
     job: TrainingJob,
-    ranks: WorkerContext,
+    context: WorkerContext,
     learner: Learner,
     stream: TileStream,
-    val: TileStream,
+    val_stream: TileStream,
     progress: TrainingProgress,
 ) -> None:
-    start, waited = time.perf_counter(), stream.waited_seconds
-    watch = _StepReporter(job, ranks, progress, stream)
-    losses = [row["val.loss"] for row in progress.history]
-    loss = learner.train_epoch(progress.epoch, stream.batches(), losses, watch.step)
-    seconds = time.perf_counter() - start
-    counts, val_loss = learner.evaluate(val.batches())
-    _, f1 = voxel_counts.best_threshold(counts)
+    """Train and validate one epoch, and add it to `progress`."""
+    start, waited_before = time.perf_counter(), stream.waited_seconds
+    reporter = _StepReporter(job, context, progress, stream)
+    val_losses = [row["val.loss"] for row in progress.history]
+    loss = learner.train_epoch(progress.epoch, stream.batches(), val_losses, reporter.report)
+    training_seconds = time.perf_counter() - start
+    counts, val_loss = learner.evaluate(val_stream.batches())
+    _, f1 = voxel_scores.best_threshold(counts)
     progress.epoch += 1
-    progress.waited += stream.waited_seconds - waited
-    _count_blank_chunks(ranks, progress, stream.blank_chunks | val.blank_chunks)
-    _warn_without_foreground(ranks, progress, counts)
+    progress.waited += stream.waited_seconds - waited_before
+    _add_blank_chunks(context, progress, stream.blank_chunks | val_stream.blank_chunks)
+    _warn_without_foreground(context, progress, counts)
     progress.history.append(
         {
             "epoch": progress.epoch,
             "train.loss": loss,
             "val.loss": val_loss,
             "val.foreground_f1": f1,
-            "val.average_precision": voxel_counts.average_precision(counts),
+            "val.average_precision": voxel_scores.average_precision(counts),
             "learning_rate": learner.learning_rate,
             "seconds": time.perf_counter() - start,
-            "tiles_per_second": job.train.tiles_per_epoch / seconds,
-            "training_seconds": seconds,
+            "tiles_per_second": job.train.tiles_per_epoch / training_seconds,
+            "training_seconds": training_seconds,
         }
     )
     _update_best(progress, counts, job.settings.network.metric)
-    if ranks.rank == 0:
-        ranks.show({"epoch_done": progress.history[-1], "background": voxel_counts.predicts_only_background(counts)})
+    if context.rank == 0:
+        only_background = voxel_scores.predicts_only_background(counts)
+        context.show({"epoch_done": progress.history[-1], "only_background": only_background})
 
 
-def _count_blank_chunks(ranks: WorkerContext, progress: TrainingProgress, met: set[str]) -> None:
-    """Take in what all ranks met, and say so when the first is met."""
-    first = not progress.blank_chunks
-    progress.add_blank_chunks(itertools.chain.from_iterable(gather_over_ranks(met)))
-    if first and progress.blank_chunks and ranks.rank == 0:
-        words = "chunks of the image hold nothing but zeros and may be missing at the source, for instance"
-        ranks.show({"line": f"{len(progress.blank_chunks)} {words} {progress.blank_chunks[0]}"})
+def _add_blank_chunks(context: WorkerContext, progress: TrainingProgress, chunks: set[str]) -> None:
+    """Add the blank chunks of all ranks to `progress`, and show a warning about the first ones."""
+    is_first = not progress.blank_chunks
+    progress.add_blank_chunks(itertools.chain.from_iterable(gather_over_ranks(chunks)))
+    if is_first and progress.blank_chunks and context.rank == 0:
+        text = "chunks of the image hold nothing but zeros and may be missing at the source, for instance"
+        context.show({"line": f"{len(progress.blank_chunks)} {text} {progress.blank_chunks[0]}"})
 
 
 def _warn_without_foreground(
-    ranks: WorkerContext, progress: TrainingProgress, counts: voxel_counts.VoxelCounts
+    context: WorkerContext, progress: TrainingProgress, counts: voxel_counts.VoxelCounts
 ) -> None:
-    """Say once that the validation box can judge nothing."""
-    none = not counts.histogram[1].any()
-    if none and not progress.without_foreground and ranks.rank == 0:
-        ranks.show({"line": WITHOUT_FOREGROUND})
-    progress.without_foreground = none
+    """Show once that the validation box holds no foreground."""
+    without_foreground = not counts.histogram[1].any()
+    if without_foreground and not progress.without_foreground and context.rank == 0:
+        context.show({"line": NO_FOREGROUND_WARNING})
+    progress.without_foreground = without_foreground
 
 
 def _update_best(progress: TrainingProgress, counts: voxel_counts.VoxelCounts, metric: str) -> None:
-    """The epoch that is best by the metric is the best; among equals the one with the lowest loss."""
+    """Keep the last epoch as the best if it is better by the metric, or equal with a lower loss."""
     row = progress.history[-1]
-    before = progress.history[progress.best["epoch"] - 1] if progress.best else None
-    if before is None or epoch_rank(row, metric) > epoch_rank(before, metric):
-        threshold, _ = voxel_counts.best_threshold(counts)
+    best_row = progress.history[progress.best["epoch"] - 1] if progress.best else None
+    if best_row is None or epoch_sort_key(row, metric) > epoch_sort_key(best_row, metric):
+        threshold, _ = voxel_scores.best_threshold(counts)
         progress.best = {
             "epoch": progress.epoch,
             "average_precision": row["val.average_precision"],
             "loss": row["val.loss"],
             "threshold": threshold,
-            "val": voxel_counts.split_metrics(counts, threshold),
+            "val": voxel_scores.split_metrics(counts, threshold),
         }
 
 
 def _save_epoch(job: TrainingJob, folder: RunFolder, learner: Learner, progress: TrainingProgress) -> None:
-    """Leave the epoch behind."""
+    """Write the checkpoint `last` and the files that follow from it."""
     resume = {"learner": learner.state_dict(), "plan": asdict(learner.plan), "progress": asdict(progress)}
     source = job.train.sources[0]
-    size = source.image.voxel_size_nm
-    about = {
+    voxel_size = source.image.voxel_size_nm
+    extra = {
         "best": progress.best,
         "image_intensity": list(source.intensity),
-        "voxel_size_nm": list(size) if size else None,
+        "voxel_size_nm": list(voxel_size) if voxel_size else None,
         "resume": resume,
     }
-    last = Checkpoint(learner.judged_weights(), job.settings.of_training(), about)
+    last = Checkpoint(learner.evaluation_weights(), job.settings.training_record(), extra)
     folder.write_checkpoint("last", last)
     _write_derived_files(folder, last, progress)
 
 
 def _write_derived_files(folder: RunFolder, last: Checkpoint, progress: TrainingProgress) -> None:
-    """What follows from `last.pt`, and is written anew where a run was killed in between: the best epoch, history."""
+    """Write what follows from `last.pt`: the best epoch and the history. A resumed run writes them again."""
     assert progress.best is not None
     if progress.best["epoch"] == progress.epoch:
-        about = {name: value for name, value in last.about.items() if name != "resume"}
-        folder.write_checkpoint("best", Checkpoint(last.weights, last.settings, about))
+        extra = {name: value for name, value in last.extra.items() if name != "resume"}
+        folder.write_checkpoint("best", Checkpoint(last.weights, last.settings, extra))
     folder.write_history(progress.history)
     folder.write_events(progress.history)
 
 
 class _StepReporter:
-    """Tells how an epoch goes, at most once a second."""
+    """Shows the progress of an epoch on rank 0, at most every SHOW_PERIOD_S and after the last step."""
 
-    def __init__(self, job: TrainingJob, ranks: WorkerContext, progress: TrainingProgress, stream: TileStream) -> None:
-        self.job, self.ranks, self.progress, self.stream = job, ranks, progress, stream
-        self.start = self.told = time.perf_counter()
-        self.waited = stream.waited_seconds
+    def __init__(
+        self, job: TrainingJob, context: WorkerContext, progress: TrainingProgress, stream: TileStream
+    ) -> None:
+        self.job, self.context, self.progress, self.stream = job, context, progress, stream
+        self.start = self.last_shown = time.perf_counter()
+        self.waited_before = stream.waited_seconds
 
-    def step(self, step: StepProgress) -> None:
-        now = time.perf_counter()
-        steps = self.job.train.tiles_per_epoch // self.job.settings.network.batch
-        if self.ranks.rank or (now - self.told < 1 and step.number + 1 < steps):
+    def report(self, step: StepProgress) -> None:
+        now, num_done = time.perf_counter(), step.number + 1
+        network = self.job.settings.network
+        steps = self.job.train.tiles_per_epoch // network.batch
+        if self.context.rank or (now - self.last_shown < SHOW_PERIOD_S and num_done < steps):
             return
-        self.told = now
-        done = self.progress.epoch + (step.number + 1) / steps
-        each = [row["seconds"] for row in self.progress.history[-3:]] or [
-            (now - self.start) / ((step.number + 1) / steps)
-        ]
-        self.ranks.show(
+        self.last_shown, elapsed = now, now - self.start
+        epochs_done = self.progress.epoch + num_done / steps
+        epoch_seconds = [row["seconds"] for row in self.progress.history[-3:]] or [elapsed / (num_done / steps)]
+        self.context.show(
             {
                 "epoch": self.progress.epoch + 1,
-                "epochs": self.job.settings.network.epochs,
-                "step": step.number + 1,
+                "epochs": network.epochs,
+                "step": num_done,
                 "steps": steps,
                 "loss": float(step.loss),
-                "tiles_per_second": (step.number + 1) * self.job.settings.network.batch / (now - self.start),
-                "seconds_left": (self.job.settings.network.epochs - done) * sum(each) / len(each),
-                "wait_share": (self.stream.waited_seconds - self.waited) / (now - self.start),
+                "tiles_per_second": num_done * network.batch / elapsed,
+                "seconds_left": (network.epochs - epochs_done) * sum(epoch_seconds) / len(epoch_seconds),
+                "wait_share": (self.stream.waited_seconds - self.waited_before) / elapsed,
             }
         )

@@ -1,126 +1,55 @@
-"""What of a sweep's trials stays: the weights of the best few, and the best one's folder for other jobs to take."""
+"""The record of a sweep (`leaderboard.json`): its trials, their ranking, and which of their files are kept.
+
+A sweep resumes from this record and from the folders of its trials alone.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from kasthuri_ray.config.differences import FREE_SETTINGS
+from kasthuri_ray.config.differences import CHANGEABLE_SETTINGS
 from kasthuri_ray.storage.folder import Storage
-from kasthuri_ray.training.run_folder import LOWER_IS_BETTER, RunFolder, epoch_rank
+from kasthuri_ray.training.run_folder import LOWER_IS_BETTER, RunFolder
+from kasthuri_ray.tuning.trial_record import (
+    FAILED,
+    FINISHED,
+    OUT_OF_TIME,
+    RUNNING,
+    TrialRecord,
+    finished_reason,
+    summarize_history,
+)
 
-BEST, CONFIG = "best", "best.json"
-WEIGHTS = ".pt"
+LEADERBOARD_JSON, LEADERBOARD_CSV = "leaderboard.json", "leaderboard.csv"
+BEST_FOLDER, BEST_CONFIG = "best", "best.json"
+WEIGHTS_SUFFIX = ".pt"
 
-
-RUNNING = "running"  # or cut off: the next sitting goes on with it
-FINISHED = "finished"
-STOPPED = "stopped"  # by the scheduler
-OUT_OF_TIME = "out of time"  # the sweep's; with more of it, it goes on
-FAILED = "failed"
-JSON, CSV = "leaderboard.json", "leaderboard.csv"
-COLUMNS = ("rank", "id", "network", "state", "score", "best_epoch", "epochs", "seconds", "tiles_per_second")
-
-
-def delete_trial_weights(board: Leaderboard, keep: int) -> None:
-    """Delete the weights of all trials that have ended, but those of the `keep` best. One out of time may yet go on."""
-    ended = [trial for trial in board.ranked() if trial.ended and trial.state != OUT_OF_TIME]
-    kept = [trial for trial in ended if trial.state != FAILED and trial.score is not None][:keep]
-    for trial in ended:
-        if trial.kept and not any(trial is one for one in kept):
-            _delete(board.folder(trial).storage, WEIGHTS)
-            trial.kept = False
-
-
-def _delete(storage: Storage, ending: str) -> None:
-    for name in storage.list():
-        if name.endswith(ending):
-            storage.delete(name)
-
-
-def write_best(board: Leaderboard, best: TrialRecord) -> None:
-    """Leave a copy of the best trial's folder in best/, and its settings in best.json."""
-    source, target = board.folder(best).storage, board.storage.child(BEST)
-    names = source.list()
-    for name in names:
-        target.write_bytes(name, source.read_bytes(name))
-    for name in set(target.list()) - set(names):  # of the one that was the best before
-        target.delete(name)
-    settings = board.folder(best).read_settings()
-    assert settings is not None
-    board.storage.write_bytes(CONFIG, (json.dumps(_config(settings), indent=2) + "\n").encode())
-
-
-def _config(settings: dict[str, Any]) -> dict[str, Any]:
-    """Of a run's settings what another run needs to learn the same: a file for --config."""
-    train = {key: value for key, value in settings["train"].items() if key not in FREE_SETTINGS["train"]}
-    return {"task": settings["task"], "network": settings["network"], "train": train}
-
-
-@dataclass
-class TrialRecord:
-    """One trial: what it tries, and what came of it.
-
-    values: of the searched settings, by key. score: the metric at the best epoch. seconds: of all its epochs.
-    wall_seconds: from its beginning to its end, of the last sitting. parameters: of the network. kept: whether its
-    weights are still there.
-    """
-
-    number: int
-    network: str
-    values: dict[str, Any]
-    state: str = RUNNING
-    why: str = ""
-    score: float | None = None
-    best_epoch: int | None = None
-    epochs: int = 0
-    seconds: float = 0.0
-    wall_seconds: float = 0.0
-    tiles_per_second: float | None = None
-    parameters: int | None = None
-    kept: bool = True
-
-    @property
-    def id(self) -> str:
-        return f"{self.number:04d}"
-
-    @property
-    def ended(self) -> bool:
-        """Whether it is done with; out of time it is not, but has come as far as it could."""
-        return self.state != RUNNING
-
-    def update(self, found: Mapping[str, Any]) -> None:
-        """Take in what is known by now, by the names of the fields."""
-        for name, value in found.items():
-            setattr(self, name, value)
-
-
-def summarize_history(history: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
-    """What a history comes to, by the names of the fields of a `Trial`; empty of an empty one."""
-    if not history:
-        return {}
-    best = max(history, key=lambda row: epoch_rank(row, metric))
-    rates = [row["tiles_per_second"] for row in history]
-    return {
-        "score": float(best[metric]),
-        "best_epoch": int(best["epoch"]),
-        "epochs": len(history),
-        "seconds": float(sum(row["seconds"] for row in history)),
-        "tiles_per_second": statistics.median(rates[1:] or rates),  # the first epoch may compile
-    }
+CSV_COLUMNS = ("rank", "id", "network", "state", "score", "best_epoch", "epochs", "seconds", "tiles_per_second")
 
 
 @dataclass
 class Leaderboard:
-    """All trials of the sweep whose folder is `storage`, in the order of their numbers.
+    """All trials of a sweep, in the order of their numbers.
 
-    seconds: of work so far, all sittings together. exhausted: whether there is nothing left to try. finished: whether
-    the sweep had come to its end when it was last written.
+    Parameters
+    ----------
+    storage : Storage
+        Folder of the sweep.
+    metric : str
+        Column of a history by which trials are compared, such as `val.average_precision`.
+    trials : list of TrialRecord
+        Every trial that was started.
+    seconds : float
+        Working time so far, over all jobs of the sweep.
+    exhausted : bool
+        Whether no combination of settings is left to try.
+    finished : bool
+        Whether the sweep had ended when the record was last written.
     """
 
     storage: Storage
@@ -132,83 +61,112 @@ class Leaderboard:
 
     @classmethod
     def read(cls, storage: Storage, metric: str) -> Leaderboard:
-        """As it was left; empty where no sweep has been."""
+        """Return the leaderboard that the folder holds; an empty one for a new sweep."""
         try:
-            found = json.loads(storage.read_bytes(JSON))
+            record = json.loads(storage.read_bytes(LEADERBOARD_JSON))
         except FileNotFoundError:
             return cls(storage, metric)
-        kept = {key: found[key] for key in ("seconds", "exhausted", "finished")}
+        totals = {key: record[key] for key in ("seconds", "exhausted", "finished")}
         names = TrialRecord.__dataclass_fields__
-        trials = [TrialRecord(**{key: value for key, value in row.items() if key in names}) for row in found["trials"]]
-        return cls(storage, metric, sorted(trials, key=lambda trial: trial.number), **kept)
+        trials = [TrialRecord(**{key: value for key, value in row.items() if key in names}) for row in record["trials"]]
+        return cls(storage, metric, sorted(trials, key=lambda trial: trial.number), **totals)
 
     def write(self) -> None:
-        """The record, best trial first, and the same as a table."""
+        """Write the record, best trial first, as JSON and as a CSV table."""
         rows = self.rows()
-        record = {name: getattr(self, name) for name in ("metric", "seconds", "exhausted", "finished")}
-        self.storage.write_bytes(JSON, (json.dumps({**record, "trials": rows}, indent=2) + "\n").encode())
-        self.storage.write_bytes(CSV, self._table(rows).encode())
+        totals = {name: getattr(self, name) for name in ("metric", "seconds", "exhausted", "finished")}
+        self.storage.write_bytes(LEADERBOARD_JSON, (json.dumps({**totals, "trials": rows}, indent=2) + "\n").encode())
+        self.storage.write_bytes(LEADERBOARD_CSV, _csv_table(rows).encode())
 
     def rows(self) -> list[dict[str, Any]]:
-        """The trials as plain values, the best first."""
+        """Return the trials as plain values, best first."""
         return [{"rank": rank, "id": trial.id, **asdict(trial)} for rank, trial in enumerate(self.ranked(), 1)]
 
-    def _table(self, rows: Sequence[Mapping[str, Any]]) -> str:
-        keys = list(dict.fromkeys(key for row in rows for key in row["values"] if key != "network"))
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*COLUMNS, "parameters", *keys, "why"])
-        for row in rows:
-            values = [_cell(row["values"].get(key)) for key in keys]
-            writer.writerow([*(row[name] for name in (*COLUMNS, "parameters")), *values, row["why"]])
-        return text.getvalue()
-
     def folder(self, trial: TrialRecord) -> RunFolder:
-        """The trial's own folder, which is that of a run."""
+        """Return the trial's own folder, which is that of a run."""
         return RunFolder(self.storage.child(f"trials/{trial.id}"))
 
     @property
-    def higher(self) -> bool:
-        """Whether a higher score is a better one."""
+    def higher_is_better(self) -> bool:
         return self.metric not in LOWER_IS_BETTER
 
     def ranked(self) -> list[TrialRecord]:
-        """The best first; those that failed and those that have no score yet last."""
+        """Return the trials, best first; trials without a score come after them, and failed ones last."""
 
-        def place(trial: TrialRecord) -> tuple[bool, bool, float, int]:
+        def sort_key(trial: TrialRecord) -> tuple[bool, bool, float, int]:
             score = trial.score if trial.score is not None else 0.0
-            return trial.state == FAILED, trial.score is None, -score if self.higher else score, trial.number
+            return trial.state == FAILED, trial.score is None, -score if self.higher_is_better else score, trial.number
 
-        return sorted(self.trials, key=place)
+        return sorted(self.trials, key=sort_key)
 
     def best(self, ended: bool = True) -> TrialRecord | None:
-        """The best of those that did not fail; ended: of those that run no more."""
-        found = [t for t in self.ranked() if t.score is not None and t.state != FAILED and (t.ended or not ended)]
-        return found[0] if found else None
+        """Return the best trial that did not fail; with `ended`, only among trials that run no more."""
+        for trial in self.ranked():
+            if trial.score is not None and trial.state != FAILED and (trial.ended or not ended):
+                return trial
+        return None
 
 
-def _cell(value: Any) -> Any:
+def _csv_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    keys = list(dict.fromkeys(key for row in rows for key in row["values"] if key != "network"))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*CSV_COLUMNS, "parameters", *keys, "why"])
+    for row in rows:
+        values = [_csv_cell(row["values"].get(key)) for key in keys]
+        writer.writerow([*(row[name] for name in (*CSV_COLUMNS, "parameters")), *values, row["why"]])
+    return text.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 
-def recover_trials(board: Leaderboard) -> None:
-    """Bring the record up to what the trials' folders say: a driver that was killed has not seen all of it."""
-    for trial in board.trials:
+def recover_trials(leaderboard: Leaderboard) -> None:
+    """Bring the record up to date with the trials' folders, which a killed driver has not read to the end."""
+    for trial in leaderboard.trials:
         if trial.state not in (RUNNING, OUT_OF_TIME):
             continue
-        folder = board.folder(trial)
+        folder = leaderboard.folder(trial)
         if trial.state == OUT_OF_TIME:
-            folder.storage.delete("metrics.json")  # of the best one, as far as it had come
+            folder.storage.delete("metrics.json")  # the best trial has it, for the epochs that it had by then
             trial.kept = True
         trial.state, trial.why = RUNNING, ""
-        trial.update(summarize_history(folder.read_history(), board.metric))
-        if folder.read_metrics() is not None:  # what a run writes last
-            trial.state, trial.why = FINISHED, finished_text(trial.epochs)
+        trial.update(summarize_history(folder.read_history(), leaderboard.metric))
+        if folder.read_metrics() is not None:  # the last file that a run writes
+            trial.state, trial.why = FINISHED, finished_reason(trial.epochs)
 
 
-def finished_text(epochs: int) -> str:
-    return f"trained to its end, {epochs} epochs"
+def delete_trial_weights(leaderboard: Leaderboard, keep: int) -> None:
+    """Delete the weights of ended trials, except those of the `keep` best ones and of trials that may resume."""
+    ended = [trial for trial in leaderboard.ranked() if trial.ended and trial.state != OUT_OF_TIME]
+    kept = [trial.number for trial in ended if trial.state != FAILED and trial.score is not None][:keep]
+    for trial in ended:
+        if trial.kept and trial.number not in kept:
+            _delete_files(leaderboard.folder(trial).storage, WEIGHTS_SUFFIX)
+            trial.kept = False
 
 
-def out_of_time_text(epochs: int) -> str:
-    return f"the sweep's time was up after epoch {epochs}"
+def _delete_files(storage: Storage, suffix: str) -> None:
+    for name in storage.list_files():
+        if name.endswith(suffix):
+            storage.delete(name)
+
+
+def write_best_trial(leaderboard: Leaderboard, best: TrialRecord) -> None:
+    """Copy the best trial's folder to best/, and write best.json, a `--config` file that trains it again."""
+    source, target = leaderboard.folder(best).storage, leaderboard.storage.child(BEST_FOLDER)
+    names = source.list_files()
+    for name in names:
+        target.write_bytes(name, source.read_bytes(name))
+    for name in set(target.list_files()) - set(names):  # left by the previous best trial
+        target.delete(name)
+    settings = leaderboard.folder(best).read_settings()
+    assert settings is not None
+    leaderboard.storage.write_bytes(BEST_CONFIG, (json.dumps(_training_config(settings), indent=2) + "\n").encode())
+
+
+def _training_config(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return those of a run's settings that another run needs to learn the same."""
+    train = {key: value for key, value in settings["train"].items() if key not in CHANGEABLE_SETTINGS["train"]}
+    return {"task": settings["task"], "network": settings["network"], "train": train}

@@ -1,6 +1,6 @@
-"""The parts of Ray Tune that a sweep is run by: who proposes trials, who stops them, who is told, and the tuner.
+"""The parts of Ray Tune that run a sweep: scheduler, searcher, callback and tuner.
 
-Each takes the sweep as `Trials`: what decides and remembers.
+Each of them takes the sweep as `TrialSource`, which makes the decisions and keeps the record.
 """
 
 from __future__ import annotations
@@ -12,47 +12,50 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kasthuri_ray.config.settings import TuneSettings
-from kasthuri_ray.tuning.leaderboard import FINISHED, STOPPED, Leaderboard, summarize_history
+from kasthuri_ray.tuning.leaderboard import Leaderboard
+from kasthuri_ray.tuning.trial_record import FINISHED, STOPPED, summarize_history
 
-ASHA_REDUCTION = 3  # ASHA: of the trials that come to a rung, one in three goes on, to three times as many epochs
-MEDIAN_MIN_TRIALS = 3  # trials, before the median of them says anything
+ASHA_REDUCTION = 3  # one in three trials at a rung continues, for three times as many epochs
+MEDIAN_MIN_TRIALS = 3  # fewer trials have no meaningful median
 NO_TRIALS_LEFT = "end"
-NODE_RESOURCE_SHARE = 0.001  # of the node's own resource: trials' processes run where the driver does, and take no CPU
+HEAD_RESOURCE = "node:__internal_head__"  # the other resource with this prefix is the node's own
+NODE_RESOURCE_SHARE = 0.001  # of the node's own resource: the trials' processes run beside the driver and take no CPU
 
 
 class TrialSource(Protocol):
-    """What Tune asks and tells."""
+    """What Tune calls to get trials and to report their results."""
 
-    def next(self) -> str | None:
-        """The id of the next trial to begin; None if none may begin yet, END if there is none left."""
+    def next_trial(self) -> str | None:
+        """Return the id of the next trial; None if none may start yet, `NO_TRIALS_LEFT` if there is none."""
 
-    def take(self, id: str, result: Mapping[str, Any]) -> None:
-        """What a trial has told after an epoch, or at its end."""
+    def record_result(self, id: str, result: Mapping[str, Any]) -> None:
+        """Record the result that a trial reports after an epoch or at its end."""
 
-    def end(self, id: str, error: BaseException | None = None) -> None:
-        """A trial has ended, or was stopped, or its process died."""
+    def end_trial(self, id: str, error: BaseException | None = None) -> None:
+        """Record that a trial ended, was stopped, or lost its process."""
 
-    def check(self) -> None:
-        """Raises Interrupted if Tune is to stop at once; called some times a second."""
+    def raise_if_interrupted(self) -> None:
+        """Raise SweepInterrupted if Tune must stop at once; Tune's loop calls this several times a second."""
 
 
 class SweepInterrupted(BaseException):
-    """Ends Tune's loop where it is. No Exception: those make it wait for the trials' processes first."""
+    """End of Tune's loop. Not an Exception: for those Tune first waits for the trials' processes."""
 
 
 def grace_epochs(tune: TuneSettings, epochs: int) -> int:
-    """The epochs that every trial has."""
+    """Return the number of epochs that the scheduler grants to every trial."""
     return min(epochs, tune.grace or max(1, round(epochs / ASHA_REDUCTION**2)))
 
 
-def make_scheduler(tune: TuneSettings, epochs: int, board: Leaderboard) -> Any:
-    """The scheduler, which has already been told of the trials that ended in earlier sittings.
+def make_scheduler(tune: TuneSettings, epochs: int, leaderboard: Leaderboard) -> Any:
+    """Return the scheduler, after replaying the trials that ended in earlier jobs of this sweep.
 
-    It goes by the best score so far: that is what a trial is judged by.
+    It compares the best scores so far, by which trials are ranked.
     """
     from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
 
-    common: dict[str, Any] = {"time_attr": "epoch", "metric": "score", "mode": "max" if board.higher else "min"}
+    mode = "max" if leaderboard.higher_is_better else "min"
+    common: dict[str, Any] = {"time_attr": "epoch", "metric": "score", "mode": mode}
     grace = grace_epochs(tune, epochs)
     scheduler: Any = FIFOScheduler()
     if tune.scheduler == "asha":
@@ -60,20 +63,20 @@ def make_scheduler(tune: TuneSettings, epochs: int, board: Leaderboard) -> Any:
             **common, max_t=epochs, grace_period=grace, reduction_factor=ASHA_REDUCTION, stop_last_trials=False
         )
     elif tune.scheduler == "median":
-        # It pauses a trial to let others catch up, unless slices of time are endless.
+        # With finite time slices it would pause a trial until others catch up.
         common["min_time_slice"] = math.inf
         scheduler = MedianStoppingRule(**common, grace_period=grace, min_samples_required=MEDIAN_MIN_TRIALS)
-    for trial in board.trials:
+    for trial in leaderboard.trials:
         if trial.state in (FINISHED, STOPPED):
-            history = board.folder(trial).read_history()
-            scores = [summarize_history(history[:n], board.metric)["score"] for n in range(1, len(history) + 1)]
+            history = leaderboard.folder(trial).read_history()
+            scores = [summarize_history(history[:n], leaderboard.metric)["score"] for n in range(1, len(history) + 1)]
             _replay_scores(scheduler, _EarlierTrial(trial.id), scores)
     return scheduler
 
 
 @dataclass(frozen=True)
 class _EarlierTrial:
-    """Stands for a trial of an earlier sitting."""
+    """Stand-in for a trial of an earlier job."""
 
     trial_id: str
 
@@ -85,90 +88,94 @@ def _replay_scores(scheduler: Any, trial: _EarlierTrial, scores: list[float]) ->
     scheduler.on_trial_add(None, trial)
     for result in results:
         scheduler.on_trial_result(None, trial, result)
-        getattr(scheduler, "_stopped_trials", set()).discard(trial)  # it went on, when others were not as far yet
+        # It did continue at the time, because the other trials had fewer epochs then.
+        getattr(scheduler, "_stopped_trials", set()).discard(trial)
     scheduler.on_trial_complete(None, trial, results[-1])
 
 
-def make_searcher(sweep: TrialSource) -> Any:
-    """Tune's searcher, which has the sweep decide."""
-    from ray.tune.search import Searcher
+def make_tuner(run: Callable[[str], None], source: TrialSource, scheduler: Any, scratch: str) -> Any:
+    """Return the tuner.
 
-    class Proposals(Searcher):
-        def __init__(self) -> None:
-            super().__init__()
-
-        def suggest(self, trial_id: str) -> Any:
-            found = sweep.next()
-            return Searcher.FINISHED if found == NO_TRIALS_LEFT else found and {"id": found}
-
-        def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-            pass  # the callback hears of it, and of more
-
-        def save(self, checkpoint_path: str) -> None:
-            pass  # our record holds it
-
-        def restore(self, checkpoint_path: str) -> None:
-            raise NotImplementedError
-
-        def __reduce__(self) -> Any:
-            return _nothing, ()
-
-    return Proposals()
-
-
-def make_callback(sweep: TrialSource) -> Any:
-    """What Tune calls in its own thread, with every result and at every end."""
-    from ray.tune import Callback
-
-    class Hears(Callback):
-        def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
-            sweep.check()
-
-        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict, **info: Any) -> None:
-            sweep.take(_name_of(trial), result)
-
-        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            sweep.end(_name_of(trial))
-
-        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            error = trial.get_pickled_error() or trial.get_error() or ChildProcessError("its process died")
-            sweep.end(_name_of(trial), error)
-
-        def __reduce__(self) -> Any:
-            return _nothing, ()
-
-    return Hears()
-
-
-def _nothing() -> None:
-    """What Tune's own notes of our parts come to: nobody reads them."""
-
-
-def make_tuner(run: Callable[[str], None], sweep: TrialSource, scheduler: Any, scratch: str) -> Any:
-    """The tuner. run: trains the trial of an id, in a process of Tune's. scratch: a folder for Tune's own notes."""
+    `run` trains the trial of an id, in a process of Tune's. `scratch` is a folder for Tune's own files.
+    """
     import ray
     from ray import tune
 
     def trial(config: dict[str, Any]) -> None:
         run(config["id"])
 
-    here = ray.get_runtime_context().get_node_id()
-    (node,) = (node for node in ray.nodes() if node["NodeID"] == here)
-    place = next(name for name in node["Resources"] if name.startswith("node:") and name != "node:__internal_head__")
-    resources = tune.PlacementGroupFactory([{place: NODE_RESOURCE_SHARE}])
+    node_id = ray.get_runtime_context().get_node_id()
+    (node,) = (node for node in ray.nodes() if node["NodeID"] == node_id)
+    resource = next(name for name in node["Resources"] if name.startswith("node:") and name != HEAD_RESOURCE)
+    resources = tune.PlacementGroupFactory([{resource: NODE_RESOURCE_SHARE}])
     return tune.Tuner(
         tune.with_resources(trial, resources),
         tune_config=tune.TuneConfig(
-            search_alg=make_searcher(sweep),
+            search_alg=make_searcher(source),
             scheduler=scheduler,
-            num_samples=sys.maxsize,  # the searcher says when there are enough
+            num_samples=sys.maxsize,  # the searcher ends the sweep
             reuse_actors=True,
-            trial_name_creator=_name_of,
-            trial_dirname_creator=_name_of,
+            trial_name_creator=_trial_id,
+            trial_dirname_creator=_trial_id,
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=scratch, callbacks=[make_callback(sweep)], verbose=0),
+        run_config=tune.RunConfig(name="tune", storage_path=scratch, callbacks=[make_callback(source)], verbose=0),
     )
 
 
-def _name_of(trial: Any) -> str:
+def make_searcher(source: TrialSource) -> Any:
+    """Return a searcher for Tune that asks the sweep for each trial."""
+    from ray.tune.search import Searcher
+
+    class SweepSearcher(Searcher):
+        def __init__(self) -> None:
+            super().__init__()
+
+        def suggest(self, trial_id: str) -> Any:
+            id = source.next_trial()
+            return Searcher.FINISHED if id == NO_TRIALS_LEFT else id and {"id": id}
+
+        def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+            pass  # the callback receives this, and more
+
+        def save(self, checkpoint_path: str) -> None:
+            pass  # the leaderboard is the record
+
+        def restore(self, checkpoint_path: str) -> None:
+            raise NotImplementedError
+
+        def __reduce__(self) -> Any:
+            return _unpickle_as_none, ()
+
+    return SweepSearcher()
+
+
+def make_callback(source: TrialSource) -> Any:
+    """Return a callback that passes each result and each end of a trial to the sweep, in Tune's own thread."""
+    from ray.tune import Callback
+
+    class SweepCallback(Callback):
+        def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
+            source.raise_if_interrupted()
+
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict, **info: Any) -> None:
+            source.record_result(_trial_id(trial), result)
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            source.end_trial(_trial_id(trial))
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            error = trial.get_pickled_error() or trial.get_error() or ChildProcessError("its process died")
+            source.end_trial(_trial_id(trial), error)
+
+        def __reduce__(self) -> Any:
+            return _unpickle_as_none, ()
+
+    return SweepCallback()
+
+
+def _unpickle_as_none() -> None:
+    """Stand in for the searcher and the callback in Tune's own snapshots, which nothing reads."""
+
+
+def _trial_id(trial: Any) -> str:
     return trial.config["id"]

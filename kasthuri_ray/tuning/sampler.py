@@ -1,7 +1,7 @@
-"""What the next trial of a sweep tries: at random, along a grid, or by Optuna's TPE.
+"""Proposes the settings of the next trial: at random, along a grid, or by Optuna's TPE.
 
-`propose` is a function of the seed, the trial's number and what came of the earlier trials, and of nothing else: a
-sweep that goes on proposes what it would have proposed, and the same sweep proposes the same trials.
+`propose_trial` depends on the seed, the trial's number and the results of the earlier trials, and on nothing else. So
+the same sweep proposes the same trials, and a resumed sweep proposes what an uninterrupted one would have proposed.
 """
 
 from __future__ import annotations
@@ -13,75 +13,77 @@ from typing import Any
 
 import numpy as np
 
-from kasthuri_ray.tuning.leaderboard import FAILED, FINISHED, RUNNING, TrialRecord
 from kasthuri_ray.tuning.search_space import LISTS, SearchDomain, SearchSpace, grid_size
+from kasthuri_ray.tuning.trial_record import FAILED, FINISHED, RUNNING, TrialRecord
+
+MAX_ATTEMPTS = 50  # draws, until one differs from all earlier trials
+MAX_ENUMERATED = 100_000  # combinations of a space that are enumerated to find an untried one
+MIN_TRIALS_FOR_IMPORTANCES = 5
+BEST_SHARE = 0.25  # importances say what it takes to be among this share of the trials
 
 Values = dict[str, Any]
-TRIES = 50  # to draw what no earlier trial has tried
-COUNTABLE = 100_000  # combinations that are gone through to find one that is left
-TARGET = 0.25  # importances are of what it takes to be among this share of the trials
 
 
 def propose_trial(
-    search: str, space: SearchSpace, seed: int, number: int, earlier: Sequence[TrialRecord], higher: bool
+    search: str, space: SearchSpace, seed: int, number: int, earlier: Sequence[TrialRecord], higher_is_better: bool
 ) -> Values | None:
-    """The values of trial `number`, by key; None if there is nothing left to try.
+    """Return the values of trial `number`, by `section.key`; None if nothing is left to try.
 
-    earlier: the trials before it. higher: whether a higher score is a better one.
+    `search` is `random`, `grid` or `optuna`. `earlier` are the trials with lower numbers.
     """
     if search == "grid":
         return grid_point(space, number)
     if search == "optuna":
-        found = _by_optuna(space, seed, number, earlier, higher)
-        if found is not None:
-            return found
-    return _at_random(space, seed, number, earlier)
+        values = _propose_by_optuna(space, seed, number, earlier, higher_is_better)
+        if values is not None:
+            return values
+    return _propose_at_random(space, seed, number, earlier)
 
 
 def check_grid(space: SearchSpace, origin: str) -> None:
-    """Raise a ValueError if there is no end of values somewhere."""
-    endless = [key for key, domain in space.items() if domain.listed is None]
-    if endless:
+    """Raise a ValueError for a grid search over a continuous range. `origin` names the space in the message."""
+    continuous = [key for key, domain in space.items() if domain.listed is None]
+    if continuous:
         raise ValueError(
-            f"{origin}: {', '.join(endless)} has no end of values for a grid to go through; list them "
-            '({"grid": [...]}), or search by --search random or optuna'
+            f"{origin}: a grid search needs a list of values, but {', '.join(continuous)} has a continuous range; list "
+            'its values ({"grid": [...]}), or use --search random or optuna'
         )
 
 
 def grid_point(space: SearchSpace, number: int) -> Values | None:
-    """The combination of that number, the last key running fastest; None past the last."""
+    """Return the combination of that number, the last key varying fastest; None past the last one."""
     values: Values = {}
     for key, domain in reversed(list(space.items())):
         listed = domain.listed
         assert listed is not None
-        number, place = divmod(number, len(listed))
-        values[key] = listed[place]
+        number, index = divmod(number, len(listed))
+        values[key] = listed[index]
     return None if number else {key: values[key] for key in space}
 
 
-def _at_random(space: SearchSpace, seed: int, number: int, earlier: Sequence[TrialRecord]) -> Values | None:
+def _propose_at_random(space: SearchSpace, seed: int, number: int, earlier: Sequence[TrialRecord]) -> Values | None:
     random = np.random.default_rng([seed, number])
-    for _ in range(TRIES):
+    for _ in range(MAX_ATTEMPTS):
         values = {key: space[key].draw(random) for key in space}
-        if not _tried(values, earlier):
+        if not _was_tried(values, earlier):
             return values
     size = grid_size(space)
-    if size is None or size > COUNTABLE:
+    if size is None or size > MAX_ENUMERATED:
         return values
-    points = (grid_point(space, place) for place in range(size))
-    return next((point for point in points if point is not None and not _tried(point, earlier)), None)
+    points = (grid_point(space, index) for index in range(size))
+    return next((point for point in points if point is not None and not _was_tried(point, earlier)), None)
 
 
-def _tried(values: Mapping[str, Any], earlier: Iterable[TrialRecord]) -> bool:
+def _was_tried(values: Mapping[str, Any], earlier: Iterable[TrialRecord]) -> bool:
     return any(trial.values == values for trial in earlier)
 
 
-def _by_optuna(
-    space: SearchSpace, seed: int, number: int, earlier: Sequence[TrialRecord], higher: bool
+def _propose_by_optuna(
+    space: SearchSpace, seed: int, number: int, earlier: Sequence[TrialRecord], higher_is_better: bool
 ) -> Values | None:
-    """What TPE asks for (Bergstra et al. 2011, NIPS 24); None if it asks only for what was tried.
+    """Return what TPE proposes (Bergstra et al. 2011, NIPS 24); None if it proposes only what was tried.
 
-    The first ten are drawn at random. Trials that run count as poor ones, so that others keep away from them.
+    The first ten are random. Running trials count as poor ones, so that others keep away from them.
     """
     import optuna
 
@@ -90,46 +92,50 @@ def _by_optuna(
         return None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     distributions = {key: _distribution(domain) for key, domain in space.items()}
-    for attempt in range(TRIES):
+    for attempt in range(MAX_ATTEMPTS):
         state = np.random.SeedSequence([seed, number, attempt]).generate_state(1)[0]
-        study = _study(space, earlier, higher, optuna.samplers.TPESampler(seed=int(state)))
-        asked = study.ask(distributions).params
-        values = {key: _decoded(domain, asked[key]) for key, domain in space.items()}
-        if not _tried(values, earlier):
+        study = _make_study(space, earlier, higher_is_better, optuna.samplers.TPESampler(seed=int(state)))
+        proposed = study.ask(distributions).params
+        values = {key: _from_optuna(domain, proposed[key]) for key, domain in space.items()}
+        if not _was_tried(values, earlier):
             return values
     return None
 
 
-def setting_importances(space: SearchSpace, trials: Sequence[TrialRecord], higher: bool) -> dict[str, float]:
-    """How much each setting decides whether a trial is among the best quarter, in all 1; the highest first.
+def setting_importances(space: SearchSpace, trials: Sequence[TrialRecord], higher_is_better: bool) -> dict[str, float]:
+    """Return how much each setting decides whether a trial is among the best quarter; highest first, 1 in all.
 
-    By PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255). Empty for too few trials, or where none stands out.
+    Computed by PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255). Empty for too few trials, or if no setting matters.
     """
     import optuna
 
     scored = [trial for trial in trials if trial.ended and trial.state != FAILED and trial.score is not None]
-    if len(scored) < 5 or not space:
+    if len(scored) < MIN_TRIALS_FOR_IMPORTANCES or not space:
         return {}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = _study(space, scored, higher, None, all_complete=True)
+    study = _make_study(space, scored, higher_is_better, None, all_complete=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=TARGET)
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=BEST_SHARE)
         try:
-            found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+            importances = optuna.importance.get_param_importances(study, evaluator=evaluator)
         except (RuntimeError, ValueError):
             return {}
-    return found if all(np.isfinite(value) for value in found.values()) else {}
+    return importances if all(np.isfinite(value) for value in importances.values()) else {}
 
 
-def _study(
-    space: SearchSpace, trials: Iterable[TrialRecord], higher: bool, sampler: Any, all_complete: bool = False
+def _make_study(
+    space: SearchSpace,
+    trials: Iterable[TrialRecord],
+    higher_is_better: bool,
+    sampler: Any,
+    all_complete: bool = False,
 ) -> Any:
-    """A study in which these trials have been made."""
+    """Return an Optuna study that holds these trials; with `all_complete`, stopped ones count as complete."""
     import optuna
 
     states = optuna.trial.TrialState
-    study = optuna.create_study(direction="maximize" if higher else "minimize", sampler=sampler)
+    study = optuna.create_study(direction="maximize" if higher_is_better else "minimize", sampler=sampler)
     distributions = {key: _distribution(domain) for key, domain in space.items()}
     for trial in trials:
         entry: dict[str, Any] = {"state": states.FAIL}
@@ -139,7 +145,7 @@ def _study(
             entry = {"state": states.COMPLETE, "value": trial.score}
         elif trial.score is not None and trial.state != FAILED:
             entry = {"state": states.PRUNED, "intermediate_values": {trial.epochs: trial.score}}
-        params = {key: _encoded(domain, trial.values[key]) for key, domain in space.items()}
+        params = {key: _to_optuna(domain, trial.values[key]) for key, domain in space.items()}
         study.add_trial(optuna.create_trial(params=params, distributions=distributions, **entry))
     return study
 
@@ -155,11 +161,11 @@ def _distribution(domain: SearchDomain) -> Any:
     return FloatDistribution(low, high, log=domain.kind == "loguniform")
 
 
-def _encoded(domain: SearchDomain, value: Any) -> Any:
+def _to_optuna(domain: SearchDomain, value: Any) -> Any:
     return json.dumps(value) if domain.kind in LISTS else value
 
 
-def _decoded(domain: SearchDomain, value: Any) -> Any:
+def _from_optuna(domain: SearchDomain, value: Any) -> Any:
     if domain.kind in LISTS:
         return json.loads(value)
     return int(value) if domain.kind == "int" else domain.rounded(value)

@@ -1,8 +1,8 @@
-"""The space that a sweep searches: which settings, and among which values. Read from JSON and checked; pure.
+"""The search space of a sweep: which settings are searched, and among which values. Read from JSON and checked; pure.
 
     {"network.learning_rate": {"loguniform": [1e-4, 1e-2]}, "network.start_filters": {"choice": [16, 32]}}
 
-A space is a dict of `Domain` by `section.key`; of several networks, `network` says which one.
+A space is a dict of `SearchDomain` by `section.key`. With several networks, the key `network` names one of them.
 """
 
 from __future__ import annotations
@@ -17,32 +17,37 @@ from typing import Any
 
 import numpy as np
 
-from kasthuri_ray.config.differences import FREE_SETTINGS
+from kasthuri_ray.config.differences import CHANGEABLE_SETTINGS
 from kasthuri_ray.config.loading import override_settings
 from kasthuri_ray.config.settings import SECTIONS, Settings, default_batch_size
 from kasthuri_ray.models.unet import check_shape, pooling_factors
 
 NETWORK_KEY = "network"  # the key of the network's name
 LISTS, RANGES = ("choice", "grid"), ("uniform", "loguniform", "int")
-DIGITS = 3  # of a number that was drawn: as exact as anybody needs, and short in a table
-SEARCHED = ("network", "task", "train")
-# Settings that all trials share: they make trials comparable, or are names.
-SHARED = {
-    "network.epochs": "trials of one length are compared epoch by epoch: --set network.epochs=... sets it for all",
-    "network.metric": "trials are compared by it: --metric sets it for all",
+NUM_DIGITS = 3  # of a number that was drawn: precise enough, and short in a table
+SEARCHED_SECTIONS = ("network", "task", "train")
+
+# Settings that all trials share, because they make trials comparable or are names; and the reason to show.
+SHARED_SETTINGS = {
+    "network.epochs": "trials of equal length are compared epoch by epoch; --set network.epochs=... sets it for all",
+    "network.metric": "trials are compared by it; --metric sets it for all",
     "network.outweightfilename": "it is a name",
-    "task.loss": "trials learn by network.loss: search that",
+    "task.loss": "trials train with network.loss; search that instead",
     "task.name": "it is a name",
-    "task.task_type": "it is what the task looks for",
+    "task.task_type": "it says what the task segments",
 }
 
 
 @dataclass(frozen=True)
 class SearchDomain:
-    """Where a setting's value is looked for.
+    """The values that a setting may take.
 
-    kind: `choice` or `grid` (values, one of them); `uniform`, `loguniform` or `int` (values: the lowest and the
-    highest, both included).
+    Parameters
+    ----------
+    kind : str
+        `choice` or `grid` for a list, `uniform`, `loguniform` or `int` for a range.
+    values : tuple
+        The list; or the lowest and the highest value of the range, both included.
     """
 
     kind: str
@@ -50,13 +55,13 @@ class SearchDomain:
 
     @property
     def listed(self) -> tuple[Any, ...] | None:
-        """All its values; None where there is no end of them."""
+        """Return all values; None for a continuous range."""
         if self.kind in LISTS:
             return self.values
         return tuple(range(self.values[0], self.values[1] + 1)) if self.kind == "int" else None
 
     def draw(self, random: np.random.Generator) -> Any:
-        """A value, each as likely as another (by its logarithm, of loguniform)."""
+        """Return a random value, all equally likely (their logarithms, for loguniform)."""
         if self.kind in LISTS:
             return self.values[int(random.integers(len(self.values)))]
         low, high = self.values
@@ -67,10 +72,10 @@ class SearchDomain:
         return self.rounded(math.exp(random.uniform(math.log(low), math.log(high))))
 
     def rounded(self, value: float) -> float:
-        """The value with as many digits as a table shows, more where the domain is narrow; inside the domain."""
+        """Return the value with `NUM_DIGITS` digits, with more where the range is narrow; never outside the range."""
         low, high = self.values
         narrow = max(abs(low), abs(high)) / max(high - low, sys.float_info.min)
-        digits = DIGITS + (int(math.log10(narrow)) if narrow > 1 else 0)
+        digits = NUM_DIGITS + (int(math.log10(narrow)) if narrow > 1 else 0)
         return min(max(float(f"{value:.{digits}g}"), low), high)
 
     def as_json(self) -> dict[str, list[Any]]:
@@ -81,91 +86,98 @@ SearchSpace = dict[str, SearchDomain]
 
 
 def grid_size(space: SearchSpace) -> int | None:
-    """How many combinations there are; None where there is no end of them."""
+    """Return the number of combinations; None if a range is continuous."""
     lists = [domain.listed for domain in space.values()]
-    return math.prod(map(len, lists)) if all(values is not None for values in lists) else None  # type: ignore[arg-type]
+    sizes = [len(values) for values in lists if values is not None]
+    return math.prod(sizes) if len(sizes) == len(lists) else None
 
 
 def parse_space(content: Mapping[str, Any], base: Settings, origin: str) -> SearchSpace:
-    """The space that a JSON object describes, checked against the settings that it changes.
+    """Return the space that a JSON object describes, after checking each value against the settings `base`.
 
-    origin: what to call it in errors. Raises a ValueError that names every mistake.
+    Raise a ValueError that names every mistake; `origin` names the space in it.
     """
-    space, wrong = SearchSpace(), list[str]()
-    for key, given in content.items():
+    space, errors = SearchSpace(), list[str]()
+    for key, description in content.items():
         try:
             _check_key(key)
-            space[key] = _domain(key, given)
+            space[key] = _parse_domain(key, description)
             for value in space[key].values:
                 override_settings(base, {key: value}, origin)
         except ValueError as error:
-            wrong.append(str(error) if str(error).startswith(origin) else f"{origin}: {error}")
-    if wrong:
-        raise ValueError("\n".join(wrong))
+            errors.append(str(error) if str(error).startswith(origin) else f"{origin}: {error}")
+    if errors:
+        raise ValueError("\n".join(errors))
     return space
 
 
 def _check_key(key: str) -> None:
-    known = [f"{section}.{name}" for section in SEARCHED for name in SECTIONS[section].model_fields]
+    known = [f"{section}.{name}" for section in SEARCHED_SECTIONS for name in SECTIONS[section].model_fields]
     if key == NETWORK_KEY:
-        raise ValueError("the networks to choose from are given by --networks")
+        raise ValueError("--networks names the networks to choose from; remove the key network")
     if key not in known:
         same = [name for name in known if name.partition(".")[2] == key]
         near = same or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         raise ValueError(f"no setting {key}" + (f"; did you mean {near[0]}?" if near else ""))
     section, _, name = key.partition(".")
-    if name in FREE_SETTINGS.get(section, set()):
-        raise ValueError(f"{key} changes nothing that is learnt, so that there is nothing to find out about it")
-    if key in SHARED:
-        raise ValueError(f"{key} cannot be searched: {SHARED[key]}")
+    if name in CHANGEABLE_SETTINGS.get(section, set()):
+        raise ValueError(f"{key} does not change what a network learns; remove it from the space")
+    if key in SHARED_SETTINGS:
+        raise ValueError(f"{key} cannot be searched: {SHARED_SETTINGS[key]}")
 
 
-def _domain(key: str, given: Any) -> SearchDomain:
+def _parse_domain(key: str, description: Any) -> SearchDomain:
     kinds = ", ".join((*LISTS, *RANGES))
-    shown = f"{key} is {json.dumps(given)}"
-    if not (isinstance(given, dict) and len(given) == 1):
-        hint = f', such as {{"choice": {json.dumps(given)}}}' if isinstance(given, list) else ""
+    shown = f"{key} is {json.dumps(description)}"
+    if not (isinstance(description, dict) and len(description) == 1):
+        hint = f', such as {{"choice": {json.dumps(description)}}}' if isinstance(description, list) else ""
         raise ValueError(f"{shown}: expected an object with one of {kinds}{hint}")
-    ((kind, values),) = given.items()
+    ((kind, values),) = description.items()
     if kind not in (*LISTS, *RANGES):
         near = difflib.get_close_matches(kind, (*LISTS, *RANGES), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{shown}: there is no {kind!r}, expected one of {kinds}{hint}")
+        raise ValueError(f"{shown}: unknown kind {kind!r}, expected one of {kinds}{hint}")
     if kind in LISTS:
-        if not isinstance(values, list) or not values:
-            raise ValueError(f"{shown}: expected a list of at least one value")
-        if twice := [value for place, value in enumerate(values) if value in values[:place]]:
-            raise ValueError(f"{shown}: {json.dumps(twice[0])} is there twice; keep one of them")
+        _check_list(shown, values)
         return SearchDomain(kind, tuple(values))
     _check_range(shown, kind, values)
     return SearchDomain(kind, tuple(values) if kind == "int" else tuple(map(float, values)))
 
 
+def _check_list(shown: str, values: Any) -> None:
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{shown}: expected a list of at least one value")
+    if repeated := [value for index, value in enumerate(values) if value in values[:index]]:
+        raise ValueError(f"{shown}: {json.dumps(repeated[0])} is listed twice; keep one of them")
+
+
 def _check_range(shown: str, kind: str, values: Any) -> None:
     numbers = int if kind == "int" else int | float
-    fits = isinstance(values, list) and len(values) == 2
-    if not (fits and all(isinstance(value, numbers) and not isinstance(value, bool) for value in values)):
-        whole = "whole numbers" if kind == "int" else "numbers"
-        raise ValueError(f"{shown}: expected two {whole}, the lowest and the highest value")
+    is_pair = isinstance(values, list) and len(values) == 2
+    if not (is_pair and all(isinstance(value, numbers) and not isinstance(value, bool) for value in values)):
+        noun = "whole numbers" if kind == "int" else "numbers"
+        raise ValueError(f"{shown}: expected two {noun}, the lowest and the highest value")
     if not values[0] < values[1]:
         raise ValueError(f"{shown}: the first must be lower than the second")
     if kind == "loguniform" and values[0] <= 0:
-        raise ValueError(f"{shown}: a logarithm needs numbers above 0")
+        raise ValueError(f"{shown}: loguniform needs numbers above 0")
 
 
 def check_not_fixed(space: Mapping[str, Any], fixed: Iterable[str], origin: str) -> None:
     """Raise a ValueError for a setting that is both searched and set for all trials."""
     both = sorted(set(space) & set(fixed))
     if both:
-        raise ValueError(f"{origin}: {', '.join(both)} is searched there and set on the command line; leave out one")
+        raise ValueError(
+            f"{origin}: {', '.join(both)} is searched here and set on the command line; remove one of them"
+        )
 
 
-def default_space(bases: Sequence[Settings], workers: int) -> dict[str, dict[str, list[Any]]]:
-    """The space where a person names none, as a space file holds it.
+def default_space(bases: Sequence[Settings], num_workers: int) -> dict[str, dict[str, list[Any]]]:
+    """Return the space that is searched without a space file, in the form of such a file.
 
-    bases: the settings of each network. workers: of a trial; each needs a tile of a batch.
+    `bases` are the settings of each network. `num_workers` of a trial share a batch; each needs one tile of it.
     """
-    task, batch = bases[0].task, default_batch_size(workers)
+    task, batch = bases[0].task, default_batch_size(num_workers)
     space: dict[str, dict[str, list[Any]]] = {
         "network.learning_rate": {"loguniform": [3e-4, 1e-2]},
         "network.batch_size": {"choice": [batch, 2 * batch, 4 * batch]},
@@ -173,21 +185,21 @@ def default_space(bases: Sequence[Settings], workers: int) -> dict[str, dict[str
         "network.augmentations": {"choice": ["none", "basic", "em"]},
         "task.foreground_share": {"uniform": [0.0, 0.75]},
     }
-    ours = [base.network for base in bases if "." not in base.network.model]
-    if ours:  # a network of one's own has none of these
+    unets = [base.network for base in bases if "." not in base.network.model]
+    if unets:  # a user's own network has none of these settings
         space["network.start_filters"] = {"choice": [16, 32]}
-        dims = {(network.dim, network.pool_z) for network in ours}
-        blocks = [n for n in (3, 4, 5) if all(_can_pool(task.tile, n, *dim) for dim in dims)]
+        pooling = {(network.dim, network.pool_z) for network in unets}
+        blocks = [n for n in (3, 4, 5) if all(_can_pool(task.tile, n, *each) for each in pooling)]
         if blocks:
             space["network.n_blocks"] = {"choice": blocks}
         space["network.normalization"] = {"choice": ["batch", "instance", "group"]}
     return space
 
 
-def _can_pool(tile: tuple[int, int, int], blocks: int, dim: int, pool_z: int) -> bool:
-    """Whether tiles can be halved as often as so many blocks do."""
+def _can_pool(tile: tuple[int, int, int], num_blocks: int, dim: int, pool_z: int) -> bool:
+    """Return whether a U-Net of that many blocks can halve the tiles often enough."""
     try:
-        check_shape(tile[-dim:], pooling_factors(blocks, dim, pool_z)[-dim:])
+        check_shape(tile[-dim:], pooling_factors(num_blocks, dim, pool_z)[-dim:])
     except ValueError:
         return False
     return True

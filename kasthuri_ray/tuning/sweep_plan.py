@@ -1,4 +1,7 @@
-"""A sweep that is only named (`--name my_sweep --storage outputs`) is the one that was begun under that name."""
+"""Plans a sweep before any trial runs: its networks, its search space, its concurrent trials, and whether it resumes.
+
+A command that only names a sweep (`--name my_sweep --storage outputs`) resumes it with its first command line.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kasthuri_ray.config.differences import fill_defaults, section_differences, setting_differences
-from kasthuri_ray.config.loading import Layer, explicit_value, layers_above, read_json_file, resolve_settings
+from kasthuri_ray.config.loading import Layer, explicit_value, override_layers, read_json_file, resolve_settings
 from kasthuri_ray.config.settings import Settings, TrainSettings, TuneSettings
 from kasthuri_ray.ray_cluster.connection import WORKER_CPUS, connect_ray
 from kasthuri_ray.ray_cluster.output_paths import check_shared_path, resolve_output_path
@@ -28,12 +31,12 @@ from kasthuri_ray.training.preflight import (
     normalization_warning,
     plan_workers,
     read_initial_weights,
-    unread_keys_notes,
+    unused_keys_notes,
     uses_gpus,
 )
 from kasthuri_ray.training.run_folder import run_description
 from kasthuri_ray.training.trackers import check_trackers
-from kasthuri_ray.tuning.leaderboard import OUT_OF_TIME, RUNNING, Leaderboard
+from kasthuri_ray.tuning.leaderboard import Leaderboard
 from kasthuri_ray.tuning.sampler import check_grid
 from kasthuri_ray.tuning.search_space import (
     NETWORK_KEY,
@@ -44,77 +47,67 @@ from kasthuri_ray.tuning.search_space import (
     grid_size,
     parse_space,
 )
-
-CommandLine = tuple[str | None, Mapping[str, Any]]  # the task and the layers of settings of a command line
-
+from kasthuri_ray.tuning.trial_record import OUT_OF_TIME, RUNNING
 
 NETWORKS_2D = ("UNet_2D", "UNet_2D_attention", "UNet_2D_residual", "UNet_2D_depth")
 NETWORKS_3D = ("UNet_3D",)
-DEFAULT_SAMPLES = 20  # trials, where neither their number nor the time is said
+DEFAULT_NUM_TRIALS = 20  # without --samples and --hours
 DEFAULT_SPACE_NAME = "the default space"
-# What may differ when a sweep goes on: how long and with how much it works; networks and space by what they hold.
-FREE_TUNE_SETTINGS = {"samples", "hours", "keep", "concurrent", "networks", "space"}
+
+# May differ when a sweep resumes: how long it runs and on how much. Networks and space are compared by their content.
+CHANGEABLE_TUNE_SETTINGS = {"samples", "hours", "keep", "concurrent", "networks", "space"}
+
 TILE_NORM_NOTE = (
     "network.normalization is searched: a winner that normalizes by the tile (instance, group) segments a little "
     "differently with another --block or --tile"
 )
 
+CommandLine = tuple[str | None, Mapping[str, Any]]  # --task, and the layers of settings
 AddNote = Callable[[str], Any]
-
-
-def command_record(task: str | None, layers: Mapping[str, Any]) -> dict[str, Any]:
-    """What a sweep keeps of its command line, under "begun" in its settings.json; no secret."""
-    return _redact({"task": task, **layers})
-
-
-def _redact(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _redact(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_redact(each) for each in value]
-    return redact_secrets(value) if isinstance(value, str) else value
-
-
-def with_begun_settings(task: str | None, layers: Mapping[str, Any]) -> CommandLine:
-    """The command line, with that which the sweep was begun with below it where it names a sweep and no task."""
-    train = layers["flags"].get("train", {})
-    if task or layers["config"] or layers["flags"].get("task") or not train.get("name"):
-        return task, layers
-    place = train.get("storage", TrainSettings.model_fields["storage"].default)
-    try:
-        settings = json.loads(open_storage(f"{str(place).rstrip('/')}/{train['name']}").read_bytes("settings.json"))
-        begun = settings["sweep"]["begun"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return task, layers
-    sections = {**begun["flags"], **layers["flags"]}
-    flags = {name: {**begun["flags"].get(name, {}), **layers["flags"].get(name, {})} for name in sections}
-    assignments = [*begun["assignments"], *layers["assignments"]]
-    return begun["task"], {"config": begun["config"], "assignments": assignments, "flags": flags}
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep that lacks nothing but to be run.
+    """A sweep that is ready to run.
 
-    bases: the settings of each network, by its name. path: the sweep's folder. samples: how many trials there shall be
-    in all; None for as many as there is time for. again: the command that goes on. workers: of each trial, the fewest
-    and the most. sharing: how many workers share a machine. description: what settings.json holds.
+    Parameters
+    ----------
+    bases : dict of str to Settings
+        Settings of each network, by its name, before a trial overrides some.
+    space : dict of str to SearchDomain
+        What is searched.
+    path : str
+        Folder of the sweep.
+    num_trials : int, optional
+        Trials in all; None for as many as `--hours` allow.
+    resume_command : str
+        Command that resumes the sweep.
+    num_workers : tuple of int
+        Minimum and maximum number of workers of each trial.
+    use_gpu : bool
+        Whether each worker has a GPU.
+    num_concurrent : int
+        Trials that run at the same time.
+    workers_per_node : int
+        Workers, of all trials, that share a node.
+    description : dict
+        Content of settings.json.
     """
 
     bases: dict[str, Settings]
     space: SearchSpace
     path: str
-    samples: int | None
-    again: str
-    workers: tuple[int, int]
-    gpu: bool
-    concurrent: int
-    sharing: int
+    num_trials: int | None
+    resume_command: str
+    num_workers: tuple[int, int]
+    use_gpu: bool
+    num_concurrent: int
+    workers_per_node: int
     description: dict[str, Any]
 
     @property
     def settings(self) -> Settings:
-        """Of the first network; task, train and tune are those of all."""
+        """Return the settings of the first network; the sections task, train and tune are the same for all."""
         return next(iter(self.bases.values()))
 
     @property
@@ -131,87 +124,124 @@ class SweepPlan:
 
     @property
     def demand(self) -> ResourceDemand:
-        """What all trials that run at once need."""
-        fewest = self.workers[0]
-        trials, number = self.concurrent, self.concurrent * fewest
+        """Return what the concurrent trials need together."""
+        min_workers = self.num_workers[0]
+        trials, workers = self.num_concurrent, self.num_concurrent * min_workers
         noun = "workers" if trials == 1 else f"workers of {trials} trials"
-        flag = "--concurrent" if fewest == 1 else "--concurrent or --num-workers"
-        return ResourceDemand(number, WORKER_CPUS, int(self.gpu), trials * READ_CPUS, noun, flag)
+        flag = "--concurrent" if min_workers == 1 else "--concurrent or --num-workers"
+        return ResourceDemand(workers, WORKER_CPUS, int(self.use_gpu), trials * READ_CPUS, noun, flag)
 
 
 def plan_sweep(
-    task: str | None, layers: Mapping[str, Any], resume_command: Callable[[str], str], say: AddNote
+    task: str | None, layers: Mapping[str, Any], resume_command: Callable[[str], str], add_note: AddNote
 ) -> SweepPlan:
-    """The sweep that a command line asks for; attaches to Ray or starts it.
+    """Plan the sweep that a command line asks for, and connect to Ray.
 
-    task: of `--task`. layers: config, assignments and flags, as `layers.resolve` takes them. say: gets notes.
-    Raises ValueError, FileNotFoundError, PermissionError for whatever can be seen to be wrong by now.
+    `task` is the value of `--task`; `layers` are config, assignments and flags, as `resolve_settings` takes them.
+    `resume_command` returns the command that resumes the sweep of a name. `add_note` receives notes for the user.
+    Raise ValueError, FileNotFoundError or PermissionError for every mistake that can be found before the work starts.
     """
-    task, layers = with_begun_settings(task, layers)
+    task, layers = restore_command_line(task, layers)
     bases = {name: absolute_volume_paths(base) for name, base in resolve_networks(task, layers).items()}
     settings = next(iter(bases.values()))
-    for note in unread_keys_notes(settings):
-        say(note)
+    _check_settings(bases, add_note)
+    num_workers = settings.train.worker_range or (1, 1)
+    space = read_search_space(bases, num_workers[1], fixed_settings(layers))
+    if {"instance", "group"} & set(getattr(space.get("network.normalization"), "values", ())):
+        add_note(TILE_NORM_NOTE)
+    open_task_tiles(settings, add_note)
+    cluster = connect_ray(settings.train.verbose)
+    name = settings.train.name or f"{settings.task.name.removesuffix('_task')}_sweep_{time.strftime('%Y%m%d-%H%M%S')}"
+    path = open_storage(f"{resolve_output_path(settings.train.storage, cluster).rstrip('/')}/{name}").path
+    check_shared_path(path, cluster)
+    bases = {key: choose_batch_size(base, num_workers[1]) for key, base in bases.items()}
+    for base in bases.values() if settings.train.worker_range else ():
+        plan_workers(base, cluster)  # raises if a worker would get no tile of a batch
+    num_trials, use_gpu = choose_num_trials(settings.tune, space), uses_gpus(settings, cluster)
+    num_concurrent = choose_num_concurrent(settings.tune, num_workers[0], use_gpu, cluster)
+    num_concurrent = min(num_concurrent, num_trials or num_concurrent)
+    return SweepPlan(
+        bases=bases,
+        space=space,
+        path=path,
+        num_trials=num_trials,
+        resume_command=resume_command(name),
+        num_workers=num_workers,
+        use_gpu=use_gpu,
+        num_concurrent=num_concurrent,
+        workers_per_node=math.ceil(num_concurrent * num_workers[1] / cluster.nodes),
+        description=sweep_description(bases, space, command_record(task, layers)),
+    )
+
+
+def _check_settings(bases: Mapping[str, Settings], add_note: AddNote) -> None:
+    settings = next(iter(bases.values()))
+    for note in unused_keys_notes(settings):
+        add_note(note)
     check_run_location(settings)
     check_trackers(settings.train)
     check_comparable(bases)
     for base in bases.values():
         if warning := normalization_warning(build_checked_network(base)):
-            say(f"{base.network.outweightfilename}: {warning}")
+            add_note(f"{base.network.outweightfilename}: {warning}")
         read_initial_weights(base)
-    workers = settings.train.workers or (1, 1)
-    space = read_search_space(bases, workers[1], fixed_settings(layers))
-    if {"instance", "group"} & set(getattr(space.get("network.normalization"), "values", ())):
-        say(TILE_NORM_NOTE)
-    open_task_tiles(settings, say)
-    cluster = connect_ray(settings.train.verbose)
-    name = settings.train.name or f"{settings.task.name.removesuffix('_task')}_sweep_{time.strftime('%Y%m%d-%H%M%S')}"
-    path = open_storage(f"{resolve_output_path(settings.train.storage, cluster).rstrip('/')}/{name}").path
-    check_shared_path(path, cluster)
-    bases = {key: choose_batch_size(base, workers[1]) for key, base in bases.items()}
-    for base in bases.values() if settings.train.workers else ():
-        plan_workers(base, cluster)  # each needs a tile of a batch
-    samples, gpu = num_samples(settings.tune, space), uses_gpus(settings, cluster)
-    concurrent = min(num_concurrent(settings.tune, workers[0], gpu, cluster), samples or math.inf)
-    return SweepPlan(
-        bases=bases,
-        space=space,
-        path=path,
-        samples=samples,
-        again=resume_command(name),
-        workers=workers,
-        gpu=gpu,
-        concurrent=int(concurrent),
-        sharing=math.ceil(concurrent * workers[1] / cluster.nodes),
-        description=sweep_description(bases, space, command_record(task, layers)),
-    )
+
+
+def command_record(task: str | None, layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the command line as settings.json keeps it under the key "begun", without secrets."""
+    return _redact({"task": task, **layers})
+
+
+def _redact(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _redact(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redact(each) for each in value]
+    return redact_secrets(value) if isinstance(value, str) else value
+
+
+def restore_command_line(task: str | None, layers: Mapping[str, Any]) -> CommandLine:
+    """Return the command line, on top of the one that started the sweep if it names a sweep and no task."""
+    train = layers["flags"].get("train", {})
+    if task or layers["config"] or layers["flags"].get("task") or not train.get("name"):
+        return task, layers
+    storage = train.get("storage", TrainSettings.model_fields["storage"].default)
+    try:
+        settings = json.loads(open_storage(f"{str(storage).rstrip('/')}/{train['name']}").read_bytes("settings.json"))
+        first = settings["sweep"]["begun"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return task, layers
+    sections = {**first["flags"], **layers["flags"]}
+    flags = {name: {**first["flags"].get(name, {}), **layers["flags"].get(name, {})} for name in sections}
+    assignments = [*first["assignments"], *layers["assignments"]]
+    return first["task"], {"config": first["config"], "assignments": assignments, "flags": flags}
 
 
 def resolve_networks(task: str | None, layers: Mapping[str, Any]) -> dict[str, Settings]:
-    """The settings of each network that is to be tried, by its name."""
-    above = layers_above(**layers)
+    """Return the settings of each network that the sweep tries, by the network's name."""
+    above = override_layers(**layers)
     names = explicit_value("tune", "networks", above)
     names = [names] if isinstance(names, str) else names
     if names is None and any(explicit_value("network", key, above) for key in ("model", "model_type")):
-        alone = resolve_settings(task, None, **layers)  # what is said above the files makes all of them one
-        return {alone.network.outweightfilename: alone}
+        single = resolve_settings(task, None, **layers)  # a model that is set above the files is the same for all
+        return {single.network.outweightfilename: single}
     if names is None:
         names = NETWORKS_3D if resolve_settings(task, None, **layers).task.volume_z > 1 else NETWORKS_2D
-    found: dict[str, Settings] = {}
-    for given in names:
-        name = Path(given).name.removesuffix(".json")
-        if name in found:
+    networks: dict[str, Settings] = {}
+    for file in names:
+        name = Path(file).name.removesuffix(".json")
+        if name in networks:
             raise ValueError(f"--networks names {name} twice")
-        found[name] = resolve_settings(task, given, **layers)
-    return found
+        networks[name] = resolve_settings(task, file, **layers)
+    return networks
 
 
 def check_comparable(bases: Mapping[str, Settings]) -> None:
-    """Raise a ValueError for networks whose trials cannot be held against each other epoch by epoch."""
+    """Raise a ValueError for networks whose trials cannot be compared epoch by epoch."""
     for key in ("epochs", "metric"):
-        found = {name: getattr(base.network, key) for name, base in bases.items()}
-        if len(set(found.values())) > 1:
-            shown = ", ".join(f"{value} of {name}" for name, value in found.items())
+        values = {name: getattr(base.network, key) for name, base in bases.items()}
+        if len(set(values.values())) > 1:
+            shown = ", ".join(f"{value} for {name}" for name, value in values.items())
             raise ValueError(
                 f"network.{key} is {shown}: trials are compared by it; --set network.{key}=... sets it for all"
             )
@@ -219,26 +249,27 @@ def check_comparable(bases: Mapping[str, Settings]) -> None:
     grace, epochs = settings.tune.grace, settings.network.epochs
     if grace is not None and grace >= epochs and settings.tune.scheduler != "none":
         raise ValueError(
-            f"--grace {grace}: a trial has {epochs} epochs (network.epochs), so that none would be stopped early; give "
-            "fewer, or --scheduler none"
+            f"--grace {grace}: a trial has {epochs} epochs (network.epochs), so none would be stopped early; give a "
+            "smaller number, or --scheduler none"
         )
 
 
 def fixed_settings(layers: Mapping[str, Any]) -> set[str]:
-    """The settings that the command line sets for all trials, by key; a file of --config only lays the ground."""
-    above: list[tuple[str, Layer]] = layers_above(None, layers["assignments"], layers["flags"])
-    found = {f"{section}.{key}" for _, layer in above for section, entries in layer.items() for key in entries}
-    return found | {"network.loss"} if "task.loss" in found else found
+    """Return the keys that the command line sets for all trials; those of a --config file are only defaults."""
+    above: list[tuple[str, Layer]] = override_layers(None, layers["assignments"], layers["flags"])
+    fixed = {f"{section}.{key}" for _, layer in above for section, entries in layer.items() for key in entries}
+    return fixed | {"network.loss"} if "task.loss" in fixed else fixed
 
 
-def read_search_space(bases: Mapping[str, Settings], workers: int, fixed: set[str]) -> SearchSpace:
-    """What is searched: the space file or the default space, and the networks where there are several."""
+def read_search_space(bases: Mapping[str, Settings], num_workers: int, fixed: set[str]) -> SearchSpace:
+    """Return the space of the space file, or the default space; and the networks where there are several."""
     settings = next(iter(bases.values()))
     file = settings.tune.space
     origin = file or DEFAULT_SPACE_NAME
     if file is None:
-        left_out = fixed | ({"network.loss"} if settings.network.metric == "val.loss" else set())  # each by its own
-        content = {k: v for k, v in default_space(list(bases.values()), workers).items() if k not in left_out}
+        # Values of different losses cannot be compared.
+        left_out = fixed | ({"network.loss"} if settings.network.metric == "val.loss" else set())
+        content = {k: v for k, v in default_space(list(bases.values()), num_workers).items() if k not in left_out}
     else:
         content = read_json_file(Path(file))
         check_not_fixed(content, fixed, origin)
@@ -252,87 +283,93 @@ def read_search_space(bases: Mapping[str, Settings], workers: int, fixed: set[st
     return space
 
 
-def num_samples(tune: TuneSettings, space: SearchSpace) -> int | None:
-    """How many trials there shall be; None for as many as there is time for."""
+def choose_num_trials(tune: TuneSettings, space: SearchSpace) -> int | None:
+    """Return the number of trials in all; None for as many as the sweep's time allows."""
     size = grid_size(space)
     if tune.search == "grid":
         assert size is not None
         return min(size, tune.samples or size)
-    samples = tune.samples or (None if tune.hours else DEFAULT_SAMPLES)
-    return samples if size is None else min(size, samples or size)
+    num_trials = tune.samples or (None if tune.hours else DEFAULT_NUM_TRIALS)
+    return num_trials if size is None else min(size, num_trials or size)
 
 
-def num_concurrent(tune: TuneSettings, workers: int, gpu: bool, cluster: ClusterResources) -> int:
-    """How many trials run at once: one on each GPU, or one on each node, whose CPUs it keeps busy by itself."""
+def choose_num_concurrent(tune: TuneSettings, num_workers: int, use_gpu: bool, cluster: ClusterResources) -> int:
+    """Return the number of concurrent trials: one on each GPU, or one on each node, since it keeps all CPUs busy."""
     if tune.concurrent is not None:
         return tune.concurrent
-    return max(1, (int(cluster.gpus) if gpu else cluster.nodes) // workers)
+    return max(1, (int(cluster.gpus) if use_gpu else cluster.nodes) // num_workers)
 
 
-def sweep_description(bases: Mapping[str, Settings], space: SearchSpace, begun: Mapping[str, Any]) -> dict[str, Any]:
-    """What settings.json of a sweep holds. begun: its command line."""
+def sweep_description(
+    bases: Mapping[str, Settings], space: SearchSpace, command_line: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the content of a sweep's settings.json. `command_line` is a `command_record`."""
     settings = next(iter(bases.values()))
-    found = run_description(settings)
-    networks = {name: base.of_training()["network"] for name, base in bases.items()}
+    description = run_description(settings)
+    networks = {name: base.training_record()["network"] for name, base in bases.items()}
     searched = {key: domain.as_json() for key, domain in space.items()}
-    del found["network"]
-    sweep = {"networks": networks, "space": searched, "begun": begun}
-    return {**found, "tune": settings.tune.model_dump(mode="json"), "sweep": sweep}
+    del description["network"]
+    sweep = {"networks": networks, "space": searched, "begun": command_line}
+    return {**description, "tune": settings.tune.model_dump(mode="json"), "sweep": sweep}
 
 
 def check_sweep_resumable(plan: SweepPlan) -> Leaderboard:
-    """What is known of the sweep so far. Raises ValueError if it is finished, or was begun with other settings."""
-    storage, board = plan.storage, Leaderboard.read(plan.storage, plan.metric)
+    """Return the sweep's leaderboard, an empty one for a new sweep.
+
+    Raise a ValueError if the sweep is finished, or was started with other settings.
+    """
+    storage, leaderboard = plan.storage, Leaderboard.read(plan.storage, plan.metric)
     before = _read_settings(storage)
     if before is None:
-        return board
-    differ = sweep_differences(before, plan.description)
-    if differ:
-        shown = "\n  ".join(differ)
+        return leaderboard
+    differences = sweep_differences(before, plan.description)
+    if differences:
+        shown = "\n  ".join(differences)
         raise ValueError(
-            f"the sweep {storage.name} was begun with other settings:\n  {shown}\nGive another --name, or those."
+            f"the sweep {storage.name} was started with other settings:\n  {shown}\n"
+            "Give another --name, or the earlier settings."
         )
-    if board.finished and (words := finished_message(plan, board)):
-        raise ValueError(f"the sweep {storage.name} is finished: {words}: {storage.path}")
-    return board
+    if leaderboard.finished and (reason := explain_finished(plan, leaderboard)):
+        raise ValueError(f"the sweep {storage.name} is finished: {reason}: {storage.path}")
+    return leaderboard
 
 
-def finished_message(plan: SweepPlan, board: Leaderboard) -> str:
-    """Why there is nothing left to do, and what would be done with other words; "" if there is something."""
-    hours, count = plan.tune.hours, len(board.trials)
-    if hours is not None and board.seconds >= 3600 * hours:
-        more = max(2 * hours, hours + board.seconds / 3600)
-        return f"its {hours:g} hours are over. To search on, give more --hours, such as {more:.2g}"
-    if any(trial.state in (RUNNING, OUT_OF_TIME) for trial in board.trials):
+def explain_finished(plan: SweepPlan, leaderboard: Leaderboard) -> str:
+    """Return why no work is left and what to type to search more; "" if work is left."""
+    hours, count = plan.tune.hours, len(leaderboard.trials)
+    if hours is not None and leaderboard.seconds >= 3600 * hours:
+        more = max(2 * hours, hours + leaderboard.seconds / 3600)
+        return f"its {hours:g} hours are used up. To continue the search, give more --hours, such as {more:.2g}"
+    if any(trial.state in (RUNNING, OUT_OF_TIME) for trial in leaderboard.trials):
         return ""
-    if board.exhausted or count == grid_size(plan.space):
+    if leaderboard.exhausted or count == grid_size(plan.space):
         return f"all {count} combinations of its space have been tried"
-    if plan.samples is not None and count >= plan.samples:
-        return f"{count} trials have been made. To search on, add --samples {2 * count}"
+    if plan.num_trials is not None and count >= plan.num_trials:
+        return f"{count} trials have been run. To continue the search, add --samples {2 * count}"
     return ""
 
 
 def _read_settings(storage: Storage) -> dict[str, Any] | None:
     try:
-        found = json.loads(storage.read_bytes("settings.json"))
+        settings = json.loads(storage.read_bytes("settings.json"))
     except FileNotFoundError:
         return None
     except ValueError:
-        found = None
-    if not (isinstance(found, dict) and "sweep" in found):
+        settings = None
+    if not (isinstance(settings, dict) and "sweep" in settings):
         raise ValueError(f"{storage.path}/settings.json is not that of a sweep; give another --name")
-    return found
+    return settings
 
 
 def sweep_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The settings that change what a sweep finds and that differ, each as `key: before -> now`."""
-    found = setting_differences(before, now)
-    tunes = [fill_defaults("tune", each["tune"]) for each in (before, now)]
-    found += section_differences("tune", tunes[0], tunes[1], FREE_TUNE_SETTINGS)
+    """Return the settings that differ and change what a sweep finds, each as `key: before -> now`."""
+    differences = setting_differences(before, now)
+    old_tune, new_tune = (fill_defaults("tune", each["tune"]) for each in (before, now))
+    differences += section_differences("tune", old_tune, new_tune, CHANGEABLE_TUNE_SETTINGS)
     old, new = before["sweep"], now["sweep"]
     if old["networks"].keys() != new["networks"].keys():
-        found.append(f"networks: {', '.join(old['networks'])} -> {', '.join(new['networks'])}")
+        differences.append(f"networks: {', '.join(old['networks'])} -> {', '.join(new['networks'])}")
     for name in (name for name in old["networks"] if name in new["networks"]):
-        one, other = (fill_defaults("network", each["networks"][name]) for each in (old, new))
-        found += section_differences(f"networks.{name}", one, other)
-    return found + section_differences("space", old["space"], new["space"])
+        old_network, new_network = (fill_defaults("network", each["networks"][name]) for each in (old, new))
+        differences += section_differences(f"networks.{name}", old_network, new_network)
+    return differences + section_differences("space", old["space"], new["space"])

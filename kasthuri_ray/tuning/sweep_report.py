@@ -1,4 +1,4 @@
-"""The page of a sweep from what the sweep has left: its record, the trials' histories and the winner's figures."""
+"""Reports a sweep to its user: lines and a table while it runs, and a page at its end."""
 
 from __future__ import annotations
 
@@ -9,145 +9,178 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kasthuri_ray.progress import Reporter, format_duration
-from kasthuri_ray.reports.sweep_figures import Axis
+from kasthuri_ray.reports.sweep_figures import SettingAxis
 from kasthuri_ray.reports.sweep_page import SweepReport, sweep_page
-from kasthuri_ray.tuning.leaderboard import BEST, CONFIG, FAILED, FINISHED, RUNNING, Leaderboard, TrialRecord
+from kasthuri_ray.tuning.leaderboard import BEST_CONFIG, BEST_FOLDER, Leaderboard
 from kasthuri_ray.tuning.sampler import setting_importances
 from kasthuri_ray.tuning.search_space import NETWORK_KEY, RANGES
 from kasthuri_ray.tuning.sweep_plan import SweepPlan
+from kasthuri_ray.tuning.trial_record import FAILED, FINISHED, RUNNING, TrialRecord
 
-NUM_LISTED = 3  # of the best trials in the table
-
-
-def write_sweep_page(plan: SweepPlan, board: Leaderboard) -> None:
-    """Write index.html into the sweep's folder."""
-    board.storage.write_bytes("index.html", sweep_page(sweep_report(plan, board)).encode())
+NUM_LISTED = 3  # best trials in the table
 
 
-def sweep_report(plan: SweepPlan, board: Leaderboard) -> SweepReport:
-    """What the page tells."""
-    best = board.best()
-    figures = board.folder(best).read_metrics() if best is not None else None
-    histories = {trial.id: board.folder(trial).read_history() for trial in board.trials}
-    return SweepReport(
-        name=board.storage.name,
-        task_type=plan.settings.task.task_type,
-        metric=metric_name(board.metric),
-        higher=board.higher,
-        trials=board.rows(),
-        curves={id: [row[board.metric] for row in history] for id, history in histories.items()},
-        space=[Axis(key, domain.kind, domain.values) for key, domain in plan.space.items()],
-        importances=setting_importances(plan.space, board.trials, board.higher),
-        test=figures["test"] if figures else None,
-        seconds=board.seconds,
-        settings=plan.description,
-        commands=_commands(plan) if best is not None else (),
+def describe_search(plan: SweepPlan) -> list[str]:
+    """Return lines that say what the sweep is about to search, and how."""
+    tune, trials = plan.tune, f"{plan.num_trials} trials" if plan.num_trials else "as many trials as the time allows"
+    order = f"{plan.num_concurrent} at once" if plan.num_concurrent > 1 else "one after the other"
+    stopping = (
+        "none is stopped early" if tune.scheduler == "none" else f"poor ones are stopped early by {tune.scheduler}"
     )
-
-
-def _commands(plan: SweepPlan) -> list[tuple[str, str]]:
-    path = shlex.quote(plan.path)
-    segment = (
-        "Segment with the winner's weights:",
-        f"python jobs/segment.py --weights {path}/{BEST} --output out.zarr",
-    )
-    if plan.storage.folder is None:
-        return [segment]
-    return [("Train the winner again, or for longer:", f"python jobs/train.py --config {path}/{CONFIG}"), segment]
+    lines = [f"{trials} by {tune.search} search, {order}; {stopping}; the best by {metric_name(plan.metric)}, among:"]
+    for key, domain in plan.space.items():
+        conjunction = "to" if domain.kind in RANGES else "or"
+        values = f" {conjunction} ".join(map(short_value, domain.values))
+        lines.append(f"  {key}: {values}" + ", by its logarithm" * (domain.kind == "loguniform"))
+    return lines
 
 
 class SweepReporter:
-    """Tells of the trials on `board`. total: how many there will be, None if only the time is set.
+    """Shows the trials of a sweep while it runs: a line for each start and end, and a live table.
 
-    seconds_left: of the sweep's time, None if there is no end to it.
+    Parameters
+    ----------
+    reporter : Reporter
+        Where lines and table are written.
+    leaderboard : Leaderboard
+        The sweep's trials.
+    num_trials : int, optional
+        Trials in all; None if only the time is set.
+    seconds_left : callable
+        Returns the rest of the sweep's time; None without a limit.
     """
 
     def __init__(
-        self, reporter: Reporter, board: Leaderboard, total: int | None, seconds_left: Callable[[], float | None]
+        self,
+        reporter: Reporter,
+        leaderboard: Leaderboard,
+        num_trials: int | None,
+        seconds_left: Callable[[], float | None],
     ) -> None:
-        self.reporter, self.board, self.total, self.seconds_left = reporter, board, total, seconds_left
-        self._steps: dict[str, dict[str, Any]] = {}
-        self._said: set[str] = set()
-        self._lock = threading.RLock()  # Tune's thread, that of the notes and the main one come here
+        self.reporter, self.leaderboard = reporter, leaderboard
+        self.num_trials, self.seconds_left = num_trials, seconds_left
+        self._steps: dict[str, dict[str, Any]] = {}  # of each trial that runs, the last message with a step
+        self._lines_shown: set[str] = set()
+        self._lock = threading.RLock()  # called from Tune's thread, the message thread and the main thread
 
-    def begin(self, trial: TrialRecord) -> None:
-        again = f" goes on after epoch {trial.epochs}:" if trial.epochs else ":"
+    def show_start(self, trial: TrialRecord) -> None:
+        resumed = f" resumes after epoch {trial.epochs}:" if trial.epochs else ":"
         with self._lock:
             self._steps[trial.id] = {}
-            self.reporter.line(f"trial {trial.id}{again} {describe_trial(trial)}")
+            self.reporter.print_line(f"trial {trial.id}{resumed} {describe_trial(trial)}")
 
-    def end(self, trial: TrialRecord) -> None:
+    def show_end(self, trial: TrialRecord) -> None:
         with self._lock:
             self._steps.pop(trial.id, None)
-            self.reporter.line(f"trial {trial.id} {trial.state}: {self._came_to(trial)}")
+            self.reporter.print_line(f"trial {trial.id} {trial.state}: {self._describe_result(trial)}")
 
-    def _came_to(self, trial: TrialRecord) -> str:
+    def _describe_result(self, trial: TrialRecord) -> str:
         if trial.state == FAILED or trial.score is None:
             return trial.why
-        ended = [one.id for one in self.board.ranked() if one.ended]
+        ended = [one.id for one in self.leaderboard.ranked() if one.ended]
         return (
-            f"{self._score(trial)} at epoch {trial.best_epoch} of {trial.epochs}, {format_duration(trial.wall_seconds)}, "
-            f"place {ended.index(trial.id) + 1} of {len(ended)}" + f" ({trial.why})" * (trial.state != FINISHED)
+            f"{self._score_text(trial)} at epoch {trial.best_epoch} of {trial.epochs}, "
+            f"{format_duration(trial.wall_seconds)}, rank {ended.index(trial.id) + 1} of {len(ended)}"
+            + f" ({trial.why})"
+            * (trial.state != FINISHED)
         )
 
-    def note(self, note: Mapping[str, Any]) -> None:
-        """What a trial's worker shows: its steps go into the table; a line is told once for all trials."""
+    def receive(self, message: Mapping[str, Any]) -> None:
+        """Take a message of a trial's worker: steps are shown in the table, the same line is shown only once."""
         with self._lock:
-            if "step" in note and note["trial"] in self._steps:
-                self._steps[note["trial"]] = dict(note)
-            elif "line" in note and note["line"] not in self._said:
-                self._said.add(note["line"])
-                self.reporter.line(f"trial {note['trial']}: {note['line']}")
+            if "step" in message and message["trial"] in self._steps:
+                self._steps[message["trial"]] = dict(message)
+            elif "line" in message and message["line"] not in self._lines_shown:
+                self._lines_shown.add(message["line"])
+                self.reporter.print_line(f"trial {message['trial']}: {message['line']}")
 
-    def show(self) -> None:
-        """The table as it stands now."""
+    def draw_table(self) -> None:
         with self._lock:
-            self.reporter.table(self.table())
+            self.reporter.show_table(self.table())
 
     def table(self) -> list[str]:
-        """One line on the whole, one for each trial that runs, and the best few."""
-        running = [trial for trial in self.board.trials if trial.id in self._steps and trial.state == RUNNING]
-        best = [trial for trial in self.board.ranked() if trial.score is not None and trial.state != FAILED]
-        lines = [self._whole(len(running), best[0] if best else None)]
-        lines += [self._running(trial) for trial in running]
+        """Return a line for the sweep, one for each running trial, and one for each of the best trials."""
+        running = [trial for trial in self.leaderboard.trials if trial.id in self._steps and trial.state == RUNNING]
+        ranked = [trial for trial in self.leaderboard.ranked() if trial.score is not None and trial.state != FAILED]
+        lines = [self._sweep_line(len(running), ranked[0] if ranked else None)]
+        lines += [self._trial_line(trial) for trial in running]
         lines += [
-            f"  {place}. {self._score(trial)}  {describe_trial(trial)}"
-            for place, trial in enumerate(best[:NUM_LISTED], 1)
+            f"  {rank}. {self._score_text(trial)}  {describe_trial(trial)}"
+            for rank, trial in enumerate(ranked[:NUM_LISTED], 1)
         ]
         return lines
 
-    def _whole(self, running: int, best: TrialRecord | None) -> str:
-        done = sum(trial.ended for trial in self.board.trials)
-        failed = sum(trial.state == FAILED for trial in self.board.trials)
-        words = [f"{done}{'' if self.total is None else f' of {self.total}'} trials done, {running} training"]
-        words += [f"{failed} failed"] if failed else []
-        words += [f"best {self._score(best)} ({best.id} {best.network})"] if best else []
+    def _sweep_line(self, num_running: int, best: TrialRecord | None) -> str:
+        done = sum(trial.ended for trial in self.leaderboard.trials)
+        failed = sum(trial.state == FAILED for trial in self.leaderboard.trials)
+        of_all = "" if self.num_trials is None else f" of {self.num_trials}"
+        parts = [f"{done}{of_all} trials done, {num_running} training"]
+        parts += [f"{failed} failed"] if failed else []
+        parts += [f"best {self._score_text(best)} ({best.id} {best.network})"] if best else []
         left = self.seconds_left()
-        words += [f"{format_duration(max(0.0, left))} left"] if left is not None else []
-        return "  ".join(words)
+        parts += [f"{format_duration(max(0.0, left))} left"] if left is not None else []
+        return "  ".join(parts)
 
-    def _running(self, trial: TrialRecord) -> str:
-        note = self._steps[trial.id]
-        words = [f"  {trial.id} {trial.network}"]
-        words += ["starts"] if not note else [
-            f"epoch {note['epoch']}/{note['epochs']}  step {note['step']}/{note['steps']}",
-            self._score(trial) if trial.score is not None else "no score yet",
-            f"{note['tiles_per_second']:.1f} tiles/s  {format_duration(note['seconds_left'])} left",
+    def _trial_line(self, trial: TrialRecord) -> str:
+        step = self._steps[trial.id]
+        parts = [f"  {trial.id} {trial.network}"]
+        parts += ["starts"] if not step else [
+            f"epoch {step['epoch']}/{step['epochs']}  step {step['step']}/{step['steps']}",
+            self._score_text(trial) if trial.score is not None else "no score yet",
+            f"{step['tiles_per_second']:.1f} tiles/s  {format_duration(step['seconds_left'])} left",
         ]  # fmt: skip
-        return "  ".join(words)
+        return "  ".join(parts)
 
-    def _score(self, trial: TrialRecord) -> str:
-        return f"{metric_name(self.board.metric)} {trial.score:.3f}"
+    def _score_text(self, trial: TrialRecord) -> str:
+        return f"{metric_name(self.leaderboard.metric)} {trial.score:.3f}"
+
+
+def write_sweep_page(plan: SweepPlan, leaderboard: Leaderboard) -> None:
+    """Write index.html into the sweep's folder."""
+    leaderboard.storage.write_bytes("index.html", sweep_page(sweep_report(plan, leaderboard)).encode())
+
+
+def sweep_report(plan: SweepPlan, leaderboard: Leaderboard) -> SweepReport:
+    """Return what the page shows, from the record, the trials' histories and the winner's test metrics."""
+    best = leaderboard.best()
+    metrics = leaderboard.folder(best).read_metrics() if best is not None else None
+    histories = {trial.id: leaderboard.folder(trial).read_history() for trial in leaderboard.trials}
+    return SweepReport(
+        name=leaderboard.storage.name,
+        task_type=plan.settings.task.task_type,
+        metric=metric_name(leaderboard.metric),
+        higher=leaderboard.higher_is_better,
+        trials=leaderboard.rows(),
+        curves={id: [row[leaderboard.metric] for row in history] for id, history in histories.items()},
+        space=[SettingAxis(key, domain.kind, domain.values) for key, domain in plan.space.items()],
+        importances=setting_importances(plan.space, leaderboard.trials, leaderboard.higher_is_better),
+        test=metrics["test"] if metrics else None,
+        seconds=leaderboard.seconds,
+        settings=plan.description,
+        commands=_next_commands(plan) if best is not None else (),
+    )
+
+
+def _next_commands(plan: SweepPlan) -> list[tuple[str, str]]:
+    path = shlex.quote(plan.path)
+    segment = (
+        "Segment with the winner's weights:",
+        f"python jobs/segment.py --weights {path}/{BEST_FOLDER} --output out.zarr",
+    )
+    if plan.storage.folder is None:
+        return [segment]
+    train = ("Train the winner again, or for longer:", f"python jobs/train.py --config {path}/{BEST_CONFIG}")
+    return [train, segment]
 
 
 def metric_name(metric: str) -> str:
-    """`val.average_precision` as a person says it."""
+    """Return a metric such as `val.average_precision` as people write it."""
     name = metric.removeprefix("val.")
     return {"average_precision": "average precision", "foreground_f1": "F1"}.get(name, name)
 
 
 def describe_trial(trial: TrialRecord) -> str:
-    """What a trial tries, in a line."""
+    """Return the settings that a trial tries, in a line."""
     parts = [f"{short_key(key)} {short_value(value)}" for key, value in trial.values.items() if key != NETWORK_KEY]
     return ", ".join([trial.network, *parts])
 
@@ -158,20 +191,3 @@ def short_key(key: str) -> str:
 
 def short_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def describe_search(plan: SweepPlan) -> list[str]:
-    """What is about to be searched, in lines."""
-    tune, many = plan.tune, f"{plan.samples} trials" if plan.samples else "as many trials as there is time for"
-    at_once = f"{plan.concurrent} at once" if plan.concurrent > 1 else "one after the other"
-    stopping = (
-        "none is stopped early" if tune.scheduler == "none" else f"poor ones are stopped early by {tune.scheduler}"
-    )
-    found = [f"{many} by {tune.search} search, {at_once}; {stopping}; the best by {metric_name(plan.metric)}, among:"]
-    for key, domain in plan.space.items():
-        between = "to" if domain.kind in RANGES else "or"
-        found.append(
-            f"  {key}: {f' {between} '.join(map(short_value, domain.values))}"
-            + (", by its logarithm" * (domain.kind == "loguniform"))
-        )
-    return found

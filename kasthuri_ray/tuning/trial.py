@@ -1,9 +1,9 @@
-"""One trial of a sweep: a run like any other, trained by workers of its own, that asks after every epoch.
+"""One trial of a sweep: a training run with its own workers that waits for Tune's decision after each epoch.
 
-`prepare_trial` checks it, where the sweep's driver is. `run_trial` is what Ray Tune calls, in a process that it uses
-for one trial after the other: it trains in a thread, and passes on to Tune what the trial's workers leave at the gate.
-A trial that cannot be trained is no error to Tune: it tells why, as its result. One that met a full disk or the like,
-which others would meet too, is CUT_OFF: it is to go on, once that is mended.
+`prepare_trial` checks a trial in the driver. Ray Tune calls `run_trial` in a process that it reuses for one trial after
+another: it trains in a thread, and reports to Tune the history that the trial's workers store at the epoch barrier. A
+trial that cannot be trained is no error to Tune: its result says why. If the reason would affect every other trial too,
+such as a full disk, the trial's state is INTERRUPTED: it resumes once the reason is fixed.
 """
 
 from __future__ import annotations
@@ -24,82 +24,152 @@ from kasthuri_ray.tiles.splits import open_task_tiles
 from kasthuri_ray.training.preflight import build_checked_network, read_initial_weights
 from kasthuri_ray.training.ray_trainer import MessageHandler, is_environment_failure, make_trainer
 from kasthuri_ray.training.run_folder import RunFolder, run_description
-from kasthuri_ray.training.training_job import JUDGE, TrainingJob
+from kasthuri_ray.training.training_job import EVALUATE, TrainingJob
 from kasthuri_ray.tuning.epoch_barrier import EpochBarrierClient, History
-from kasthuri_ray.tuning.leaderboard import (
+from kasthuri_ray.tuning.trial_record import (
     FAILED,
     FINISHED,
     OUT_OF_TIME,
-    finished_text,
-    out_of_time_text,
+    finished_reason,
+    out_of_time_reason,
     summarize_history,
 )
 
-MAX_FAILURES = 2  # restarts of a trial's workers before it has failed
-WAIT_S = 1.0  # for an epoch, before it is looked whether the trial still trains
-
-
-CUT_OFF = "cut off"
+MAX_FAILURES = 2  # restarts of a trial's workers, before the trial has failed
+EPOCH_TIMEOUT_S = 1.0  # wait for an epoch, before checking that the trial still trains
+LAST_TIMEOUT_S = 0.01  # the same, once it trains no more
+POLL_INTERVAL_S = 0.1
+INTERRUPTED = "interrupted"  # state in a result; the record keeps such a trial as running
 
 
 @dataclass(frozen=True)
 class TrialWorkers:
-    """Who trains a trial: workers, the fewest and the most, each on a GPU if `gpu`.
+    """The workers of a trial.
 
-    sharing: how many workers, those of other trials included, share a machine.
+    Parameters
+    ----------
+    num_workers : tuple of int
+        Minimum and maximum number of workers.
+    use_gpu : bool
+        Whether each worker has a GPU.
+    workers_per_node : int
+        Workers that share a node, those of other trials included.
     """
 
-    workers: tuple[int, int]
-    gpu: bool
-    sharing: int
+    num_workers: tuple[int, int]
+    use_gpu: bool
+    workers_per_node: int
 
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """What a trial is told. deadline: when the sweep's time is up, by the clock of the driver's node, or None."""
+    """A trial that is ready to run.
+
+    Parameters
+    ----------
+    id : str
+        See `TrialRecord.id`.
+    job : TrainingJob
+        What its workers receive.
+    workers : TrialWorkers
+        The workers to start.
+    num_parameters : int
+        Number of parameters of the network.
+    deadline : float, optional
+        End of the sweep's time, by `time.time` on the driver's node.
+    """
 
     id: str
     job: TrainingJob
-    crew: TrialWorkers
-    parameters: int
+    workers: TrialWorkers
+    num_parameters: int
     deadline: float | None
 
     @property
-    def epochs(self) -> int:
+    def num_epochs(self) -> int:
         return self.job.settings.network.epochs
 
 
-def prepare_trial(id: str, settings: Settings, path: str, crew: TrialWorkers, deadline: float | None) -> TrialPlan:
-    """A trial that has been checked as a run of jobs/train.py is, and whose folder, at `path`, has its settings.
+def prepare_trial(id: str, settings: Settings, path: str, workers: TrialWorkers, deadline: float | None) -> TrialPlan:
+    """Check a trial as jobs/train.py checks a run, and write its settings to its folder `path`.
 
-    Raises ValueError for settings that do not go together.
+    Raise a ValueError for settings that contradict each other.
     """
     network = build_checked_network(settings)
     weights = read_initial_weights(settings)
     tiles = open_task_tiles(settings, lambda line: None)
-    drawn = tiles.train.in_whole_batches(settings.network.batch)
+    train_tiles = tiles.train.in_whole_batches(settings.network.batch)
     RunFolder(open_storage(path)).write_settings(run_description(settings))
-    job = TrainingJob(settings, path, drawn, tiles.val, tiles.test, weights, next_command="")
-    return TrialPlan(id, job, crew, sum(parameter.numel() for parameter in network.parameters()), deadline)
+    job = TrainingJob(settings, path, train_tiles, tiles.val, tiles.test, weights, next_command="")
+    return TrialPlan(id, job, workers, sum(parameter.numel() for parameter in network.parameters()), deadline)
 
 
-@dataclass(frozen=True)
-class _TaggedNotes:
-    """Adds to each note of a trial whose it is."""
+def run_trial(id: str, barrier: Any, post: MessageHandler) -> None:
+    """Train a trial as far as Tune lets it, and report its result to Tune.
 
-    post: MessageHandler
-    trial: str
+    The epoch barrier `barrier` holds the trial's plan. `post` receives messages for the user.
+    """
+    import ray
 
-    def __call__(self, note: dict[str, Any]) -> None:
-        self.post({**note, "trial": self.trial})
+    set_ray_environment()
+    plan: TrialPlan = ray.get(ray.get(barrier.plan.remote(id))[0])
+    training = _TrainingThread(plan, post, EpochBarrierClient(barrier, id, plan.num_epochs))
+    reported: History = []
+    is_late = False
+    while True:
+        alive = training.alive
+        timeout_s = EPOCH_TIMEOUT_S if alive else LAST_TIMEOUT_S
+        history = ray.get(barrier.wait_for_history.remote(id, len(reported), timeout_s))
+        if new := history[len(reported) : plan.num_epochs - 1]:  # the last epoch is part of the final report
+            reported += new  # several epochs if the trial was resumed: the scheduler has let it pass them before
+            _report_to_tune(plan, reported)  # returns once the scheduler has decided, or never if it stops the trial
+        if not alive:
+            break
+        is_late = plan.deadline is not None and time.time() > plan.deadline
+        ray.get(barrier.stop.remote(id) if is_late else barrier.approve.remote(id, len(reported)))
+    _report_to_tune(plan, history, **_final_state(training, len(history), is_late))
+
+
+def _final_state(training: _TrainingThread, num_epochs: int, is_late: bool) -> dict[str, Any]:
+    """Return state and reason of a trial that Tune has not stopped."""
+    if training.failure:
+        return {"state": INTERRUPTED if training.affects_all_trials else FAILED, "why": training.failure}
+    if is_late:
+        return {"state": OUT_OF_TIME, "why": out_of_time_reason(num_epochs)}
+    return {"state": FINISHED, "why": finished_reason(num_epochs)}
+
+
+def _report_to_tune(plan: TrialPlan, history: History, **more: Any) -> None:
+    """Report to Tune: `epoch` and `score` for its scheduler, the rest for the leaderboard."""
+    from ray import tune
+
+    summary = summarize_history(history, plan.job.settings.network.metric)
+    score = summary.get("score", math.nan)
+    tune.report({**summary, "epoch": len(history), "score": score, **more})
+
+
+def evaluate_stopped_trial(plan: TrialPlan, post: MessageHandler) -> str:
+    """Evaluate a stopped trial on the test boxes, as a run does at its end; return why that failed, or ""."""
+    training = _TrainingThread(plan, post, _evaluate_now)
+    while training.alive:
+        time.sleep(POLL_INTERVAL_S)
+    return training.failure
+
+
+def _evaluate_now(history: History) -> str:
+    return EVALUATE
 
 
 class _TrainingThread:
-    """A trial that trains in a thread. failed: why, if it has; outside: of what any other would have failed of too."""
+    """A thread that trains a trial.
+
+    `failure` is the reason if it failed, else ""; `affects_all_trials` says whether any other trial would fail too.
+    """
 
     def __init__(self, plan: TrialPlan, post: MessageHandler, report: Callable[[History], str | None]) -> None:
-        self.plan, self.show, self.report = plan, _TaggedNotes(post, plan.id), report
-        self.failed, self.outside = "", False
+        self.plan, self.report = plan, report
+        self.show = _TrialMessages(post, plan.id)
+        self.failure, self.affects_all_trials = "", False
         self._thread = threading.Thread(target=self._train, name=f"trial {plan.id}", daemon=True)
         self._thread.start()
 
@@ -108,68 +178,30 @@ class _TrainingThread:
         return self._thread.is_alive()
 
     def _train(self) -> None:
-        job, crew = self.plan.job, self.plan.crew
+        workers = self.plan.workers
         try:
             with scratch_folder() as scratch:
                 make_trainer(
-                    job, crew.workers, crew.gpu, scratch, self.show, self.report, crew.sharing, MAX_FAILURES
+                    self.plan.job,
+                    workers.num_workers,
+                    workers.use_gpu,
+                    scratch,
+                    self.show,
+                    self.report,
+                    workers.workers_per_node,
+                    MAX_FAILURES,
                 ).fit()
-        except BaseException as error:  # whatever it is: the sweep goes on without this trial
-            self.failed, self.outside = failure_reason(error), is_environment_failure(user_error(error))
+        except BaseException as error:  # of any kind: the sweep continues without this trial
+            self.failure = failure_reason(error)
+            self.affects_all_trials = is_environment_failure(user_error(error))
 
 
-def run_trial(id: str, gate: Any, post: MessageHandler) -> None:
-    """Train a trial as far as Tune lets it, and tell Tune what came of it.
+@dataclass(frozen=True)
+class _TrialMessages:
+    """Callable that adds the trial's id to each of its messages, and passes them to `post`."""
 
-    gate: of `gate.open_gate`, which has the trial's plan. post: takes notes to show.
-    """
-    import ray
+    post: MessageHandler
+    trial: str
 
-    set_ray_environment()
-    plan: TrialPlan = ray.get(ray.get(gate.plan.remote(id))[0])
-    training = _TrainingThread(plan, post, EpochBarrierClient(gate, id, plan.epochs))
-    seen: History = []
-    late = False
-    while True:
-        alive = training.alive
-        history = ray.get(gate.history.remote(id, len(seen), WAIT_S if alive else 0.01))
-        if new := history[len(seen) : plan.epochs - 1]:  # the last epoch is told with the end
-            seen += new  # several of a trial that goes on: it has passed the scheduler as far as that
-            _report_to_tune(plan, seen)  # Tune comes back once the scheduler has seen it, or not at all
-        if not alive:
-            break
-        late = plan.deadline is not None and time.time() > plan.deadline
-        ray.get(gate.stop.remote(id) if late else gate.approve.remote(id, len(seen)))
-    _report_to_tune(plan, history, **_report_end(training, len(history), late))
-
-
-def _report_end(training: _TrainingThread, epochs: int, late: bool) -> dict[str, Any]:
-    """The last words of a trial that Tune has not stopped."""
-    if training.failed:
-        return {"state": CUT_OFF if training.outside else FAILED, "why": training.failed}
-    return (
-        {"state": OUT_OF_TIME, "why": out_of_time_text(epochs)}
-        if late
-        else {"state": FINISHED, "why": finished_text(epochs)}
-    )
-
-
-def _report_to_tune(plan: TrialPlan, history: History, **more: Any) -> None:
-    """Report to Tune: `epoch` and `score` for its scheduler, all else for our record."""
-    from ray import tune
-
-    found = summarize_history(history, plan.job.settings.network.metric)
-    score = found.get("score", math.nan)
-    tune.report({**found, "epoch": len(history), "score": score, **more})
-
-
-def test_trial(plan: TrialPlan, post: MessageHandler) -> str:
-    """Judge a trial that was stopped before its end, as its run would have been; gives why not, or "" if it was."""
-    training = _TrainingThread(plan, post, judge_now)
-    while training.alive:
-        time.sleep(0.1)
-    return training.failed
-
-
-def judge_now(history: History) -> str:
-    return JUDGE
+    def __call__(self, message: dict[str, Any]) -> None:
+        self.post({**message, "trial": self.trial})

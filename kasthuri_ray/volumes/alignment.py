@@ -1,27 +1,43 @@
-"""Where two volumes show the same tissue: which voxel of the one is which of the other. Pure arithmetic on metadata."""
+"""Positions of volumes relative to each other: which voxel of one volume shows the tissue of a voxel of another.
+
+This is arithmetic on metadata. Where a volume states a translation, as OME defines it, that is the position of the
+middle of voxel 0, 0, 0.
+"""
 
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 
 import numpy as np
 
-from kasthuri_ray.geometry import Box, Nm, Zyx
+from kasthuri_ray.geometry import Box, Nm, Zyx, per_axis
 from kasthuri_ray.volumes.volume import Volume
 
-VOXEL_SIZE_TOLERANCE = 0.01  # two voxel sizes that differ by less are one, written with fewer digits
-
-
-ROUNDING_NM = 1e-6  # of a voxel
+VOXEL_SIZE_TOLERANCE = 0.01  # two voxel sizes that differ by less, relatively, are one, written with fewer digits
+ROUNDING_VOXELS = 1e-6  # rounding error of a position, which must not add a voxel
 
 
 @dataclass(frozen=True)
 class VoxelGrid:
-    """The voxels of a volume. origin: where its voxel 0, 0, 0 lies, z, y, x in its own voxels; size_nm: None unknown.
+    """The voxels of a volume and the position of the first.
 
-    Places are in voxels and not in nm: where two say one voxel size with different digits, lengths of thousands of
-    voxels would not agree.
+    Parameters
+    ----------
+    name : str
+        URI of the volume, for messages.
+    bounds : Box
+        Voxels that the volume holds, z, y, x.
+    size_nm : tuple of float or None
+        Size of a voxel along z, y, x, in nm; None if the volume does not state it.
+    origin : tuple of float
+        Position of voxel 0, 0, 0 along z, y, x, in voxels of this volume.
+
+    Notes
+    -----
+    Positions are in voxels, not in nm: if two volumes state one voxel size with different digits, lengths of
+    thousands of voxels in nm would not agree.
     """
 
     name: str
@@ -31,25 +47,43 @@ class VoxelGrid:
 
     @classmethod
     def of(cls, volume: Volume, start: Zyx | None = None) -> VoxelGrid:
-        """start: where the first voxel lies if the volume does not say it in nm, as one without a voxel size cannot."""
-        size = volume.voxel_size_nm
-        if size is None:
-            origin = (0.0, 0.0, 0.0) if start is None else tuple(np.subtract(start, volume.bounds.start).tolist())
-            return cls(volume.uri, volume.bounds, None, origin)  # type: ignore[arg-type]
-        translation = getattr(volume, "translation_nm", (0.0, 0.0, 0.0))
-        origin = tuple(t / s for t, s in zip(translation, size, strict=True))
-        return cls(volume.uri, volume.bounds, size, origin)  # type: ignore[arg-type]
+        """Return the grid of a volume.
 
-    @property
-    def placed(self) -> Box:
-        """The bounds, shifted by the origin to the nearest voxels."""
-        return self.bounds.shifted([int(np.floor(value + 0.5)) for value in self.origin])
+        Parameters
+        ----------
+        volume : Volume
+        start : tuple of int or None
+            Position of the first voxel along z, y, x, in voxels, for a volume without a voxel size, which cannot state
+            its position in nm.
+
+        Returns
+        -------
+        VoxelGrid
+        """
+        size = volume.voxel_size_nm
+        if size is not None:
+            return cls(volume.uri, volume.bounds, size, per_axis(operator.truediv, volume.translation_nm, size))
+        shift = (0, 0, 0) if start is None else per_axis(operator.sub, start, volume.bounds.start)
+        return cls(volume.uri, volume.bounds, None, per_axis(float, shift))
 
 
 def voxel_shift(one: VoxelGrid, other: VoxelGrid) -> Zyx:
-    """What to add to a voxel of `one` to have the voxel of `other` at the same place, or the nearest.
+    """Return what to add to a voxel of one volume to get the voxel of another at the same position.
 
-    Raises ValueError where both know their voxel sizes and these differ by more than 1%.
+    Parameters
+    ----------
+    one, other : VoxelGrid
+        Grids of the two volumes.
+
+    Returns
+    -------
+    tuple of int
+        Shift along z, y, x, in voxels, rounded to the nearest voxel.
+
+    Raises
+    ------
+    ValueError
+        If both voxel sizes are known and differ by more than 1%.
     """
     if one.size_nm and other.size_nm and not np.allclose(one.size_nm, other.size_nm, rtol=VOXEL_SIZE_TOLERANCE):
         raise ValueError(
@@ -57,59 +91,113 @@ def voxel_shift(one: VoxelGrid, other: VoxelGrid) -> Zyx:
             f"{_size_text(other.size_nm)} (z,y,x); name the resolution of the one that fits the other, such as "
             "bossdb://collection/experiment/channel/1 or x.zarr/s1"
         )
-    return tuple(int(np.floor(a - b + 0.5)) for a, b in zip(one.origin, other.origin, strict=True))  # type: ignore[return-value]
+    return per_axis(_nearest_voxel, per_axis(operator.sub, one.origin, other.origin))
 
 
 def overlap_box(one: VoxelGrid, other: VoxelGrid, shift: Zyx) -> Box:
-    """The voxels of `one` that `other` has too. ValueError, with where both lie, where there are none."""
+    """Return the voxels that two volumes share.
+
+    Parameters
+    ----------
+    one, other : VoxelGrid
+        Grids of the two volumes.
+    shift : tuple of int
+        Shift from voxels of `one` to voxels of `other`, z, y, x; see `voxel_shift`.
+
+    Returns
+    -------
+    Box
+        Shared voxels, in voxels of `one`.
+
+    Raises
+    ------
+    ValueError
+        If there are none; the message shows the positions of both volumes.
+    """
     box = one.bounds.intersect(other.bounds.relative_to(shift))
     if box.num_voxels == 0:
         size = one.size_nm or other.size_nm
         raise ValueError(
-            f"nothing to compare: {one.name} and {other.name} do not overlap. The one lies at {_place_text(one, size)}, "
-            f"the other at {_place_text(other, size)} (z,y,x)"
+            f"nothing to compare: {one.name} and {other.name} do not overlap. The first covers "
+            f"{_position_text(one, size)}, the second {_position_text(other, size)} (z,y,x)"
         )
     return box
+
+
+def mask_box(block: Box, mask: Volume, image: Volume) -> Box:
+    """Return the voxels of a mask that a block of the image touches.
+
+    Parameters
+    ----------
+    block : Box
+        Block in voxels of the image, z, y, x.
+    mask, image : Volume
+        If one of them has no voxel size, both have the same voxels.
+
+    Returns
+    -------
+    Box
+        Box in voxels of the mask, cut to the mask; it may be empty.
+    """
+    if mask.voxel_size_nm is None or image.voxel_size_nm is None:
+        return block.intersect(mask.bounds)
+
+    def first(index: int, size: float, mask_size: float, shift: float) -> int:
+        return math.floor((index * size + shift) / mask_size + ROUNDING_VOXELS)
+
+    def after_last(index: int, size: float, mask_size: float, shift: float) -> int:
+        return math.ceil((index * size + shift) / mask_size - ROUNDING_VOXELS)
+
+    scale = (image.voxel_size_nm, mask.voxel_size_nm, _corner_shift_nm(mask, image))
+    start, stop = per_axis(first, block.start, *scale), per_axis(after_last, block.stop, *scale)
+    return Box(start, stop).intersect(mask.bounds)
+
+
+def box_nm(volume: Volume, box: Box) -> list[tuple[float, float]]:
+    """Return the positions in nm where a box of a volume starts and stops along each axis.
+
+    Parameters
+    ----------
+    volume : Volume
+        Volume with a voxel size.
+    box : Box
+        Box in voxels of the volume, z, y, x.
+
+    Returns
+    -------
+    list of tuple of float
+        Start and stop in nm, one pair for each of z, y, x.
+    """
+    return list(zip(_voxel_corner_nm(volume, box.start), _voxel_corner_nm(volume, box.stop), strict=True))
+
+
+def _voxel_corner_nm(volume: Volume, voxel: Zyx) -> Nm:
+    """Return the position of a voxel's lower corner, half a voxel before its middle."""
+    assert volume.voxel_size_nm is not None
+    return per_axis(
+        lambda middle, index, size: middle + (index - 0.5) * size, volume.translation_nm, voxel, volume.voxel_size_nm
+    )
+
+
+def _corner_shift_nm(mask: Volume, image: Volume) -> Nm:
+    """Return the distance from the corner of the mask to that of the image; 0 if neither states a translation."""
+    if not any(mask.translation_nm) and not any(image.translation_nm):
+        return (0.0, 0.0, 0.0)
+    return per_axis(operator.sub, _voxel_corner_nm(image, (0, 0, 0)), _voxel_corner_nm(mask, (0, 0, 0)))
+
+
+def _nearest_voxel(position: float) -> int:
+    return int(np.floor(position + 0.5))
 
 
 def _size_text(size: Nm) -> str:
     return " x ".join(f"{value:g}" for value in size) + " nm"
 
 
-def _place_text(grid: VoxelGrid, size: Nm | None) -> str:
-    placed = grid.placed
+def _position_text(grid: VoxelGrid, size: Nm | None) -> str:
+    """Return where a grid's bounds are, in nm if a voxel size is known."""
+    box = grid.bounds.shifted(per_axis(_nearest_voxel, grid.origin))
     if size is None:
-        return f"voxels {placed}"
-    ranges = (f"{a * s:g}:{b * s:g}" for a, b, s in zip(placed.start, placed.stop, size, strict=True))
+        return f"voxels {box}"
+    ranges = per_axis(lambda start, stop, length: f"{start * length:g}:{stop * length:g}", box.start, box.stop, size)
     return f"{','.join(ranges)} nm"
-
-
-def mask_box(block: Box, mask: Volume, image: Volume) -> Box:
-    """The voxels of the mask that the block touches, cut to the mask; maybe none."""
-    if mask.voxel_size_nm is None or image.voxel_size_nm is None:
-        return block.intersect(mask.bounds)
-    start, stop = [], []
-    shifts = zip(image.voxel_size_nm, mask.voxel_size_nm, _corner_shift_nm(mask, image), strict=True)
-    for a, b, (size, mask_size, shift) in zip(block.start, block.stop, shifts, strict=True):
-        start.append(math.floor((a * size + shift) / mask_size + ROUNDING_NM))
-        stop.append(math.ceil((b * size + shift) / mask_size - ROUNDING_NM))
-    return Box(tuple(start), tuple(stop)).intersect(mask.bounds)  # type: ignore[arg-type]
-
-
-def _corner_shift_nm(mask: Volume, image: Volume) -> list[float]:
-    """How far the corner of the image's voxel 0, 0, 0 lies beyond that of the mask's.
-
-    OME says where the middle of a voxel lies; where neither says anything the corners are one.
-    """
-    there, here = (getattr(volume, "translation_nm", (0.0, 0.0, 0.0)) for volume in (mask, image))
-    if not any(there) and not any(here):
-        return [0.0, 0.0, 0.0]
-    sizes = zip(image.voxel_size_nm or (), mask.voxel_size_nm or (), strict=True)
-    return [(b - n / 2) - (a - m / 2) for a, b, (n, m) in zip(there, here, sizes, strict=True)]
-
-
-def box_nm(volume: Volume, box: Box) -> list[tuple[float, float]]:
-    """Return from where to where a box of a volume reaches along z, y and x, in nm; a voxel lies at its middle."""
-    assert volume.voxel_size_nm is not None
-    axes = zip(box.start, box.stop, volume.voxel_size_nm, volume.translation_nm, strict=True)
-    return [(moved + (a - 0.5) * size, moved + (b - 0.5) * size) for a, b, size, moved in axes]

@@ -1,4 +1,7 @@
-"""Asking a Boss server: which one, how often, and its failures in words. Knows nothing of intern."""
+"""Requests to a Boss server: its address and token, retries with deadlines, and error messages.
+
+This module does not depend on intern, the client that sends the requests.
+"""
 
 from __future__ import annotations
 
@@ -21,27 +24,35 @@ from kasthuri_ray.volumes.threads import call_with_timeout
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-RETRYABLE_STATUS = {408, 425, 429}
-"""Statuses below 500 that may pass; every other 4xx is final."""
-
-REPORTED_PAUSE_S = 1.0
-"""Whoever waits longer is told that something is tried again, by at most one line a second of all that are asked for
-side by side. Python shows it on the error output, and Ray keeps a worker's in the worker's log."""
-_last_reported = float("-inf")
+RETRYABLE_STATUS = {408, 425, 429}  # the statuses below 500 that may pass; every other 4xx is final
+# A longer wait for a retry is logged, at most one line a second for all requests of a process. Python prints it on
+# standard error; Ray writes it to the worker's log.
+LOGGED_PAUSE_S = 1.0
 
 _RETRYABLE_ERRORS = (requests.RequestException, BloscError, TimeoutError, ValueError)
-_INVALID = (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.InvalidHeader)
+_INVALID_REQUESTS = (
+    requests.exceptions.InvalidURL,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.InvalidHeader,
+)
+_last_logged = float("-inf")
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """What one request may take, and what is done when it fails in a way that may pass.
+    """How long a request may take, and how often it is retried after a failure that may pass.
 
-    tries: how often it is sent at most.
-    first_pause_s, longest_pause_s: the pause after a failure doubles from the first to the longest; up to half of it
-        is left out at random, so that many workers do not come back at the same moment.
-    timeout_s: the longest silence, while connecting or between two bytes.
-    deadline_s: the longest that one try may take, however steadily its bytes drip.
+    Parameters
+    ----------
+    tries : int
+        Number of times that the request is sent at most.
+    first_pause_s, longest_pause_s : float
+        Pause after the first failure, in seconds, which doubles with every failure up to the longest. Up to half of
+        it is omitted at random, so that many workers do not retry at the same moment.
+    timeout_s : float
+        Longest silence in seconds, while connecting or between two bytes.
+    deadline_s : float
+        Longest time of one try in seconds, even if bytes keep arriving.
     """
 
     tries: int = 10
@@ -51,7 +62,7 @@ class RetryPolicy:
     deadline_s: float = 120.0
 
     def pauses(self) -> Iterator[float]:
-        """Seconds to wait before each try; the first is 0."""
+        """Yield the seconds to wait before each try; the first are 0."""
         yield 0.0
         for retry in range(self.tries - 1):
             yield min(self.longest_pause_s, self.first_pause_s * 2**retry) * random.uniform(0.5, 1.0)
@@ -59,7 +70,17 @@ class RetryPolicy:
 
 @dataclass(frozen=True)
 class BossServer:
-    """A Boss server, and the token shown to it (which no message and no repr holds)."""
+    """A Boss server and the token that it is sent.
+
+    Parameters
+    ----------
+    protocol : str
+        `https` or `http`.
+    host : str
+        Host name with an optional port.
+    token : str
+        Token; no message and no repr shows it.
+    """
 
     protocol: str = "https"
     host: str = "api.bossdb.io"
@@ -67,10 +88,22 @@ class BossServer:
 
     @classmethod
     def of(cls, options: Mapping[str, Any] | None) -> BossServer:
-        """The server that `options` (`protocol`, `host`, `token`) name.
+        """Return the server that options name.
 
-        What they leave out is public data of https://api.bossdb.io. None stands for that too, with the token in
-        BOSSDB_TOKEN if it is set. Raises ValueError for keys and values that are no options.
+        Parameters
+        ----------
+        options : mapping or None
+            `protocol`, `host` and `token`; a missing one is that of the public data of https://api.bossdb.io. None is
+            that server with the token in BOSSDB_TOKEN, if the variable is set.
+
+        Returns
+        -------
+        BossServer
+
+        Raises
+        ------
+        ValueError
+            If a key is unknown or a value malformed.
         """
         if options is None:
             token = os.environ.get("BOSSDB_TOKEN", "").strip()
@@ -82,68 +115,67 @@ class BossServer:
         boss._check()
         return boss
 
+    @property
+    def url(self) -> str:
+        """URL of the server, without a path."""
+        return f"{self.protocol}://{self.host}"
+
+    def without_token(self, text: str) -> str:
+        """Return the text with `[token]` in place of the token."""
+        return text if self.token == "public" else text.replace(self.token, "[token]")
+
     def _check(self) -> None:
         if self.protocol not in ("http", "https"):
             raise ValueError(f"BossDB protocol {self.protocol!r} is neither https nor http")
         if not re.fullmatch(r"([\w.-]+|\[[0-9a-fA-F:]+\])(:\d+)?", self.host):
             raise ValueError(f"BossDB host {self.host!r} is not a name with an optional port, such as api.bossdb.io")
         if not re.fullmatch(r"[\x21-\x7e]+", self.token):
-            raise ValueError("the BossDB token is empty or holds characters that no token has; copy it anew")
-
-    @property
-    def url(self) -> str:
-        return f"{self.protocol}://{self.host}"
-
-    def without_token(self, text: str) -> str:
-        """`text`, if need be with the token blotted out."""
-        return text if self.token == "public" else text.replace(self.token, "[token]")
+            raise ValueError("the BossDB token is empty or holds characters that no token has; copy it again")
 
 
-def request_with_retries(call: Callable[[], T], what: str, boss: BossServer, patience: RetryPolicy) -> T:
-    """What `call` gets from `boss`, asked again while what fails may pass.
+def request_with_retries(call: Callable[[], T], what: str, boss: BossServer, retry_policy: RetryPolicy) -> T:
+    """Return the answer of a Boss server to a request, retrying after failures that may pass.
 
-    call: one request, which raises requests.HTTPError for every status but 200, and ValueError for an answer that is
-        not what was asked for.
-    what: names the request in errors.
-
-    Raises PermissionError, FileNotFoundError or ValueError at once for what is final, SourceError after the last try.
+    `call` sends the request; it raises requests.HTTPError for every status but 200, and ValueError for an answer that
+    is not what was requested. `what` names the request in messages. A final failure raises PermissionError,
+    FileNotFoundError or ValueError at once; if the last try fails as well, it is a VolumeError.
     """
-    cause, began = "", time.monotonic()
-    for number, pause in enumerate(patience.pauses(), 1):
-        if max(pause, time.monotonic() - began) >= REPORTED_PAUSE_S and cause:
-            again = f"trying again in {pause:.1g} s ({number} of {patience.tries})"
-            _report_pause(boss.without_token(f"{what}: {cause}; {again}"))
+    cause, start = "", time.monotonic()
+    for number, pause in enumerate(retry_policy.pauses(), 1):
+        if max(pause, time.monotonic() - start) >= LOGGED_PAUSE_S and cause:
+            retry = f"retrying in {pause:.1g} s (try {number} of {retry_policy.tries})"
+            _log_retry(boss.without_token(f"{what}: {cause}; {retry}"))
         time.sleep(pause)
         try:
-            return call_with_timeout(patience.deadline_s, call)
-        except _INVALID as error:
+            return call_with_timeout(retry_policy.deadline_s, call)
+        except _INVALID_REQUESTS as error:
             raise ValueError(boss.without_token(f"{what}: {error}")) from None
         except requests.HTTPError as error:
-            cause = _status(error, what, boss)
+            cause = _describe_status(error, what, boss)
         except _RETRYABLE_ERRORS as error:
-            cause = _failure(error)
-    text = f"{what} did not come from {boss.host} in {patience.tries} tries; the last one: {cause}"
-    raise VolumeError(boss.without_token(text))
+            cause = _describe_failure(error)
+    message = f"{what} could not be read from {boss.host} in {retry_policy.tries} tries; the last failed with: {cause}"
+    raise VolumeError(boss.without_token(message))
 
 
-def _report_pause(line: str) -> None:
-    global _last_reported
-    if time.monotonic() - _last_reported >= REPORTED_PAUSE_S:
-        _last_reported = time.monotonic()
+def _log_retry(line: str) -> None:
+    global _last_logged
+    if time.monotonic() - _last_logged >= LOGGED_PAUSE_S:
+        _last_logged = time.monotonic()
         log.warning("%s", line)
 
 
-def _status(error: requests.HTTPError, what: str, boss: BossServer) -> str:
-    """The status in words, if it may pass; raises what it means if it is final."""
+def _describe_status(error: requests.HTTPError, what: str, boss: BossServer) -> str:
+    """Return a message about a status that may pass; raise the error for one that is final."""
     if error.response is None:
-        return _failure(error)
+        return _describe_failure(error)
     status = error.response.status_code
-    said = f'HTTP {status}, "{_message(error.response)}"'
+    answer = f'HTTP {status}, "{_response_message(error.response)}"'
     if status == 429:
-        return f"{said}: the quota of this token or address is used up; go on later, or use a token of your own"
+        return f"{answer}: the quota of this token or address is used up; try again later, or use a token of your own"
     if 400 <= status < 500 and status not in RETRYABLE_STATUS:
-        _raise_final(status, boss.without_token(f"{what}: {boss.host} answered {said}"))
-    return said
+        _raise_final(status, boss.without_token(f"{what}: {boss.host} answered {answer}"))
+    return answer
 
 
 def _raise_final(status: int, text: str) -> NoReturn:
@@ -156,8 +188,8 @@ def _raise_final(status: int, text: str) -> NoReturn:
     raise ValueError(f"{text}; {advice}") from None
 
 
-def _message(response: requests.Response) -> str:
-    """What the server says in its body: a Boss error's message, or the first words of any other text."""
+def _response_message(response: requests.Response) -> str:
+    """Return the message of a Boss error, or the first characters of any other response body."""
     try:
         body = json.loads(response.text)
         text = str(body.get("message") or body.get("detail") or body)
@@ -166,12 +198,13 @@ def _message(response: requests.Response) -> str:
     return " ".join(text.split())[:200] or str(response.reason)
 
 
-def _failure(error: Exception) -> str:
-    """A failure that came without a status, in words."""
+def _describe_failure(error: Exception) -> str:
+    """Return a message about a failure without a status."""
     if isinstance(error, BloscError):
         return f"the answer is not a whole blosc buffer ({error})"
     if isinstance(error, requests.exceptions.JSONDecodeError):
         return f"the answer is not JSON ({error})"
     if isinstance(error, requests.ConnectionError) and error.args:
-        return f"no connection ({getattr(error.args[0], 'reason', error)}); is the host up, and reached from here?"
+        reason = getattr(error.args[0], "reason", error)
+        return f"no connection ({reason}); is the host up, and can this machine reach it?"
     return f"{type(error).__name__}: {error}"

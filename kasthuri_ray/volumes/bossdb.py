@@ -1,9 +1,10 @@
-"""Volumes in BossDB, read by intern: with deadlines, retries and errors in words."""
+"""Volumes in BossDB, read with intern: deadlines, retries and clear errors around its requests."""
 
 from __future__ import annotations
 
 import functools
 import math
+import operator
 import os
 import re
 from collections.abc import Mapping
@@ -17,39 +18,33 @@ from requests.adapters import HTTPAdapter
 from requests.exceptions import JSONDecodeError
 from requests.utils import get_environ_proxies
 
-from kasthuri_ray.geometry import Box, Zyx
+from kasthuri_ray.geometry import Box, Nm, Zyx, ceil_div, per_axis
 from kasthuri_ray.volumes.boss_requests import BossServer, RetryPolicy, request_with_retries
 from kasthuri_ray.volumes.threads import map_threads
 from kasthuri_ray.volumes.volume import Volume
 
 Resource = TypeVar("Resource", ChannelResource, CoordinateFrameResource, ExperimentResource)
 
+# What the Boss stores as one object, at every resolution; its grid starts at voxel 0 (spdb, CUBOIDSIZE).
 CUBOID: Zyx = (16, 512, 512)
-"""What the Boss keeps as one object, at every resolution; its grid begins at voxel 0 (spdb, CUBOIDSIZE)."""
-REQUEST_VOXELS = math.prod(CUBOID)
-"""The most voxels of one request: far below the 30 million above which intern forks."""
+REQUEST_VOXELS = math.prod(CUBOID)  # limit of a request, far below the 30 million above which intern forks
 PARALLEL_REQUESTS = 8
+# At ten tries a server that fails one time in five fails one request in ten million.
 RETRY_POLICY = RetryPolicy()
-"""With every cutout, where `open_bossdb` is not given another. At ten tries a server that fails one time in five costs
-one request in ten million."""
-METADATA_TRIES = 6
-"""At most: somebody waits at the terminal to hear that the host is down."""
+MAX_METADATA_TRIES = 6  # fewer: a person waits at the terminal to learn that the host is down
 
-_FORM = "bossdb://collection/experiment/channel[/resolution]"
+_URI_FORM = "bossdb://collection/experiment/channel[/resolution]"
 _NANOMETERS = {"nanometers": 1.0, "micrometers": 1e3, "millimeters": 1e6, "centimeters": 1e7}
 
 
 @dataclass(kw_only=True)
 class BossVolume(Volume):
-    """A channel of BossDB at one resolution.
-
-    channel: the names of collection, experiment and channel.
-    """
+    """A channel of BossDB at one resolution."""
 
     boss: BossServer
-    channel: tuple[str, str, str]
-    resolution: int
-    patience: RetryPolicy = RETRY_POLICY
+    channel: tuple[str, str, str]  # names of collection, experiment and channel
+    resolution: int  # 0 is the finest
+    retry_policy: RetryPolicy = RETRY_POLICY  # of every cutout
 
     def _read(self, box: Box) -> np.ndarray:
         if box.num_voxels <= REQUEST_VOXELS:
@@ -64,121 +59,131 @@ class BossVolume(Volume):
         return voxels
 
     def _fetch(self, box: Box) -> np.ndarray:
-        """The voxels of `box`, by one request."""
+        """Return the voxels of a box, fetched by one request."""
         collection, experiment, name = self.channel
         kind = "annotation" if self.dtype == np.uint64 else "image"
         channel = ChannelResource(name, collection, experiment, kind, datatype=self.dtype.name)
         z, y, x = zip(box.start, box.stop, strict=True)
 
-        def cutout() -> np.ndarray:
-            remote = _remote(self.boss, self.patience.timeout_s, os.getpid())
-            voxels = remote.get_cutout(channel, self.resolution, list(x), list(y), list(z), parallel=False)
+        def get_cutout() -> np.ndarray:
+            client = _boss_client(self.boss, self.retry_policy.timeout_s, os.getpid())
+            voxels = client.get_cutout(channel, self.resolution, list(x), list(y), list(z), parallel=False)
             if voxels.shape != box.shape or voxels.dtype != self.dtype:
-                raise ValueError(f"{voxels.dtype} voxels of shape {voxels.shape} where {box.shape} were asked for")
+                raise ValueError(
+                    f"the answer holds {voxels.dtype} voxels of shape {voxels.shape}, expected {self.dtype} voxels of "
+                    f"shape {box.shape}"
+                )
             return voxels
 
-        return request_with_retries(cutout, f"cutout {box} (z,y,x) of {self.uri}", self.boss, self.patience)
+        return request_with_retries(get_cutout, f"cutout {box} (z,y,x) of {self.uri}", self.boss, self.retry_policy)
 
 
 def open_bossdb(
-    uri: str, mip: int | None = None, boss: Mapping[str, Any] | None = None, patience: RetryPolicy | None = None
+    uri: str, mip: int | None = None, boss: Mapping[str, Any] | None = None, retry_policy: RetryPolicy | None = None
 ) -> Volume:
-    """The channel that `uri` names, `bossdb://collection/experiment/channel[/resolution]`.
+    """Open `bossdb://collection/experiment/channel[/resolution]`; parameters and errors as of `open_volume`.
 
-    mip: the resolution, 0 the finest; wins over the one in `uri`.
-    boss: `protocol`, `host`, `token`; None reads api.bossdb.io, with the token in BOSSDB_TOKEN or else public data.
-    patience: None stands for `PATIENCE`.
-
-    Its metadata is read now. A channel that BossDB keeps as a CloudVolume is read from its bucket by tensorstore.
-    Raises ValueError for a malformed name, FileNotFoundError for one that leads nowhere, PermissionError where the
-    token does not suffice, SourceError where the server does not answer.
+    `mip` wins over the resolution in the URI. `boss` None is the server api.bossdb.io, with the token in BOSSDB_TOKEN
+    if the variable is set. `retry_policy` None is `RETRY_POLICY`. A channel that BossDB stores as a CloudVolume is read
+    from its bucket with tensorstore.
     """
-    names, named_resolution = _parse(uri)
+    names, named_resolution = _parse_uri(uri)
     server = BossServer.of(boss)
-    patience = patience or RETRY_POLICY
+    retry_policy = retry_policy or RETRY_POLICY
     resolution = mip if mip is not None else named_resolution or 0
     uri = f"bossdb://{'/'.join(names)}/{resolution}"
     collection, experiment_name, name = names
-    channel = _metadata(ChannelResource(name, collection, experiment_name), uri, server, patience)
+    channel = _fetch_metadata(ChannelResource(name, collection, experiment_name), uri, server, retry_policy)
     if str(channel.raw.get("storage_type", "")).lower() == "cloudvol":
-        return _open_bucket(channel.raw, uri, resolution)
-    experiment = _metadata(ExperimentResource(experiment_name, collection), uri, server, patience)
-    frame = _metadata(CoordinateFrameResource(experiment.coord_frame), uri, server, patience)
-    levels = range(channel.base_resolution, channel.base_resolution + max(1, experiment.num_hierarchy_levels))
-    if resolution not in levels:
-        raise ValueError(f"{uri}: there is no resolution {resolution}; it has {levels[0]} to {levels[-1]}")
-    factor = _downsampling(experiment.hierarchy_method, resolution)
+        return _open_cloudvolume(channel.raw, uri, resolution)
+    experiment = _fetch_metadata(ExperimentResource(experiment_name, collection), uri, server, retry_policy)
+    frame = _fetch_metadata(CoordinateFrameResource(experiment.coord_frame), uri, server, retry_policy)
+    _check_resolution(resolution, channel, experiment, uri)
+    factors = _downsampling_factors(experiment.hierarchy_method, resolution)
     return BossVolume(
         uri=uri,
         source_id=f"{server.url}/{'/'.join(names)}/{resolution}",
         pyramid=f"{server.url}/{'/'.join(names)}",
-        bounds=_bounds(frame, resolution, factor, uri),
+        bounds=_readable_bounds(frame, resolution, factors, uri),
         dtype=np.dtype(channel.datatype),
-        voxel_size_nm=_voxel_size_nm(frame, factor),
+        voxel_size_nm=_voxel_size_nm(frame, factors),
         chunk=CUBOID,
         chunk_origin=(0, 0, 0),
         remote=True,
         boss=server,
         channel=names,
         resolution=resolution,
-        patience=patience,
+        retry_policy=retry_policy,
     )
 
 
-def _parse(uri: str) -> tuple[tuple[str, str, str], int | None]:
-    """The names of collection, experiment and channel, and the resolution if `uri` holds one."""
+def bucket_url(bucket: str, path: str) -> str:
+    """Return the tensorstore URL of a CloudVolume in one of BossDB's buckets."""
+    return f"s3://{bucket.removeprefix('s3://').strip('/')}/{path.strip('/')}/|neuroglancer-precomputed:"
+
+
+def _parse_uri(uri: str) -> tuple[tuple[str, str, str], int | None]:
+    """Return the names of collection, experiment and channel, and the resolution if the URI holds one."""
     match = re.fullmatch(r"bossdb://([\w.-]+)/([\w.-]+)/([\w.-]+)(?:/(\d+))?/?", uri)
     if not match:
-        raise ValueError(f"{uri!r} is not of the form {_FORM}, such as bossdb://Kasthuri/ac4/em/0")
+        raise ValueError(f"{uri!r} is not of the form {_URI_FORM}, such as bossdb://Kasthuri/ac4/em/0")
     collection, experiment, channel, resolution = match.groups()
     return (collection, experiment, channel), None if resolution is None else int(resolution)
 
 
-def _downsampling(hierarchy_method: str, resolution: int) -> Zyx:
-    """By how much a voxel is longer than at resolution 0: z only grows where the experiment is isotropic."""
+def _check_resolution(resolution: int, channel: ChannelResource, experiment: ExperimentResource, uri: str) -> None:
+    levels = range(channel.base_resolution, channel.base_resolution + max(1, experiment.num_hierarchy_levels))
+    if resolution not in levels:
+        raise ValueError(f"{uri}: there is no resolution {resolution}; it has {levels[0]} to {levels[-1]}")
+
+
+def _downsampling_factors(hierarchy_method: str, resolution: int) -> Zyx:
+    """Return how much longer a voxel is than at resolution 0; z grows only if the experiment is isotropic."""
     factor = 2**resolution
     return (factor if hierarchy_method == "isotropic" else 1, factor, factor)
 
 
-def _bounds(frame: CoordinateFrameResource, resolution: int, factor: Zyx, uri: str) -> Box:
-    """The coordinate frame at the resolution of `factor`, rounded outward as the Boss downsamples.
+def _readable_bounds(frame: CoordinateFrameResource, resolution: int, factors: Zyx, uri: str) -> Box:
+    """Return the coordinate frame at a resolution, rounded outward as the Boss downsamples.
 
-    The Boss checks every cutout against the native frame, whatever its resolution, so what lies outside of that
+    The Boss checks every cutout against the native frame, whatever its resolution, so voxels outside of that frame
     cannot be read.
     """
     native = Box((frame.z_start, frame.y_start, frame.x_start), (frame.z_stop, frame.y_stop, frame.x_stop))
-    start = tuple(a // f for a, f in zip(native.start, factor, strict=True))
-    stop = tuple(-(-b // f) for b, f in zip(native.stop, factor, strict=True))
-    bounds = Box(start, stop).intersect(native)  # type: ignore[arg-type]
+    start, stop = per_axis(operator.floordiv, native.start, factors), per_axis(ceil_div, native.stop, factors)
+    bounds = Box(start, stop).intersect(native)
     if bounds.num_voxels == 0:
-        raise ValueError(f"{uri}: the Boss gives no voxels at resolution {resolution}, since its frame is {native}")
+        raise ValueError(f"{uri}: the Boss has no voxels at resolution {resolution}, since its frame is {native}")
     return bounds
 
 
-def _voxel_size_nm(frame: CoordinateFrameResource, factor: Zyx) -> tuple[float, float, float]:
+def _voxel_size_nm(frame: CoordinateFrameResource, factors: Zyx) -> Nm:
     unit = _NANOMETERS[frame.voxel_unit]
     sizes = (frame.z_voxel_size, frame.y_voxel_size, frame.x_voxel_size)
-    return tuple(float(size) * unit * f for size, f in zip(sizes, factor, strict=True))  # type: ignore[return-value]
+    return per_axis(lambda size, factor: float(size) * unit * factor, sizes, factors)
 
 
 def _request_shape(box: Box) -> Zyx:
-    """Whole cuboids to ask for at once: one, or of a thin box as many as hold no more voxels of it than one does."""
-    shape = list(CUBOID)
-    for axis in (2, 1, 0):
+    """Return the shape of a request in whole cuboids.
+
+    It is one cuboid; for a thin box it is as many as hold no more voxels of the box than one cuboid has.
+    """
+    shape = CUBOID
+    for axis, factors in ((2, (1, 1, 2)), (1, (1, 2, 1)), (0, (2, 1, 1))):
         while shape[axis] < box.shape[axis]:
-            larger = [n * 2 if a == axis else n for a, n in enumerate(shape)]
-            if math.prod(map(min, larger, box.shape)) > REQUEST_VOXELS:
+            doubled = per_axis(operator.mul, shape, factors)
+            if math.prod(per_axis(min, doubled, box.shape)) > REQUEST_VOXELS:
                 break
-            shape = larger
-    return tuple(shape)  # type: ignore[return-value]
+            shape = doubled
+    return shape
 
 
-def _metadata(resource: Resource, uri: str, boss: BossServer, patience: RetryPolicy) -> Resource:
-    """What the server says of `resource`."""
+def _fetch_metadata(resource: Resource, uri: str, boss: BossServer, retry_policy: RetryPolicy) -> Resource:
+    """Return the resource with the metadata that the server has of it."""
 
-    def get() -> Resource:
+    def get_project() -> Resource:
         try:
-            return _remote(boss, patience.timeout_s, os.getpid()).get_project(resource)
+            return _boss_client(boss, retry_policy.timeout_s, os.getpid()).get_project(resource)
         except JSONDecodeError:
             raise
         except ValueError as error:  # intern's own: a datatype, unit or hierarchy that it does not know
@@ -187,40 +192,39 @@ def _metadata(resource: Resource, uri: str, boss: BossServer, patience: RetryPol
             raise ValueError(f"the answer is not the metadata of {resource.name!r} ({error!r})") from None
 
     kind = type(resource).__name__.removesuffix("Resource").lower()
+    what = f"the metadata of {kind} {resource.name!r} of {uri}"
     try:
-        patience = replace(patience, tries=min(patience.tries, METADATA_TRIES))
-        return request_with_retries(get, f"the metadata of {kind} {resource.name!r} of {uri}", boss, patience)
+        policy = replace(retry_policy, tries=min(retry_policy.tries, MAX_METADATA_TRIES))
+        return request_with_retries(get_project, what, boss, policy)
     except _UnknownValue as error:
         raise ValueError(f"{uri}: intern cannot read its {kind} {resource.name!r}: {error}") from None
 
 
 class _UnknownValue(Exception):
-    """Metadata that came whole, and that intern refuses."""
+    """Metadata that arrived whole, with a value that intern refuses."""
 
 
 @functools.lru_cache(maxsize=16)
-def _remote(boss: BossServer, timeout_s: float, process: int) -> BossRemote:
-    """intern's client, one per process (a forked one must not share sockets), with a timeout and the proxies set."""
+def _boss_client(boss: BossServer, timeout_s: float, process: int) -> BossRemote:
+    """Return intern's client with a timeout and the proxies set.
+
+    Each process has its own (`process` is its id), since a forked process must not share sockets.
+    """
     options = {"protocol": boss.protocol, "host": boss.host, "token": boss.token}
-    # intern writes its options as INI text, where a percent sign begins a reference
-    remote = BossRemote({key: value.replace("%", "%%") for key, value in options.items()})
-    for service in (remote.project_service, remote.volume_service):
+    # intern writes its options as INI text, where a percent sign starts a reference
+    client = BossRemote({key: value.replace("%", "%%") for key, value in options.items()})
+    for service in (client.project_service, client.volume_service):
         service.session_send_opts["timeout"] = timeout_s
         service.session_send_opts["proxies"] = get_environ_proxies(boss.url)
         service.session.mount(boss.url, HTTPAdapter(pool_maxsize=4 * PARALLEL_REQUESTS))
-    return remote
+    return client
 
 
-def _open_bucket(channel: Mapping[str, Any], uri: str, resolution: int) -> Volume:
-    """The precomputed volume in the bucket that a CloudVolume channel's metadata name."""
+def _open_cloudvolume(channel: Mapping[str, Any], uri: str, resolution: int) -> Volume:
+    """Open the precomputed volume in the bucket that a channel's metadata name."""
     from kasthuri_ray.volumes.stores import open_store
 
     if not channel.get("bucket") or not channel.get("cv_path"):
-        raise ValueError(f"{uri} is kept as a CloudVolume, but its metadata name no bucket and path")
+        raise ValueError(f"{uri} is stored as a CloudVolume, but its metadata name no bucket and path")
     url = bucket_url(channel["bucket"], channel["cv_path"])
     return replace(open_store(url, mip=resolution), uri=uri, source_id=f"{url}@{resolution}")
-
-
-def bucket_url(bucket: str, path: str) -> str:
-    """The tensorstore URL of a CloudVolume in one of BossDB's buckets."""
-    return f"s3://{bucket.removeprefix('s3://').strip('/')}/{path.strip('/')}/|neuroglancer-precomputed:"

@@ -1,4 +1,4 @@
-"""Chunks of remote volumes kept on the node's disk, shared by all its processes and by later runs."""
+"""A cache of chunks of remote volumes on the disk of a node, shared by all its processes and by later runs."""
 
 from __future__ import annotations
 
@@ -26,33 +26,43 @@ from kasthuri_ray.volumes.volume import Volume
 
 log = logging.getLogger(__name__)
 
-PARALLEL_FETCHES = 8
-"""Chunks of one read that are on their way at the same time."""
-RESERVED_DISK_BYTES = 500_000_000
-"""So much of the disk is left to others, such as checkpoints, whatever the limit."""
+PARALLEL_FETCHES = 8  # chunks of one read that are fetched at the same time
+RESERVED_DISK_BYTES = 500_000_000  # free space left to others, such as checkpoints, whatever the limit
 
 _MAGIC = b"KRC1"
 _DIGEST_BYTES = 16
-_UNITS = {"": 1, "B": 1}
-_UNITS |= {f"{letter}B": 1000**power for power, letter in enumerate("KMGTP", 1)}
-_UNITS |= {f"{letter}IB": 1024**power for power, letter in enumerate("KMGTP", 1)}
-_PAUSE_AFTER_FAILURE_S = 60.0
-"""For so long nothing is written after the disk was full."""
-_ABANDONED_S = 3600.0
-"""After so long a half-written file or a lock is a dead process's."""
+_BYTES_PER_UNIT = (
+    {"": 1, "B": 1}
+    | {f"{letter}B": 1000**power for power, letter in enumerate("KMGTP", 1)}
+    | {f"{letter}IB": 1024**power for power, letter in enumerate("KMGTP", 1)}
+)
+_PAUSE_AFTER_FAILURE_S = 60.0  # without writes, after the disk was full
+_ABANDONED_S = 3600.0  # age at which a half-written file or a lock belongs to a dead process
 
-
-_noting = threading.Lock()
-_failures: dict[Path, float] = {}
-"""When this process writes again to a folder whose disk was full."""
-_unnoted: dict[Path, int] = {}
-"""Bytes that this process wrote to a folder since it last made room there."""
+_state_lock = threading.Lock()  # guards the two dictionaries below
+_paused_until: dict[Path, float] = {}  # when this process writes again to a folder whose disk was full
+_unchecked_bytes: dict[Path, int] = {}  # bytes that this process wrote to a folder since it last evicted chunks there
 
 
 def open_cache(folder: str | None, size: str) -> ChunkCache | None:
-    """The cache in `folder`; None stands for KASTHURI_CACHE or ~/.cache/kasthuri_ray, and "none" gives none.
+    """Return the cache in a folder; nothing is written yet.
 
-    size: what it may take on the disk, such as 20GB. Nothing is written yet.
+    Parameters
+    ----------
+    folder : str or None
+        Folder of the cache; None stands for KASTHURI_CACHE or ~/.cache/kasthuri_ray, "none" for no cache.
+    size : str
+        Disk space that the cache may take, such as 20GB.
+
+    Returns
+    -------
+    ChunkCache or None
+        None for "none".
+
+    Raises
+    ------
+    ValueError
+        If the size is malformed.
     """
     size_limit_bytes = parse_byte_size(size)
     folder = folder or os.environ.get("KASTHURI_CACHE") or "~/.cache/kasthuri_ray"
@@ -62,12 +72,25 @@ def open_cache(folder: str | None, size: str) -> ChunkCache | None:
 
 
 def parse_byte_size(text: str) -> int:
-    """Bytes: `20GB` is 20 * 1000**3, `20GiB` is 20 * 1024**3, a bare number is bytes.
+    """Return the number of bytes that a size names.
 
-    Raises ValueError for anything else, and for nothing at all.
+    Parameters
+    ----------
+    text : str
+        `20GB` is 20 * 1000**3 bytes, `20GiB` is 20 * 1024**3, a number without a unit is bytes.
+
+    Returns
+    -------
+    int
+        Number of bytes, at least 1.
+
+    Raises
+    ------
+    ValueError
+        If the text is anything else.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*", text)
-    unit = _UNITS.get(match[2].upper()) if match else None
+    unit = _BYTES_PER_UNIT.get(match[2].upper()) if match else None
     if match is None or unit is None or (size := int(float(match[1]) * unit)) < 1:
         raise ValueError(f"size {text!r} is not a positive number of bytes with a unit, such as 20GB, 500MB or 1.5TiB")
     return size
@@ -75,11 +98,18 @@ def parse_byte_size(text: str) -> int:
 
 @dataclass(frozen=True)
 class ChunkCache:
-    """A folder of chunks, one file each, of no more than `size_limit_bytes`.
+    """A folder of chunks, one file each, with a limit on its size.
 
-    Those used longest ago go first. Any number of processes may share it, and any file may be deleted at any time. A
-    disk that is full or read-only costs one line in the log, never a voxel. All lies in a subfolder of its own, so
-    that nothing else in `folder` is ever touched.
+    The chunks used longest ago are deleted first. Any number of processes may share the folder, and any file may be
+    deleted at any time. A disk that is full or read-only costs one line in the log, never a voxel. All files are in a
+    subfolder of their own, so that nothing else in `folder` is ever touched.
+
+    Parameters
+    ----------
+    folder : Path
+        Absolute path.
+    size_limit_bytes : int
+        Disk space that the chunks may take.
     """
 
     folder: Path
@@ -87,10 +117,11 @@ class ChunkCache:
 
     @property
     def root(self) -> Path:
+        """Subfolder that holds the chunks."""
         return self.folder / "chunks-1"  # another format gets another number
 
     def get(self, key: str, size: int) -> bytes | None:
-        """The `size` bytes kept under `key`; None where there are none, or damaged ones (which are deleted)."""
+        """Return the `size` bytes stored under `key`; None if there are none, or damaged ones, which are deleted."""
         path = self.root / key
         try:
             packed = path.read_bytes()
@@ -102,12 +133,12 @@ class ChunkCache:
                 log.warning("a damaged chunk in the cache is fetched again: %s", path)
                 path.unlink()
             else:
-                os.utime(path)  # says when it was last used: few disks keep access times
+                os.utime(path)  # record the use: few disks keep access times
         return chunk
 
     def put(self, key: str, chunk: np.ndarray) -> None:
-        """Keeps `chunk` under `key`, wholly or not at all."""
-        if time.monotonic() < _failures.get(self.folder, -1.0):
+        """Store a chunk under `key`, completely or not at all."""
+        if time.monotonic() < _paused_until.get(self.folder, -1.0):
             return
         path = self.root / key
         temporary = path.with_name(f"{path.name}.{os.urandom(6).hex()}.part")
@@ -122,13 +153,16 @@ class ChunkCache:
         except OSError as error:
             with suppress(OSError):
                 temporary.unlink()
-            self._give_up(error)
+            self._pause_writes(error)
             return
-        self._written(sum(map(len, packed)))
+        self._count_written(sum(map(len, packed)))
 
     @contextmanager
     def locked(self, key: str) -> Iterator[None]:
-        """Holds `key` against other threads and processes; a holder that dies lets go. Without a disk, does nothing."""
+        """Hold a lock on `key` against other threads and processes; the system releases it if the holder dies.
+
+        Where the disk cannot be written, do nothing.
+        """
         path = self.root / f"{key}.lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,16 +171,16 @@ class ChunkCache:
             yield
             return
         try:
-            with suppress(OSError):  # a disk that cannot lock: a chunk may be fetched twice
+            with suppress(OSError):  # on a disk without locks a chunk may be fetched twice
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
-            with suppress(OSError):  # whoever waits for the deleted file finds the chunk, or fetches it once more
+            with suppress(OSError):  # one that waits for the deleted file finds the chunk, or fetches it once more
                 path.unlink()
             os.close(lock)
 
     def evict(self) -> None:
-        """Deletes the chunks used longest ago, if the limit is near: down to 14/16 of it, from 15/16 on."""
+        """Delete the chunks used longest ago if more than 15/16 of the limit are used, until 14/16 are."""
         with self._evicting():
             chunks = sorted(self._chunks())
             total = sum(size for _, size, _ in chunks)
@@ -159,17 +193,17 @@ class ChunkCache:
                     os.unlink(path)
                 total -= size
 
-    def _written(self, size: int) -> None:
-        """Notes `size` bytes, and makes room whenever a 256th of the limit was written."""
-        with _noting:
-            written = _unnoted.get(self.folder, self.size_limit_bytes) + size
+    def _count_written(self, size: int) -> None:
+        """Count bytes that were written, and evict chunks whenever they add up to 1/256 of the limit."""
+        with _state_lock:
+            written = _unchecked_bytes.get(self.folder, self.size_limit_bytes) + size
             due = written > self.size_limit_bytes // 256
-            _unnoted[self.folder] = 0 if due else written
+            _unchecked_bytes[self.folder] = 0 if due else written
         if due:
             self.evict()
 
     def _chunks(self) -> Iterator[tuple[float, int, str]]:
-        """When each chunk was last used, its bytes and its path. Clears away what dead processes left."""
+        """Yield time of last use, number of bytes and path of each chunk; delete what dead processes left."""
         for parent, _, names in os.walk(self.root):
             for name in names:
                 path = os.path.join(parent, name)
@@ -185,7 +219,7 @@ class ChunkCache:
 
     @contextmanager
     def _evicting(self) -> Iterator[None]:
-        """One at a time, so that two do not delete for the same excess; where a disk cannot lock, they may."""
+        """Hold the lock on evicting, so that two processes do not both free the same space; a disk may not lock."""
         try:
             lock = os.open(self.root / "evicting", os.O_CREAT | os.O_RDWR, 0o666)
         except OSError:
@@ -198,33 +232,33 @@ class ChunkCache:
         finally:
             os.close(lock)
 
-    def _give_up(self, error: OSError) -> None:
-        with _noting:
-            known = self.folder in _failures
-            _failures[self.folder] = time.monotonic() + _PAUSE_AFTER_FAILURE_S
-        if not known:
+    def _pause_writes(self, error: OSError) -> None:
+        with _state_lock:
+            logged = self.folder in _paused_until
+            _paused_until[self.folder] = time.monotonic() + _PAUSE_AFTER_FAILURE_S
+        if not logged:
             log.warning(
-                "the cache in %s takes no more chunks (%s); they are fetched anew each time", self.folder, error
+                "the cache in %s stores no more chunks (%s); they are fetched again each time", self.folder, error
             )
 
 
 @dataclass(kw_only=True)
 class CachedVolume(Volume):
-    """A volume whose chunks cross the wire once per node while the cache holds them."""
+    """A volume whose chunks cross the network once per node while the cache holds them."""
 
     source: Volume
     cache: ChunkCache
 
     @classmethod
     def of(cls, volume: Volume, cache: ChunkCache) -> CachedVolume:
-        """`volume`, read through `cache`."""
+        """Return a volume that is read through a cache."""
         return cls(**{item.name: getattr(volume, item.name) for item in fields(Volume)}, source=volume, cache=cache)
 
     def _read(self, box: Box) -> np.ndarray:
         voxels = np.empty(box.shape, self.dtype)
         missing = []
         for cell in self._cells(box):
-            if (chunk := self._kept(cell)) is None:
+            if (chunk := self._cached(cell)) is None:
                 missing.append(cell)
             else:
                 _copy(chunk, cell, voxels, box)
@@ -233,18 +267,18 @@ class CachedVolume(Volume):
         return voxels
 
     def _cells(self, box: Box) -> Iterator[Box]:
-        """The whole chunks that `box` meets, cut to the bounds."""
+        """Return the whole chunks that a box touches, cut to the bounds."""
         grown = box.grown_to_grid(self.chunk, self.chunk_origin)
         return map(self.bounds.intersect, grown.cells(self.chunk, self.chunk_origin))
 
-    def _kept(self, cell: Box) -> np.ndarray | None:
+    def _cached(self, cell: Box) -> np.ndarray | None:
         chunk = self.cache.get(self._key(cell), cell.num_voxels * self.dtype.itemsize)
         return None if chunk is None else np.frombuffer(chunk, self.dtype).reshape(cell.shape)
 
     def _fetch(self, cell: Box) -> np.ndarray:
-        """The chunk `cell` from the source, unless another process has fetched it by now."""
+        """Return a chunk from the source, unless another process has fetched it in the meantime."""
         with self.cache.locked(self._key(cell)):
-            chunk = self._kept(cell)
+            chunk = self._cached(cell)
             if chunk is None:
                 chunk = np.ascontiguousarray(self.source.read(cell))
                 self.cache.put(self._key(cell), chunk)
@@ -255,25 +289,25 @@ class CachedVolume(Volume):
 
     @cached_property
     def _folder(self) -> str:
-        """The volume's own folder: another server, resolution, dtype, extent or grid is another volume."""
+        """Folder of this volume; another server, resolution, dtype, extent or grid is another volume."""
         content = (self.source.identity, str(self.bounds), self.dtype.str, self.chunk, self.chunk_origin)
         return hashlib.blake2b(repr(content).encode(), digest_size=12).hexdigest()
 
 
 def _copy(chunk: np.ndarray, cell: Box, voxels: np.ndarray, box: Box) -> None:
-    """Copies what `chunk`, the cutout `cell`, has in common with `voxels`, the cutout `box`."""
+    """Copy the voxels that `chunk`, the cutout `cell`, shares with `voxels`, the cutout `box`."""
     shared = cell.intersect(box)
     voxels[shared.slices(box.start)] = chunk[shared.slices(cell.start)]
 
 
 def _pack(chunk: np.ndarray) -> list[bytes]:
-    """What a file holds: a mark, the hash of what follows, and the voxels compressed."""
+    """Return the content of a file: a magic number, the hash of the rest, and the compressed voxels."""
     body = Zstd(level=1).encode(chunk.reshape(-1).view(np.uint8))
     return [_MAGIC, hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest(), body]
 
 
 def _unpack(packed: bytes, size: int) -> bytes | None:
-    """The `size` bytes of voxels in a file's content; None where anything is amiss."""
+    """Return the `size` bytes of voxels in the content of a file; None if the content is damaged."""
     header = len(_MAGIC) + _DIGEST_BYTES
     digest = hashlib.blake2b(memoryview(packed)[header:], digest_size=_DIGEST_BYTES).digest()
     if packed[:header] != _MAGIC + digest:

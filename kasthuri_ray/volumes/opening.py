@@ -1,4 +1,4 @@
-"""Where voxels come from: `open_volume(uri)` gives a Volume, whatever holds the voxels."""
+"""Opening volumes: `open_volume(uri)` returns a `Volume` for every kind of source."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kasthuri_ray.geometry import Nm
-from kasthuri_ray.volumes.chunk_cache import open_cache
+from kasthuri_ray.volumes.chunk_cache import CachedVolume, ChunkCache, open_cache
 from kasthuri_ray.volumes.volume import Volume
-
-if TYPE_CHECKING:
-    from kasthuri_ray.volumes.chunk_cache import ChunkCache
 
 
 def open_volume(
@@ -22,32 +19,49 @@ def open_volume(
     mip: int | None = None,
     boss: Mapping[str, Any] | None = None,
     cache: ChunkCache | None = None,
-    voxel_size_nm: tuple[float, float, float] | None = None,
+    voxel_size_nm: Nm | None = None,
 ) -> Volume:
-    """The volume that `uri` names: its metadata is read now, its voxels when they are asked for.
+    """Open a volume and read its metadata, not yet its voxels.
 
-    uri: `bossdb://collection/experiment/channel[/resolution]`; `phantom://em?shape=z,y,x&seed=0`; a tensorstore URL
-        such as `s3://bucket/path/|neuroglancer-precomputed:`; a path or `s3://` of zarr 2, zarr 3, N5, precomputed or
-        an OME-Zarr group (its format is found out); `x.h5:dataset`; `x.tif`.
-    mip: the resolution, 0 the finest; None takes the one the URI names, else 0.
-    boss: the options of intern's BossRemote (`protocol`, `host`, `token`); None reads public data from api.bossdb.io.
-    cache: keeps the chunks of a remote volume on this node's disk.
-    voxel_size_nm: z, y, x, for a source that does not say it itself.
+    Parameters
+    ----------
+    uri : str
+        One of: `bossdb://collection/experiment/channel[/resolution]`; `phantom://em?shape=z,y,x&seed=0`; a tensorstore
+        URL such as `s3://bucket/path/|neuroglancer-precomputed:`; a path or `s3://` URL of zarr 2, zarr 3, N5,
+        precomputed or an OME-Zarr group (the format is detected); `x.h5:dataset`; `x.tif`.
+    mip : int or None
+        Resolution level, 0 is the finest; None takes the level that the URI names, else 0.
+    boss : mapping or None
+        Options of intern's BossRemote (`protocol`, `host`, `token`); None reads public data from api.bossdb.io.
+    cache : ChunkCache or None
+        Keeps the chunks of a remote volume on the disk of this node.
+    voxel_size_nm : tuple of float or None
+        Size of a voxel along z, y, x, in nm, for a source that does not state it; it replaces the source's own.
 
-    Raises ValueError or FileNotFoundError for a name that leads nowhere, PermissionError where access is refused,
-    SourceError where the source does not answer.
+    Returns
+    -------
+    Volume
+        Volume that reads its voxels when they are asked for.
+
+    Raises
+    ------
+    ValueError
+        If the URI is malformed or names something that is not a volume.
+    FileNotFoundError
+        If there is nothing at the URI.
+    PermissionError
+        If access is refused.
+    VolumeError
+        If the source does not answer.
     """
-    volume = _open(uri, mip, boss)
+    volume = _open_source(uri, mip, boss)
     if voxel_size_nm is not None:
         volume = replace(volume, voxel_size_nm=voxel_size_nm)
-    if cache is not None and volume.remote:
-        from kasthuri_ray.volumes.chunk_cache import CachedVolume
-
-        return CachedVolume.of(volume, cache)
-    return volume
+    return CachedVolume.of(volume, cache) if cache is not None and volume.remote else volume
 
 
-def _open(uri: str, mip: int | None, boss: Mapping[str, Any] | None) -> Volume:
+def _open_source(uri: str, mip: int | None, boss: Mapping[str, Any] | None) -> Volume:
+    """Open a volume with the one library that reads it; the other libraries are not loaded."""
     if uri.startswith("phantom://"):
         from kasthuri_ray.volumes.phantom_volume import open_phantom
 
@@ -66,10 +80,23 @@ def _open(uri: str, mip: int | None, boss: Mapping[str, Any] | None) -> Volume:
 
 
 class VolumeOpener:
-    """Opens each volume once, all by the same options and through the same cache.
+    """An opener that opens each volume once, all with the same options and the same cache.
 
-    boss: a file of BossDB options, None for public data. cache, cache_size: as of `open_cache`. Raises what
-    `open_volume` raises, and ValueError or FileNotFoundError for a file of options that is none.
+    Parameters
+    ----------
+    boss : str or None
+        JSON file of BossDB options; None reads public data.
+    cache : str or None
+        Folder of the chunk cache; see `open_cache`.
+    cache_size : str
+        Limit of the cache, such as 20GB.
+
+    Raises
+    ------
+    ValueError
+        If the file of options or the size is malformed.
+    FileNotFoundError
+        If there is no such file of options.
     """
 
     def __init__(self, boss: str | None, cache: str | None, cache_size: str) -> None:
@@ -78,7 +105,7 @@ class VolumeOpener:
         self._opened: dict[tuple[str, int | None, Nm | None], Volume] = {}
 
     def open(self, uri: str, mip: int | None = None, voxel_size_nm: Nm | None = None) -> Volume:
-        """The volume; see `open_volume`."""
+        """Return the volume; parameters and errors as of `open_volume`."""
         key = (uri, mip, voxel_size_nm)
         if key not in self._opened:
             self._opened[key] = open_volume(uri, mip=mip, boss=self.boss, cache=self.cache, voxel_size_nm=voxel_size_nm)
@@ -86,16 +113,33 @@ class VolumeOpener:
 
 
 def read_boss_options(path: str | None) -> dict[str, Any] | None:
-    """The options in a `--boss` file; None without one."""
+    """Read the options in a `--boss` file.
+
+    Parameters
+    ----------
+    path : str or None
+        JSON file with `protocol`, `host` and `token`.
+
+    Returns
+    -------
+    dict or None
+        Options as they are written there; None without a path.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it does not hold a JSON object. The message does not show the text, which holds a token.
+    """
     if path is None:
         return None
     try:
-        found = json.loads(Path(path).read_text())
+        options = json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise FileNotFoundError(f"--boss {path}: there is no such file") from None
     except (OSError, ValueError) as error:
-        # The text is not shown: it holds a token.
         raise ValueError(f"--boss {path} is not readable as JSON ({type(error).__name__})") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"--boss {path} holds no JSON object with protocol, host and token")
-    return found
+    if not isinstance(options, dict):
+        raise ValueError(f"--boss {path} does not hold a JSON object with protocol, host and token")
+    return options

@@ -1,7 +1,7 @@
-"""A synthetic piece of cortex of any size: `phantom://em?shape=100,1024,1024&seed=0`, and what it is annotated with.
+"""The phantom as a volume: a synthetic piece of cortex of any size, `phantom://em?shape=100,1024,1024&seed=0`.
 
-Nothing is stored: squares of a section are painted when a box asks for them, each always whole and from its place
-alone, so that every box shows the same voxels.
+Its other channels are its annotations. Nothing is stored: squares of a section are painted when a box asks for them,
+always whole and as a function of their position alone, so that every box shows the same voxels.
 """
 
 from __future__ import annotations
@@ -12,21 +12,30 @@ from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 
-from kasthuri_ray.geometry import Box, Zyx
+from kasthuri_ray.geometry import Box, Zyx, per_axis
 from kasthuri_ray.phantom.section import CHANNELS, SQUARE, VOXEL_NM, paint_section
 from kasthuri_ray.volumes.volume import Volume
 
 DEFAULT_SHAPE: Zyx = (100, 1024, 1024)
-LARGEST: Zyx = (1850, 26624, 21504)  # the whole volume of Kasthuri et al. 2015
+MAX_SHAPE: Zyx = (1850, 26624, 21504)  # the whole volume of Kasthuri et al. 2015
 CHUNK: Zyx = (1, 256, 256)
-SQUARES_KEPT = 256  # 12 MiB a process: an image and its annotation, read one after the other, are painted once
+# 12 MiB a process. An image and its annotation, read one after the other, are painted once.
+MAX_CACHED_SQUARES = 256
 
-_painted = lru_cache(maxsize=SQUARES_KEPT)(paint_section)
+_paint_cached = lru_cache(maxsize=MAX_CACHED_SQUARES)(paint_section)
 
 
 @dataclass(kw_only=True)
 class PhantomVolume(Volume):
-    """One channel of the phantom that `seed` grows."""
+    """One channel of the phantom.
+
+    Parameters
+    ----------
+    channel : int
+        Index of the channel in `CHANNELS`.
+    seed : int
+        Seed that the whole phantom follows from.
+    """
 
     channel: int
     seed: int
@@ -35,32 +44,47 @@ class PhantomVolume(Volume):
         voxels = np.empty(box.shape, np.uint8)
         for part in box.cells((1, SQUARE, SQUARE)):
             z, row, column = part.start[0], part.start[1] // SQUARE, part.start[2] // SQUARE
-            square = _painted(self.seed, z, row, column)[self.channel]
+            square = _paint_cached(self.seed, z, row, column)[self.channel]
             voxels[part.slices(box.start)] = square[part.slices((z, row * SQUARE, column * SQUARE))[1:]]
         return voxels
 
 
 def open_phantom(uri: str, mip: int | None = None) -> Volume:
-    """The phantom that `uri` describes: uint8, 30 x 6 x 6 nm, from voxel 0,0,0 on; annotations are 0 and 1.
+    """Open the phantom that a URI describes.
 
-    uri: `phantom://CHANNEL?shape=z,y,x&seed=n`, CHANNEL one of em, membrane, synapse.
-    mip: 0 or None; it has one resolution.
+    Parameters
+    ----------
+    uri : str
+        `phantom://CHANNEL?shape=z,y,x&seed=n` with CHANNEL one of em, membrane, synapse. The shape is in voxels,
+        100,1024,1024 by default; the seed is 0 by default.
+    mip : int or None
+        0 or None: a phantom has one resolution.
 
-    Raises ValueError for a channel, parameter, shape or seed that there is not, with what there is.
+    Returns
+    -------
+    Volume
+        A volume of uint8 that starts at voxel 0, 0, 0, with voxels of 30 x 6 x 6 nm (z, y, x). Annotations are 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        If there is no such channel, parameter, shape, seed or resolution; the message says what there is.
     """
     parts = urlsplit(uri)
     if parts.scheme != "phantom" or parts.netloc not in CHANNELS or parts.path.strip("/") or parts.fragment:
-        raise ValueError(f"{uri!r} is no phantom; phantom://CHANNEL?shape=z,y,x&seed=n has {', '.join(CHANNELS)}")
+        raise ValueError(
+            f"{uri!r} is not a phantom; in phantom://CHANNEL?shape=z,y,x&seed=n CHANNEL is one of {', '.join(CHANNELS)}"
+        )
     if mip not in (None, 0):
         raise ValueError(f"resolution {mip} of {uri!r}: a phantom has one resolution, 0")
-    given = _parameters(uri, parts.query)
-    shape = _shape(uri, given["shape"]) if "shape" in given else DEFAULT_SHAPE
-    seed = _seed(uri, given.get("seed", "0"))
+    parameters = _parse_parameters(uri, parts.query)
+    shape = _parse_shape(uri, parameters["shape"]) if "shape" in parameters else DEFAULT_SHAPE
+    seed = _parse_seed(uri, parameters.get("seed", "0"))
     return PhantomVolume(
         uri=f"phantom://{parts.netloc}?shape={','.join(map(str, shape))}&seed={seed}",
         bounds=Box.at((0, 0, 0), shape),
         dtype=np.dtype(np.uint8),
-        voxel_size_nm=(float(VOXEL_NM[0]), float(VOXEL_NM[1]), float(VOXEL_NM[2])),
+        voxel_size_nm=per_axis(float, VOXEL_NM),
         chunk=CHUNK,
         chunk_origin=(0, 0, 0),
         channel=CHANNELS.index(parts.netloc),
@@ -68,27 +92,27 @@ def open_phantom(uri: str, mip: int | None = None) -> Volume:
     )
 
 
-def _parameters(uri: str, query: str) -> dict[str, str]:
+def _parse_parameters(uri: str, query: str) -> dict[str, str]:
     pairs = parse_qsl(query, keep_blank_values=True)
     for key, _ in pairs:
         if key not in ("shape", "seed"):
             raise ValueError(f"{uri!r}: a phantom has no parameter {key!r}; it has shape and seed")
     if len(dict(pairs)) != len(pairs):
-        raise ValueError(f"{uri!r} gives a parameter twice")
+        raise ValueError(f"{uri!r} names a parameter twice")
     return dict(pairs)
 
 
-def _shape(uri: str, text: str) -> Zyx:
+def _parse_shape(uri: str, text: str) -> Zyx:
     parts = text.split(",")
     if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
         raise ValueError(f"{uri!r}: shape {text!r} is not three sizes in voxels, z,y,x, such as 100,1024,1024")
-    z, y, x = (int(part) for part in parts)
-    if not all(1 <= n <= most for n, most in zip((z, y, x), LARGEST, strict=True)):
-        raise ValueError(f"{uri!r}: shape {text} is not between 1,1,1 and {','.join(map(str, LARGEST))} (z,y,x)")
-    return z, y, x
+    shape = per_axis(int, parts)
+    if not all(1 <= length <= limit for length, limit in zip(shape, MAX_SHAPE, strict=True)):
+        raise ValueError(f"{uri!r}: shape {text} is not between 1,1,1 and {','.join(map(str, MAX_SHAPE))} (z,y,x)")
+    return shape
 
 
-def _seed(uri: str, text: str) -> int:
+def _parse_seed(uri: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) < 2**32):
         raise ValueError(f"{uri!r}: seed {text!r} is not a whole number from 0 to {2**32 - 1}")
     return int(text)

@@ -1,22 +1,21 @@
-"""What the metadata of zarr, OME-Zarr, N5 and Neuroglancer precomputed say: pure functions on their JSON.
+"""The metadata of zarr, OME-Zarr, N5 and Neuroglancer precomputed: pure functions on their JSON.
 
-Axes and sizes are given as the format writes them, and leave here as z, y, x.
+They take axes and sizes as the format writes them, and return them as z, y, x.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kasthuri_ray.geometry import Nm
+from kasthuri_ray.geometry import AXES, Nm, Zyx, per_axis
 
 Document = Mapping[str, Any]
 
-
 ARRAY, GROUP = "array", "group"
-# What is looked for at a path, in the order of preference, and the format that each one speaks for.
+# Metadata files that are looked for at a path, in order of preference, and the format (a tensorstore driver) of each.
 DOCUMENTS = {
     "zarr.json": "zarr3",
     ".zarray": "zarr",
@@ -53,7 +52,19 @@ NANOMETERS = {
 
 @dataclass(frozen=True)
 class StoreNode:
-    """What lies at a path: an array or a group of one format (a tensorstore driver), and its attributes."""
+    """An array or a group at a path.
+
+    Parameters
+    ----------
+    driver : str
+        Format, as the name of a tensorstore driver.
+    kind : str
+        `ARRAY` or `GROUP`.
+    attributes : mapping
+        Attributes that users write.
+    metadata : mapping
+        Metadata that the format defines.
+    """
 
     driver: str
     kind: str
@@ -63,7 +74,19 @@ class StoreNode:
 
 @dataclass(frozen=True)
 class OmeLevel:
-    """One resolution of an OME-Zarr pyramid: its path in the group, its axes, where its voxels lie in nm."""
+    """One resolution of an OME-Zarr pyramid.
+
+    Parameters
+    ----------
+    path : str
+        Path in the group.
+    axes : tuple of str
+        Names of the stored axes, in lower case.
+    voxel_size_nm : tuple of float or None
+        Size of a voxel along z, y, x, in nm; None if the unit is missing.
+    translation_nm : tuple of float
+        Position of the middle of voxel 0, 0, 0 along z, y, x, in nm.
+    """
 
     path: str
     axes: tuple[str, ...]
@@ -72,9 +95,18 @@ class OmeLevel:
 
 
 def find_node(documents: Mapping[str, Document], driver: str | None = None) -> StoreNode | None:
-    """The node that these documents describe, of the format `driver` if one is named; None if there is none.
+    """Return the array or group that metadata files describe, or None if there is none.
 
-    documents: by the names of DOCUMENTS, those that exist.
+    Parameters
+    ----------
+    documents : mapping
+        Content of the files of `DOCUMENTS` that exist, by name.
+    driver : str or None
+        The only format that counts; None for all.
+
+    Returns
+    -------
+    StoreNode or None
     """
     formats = {name: format for name, format in DOCUMENTS.items() if driver in (None, format) and name in documents}
     for name, format in formats.items():
@@ -94,32 +126,46 @@ def find_node(documents: Mapping[str, Document], driver: str | None = None) -> S
 
 
 def in_nanometers(sizes: Sequence[float], units: Sequence[str | None]) -> Nm | None:
-    """Three lengths with their units in nm; None where a unit is missing or no length, or a size is not positive."""
-    factors = [_nanometers_of(unit) for unit in units]
-    if any(factor is None for factor in factors):
+    """Return three lengths in nm, or None if a unit is missing or not a length, or if a size is not positive."""
+    factors = [factor for unit in units if (factor := _nanometers_per_unit(unit)) is not None]
+    if len(factors) < len(units):
         return None
-    return _positive(size * factor for size, factor in zip(sizes, factors, strict=True))  # type: ignore[operator]
+    return _positive_sizes(size * factor for size, factor in zip(sizes, factors, strict=True))
 
 
-def _nanometers_of(unit: str | None) -> float | None:
-    """How many nm a unit has, in the singular, the plural or as its sign; None for what is no length."""
+def _nanometers_per_unit(unit: str | None) -> float | None:
+    """Return the length of a unit (singular, plural or symbol) in nm, or None if it is not a length."""
     if not unit:
         return None
     name = unit.lower() if len(unit) > 2 else unit
     return NANOMETERS.get(name, NANOMETERS.get(name.removesuffix("s")))
 
 
-def _positive(sizes: Any) -> Nm | None:
-    values = tuple(round(float(size), 9) for size in sizes)
-    good = len(values) == 3 and all(math.isfinite(value) and value > 0 for value in values)
-    return values if good else None  # type: ignore[return-value]
+def _positive_sizes(sizes: Iterable[float]) -> Nm | None:
+    """Return three sizes, or None if there are not three or one is not a positive number."""
+    values = [round(float(size), 9) for size in sizes]
+    if len(values) != 3 or not all(math.isfinite(value) and value > 0 for value in values):
+        return None
+    return per_axis(float, values)
 
 
 def ome_levels(attributes: Document) -> list[OmeLevel] | None:
-    """The resolutions of the first pyramid of an OME-Zarr group (0.1 to 0.5), finest first; None if it has none.
+    """Return the resolutions of the first pyramid of an OME-Zarr group (version 0.1 to 0.5), finest first.
 
-    Scale and translation as in https://ngff.openmicroscopy.org/0.5/#multiscale-md: those of the level, then those of
-    the whole. A level without unit or scale has no voxel size.
+    Parameters
+    ----------
+    attributes : mapping
+        Attributes of the group.
+
+    Returns
+    -------
+    list of OmeLevel or None
+        None if the group is not a pyramid. A level without unit or scale has no voxel size.
+
+    Notes
+    -----
+    The scale and translation of a level come first, then those of the whole pyramid:
+    https://ngff.openmicroscopy.org/0.5/#multiscale-md.
     """
     multiscales = attributes.get("ome", attributes).get("multiscales")
     if not multiscales:
@@ -145,20 +191,39 @@ def _ome_level(dataset: Document, axes: list[dict[str, Any]], whole: Sequence[Do
         return OmeLevel(dataset["path"], names, None, (0.0, 0.0, 0.0))
     units = [axes[axis].get("unit") for axis in order]
     size = in_nanometers([scale[axis] for axis in order], units)
-    shift = tuple(translation[axis] * (_nanometers_of(units[i]) or 0.0) for i, axis in enumerate(order))
-    return OmeLevel(dataset["path"], names, size, shift if size else (0.0, 0.0, 0.0))  # type: ignore[arg-type]
+    if size is None:
+        return OmeLevel(dataset["path"], names, None, (0.0, 0.0, 0.0))
+    shift = per_axis(lambda axis, unit: translation[axis] * (_nanometers_per_unit(unit) or 0.0), order, units)
+    return OmeLevel(dataset["path"], names, size, shift)
 
 
-def zyx_positions(names: Sequence[str | None] | None) -> tuple[int, int, int] | None:
-    """Where z, y and x stand among the names of an array's axes; None if they are not all there."""
+def zyx_positions(names: Sequence[str | None] | None) -> Zyx | None:
+    """Return the indices of z, y and x among the names of an array's axes, or None if one is missing."""
     lower = [str(name).lower() for name in names or ()]
-    if any(lower.count(axis) != 1 for axis in "zyx"):
+    if any(lower.count(axis) != 1 for axis in AXES):
         return None
-    return lower.index("z"), lower.index("y"), lower.index("x")
+    return per_axis(lower.index, AXES)
 
 
-def zarr_axes(node: StoreNode, level: OmeLevel | None, rank: int) -> tuple[int, int, int]:
-    """Where z, y and x stand in a zarr array: by OME's axes, `dimension_names`, xarray's names, else the last three."""
+def zarr_axes(node: StoreNode, level: OmeLevel | None, rank: int) -> Zyx:
+    """Return which axes of a zarr array are z, y and x.
+
+    Their names are OME's axes, `dimension_names` or xarray's; without names they are the last three axes.
+
+    Parameters
+    ----------
+    node : StoreNode
+        Array.
+    level : OmeLevel or None
+        Resolution of a pyramid that the array is, if it is one.
+    rank : int
+        Number of stored axes.
+
+    Returns
+    -------
+    tuple of int
+        Indices of z, y, x.
+    """
     for names in (
         level.axes if level else None,
         node.metadata.get("dimension_names"),
@@ -171,23 +236,39 @@ def zarr_axes(node: StoreNode, level: OmeLevel | None, rank: int) -> tuple[int, 
 
 
 def zarr_voxel_size(array: Document, group: Document, level: OmeLevel | None) -> Nm | None:
-    """z, y, x in nm: the array's `voxel_size_nm_zyx`, else its place in the group's pyramid, else the group's own."""
+    """Return the voxel size of a zarr array along z, y, x, in nm.
+
+    It is the array's `voxel_size_nm_zyx`, else that of its level in the group's pyramid, else the group's own.
+    """
     if "voxel_size_nm_zyx" in array:
-        return _positive(array["voxel_size_nm_zyx"])
+        return _positive_sizes(array["voxel_size_nm_zyx"])
     if level is not None:
         return level.voxel_size_nm
-    return _positive(group.get("voxel_size_nm_zyx", ()))
+    return _positive_sizes(group.get("voxel_size_nm_zyx", ()))
 
 
 def n5_voxel_size(array: Document, group: Document, index: int | None) -> Nm | None:
-    """z, y, x in nm of an N5 dataset, from what it or its group says (both write x, y, z).
+    """Return the voxel size of an N5 dataset along z, y, x, in nm; the attributes are in the order x, y, z.
 
-    `voxel_size_nm_zyx` first; then a `transform` with its own axes, which is the level's (COSEM); then
-    `pixelResolution` or `resolution` times `downsamplingFactors`, since those are the finest level's (N5 viewer).
-    index: which of the group's `scales` the dataset is, if it is one.
+    Parameters
+    ----------
+    array, group : mapping
+        Attributes of the dataset and of its group.
+    index : int or None
+        Which of the group's `scales` the dataset is, if it is one.
+
+    Returns
+    -------
+    tuple of float or None
+        None if neither states a size.
+
+    Notes
+    -----
+    `voxel_size_nm_zyx` comes first; then a `transform` with its own axes, which is that of the level (COSEM); then
+    `pixelResolution` or `resolution` times `downsamplingFactors`, since those are of the finest level (N5 viewer).
     """
     if "voxel_size_nm_zyx" in array:
-        return _positive(array["voxel_size_nm_zyx"])
+        return _positive_sizes(array["voxel_size_nm_zyx"])
     transform = array.get("transform", {})
     order = zyx_positions(transform.get("axes"))
     if order is not None:
@@ -200,10 +281,11 @@ def n5_voxel_size(array: Document, group: Document, index: int | None) -> Nm | N
         if sizes:
             scaled = [size * factor for size, factor in zip(sizes[:3], factors[:3], strict=True)]
             return in_nanometers(scaled[::-1], units[:3][::-1])
-    return _positive(a * b for a, b in zip(group.get("voxel_size_nm_zyx", ()), factors[2::-1], strict=False))
+    return _positive_sizes(a * b for a, b in zip(group.get("voxel_size_nm_zyx", ()), factors[2::-1], strict=False))
 
 
 def _n5_resolution(document: Document) -> tuple[list[float], list[str]]:
+    """Return the sizes and units in the attributes of an N5 dataset or group; no sizes if it states none."""
     pixel = document.get("pixelResolution", document.get("resolution", []))
     unit = document.get("unit", "nm")
     if isinstance(pixel, Mapping):

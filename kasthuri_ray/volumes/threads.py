@@ -1,4 +1,4 @@
-"""Work on daemon threads: given up at a deadline, or done side by side. Neither holds up anybody's exit."""
+"""Calls on daemon threads: one with a deadline, or several in parallel. No thread keeps the process from exiting."""
 
 from __future__ import annotations
 
@@ -12,9 +12,24 @@ T = TypeVar("T")
 
 
 def call_with_timeout(seconds: float, call: Callable[[], T]) -> T:
-    """What `call()` returns or raises, or TimeoutError when it has done neither after `seconds`.
+    """Return what a call returns, or raise TimeoutError after a time.
 
-    A call that is given up goes on unheard until it ends by itself.
+    Parameters
+    ----------
+    seconds : float
+        Time that the call may take.
+    call : callable
+        Takes no arguments. After the deadline it keeps running until it ends by itself; its result is lost.
+
+    Returns
+    -------
+    object
+        Return value of `call`.
+
+    Raises
+    ------
+    TimeoutError
+        If the call has neither returned nor raised in time. What the call raises in time is raised too.
     """
     outcome: queue.SimpleQueue[tuple[list[T], BaseException | None]] = queue.SimpleQueue()
 
@@ -35,7 +50,7 @@ def call_with_timeout(seconds: float, call: Callable[[], T]) -> T:
 
 
 def map_threads(call: Callable[[T], object], items: Sequence[T], num_threads: int) -> None:
-    """Calls `call` with every item, `num_threads` at a time; the first failure is raised, and no more are begun."""
+    """Call a function with every item, `num_threads` at a time; raise the first failure and start no more calls."""
     waiting: queue.SimpleQueue[T] = queue.SimpleQueue()
     finished: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
     for item in items:
@@ -53,7 +68,7 @@ def map_threads(call: Callable[[T], object], items: Sequence[T], num_threads: in
                     finished.put(None)
 
     for _ in range(min(num_threads, len(items))):
-        threading.Thread(target=work, daemon=True, name="side-by-side").start()
+        threading.Thread(target=work, daemon=True, name="parallel-call").start()
     try:
         for _ in items:
             if (failure := finished.get()) is not None:

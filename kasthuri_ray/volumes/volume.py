@@ -1,57 +1,92 @@
-"""What every source of voxels is to the rest: a Volume."""
+"""The interface of every source of voxels: `Volume`."""
 
 from __future__ import annotations
 
+import itertools
+import os
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 
-from kasthuri_ray.geometry import Box, Zyx, check_inside
+from kasthuri_ray.geometry import Box, Nm, Zyx, check_inside
+
+_opening_numbers = itertools.count()
 
 
 @dataclass(kw_only=True)
 class Volume(ABC):
-    """A read-only array of voxels with a name. Picklable: Ray carries it to where it is read.
+    """A read-only array of voxels with a URI, a voxel size and a position in nm.
 
-    uri: the name it was opened by, resolution included.
-    bounds: the box of voxels that it holds, z, y, x, its own offset included.
-    dtype: of what `read` gives.
-    voxel_size_nm: z, y, x in nanometers; None where the source does not say.
-    chunk: z, y, x; what the source fetches at once. A read that is aligned to the chunk grid wastes nothing.
-    chunk_origin: a voxel at a corner of the chunk grid.
-    remote: whether a read crosses the network, so that a cache pays.
-    fill_value: what the source gives where nothing is stored.
-    source_id: names the voxels where the uri alone does not, since it leaves out the server or the bucket.
-    translation_nm: z, y, x; where the middle of voxel 0, 0, 0 lies, from OME's metadata. It does not move the bounds,
-        which count voxels of this array.
-    pyramid: names the volume that this is one of several resolutions of; None where there are no others.
-    folder: where its bytes lie, as a real path or `s3://bucket/key`; None where it is neither.
+    It is picklable: Ray sends it to the process that reads it.
+
+    Parameters
+    ----------
+    uri : str
+        Name by which the volume was opened, resolution included.
+    bounds : Box
+        Voxels that the volume holds, z, y, x, its own offset included.
+    dtype : np.dtype
+        Type of the voxels that `read` returns.
+    voxel_size_nm : tuple of float or None
+        Size of a voxel along z, y, x, in nm; None if the source does not state it.
+    chunk : tuple of int
+        Shape of what the source fetches at once, z, y, x. A read that is aligned to the chunk grid wastes nothing.
+    chunk_origin : tuple of int
+        A voxel at a corner of the chunk grid, z, y, x.
+    remote : bool
+        Whether a read crosses the network, so that a cache pays.
+    fill_value : float
+        Value of the voxels that are not stored.
+    source_id : str or None
+        Unique name of the voxels where the URI is not unique, because it omits the server or the bucket.
+    translation_nm : tuple of float
+        Position of the middle of voxel 0, 0, 0 along z, y, x, in nm, from OME's metadata. It does not move the bounds,
+        which count the voxels of this array.
+    pyramid : str or None
+        Name that all resolutions of a volume share; None if there is only one resolution.
+    folder : str or None
+        Where the bytes are stored, as a real path or `s3://bucket/key`; None if it is neither.
     """
 
     uri: str
     bounds: Box
     dtype: np.dtype
-    voxel_size_nm: tuple[float, float, float] | None
+    voxel_size_nm: Nm | None
     chunk: Zyx
     chunk_origin: Zyx
     remote: bool = False
     fill_value: float = 0
     source_id: str | None = None
-    translation_nm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    translation_nm: Nm = (0.0, 0.0, 0.0)
     pyramid: str | None = None
     folder: str | None = None
 
     @property
     def identity(self) -> str:
-        """What tells these voxels from all others: a cache keeps them under it."""
+        """Unique name of these voxels; the cache stores their chunks under it."""
         return self.source_id or self.uri
 
     def read(self, box: Box) -> np.ndarray:
-        """The voxels of `box`: an array z, y, x of `dtype`, C order, possibly read-only.
+        """Return the voxels of a box.
 
-        Raises ValueError for a box outside the bounds, and SourceError, naming the volume and the box, where the
-        source fails.
+        Parameters
+        ----------
+        box : Box
+            Voxels to read, z, y, x; they must be inside the bounds.
+
+        Returns
+        -------
+        np.ndarray
+            Voxels, z, y, x, of `dtype`, in C order, possibly read-only.
+
+        Raises
+        ------
+        ValueError
+            If the box is outside the bounds or empty.
+        VolumeError
+            If the source fails; the message names the volume and the box.
         """
         check_inside(box, self.bounds, f"a cutout of {self.uri}")
         voxels = self._read(box)
@@ -61,12 +96,12 @@ class Volume(ABC):
 
     @abstractmethod
     def _read(self, box: Box) -> np.ndarray:
-        """`read`, for a box that is known to lie inside the bounds."""
+        """Return the voxels of a box that is known to be inside the bounds."""
 
 
-def count_blank_chunks(voxels: np.ndarray, box: Box, volume: Volume) -> int:
-    """How many chunks of `volume` are zero in all of `voxels`, its cutout `box`.
+def make_opening_id() -> str:
+    """Return a unique id of one opening of a source.
 
-    In an image that is how a missing chunk looks: BossDB and most stores answer zeros there.
+    A process keeps its open files by this id: a volume that is written and opened again is read again.
     """
-    return sum(not voxels[cell.slices(box.start)].any() for cell in box.cells(volume.chunk, volume.chunk_origin))
+    return f"{os.getpid()}-{time.time_ns()}-{next(_opening_numbers)}"

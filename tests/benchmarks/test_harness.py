@@ -1,5 +1,6 @@
-"""Parts of a benchmark: watched in /proc, and ended with all that they started."""
+"""Parts of a benchmark are measured and ended with all their processes; their figures are compared with goals."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,16 +14,20 @@ from kasthuri_ray.benchmarks.harness import (
     RAY,
     READER,
     TRAINER,
+    BenchmarkLine,
     PartFailed,
-    ProcessWatch,
-    end_process,
-    role_of,
+    ProcessMonitor,
+    benchmark_record,
+    end_processes,
+    lines_table,
+    process_role,
+    report_lines,
     run_part,
 )
 
 SLEEP = "import time; time.sleep(60)"
-# A process that holds 64 MB, of which a child of its own holds 32 more, until it is ended.
-HOLDS = f"""
+# A process that holds 64 MB and starts a child that holds 32 MB. Both run until they are ended.
+HOLD_MEMORY = f"""
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "held = bytearray(b'x') * 2**25; print('held', flush=True); {SLEEP}"])
 held = bytearray(b"x") * 2**26
@@ -30,11 +35,19 @@ print(child.pid, flush=True)
 time.sleep(60)
 """
 
+LINES = [
+    BenchmarkLine("fast", 12.3456, "tiles/s", note="as seen"),
+    BenchmarkLine("fast enough", 0.951, at_least=0.95),
+    BenchmarkLine("too slow", 0.949, at_least=0.95),
+    BenchmarkLine("not the same", 1.2, at_least=0.9, at_most=1.1),
+    BenchmarkLine("unknown", None, at_most=2.0),
+]
+
 linux = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is measured on Linux alone")
 
 
-def living(pid: int) -> bool:
-    """Whether a process runs; one that has ended and that nobody has asked about yet does not."""
+def is_running(pid: int) -> bool:
+    """Return whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -42,15 +55,15 @@ def living(pid: int) -> bool:
 
 
 @linux
-def test_memory_of_a_process_and_of_what_it_started_is_told_apart_and_both_are_ended() -> None:
-    process = subprocess.Popen([sys.executable, "-c", HOLDS], stdout=subprocess.PIPE, text=True)
+def test_memory_of_a_process_and_of_its_child_is_measured_apart_and_both_are_ended() -> None:
+    process = subprocess.Popen([sys.executable, "-c", HOLD_MEMORY], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    # Either may be the first to speak, and one may speak in the middle of the other's line.
-    said = process.stdout.readline() + process.stdout.readline()
-    child = int("".join(filter(str.isdigit, said)))
-    watch = ProcessWatch(process.pid, trains_itself=True)
-    watch.look()
-    usage = watch.usage
+    # Either process may print first, and one may print in the middle of the other's line.
+    output = process.stdout.readline() + process.stdout.readline()
+    child = int("".join(filter(str.isdigit, output)))
+    monitor = ProcessMonitor(process.pid, computes_itself=True)
+    monitor.sample()
+    usage = monitor.usage
     assert usage.trainer_peak is not None
     assert 2**26 < usage.trainer_peak < 2**26 + 40e6
     assert usage.others_peak is not None
@@ -58,43 +71,75 @@ def test_memory_of_a_process_and_of_what_it_started_is_told_apart_and_both_are_e
     assert usage.processes == 2
     assert usage.total_peak is not None
     assert usage.total_peak <= usage.trainer_peak + usage.others_peak
-    assert set(watch.seen) == {process.pid, child}
-    end_process(process, watch.seen, patience_s=2)
-    assert not living(process.pid)
-    assert not living(child)
+    assert set(monitor.start_times) == {process.pid, child}
+    end_processes(process, monitor.start_times, timeout_s=2)
+    assert not is_running(process.pid)
+    assert not is_running(child)
 
 
 @linux
-def test_only_the_process_that_was_seen_is_ended_not_a_later_one_of_its_id() -> None:
+def test_a_later_process_with_the_same_id_is_not_ended() -> None:
     other = subprocess.Popen([sys.executable, "-c", SLEEP])
     ended = subprocess.Popen([sys.executable, "-c", "pass"])
     ended.wait()
     try:
-        end_process(ended, {other.pid: "12"})  # the id is another's by now
-        assert living(other.pid)
+        end_processes(ended, {other.pid: "12"})  # another process has the id by now
+        assert is_running(other.pid)
     finally:
         other.kill()
         other.wait()
 
 
-def test_what_a_process_is_for_shows_in_its_name() -> None:
-    assert role_of("python -m kasthuri_ray.benchmarks.training_processes pipeline", True, False) == DRIVER
-    assert role_of("python -m kasthuri_ray.benchmarks.training_processes bare", True, True) == TRAINER
-    assert role_of("ray::RayTrainWorker.execute", False, False) == TRAINER
-    assert role_of("ray::MapBatches(_TileReader)", False, False) == READER
-    assert role_of("ray::_StatsActor", False, False) == RAY
+def test_the_command_line_of_a_process_shows_its_role() -> None:
+    assert process_role("python -m kasthuri_ray.benchmarks.training_processes pipeline", True, False) == DRIVER
+    assert process_role("python -m kasthuri_ray.benchmarks.training_processes bare", True, True) == TRAINER
+    assert process_role("ray::RayTrainWorker.execute", False, False) == TRAINER
+    assert process_role("ray::MapBatches(_TileReader)", False, False) == READER
+    assert process_role("ray::_StatsActor", False, False) == RAY
 
 
-def test_a_part_that_fails_says_what_it_printed() -> None:
-    with pytest.raises(PartFailed, match=r"the part nothing ended with 1:[\s\S]*KeyError: 'nothing'"):
+def test_the_error_of_a_failed_part_shows_its_output() -> None:
+    with pytest.raises(PartFailed, match=r"the part nothing exited with code 1:[\s\S]*KeyError: 'nothing'"):
         run_part("nothing", {})
 
 
-def test_allocator_and_threads_of_the_caller_do_not_reach_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_does_not_inherit_settings_of_allocator_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("KASTHURI_CACHE", "/somewhere")
-    found = harness._environment()
-    assert not {"MALLOC_TRIM_THRESHOLD_", "OMP_NUM_THREADS"} & found.keys()
-    assert found["KASTHURI_CACHE"] == "/somewhere"
-    assert found["PATH"] == os.environ["PATH"]
+    environment = harness._environment()
+    assert not {"MALLOC_TRIM_THRESHOLD_", "OMP_NUM_THREADS"} & environment.keys()
+    assert environment["KASTHURI_CACHE"] == "/somewhere"
+    assert environment["PATH"] == os.environ["PATH"]
+
+
+def test_a_goal_is_reached_or_missed_or_there_is_none() -> None:
+    assert [line.ok for line in LINES] == [None, True, False, False, None]
+
+
+def test_the_table_has_columns_for_figure_goal_and_status() -> None:
+    heading, _, *rows = lines_table(LINES).splitlines()
+    assert rows[0].split() == ["fast", "12.35", "tiles/s", "as", "seen"]
+    assert rows[1].endswith("at least 0.95                 ok")
+    assert rows[3].endswith("at least 0.9 and at most 1.1  missed")
+    assert "-" in rows[4]
+    assert heading.index("goal") == rows[1].index("at least")
+
+
+def test_the_json_file_holds_every_line_and_whether_it_reaches_its_goal(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "benchmark_x.json"
+    report_lines("x", LINES, {"rates": [1.0]}, str(out))
+    record = json.loads(out.read_text())
+    assert record["benchmark"] == "x"
+    assert record["rates"] == [1.0]
+    assert [line["ok"] for line in record["lines"]] == [None, True, False, False, None]
+    assert record["machine"]["cpus"] >= 1
+    printed = capsys.readouterr().out
+    assert "2 missed: too slow; not the same" in printed
+    assert printed.rstrip().endswith(str(out))
+
+
+def test_the_report_says_that_every_goal_is_reached(tmp_path: Path, capsys) -> None:
+    report_lines("x", LINES[:2], {}, str(tmp_path / "x.json"))
+    assert "every goal is reached" in capsys.readouterr().out
+    assert benchmark_record("x", [], {})["lines"] == []

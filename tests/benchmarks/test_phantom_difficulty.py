@@ -1,4 +1,4 @@
-"""No easy way finds the phantom's synapses."""
+"""Simple methods do not find the phantom's synapses."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,9 @@ import pytest
 from kasthuri_ray.benchmarks.phantom_difficulty import best_f1, run_phantom_difficulty
 
 
-def test_best_f1_is_the_best_over_all_thresholds():
+def test_best_f1_is_the_highest_over_all_thresholds():
     score, truth = np.array([0.9, 0.8, 0.8, 0.3, 0.1]), np.array([1, 1, 0, 1, 0])
-    by_hand = [2 * hits / (called + 3) for called, hits in ((1, 1), (3, 2), (4, 3), (5, 3))]
+    by_hand = [2 * found / (predicted + 3) for predicted, found in ((1, 1), (3, 2), (4, 3), (5, 3))]
     assert best_f1(score, truth) == pytest.approx(max(by_hand))
     assert best_f1(truth.astype(float), truth) == 1
 

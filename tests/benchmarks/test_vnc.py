@@ -1,4 +1,4 @@
-"""VNC, from files as its repository has them to a zarr."""
+"""Conversion of VNC, from the files of its repository to a zarr."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def arrays() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def checkout(arrays: dict[str, np.ndarray], tmp_path: Path) -> Path:
-    """stack1 with the files' names of the repository; membranes drawn in black, synapses in white and in colour."""
+    """Write stack1 as the repository has it, membranes in black, synapses in white as RGB; return its parent."""
     stack = tmp_path / "checkout" / "stack1"
     for folder in vnc.FOLDERS.values():
         (stack / folder).mkdir(parents=True)
@@ -38,7 +38,7 @@ def checkout(arrays: dict[str, np.ndarray], tmp_path: Path) -> Path:
     return stack.parent
 
 
-def test_every_array_comes_out_as_it_was_drawn(
+def test_every_array_of_the_zarr_equals_the_drawing(
     checkout: Path, arrays: dict[str, np.ndarray], tmp_path: Path, capsys
 ) -> None:
     output = tmp_path / "vnc.zarr"
@@ -52,26 +52,26 @@ def test_every_array_comes_out_as_it_was_drawn(
     assert find_store(str(tmp_path)) == find_store(str(output)) == str(output)
 
 
-def test_what_was_converted_before_is_left_alone(checkout: Path, tmp_path: Path) -> None:
+def test_an_existing_output_is_not_overwritten(checkout: Path, tmp_path: Path) -> None:
     (tmp_path / "vnc.zarr").mkdir()
-    with pytest.raises(ValueError, match="is already there; give another --output"):
+    with pytest.raises(ValueError, match="already exists; give another --output"):
         vnc.convert_vnc(str(checkout), str(tmp_path / "vnc.zarr"))
 
 
-def test_a_missing_folder_says_where_vnc_is_to_be_had(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_folder_says_where_to_get_vnc(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no sections.*git clone.*groundtruth-drosophila-vnc"):
         vnc.convert_vnc(str(tmp_path), str(tmp_path / "vnc.zarr"))
     with pytest.raises(FileNotFoundError, match=r"holds no vnc\.zarr.*CC BY-NC-SA 3\.0; cite Gerhard"):
         find_store(str(tmp_path))
 
 
-def test_a_section_of_another_size_is_refused(checkout: Path, tmp_path: Path) -> None:
+def test_sections_of_different_sizes_are_an_error(checkout: Path, tmp_path: Path) -> None:
     tifffile.imwrite(checkout / "stack1/raw/03.tif", np.zeros((64, 64), np.uint8))
     with pytest.raises(ValueError, match=r"different sizes: \(64, 64\), \(64, 80\)"):
         vnc.convert_vnc(str(checkout), str(tmp_path / "vnc.zarr"))
 
 
-def test_an_annotation_of_something_else_is_refused(checkout: Path, tmp_path: Path) -> None:
+def test_an_annotation_that_does_not_match_the_labels_is_an_error(checkout: Path, tmp_path: Path) -> None:
     for z, file in enumerate(sorted((checkout / "stack1/membranes").iterdir())):
         noise = np.random.default_rng(z).integers(0, 2, SHAPE[1:])
         Image.fromarray((255 * noise).astype(np.uint8)).save(file)
@@ -79,7 +79,7 @@ def test_an_annotation_of_something_else_is_refused(checkout: Path, tmp_path: Pa
         vnc.convert_vnc(str(checkout), str(tmp_path / "vnc.zarr"))
 
 
-def test_a_pointer_in_place_of_an_image_is_named(checkout: Path, tmp_path: Path) -> None:
+def test_the_error_names_a_git_lfs_pointer_in_place_of_an_image(checkout: Path, tmp_path: Path) -> None:
     (checkout / "stack1/synapses/05.png").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ValueError, match=r"05\.png is not an image; is it a pointer of Git LFS"):
         vnc.convert_vnc(str(checkout), str(tmp_path / "vnc.zarr"))

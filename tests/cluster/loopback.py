@@ -1,7 +1,7 @@
-"""Hosts on one machine without privileges: Rays at addresses of their own on the loopback.
+"""Hosts on one machine without privileges: Ray nodes at different addresses of the loopback.
 
-They stand in for the lab's hosts where a person may make no network namespaces. What needs a network or a disk of each
-host's own is skipped, in words.
+They replace the hosts of `virtual_cluster` where the user cannot create network namespaces. Tests that need a network
+or a disk of each host's own are skipped with the reason.
 """
 
 import contextlib
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from lab import Host, Lab, wait_until
+from virtual_cluster import Host, VirtualCluster, wait_until
 
-MARK = "KASTHURI_TEST_HOST"  # in the environment of all that runs on a host
+MARK = "KASTHURI_TEST_HOST"  # environment variable of all processes of a host
 
 
-class Loopback(Lab):
-    """The same cluster; its hosts share this machine's name, disks and processes."""
+class LoopbackCluster(VirtualCluster):
+    """The same cluster; its hosts share the name, disks and processes of this machine."""
 
     is_substitute = True
 
@@ -29,56 +29,56 @@ class Loopback(Lab):
             host.network = "127.77.0"
 
     def build(self) -> None:
-        """There is nothing to build: all of 127.0.0.0/8 is here."""
+        """Do nothing: all of 127.0.0.0/8 exists already."""
 
     def destroy(self) -> None:
         for name in self.hosts:
             self.power_off(name)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def cut(self, name: str) -> NoReturn:
-        pytest.skip("only a host in a network namespace can be cut off (root on Linux)")
+    def disconnect(self, name: str) -> NoReturn:
+        pytest.skip("only a host in a network namespace can be disconnected (root on Linux)")
 
-    def heal(self, name: str) -> None:
-        """Nothing was cut."""
+    def reconnect(self, name: str) -> None:
+        """Do nothing: no host was disconnected."""
 
-    def inspect(self, name: str, command: list[str]) -> NoReturn:
-        pytest.skip("hosts that share a machine have no ports of their own to knock at (root on Linux)")
+    def run_in_network_of(self, name: str, command: list[str]) -> NoReturn:
+        pytest.skip("hosts that share a machine have no ports of their own to scan (root on Linux)")
 
     def env(self, host: Host, token: bool = True) -> dict[str, str]:
         return super().env(host, token) | {MARK: f"{self.folder}/{host.name}"}
 
-    def processes(self, name: str, word: str = "") -> list[int]:
-        mark, found = f"{MARK}={self.folder}/{name}\0".encode(), []
+    def processes(self, name: str, text: str = "") -> list[int]:
+        mark, pids = f"{MARK}={self.folder}/{name}\0".encode(), []
         for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # ended, or somebody else's
+            with contextlib.suppress(OSError):  # ended, or of another user
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                # As it lies there: a process that named itself has overwritten the first part.
-                if command and word in command and mark in (folder / "environ").read_bytes():
-                    found.append(int(folder.name))
-        return found
+                # A process that has changed its title has overwritten the start of its environment, not the mark.
+                if command and text in command and mark in (folder / "environ").read_bytes():
+                    pids.append(int(folder.name))
+        return pids
 
     def power_off(self, name: str) -> None:
         process = self.hosts[name].process
         if process is None:
             return
 
-        def ended() -> bool:
+        def has_ended() -> bool:
             for pid in self.processes(name):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             return not self.processes(name)
 
-        wait_until(ended, 60, f"the end of what ran on {name}")
+        wait_until(has_ended, 60, f"no process runs on {name}")
         process.wait(timeout=60)
 
-    def _inside(self, host: Host) -> list[str]:
+    def _in_network_of(self, host: Host) -> list[str]:
         return []
 
-    def _on(self, host: Host, mounts: str) -> list[str]:
+    def _on_host(self, host: Host, mounts: str) -> list[str]:
         if mounts != "true":
             pytest.skip("hosts that share a machine have no disks of their own (root on Linux)")
         return []
 
-    def _outside(self, call: Callable[[], Any]) -> Any:
-        return call()
+    def _call_outside(self, function: Callable[[], Any]) -> Any:
+        return function()

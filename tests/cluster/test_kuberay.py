@@ -1,10 +1,10 @@
-"""KubeRay's files, held against its schemas made strict, and against the flags and the demands of our jobs."""
+"""The files for KubeRay are compared with its schemas, and with the flags and resource demands of the jobs."""
 
 import copy
-import importlib.util
 import os
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ UNITS = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
 def documents(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What Ray's operator reads, and the network's policy."""
+    """Return the custom resource of KubeRay, and the network policy."""
     ray, policy = yaml.safe_load_all(path.read_text())
     return ray, policy
 
@@ -39,7 +39,7 @@ def groups(cluster: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def pods(cluster: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The templates of all pods of a cluster, by what they are."""
+    """Return the templates of all pods of a cluster by name."""
     return {"head": cluster["headGroupSpec"]["template"]} | {
         name: group["template"] for name, group in groups(cluster).items()
     }
@@ -51,11 +51,11 @@ def all_pods(ray: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def job_of(path: Path) -> tuple[Path, list[str]]:
-    """The script that a file starts, in this checkout, and the words that it is given."""
-    python, script, *given = shlex.split(documents(path)[0]["spec"]["entrypoint"])
+    """Return the script that a file runs, in this checkout, and its arguments."""
+    python, script, *arguments = shlex.split(documents(path)[0]["spec"]["entrypoint"])
     assert python == "python"
     folder = re.search(r"^WORKDIR (.*)$", (ROOT / "cluster" / "Dockerfile").read_text(), re.MULTILINE)[1]
-    return ROOT / Path(script).relative_to(folder), given
+    return ROOT / Path(script).relative_to(folder), arguments
 
 
 JOBS = [path for path in FILES if path.stem != "cluster" and job_of(path)[0].exists()]
@@ -68,34 +68,31 @@ def in_bytes(quantity: str) -> int:
 
 @pytest.fixture(scope="session")
 def schemas() -> Path:
-    """The folder of KubeRay's schemas, which must be there."""
+    """Return the folder of KubeRay's schemas, which must exist."""
     return Path(os.environ.get("KASTHURI_TEST_DATA", ROOT.parent / "shared" / "data")) / "kuberay"
 
 
 @pytest.fixture(scope="session")
-def strict() -> Any:
-    spec = importlib.util.spec_from_file_location("strict", Path(__file__).with_name("strict.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def strict_schema(load_module) -> Any:
+    return load_module(Path(__file__).with_name("strict_schema.py"))
 
 
-def test_all_kinds_of_use_have_a_file():
+def test_every_job_and_a_permanent_cluster_have_a_file():
     assert [path.stem for path in FILES] == ["cluster", "segment-synapse", "train-synapse", "tune-synapse"]
     assert [job_of(path)[0].stem for path in FILES[1:]] == ["segment", "train", "tune"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_key_is_one_that_kuberay_knows(path, schemas, strict):
+def test_kuberay_knows_every_key(path, schemas, strict_schema):
     ray, _ = documents(path)
-    schema = strict.read_schema(schemas, ray["kind"])
-    assert strict.errors_of(ray, schema) == []
+    schema = strict_schema.read_schema(schemas, ray["kind"])
+    assert strict_schema.find_errors(ray, schema) == []
 
 
-def test_a_misspelt_key_is_found_wherever_it_stands(schemas, strict):
+def test_a_misspelt_key_is_an_error_at_every_level(schemas, strict_schema):
     ray, _ = documents(FILES[-1])
-    schema = strict.read_schema(schemas, ray["kind"])
-    for where, key in (
+    schema = strict_schema.read_schema(schemas, ray["kind"])
+    for parents, key in (
         (("spec",), "shutdownAfterJobFinish"),
         (("spec", "rayClusterSpec", "authOptions"), "modus"),
         (("spec", "rayClusterSpec", "workerGroupSpecs", 1), "minReplica"),
@@ -103,15 +100,15 @@ def test_a_misspelt_key_is_found_wherever_it_stands(schemas, strict):
         (("spec", "rayClusterSpec", "headGroupSpec", "template", "spec", "volumes", 0, "emptyDir"), "sizelimit"),
     ):
         wrong = copy.deepcopy(ray)
-        place: Any = wrong
-        for step in where:
-            place = place[step]
-        place[key] = "x"
-        assert any(f"{key!r} was unexpected" in line for line in strict.errors_of(wrong, schema)), key
+        target: Any = wrong
+        for parent in parents:
+            target = target[parent]
+        target[key] = "x"
+        assert any(f"{key!r} was unexpected" in line for line in strict_schema.find_errors(wrong, schema)), key
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_pods_and_policy_are_what_kubernetes_takes(path):
+def test_pods_and_policy_are_valid_for_kubernetes(path):
     ray, policy = documents(path)
     kubernetes_validate.validate(policy, kubernetes_validate.latest_version(), strict=True)
     for name, template in all_pods(ray).items():
@@ -122,7 +119,7 @@ def test_pods_and_policy_are_what_kubernetes_takes(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_strangers_are_kept_out_and_keys_come_from_a_secret(path):
+def test_access_is_restricted_and_keys_come_from_a_secret(path):
     ray, policy = documents(path)
     cluster = cluster_of(ray)
     assert cluster["authOptions"] == {"mode": "token"}
@@ -139,17 +136,17 @@ def test_strangers_are_kept_out_and_keys_come_from_a_secret(path):
         assert label <= template["metadata"]["labels"].items(), name
         spec, (container,) = template["spec"], template["spec"]["containers"]
         assert spec["securityContext"]["runAsNonRoot"], name
-        assert spec["securityContext"]["runAsUser"] == 1000, "as the Dockerfile says"
+        assert spec["securityContext"]["runAsUser"] == 1000, "the user of the Dockerfile"
         assert container["securityContext"]["allowPrivilegeEscalation"] is False, name
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}, name
         assert name == "head" or spec["automountServiceAccountToken"] is False, name
         assert name == "submitter" or "kasthuri-ray-keys" in str(container["envFrom"]), name
         assert not any(word in str(container.get("env")) for word in ("TOKEN", "SECRET", "KEY")), name
-    assert "runtimeEnvYAML" not in ray["spec"], "what stands there, keys too, is shown on the dashboard"
+    assert "runtimeEnvYAML" not in ray["spec"], "the dashboard shows it, keys included"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_the_head_does_no_work_and_gpus_are_on_spot_from_none(path):
+def test_the_head_runs_no_work_and_gpus_are_spot_nodes_scaled_from_zero(path):
     ray, _ = documents(path)
     cluster = cluster_of(ray)
     assert cluster["enableInTreeAutoscaling"] is True
@@ -169,37 +166,39 @@ def test_the_head_does_no_work_and_gpus_are_on_spot_from_none(path):
         (volume,) = [each for each in template["spec"]["volumes"] if each["name"] == mount["name"]]
         group = cluster["headGroupSpec"] if name == "head" else groups(cluster)[name]
         store = int(group["rayStartParams"]["object-store-memory"])
-        room = in_bytes(volume["emptyDir"]["sizeLimit"])
+        shared_memory = in_bytes(volume["emptyDir"]["sizeLimit"])
         assert volume["emptyDir"]["medium"] == "Memory", name
-        assert store < room < in_bytes(container["resources"]["limits"]["memory"]) / 2, name
+        assert store < shared_memory < in_bytes(container["resources"]["limits"]["memory"]) / 2, name
         assert container["resources"]["requests"]["memory"] == container["resources"]["limits"]["memory"], name
 
 
-def entrypoint(path: Path) -> tuple[Any, list[str]]:
-    """The parser of the job that a file starts, and the words that it is given."""
-    job, given = job_of(path)
-    spec = importlib.util.spec_from_file_location(f"job_{job.stem}", job)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.make_parser(), given
+@pytest.fixture(scope="session")
+def entrypoint(load_module) -> Callable[[Path], tuple[Any, list[str]]]:
+    """Return `entrypoint(path)`: the parser of the job that a file runs, and the arguments of the job."""
+
+    def read(path: Path) -> tuple[Any, list[str]]:
+        script, arguments = job_of(path)
+        return load_module(script).make_parser(), arguments
+
+    return read
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
-def test_every_flag_is_one_that_the_job_takes(path):
-    parser, given = entrypoint(path)
-    arguments = vars(parser.parse_args(given))
-    assert arguments["device"] == "cuda"
-    assert arguments["wait_for_resources"] >= 600, "as long as nodes take to come"
-    places = [arguments.get(name) for name in ("storage", "output") if arguments.get(name)]
-    assert places
-    assert all(place.startswith("s3://your-bucket/") for place in places)
-    assert arguments.get("name") or arguments.get("output"), "the same file goes on where it stopped"
-    layers = parser.layers(parser.parse_args(given))
-    resolve_settings(arguments.get("task") or "synapse", None, **layers)  # the values are ones that the settings take
+def test_the_job_accepts_every_flag_and_value(path, entrypoint):
+    parser, arguments = entrypoint(path)
+    parsed = parser.parse_args(arguments)
+    flags = vars(parsed)
+    assert flags["device"] == "cuda"
+    assert flags["wait_for_resources"] >= 600, "the time that nodes take to start"
+    outputs = [flags.get(name) for name in ("storage", "output") if flags.get(name)]
+    assert outputs
+    assert all(output.startswith("s3://your-bucket/") for output in outputs)
+    assert flags.get("name") or flags.get("output"), "needed to resume with the same file"
+    resolve_settings(flags.get("task") or "synapse", None, **parser.overrides(parsed))
 
 
-def room(path: Path) -> ClusterResources:
-    """What the cluster of a file holds once it has grown."""
+def largest_cluster(path: Path) -> ClusterResources:
+    """Return the resources of the cluster of a file when all its groups have their maximum size."""
     cluster = cluster_of(documents(path)[0])
     cpus = gpus = 0.0
     for group in groups(cluster).values():
@@ -210,17 +209,17 @@ def room(path: Path) -> ClusterResources:
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
-def test_the_cluster_grows_to_what_the_job_asks_for_and_no_further(path):
-    parser, given = entrypoint(path)
-    arguments, holds = vars(parser.parse_args(given)), room(path)
+def test_the_cluster_grows_to_what_the_job_requests_and_no_further(path, entrypoint):
+    parser, arguments = entrypoint(path)
+    flags, resources = vars(parser.parse_args(arguments)), largest_cluster(path)
     share, cpus = 1.0, WORKER_CPUS
     if path.stem.startswith("segment"):
-        low, high = map(int, arguments["actors"].split("-"))
-        share, cpus = arguments["gpus_per_actor"], GPU_ACTOR_CPUS
+        low, high = map(int, flags["actors"].split("-"))
+        share, cpus = flags["gpus_per_actor"], GPU_ACTOR_CPUS
     elif path.stem.startswith("tune"):
-        low, high = 1, arguments["concurrent"]
+        low, high = 1, flags["concurrent"]
     else:
-        low, high = TrainSettings(num_workers=arguments["num_workers"]).workers
+        low, high = TrainSettings(num_workers=flags["num_workers"]).worker_range
     assert low >= 1
-    assert high * share == holds.gpus
-    assert high * cpus + READ_CPUS <= holds.cpus
+    assert high * share == resources.gpus
+    assert high * cpus + READ_CPUS <= resources.cpus

@@ -12,8 +12,8 @@ from torch import nn
 
 from kasthuri_ray.errors import CompilationFailed, GpuMemoryTooSmall
 from kasthuri_ray.geometry import Box
-from kasthuri_ray.inference.memory import InferenceSettings
-from kasthuri_ray.inference.predictor import TURNS, Predictor
+from kasthuri_ray.inference.inference_settings import InferenceSettings
+from kasthuri_ray.inference.predictor import VIEWS, Predictor
 from kasthuri_ray.inference.tiling import blank_chunk_mask
 from kasthuri_ray.models.receptive_field import ReceptiveField, find_receptive_field
 from kasthuri_ray.models.unet import UNet, load_weights
@@ -35,8 +35,8 @@ NETWORKS = {
 EAGER = InferenceSettings(device="cpu", precision="float32", compile=False, threads=1, tile=(1, 1, 1), batch=1)
 
 
-def image_of(shape, seed=0):
-    """Blobs and noise, so that near and far voxels matter."""
+def random_image(shape, seed=0):
+    """Return blobs and noise, so that near and far voxels matter."""
     rng = np.random.default_rng(seed)
     coarse = rng.random([-(-n // 6) for n in shape])
     for axis, n in enumerate(shape):
@@ -46,18 +46,17 @@ def image_of(shape, seed=0):
 
 @cache
 def network_of(name):
-    """A network of 4 filters whose probabilities span 0.01 to 0.99 over the volume of its case."""
+    """Return a network of 4 filters whose probabilities span 0.01 to 0.99 over the volume of its case."""
     torch.manual_seed(0)
     network = UNet(start_filters=4, **NETWORKS[name]).eval()
     if (SEED / f"{name}.pt").exists():
         load_weights(network, torch.load(SEED / f"{name}.pt", weights_only=True))
     final = network.conv_final
     with torch.no_grad():
-        for up in network.up_blocks:  # let what comes from afar weigh more
+        for up in network.up_blocks:  # increase the effect of distant voxels
             up.up.weight.mul_(3)
-        logits = one_pass(
-            network, image_of(CASES[name][0]), find_receptive_field(network, network.dim).margin, answer=np.asarray
-        )
+        margin = find_receptive_field(network, network.dim).margin
+        logits = one_pass(network, random_image(CASES[name][0]), margin, activation=np.asarray)
         final.weight.sub_(final.weight[:1].clone())
         final.bias.sub_(final.bias[:1].clone())
         for number, values in enumerate(logits[1:] - logits[:1], 1):
@@ -68,7 +67,7 @@ def network_of(name):
 
 
 @cache
-def reach(name):
+def receptive_field_of(name):
     return find_receptive_field(network_of(name), network_of(name).dim)
 
 
@@ -77,7 +76,7 @@ def softmax(logits):
 
 
 def logits_of(network, image, precision="float32"):
-    """Logits classes, z, y, x of grey levels z, y, x; in 2D a section is a tile."""
+    """Return logits classes, z, y, x of grey levels z, y, x; in 2D a section is a tile."""
     tensor = torch.from_numpy(np.ascontiguousarray(image)).float().div(255)
     tensor = tensor[:, None] if network.dim == 2 else tensor[None, None]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
@@ -85,39 +84,36 @@ def logits_of(network, image, precision="float32"):
     return logits.swapaxes(0, 1) if network.dim == 2 else logits[0]
 
 
-def one_pass(network, image, far, precision="float32", view=(False, False, False), answer=softmax):
-    """Probabilities c, z, y, x of a whole volume: mirrored, turned, run once, turned back, cropped."""
+def one_pass(network, image, margin, precision="float32", view=(False, False, False), activation=softmax):
+    """Return probabilities c, z, y, x of a whole volume: mirrored, transformed, run once, transformed back, cropped."""
     factors = (1,) * (3 - network.dim) + tuple(network.factors)
-    pads = [(m, -(-(2 * m + n) // f) * f - m - n) for m, f, n in zip(far, factors, image.shape, strict=True)]
-    assert all(before % f == 0 and m <= after for (before, after), m, f in zip(pads, far, factors, strict=True))
+    pads = [(m, -(-(2 * m + n) // f) * f - m - n) for m, f, n in zip(margin, factors, image.shape, strict=True)]
+    assert all(before % f == 0 and m <= after for (before, after), m, f in zip(pads, margin, factors, strict=True))
     axes = [axis for axis, flip in zip((-2, -1), view, strict=False) if flip]
     padded = np.flip(np.pad(image, pads, mode="reflect"), axes)
     logits = logits_of(network, padded.swapaxes(-2, -1) if view[2] else padded, precision)
-    p = np.flip(answer(logits.swapaxes(-2, -1) if view[2] else logits), axes)
-    return p[(slice(None), *(slice(m, m + n) for m, n in zip(far, image.shape, strict=True)))]
+    p = np.flip(activation(logits.swapaxes(-2, -1) if view[2] else logits), axes)
+    return p[(slice(None), *(slice(m, m + n) for m, n in zip(margin, image.shape, strict=True)))]
 
 
 @cache
 def expected_of(name, precision="float32"):
-    return one_pass(network_of(name), image_of(CASES[name][0]), reach(name).margin, precision)
+    return one_pass(network_of(name), random_image(CASES[name][0]), receptive_field_of(name).margin, precision)
 
 
 def blockwise(predictor, image, bounds, whole, block, halo=None):
-    """The probabilities of `whole`, computed block by block."""
+    """Return the probabilities of `whole`, computed block by block."""
     halo = halo or predictor.margin
-    found = np.full((predictor.classes - 1, *whole.shape), 255, np.uint8)
-    for one in whole.cells(block, whole.start):
-        box = Box(
-            tuple(a - h for a, h in zip(one.start, halo, strict=True)),
-            tuple(b + h for b, h in zip(one.stop, halo, strict=True)),
-        ).intersect(bounds)
+    result = np.full((predictor.classes - 1, *whole.shape), 255, np.uint8)
+    for each in whole.cells(block, whole.start):
+        box = each.grown(halo).intersect(bounds)
         voxels = image[box.slices(bounds.start)]
-        found[(slice(None), *one.slices(whole.start))] = predictor.predict(voxels, box, one, bounds)
-    return found
+        result[(slice(None), *each.slices(whole.start))] = predictor.predict(voxels, box, each, bounds)
+    return result
 
 
-def difference(found, probabilities):
-    return np.abs(found.astype(int) - np.rint(255 * probabilities).astype(int))
+def difference(predicted, probabilities):
+    return np.abs(predicted.astype(int) - np.rint(255 * probabilities).astype(int))
 
 
 CASES = {
@@ -136,21 +132,21 @@ CASES = {
 }
 
 
-def predictor_of(name, halo=None, **arithmetic):
+def predictor_of(name, halo=None, **changes):
     network = network_of(name)
-    arithmetic = replace(EAGER, **{"tile": CASES[name][4]} | arithmetic)
-    return Predictor(network, network.dim, network.classes, reach(name), arithmetic, halo)
+    settings = replace(EAGER, **{"tile": CASES[name][4]} | changes)
+    return Predictor(network, network.dim, network.classes, receptive_field_of(name), settings, halo)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_blockwise_equals_one_pass_over_the_volume_and_half_the_halo_does_not(name):
     shape, start, part, block, _ = CASES[name]
-    bounds, whole, image = Box.at(start, shape), Box(*part), image_of(shape)
+    bounds, whole, image = Box.at(start, shape), Box(*part), random_image(shape)
     expected = expected_of(name)[(slice(None), *whole.slices(start))]
     assert expected.min() < 0.01
     assert expected.max() > 0.99
     assert difference(blockwise(predictor_of(name), image, bounds, whole, block), expected).max() <= 1
-    half = tuple(m // 2 for m in reach(name).margin)
+    half = tuple(m // 2 for m in receptive_field_of(name).margin)
     assert difference(blockwise(predictor_of(name, half), image, bounds, whole, block), expected).max() > 1
 
 
@@ -161,159 +157,163 @@ def test_blockwise_equals_one_pass_over_the_volume_and_half_the_halo_does_not(na
         (((4, 30, 22), (5, 99, 80)), (1, 17, 40), (1, 120, 120)),
     ],
 )
-def test_neither_block_nor_tile_nor_box_matter(part, block, tile):
+def test_the_shapes_of_blocks_and_tiles_do_not_matter(part, block, tile):
     shape, start, *_ = CASES["UNet_2D"]
     whole = Box(*part)
-    found = blockwise(predictor_of("UNet_2D", tile=tile), image_of(shape), Box.at(start, shape), whole, block)
-    assert difference(found, expected_of("UNet_2D")[(slice(None), *whole.slices(start))]).max() <= 1
+    predicted = blockwise(predictor_of("UNet_2D", tile=tile), random_image(shape), Box.at(start, shape), whole, block)
+    assert difference(predicted, expected_of("UNet_2D")[(slice(None), *whole.slices(start))]).max() <= 1
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 20), (1, 2, 1), (3, 7, 5)])
-def test_volumes_smaller_than_a_margin_are_mirrored_again_and_again(shape):
-    bounds, image = Box.at((1, 2, 3), shape), image_of(shape)
-    found = blockwise(predictor_of("UNet_2D"), image, bounds, bounds, shape)
-    assert difference(found, one_pass(network_of("UNet_2D"), image, (0, 56, 56))).max() <= 1
+def test_volumes_smaller_than_a_margin_are_mirrored_repeatedly(shape):
+    bounds, image = Box.at((1, 2, 3), shape), random_image(shape)
+    predicted = blockwise(predictor_of("UNet_2D"), image, bounds, bounds, shape)
+    assert difference(predicted, one_pass(network_of("UNet_2D"), image, (0, 56, 56))).max() <= 1
 
 
-def test_bf16_is_that_of_one_pass():
+def test_bf16_blockwise_equals_bf16_in_one_pass():
     shape, start, *_ = CASES["UNet_2D"]
     bounds = Box.at(start, shape)
-    found = blockwise(predictor_of("UNet_2D", precision="bf16"), image_of(shape), bounds, bounds, (2, 80, 83))
-    differ = difference(found, expected_of("UNet_2D", "bf16"))
+    predicted = blockwise(predictor_of("UNet_2D", precision="bf16"), random_image(shape), bounds, bounds, (2, 80, 83))
+    differ = difference(predicted, expected_of("UNet_2D", "bf16"))
     assert (differ <= 3).mean() >= 0.999
-    assert difference(found, expected_of("UNet_2D")).max() > 3  # it was bf16 that computed
+    assert difference(predicted, expected_of("UNet_2D")).max() > 3  # it was computed in bf16
 
 
-def test_batches_change_nothing_and_are_filled_up():
+def test_batches_do_not_matter_and_the_last_one_is_filled():
     shape, start, *_ = CASES["UNet_2D"]
-    bounds, counted = Box.at(start, shape), []
+    bounds, num_voxels = Box.at(start, shape), []
     predictor = predictor_of("UNet_2D", batch=5, tile=(1, 192, 160))
     sizes = []
-    predictor.network.register_forward_pre_hook(lambda _, given: sizes.append(tuple(given[0].shape)))
-    found = predictor.predict(image_of(shape), bounds, bounds, bounds, on_voxels=counted.append)
+    predictor.network.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
+    predicted = predictor.predict(random_image(shape), bounds, bounds, bounds, on_voxels=num_voxels.append)
     predictor.network._forward_pre_hooks.clear()
-    assert difference(found, expected_of("UNet_2D")).max() <= 1
+    assert difference(predicted, expected_of("UNet_2D")).max() <= 1
     num_tiles = len(predictor.tiles(bounds, bounds))
     assert num_tiles % 5 != 0
     assert len(sizes) == -(-num_tiles // 5)
-    assert len(set(sizes)) == 1  # one shape, so that the last is computed as the others are
-    assert sum(counted) == len(sizes) * math.prod(sizes[0])
+    assert len(set(sizes)) == 1  # the last batch is computed like the others
+    assert sum(num_voxels) == len(sizes) * math.prod(sizes[0])
 
 
 @pytest.mark.parametrize("name", ["three_classes", "tiny_3D"])
-def test_tta_is_the_mean_over_flips_and_turns(name):
+def test_tta_is_the_mean_over_flips_and_transpositions(name):
     shape, start, part, block, _ = CASES[name]
     bounds, whole = Box.at(start, shape), Box(*part)
-    views = [one_pass(network_of(name), image_of(shape), reach(name).margin, view=view) for view in TURNS]
-    assert len(set(TURNS)) == 8
+    views = [
+        one_pass(network_of(name), random_image(shape), receptive_field_of(name).margin, view=view) for view in VIEWS
+    ]
+    assert len(set(VIEWS)) == 8
     assert all(np.abs(view - views[0]).max() > 0.05 for view in views[1:])
-    found = blockwise(predictor_of(name, tta=True), image_of(shape), bounds, whole, block)
-    assert difference(found, np.mean(views, axis=0)[(slice(None), *whole.slices(start))]).max() <= 1
+    predicted = blockwise(predictor_of(name, tta=True), random_image(shape), bounds, whole, block)
+    assert difference(predicted, np.mean(views, axis=0)[(slice(None), *whole.slices(start))]).max() <= 1
 
 
-def test_blank_chunks_are_0_and_everything_else_is_unchanged():
+def test_blank_chunks_are_zero_and_all_others_are_unchanged():
     bounds = Box((2, 3, 5), (4, 163, 205))
     image = np.zeros(bounds.shape, np.uint8)
-    image[0, :30, :50] = image_of((30, 50))
-    margin, chunk, origin = reach("UNet_2D").margin, (2, 20, 30), bounds.start
+    image[0, :30, :50] = random_image((30, 50))
+    margin, chunk, origin = receptive_field_of("UNet_2D").margin, (2, 20, 30), bounds.start
     predictor = predictor_of("UNet_2D", tile=(1, 152, 160))
     blank = blank_chunk_mask(image, bounds, bounds, bounds, chunk, origin, margin, 0)
-    ran = []
-    found = predictor.predict(image, bounds, bounds, bounds, ~blank, chunk, origin, ran.append)
+    num_voxels = []
+    predicted = predictor.predict(image, bounds, bounds, bounds, ~blank, chunk, origin, num_voxels.append)
     full = predictor.predict(image, bounds, bounds, bounds)
     mask = np.kron(blank, np.ones(chunk, bool))[tuple(map(slice, bounds.shape))]
     assert 0 < blank.sum() < blank.size
-    assert (full[0][mask] != 0).any()  # a network that sees nothing still says something
-    assert (found[0][mask] == 0).all()
-    np.testing.assert_array_equal(found[0][~mask], full[0][~mask])
-    assert len(ran) < len(predictor.tiles(bounds, bounds))
-    ran.clear()
-    nothing = predictor.predict(image, bounds, bounds, bounds, np.zeros_like(blank), chunk, origin, ran.append)
+    assert (full[0][mask] != 0).any()  # the network predicts something for blank images
+    assert (predicted[0][mask] == 0).all()
+    np.testing.assert_array_equal(predicted[0][~mask], full[0][~mask])
+    assert len(num_voxels) < len(predictor.tiles(bounds, bounds))
+    num_voxels.clear()
+    nothing = predictor.predict(image, bounds, bounds, bounds, np.zeros_like(blank), chunk, origin, num_voxels.append)
     assert not nothing.any()
-    assert not ran
+    assert not num_voxels
 
 
-def test_the_same_voxels_give_the_same_bytes_and_the_input_is_left_alone():
+def test_the_same_voxels_have_the_same_bytes_and_the_input_is_not_changed():
     shape, start, *_ = CASES["UNet_2D"]
-    bounds, image = Box.at(start, shape), image_of(shape)
-    image.flags.writeable = False  # as they come out of a cache
+    bounds, image = Box.at(start, shape), random_image(shape)
+    image.flags.writeable = False  # as voxels from a cache
     predictor = predictor_of("UNet_2D", precision="bf16")
     one, other = (predictor.predict(image, bounds, bounds, bounds) for _ in range(2))
     np.testing.assert_array_equal(one, other)
 
 
-class Shifted(nn.Module):
-    """Sees 6 voxels to each side of x alone, and gives what a formula can tell."""
+class ShiftDifference(nn.Module):
+    """A user's network with a radius of 6 voxels along x alone, whose output follows a formula."""
 
     def forward(self, x):
         return torch.cat([torch.zeros_like(x), (x.roll(6, -1) - x.roll(-6, -1)) * 8], 1)
 
 
-def test_a_network_of_ones_own_is_run_as_it_is():
-    network = Shifted()
-    far = ReceptiveField((0, 0, 6), (1, 1, 1), (0, 0, 6))
-    image = image_of((2, 9, 40))
+def test_a_users_network_is_run_unchanged():
+    network = ShiftDifference()
+    field = ReceptiveField((0, 0, 6), (1, 1, 1), (0, 0, 6))
+    image = random_image((2, 9, 40))
     bounds = Box.at((0, 0, 0), image.shape)
     padded = np.pad(image, ((0, 0), (0, 0), (6, 6)), mode="reflect").astype(np.float32) / 255
     expected = 1 / (1 + np.exp(-8 * (padded[..., :-12] - padded[..., 12:])))
-    found = blockwise(Predictor(network, 2, 2, far, replace(EAGER, tile=(1, 4, 24))), image, bounds, bounds, (1, 5, 20))
-    assert difference(found, expected[None]).max() <= 1
+    predicted = blockwise(
+        Predictor(network, 2, 2, field, replace(EAGER, tile=(1, 4, 24))), image, bounds, bounds, (1, 5, 20)
+    )
+    assert difference(predicted, expected[None]).max() <= 1
 
 
-def test_what_does_not_fit_is_told():
+def test_wrong_voxels_wrong_boxes_and_infinite_outputs_are_refused():
     predictor, bounds = predictor_of("UNet_2D"), Box((0, 0, 0), (1, 20, 20))
     with pytest.raises(ValueError, match=r"expected uint8 voxels of shape \(1, 20, 20\).*got uint16 \(1, 20, 20\)"):
         predictor.predict(np.zeros((1, 20, 20), np.uint16), bounds, bounds, bounds)
-    with pytest.raises(ValueError, match="block 0:1,0:20,0:20 must lie in 0:1,0:20,0:19"):
+    with pytest.raises(ValueError, match="block 0:1,0:20,0:20 must be in the box 0:1,0:20,0:19"):
         predictor.predict(np.zeros((1, 20, 19), np.uint8), Box((0, 0, 0), (1, 20, 19)), bounds, bounds)
     broken = UNet(start_filters=2, n_blocks=1)
     nn.init.constant_(broken.conv_final.bias, math.nan)
     predictor = Predictor(broken, 2, 2, find_receptive_field(broken, 2), replace(EAGER, tile=(1, 24, 24)))
-    with pytest.raises(FloatingPointError, match=r"not finite in 0:1,0:20,0:20: are these its weights"):
+    with pytest.raises(FloatingPointError, match=r"not finite in 0:1,0:20,0:20: are these the weights"):
         predictor.predict(np.zeros((1, 20, 20), np.uint8), bounds, bounds, bounds)
 
 
-def test_a_card_that_is_too_small_says_so(monkeypatch):
+def test_a_gpu_without_enough_memory_is_an_error_that_names_tile_and_batch():
     predictor, bounds = predictor_of("UNet_2D"), Box((0, 0, 0), (1, 20, 20))
 
-    def full(image):
+    def out_of_memory(image):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    predictor.network = full
+    predictor.network = out_of_memory
     with pytest.raises(GpuMemoryTooSmall, match=r"1 tile\(s\) of \(1, 160, 176\) in float32; .*--tile or --batch"):
         predictor.predict(np.zeros((1, 20, 20), np.uint8), bounds, bounds, bounds)
 
 
-def test_compiled_is_eager_within_rounding_and_never_silently_uncompiled(monkeypatch):
+def test_compiled_equals_eager_up_to_rounding_and_is_never_silently_uncompiled(monkeypatch):
     monkeypatch.setattr("kasthuri_ray.inference.predictor.MAX_COMPILED_SHAPES", 1)
-    torch._dynamo.reset()  # what other tests compiled counts too
+    torch._dynamo.reset()  # shapes that other tests compiled count too
     torch.manual_seed(0)
     network = UNet(start_filters=2, n_blocks=1).eval()
     with torch.no_grad():
         network.conv_final.weight.mul_(20)
-    image, far = image_of((2, 40, 50)), find_receptive_field(network, 2)
+    image, field = random_image((2, 40, 50)), find_receptive_field(network, 2)
     bounds = Box.at((0, 0, 0), image.shape)
-    arithmetic = replace(EAGER, tile=(1, 48, 64))
-    eager = Predictor(network, 2, 2, far, arithmetic).predict(image, bounds, bounds, bounds)
-    compiled = Predictor(network, 2, 2, far, replace(arithmetic, compile=True))
-    found = compiled.predict(image, bounds, bounds, bounds)
-    assert np.ptp(found) > 50
-    assert difference(found, eager / 255).max() <= 1
+    settings = replace(EAGER, tile=(1, 48, 64))
+    eager = Predictor(network, 2, 2, field, settings).predict(image, bounds, bounds, bounds)
+    compiled = Predictor(network, 2, 2, field, replace(settings, compile=True))
+    predicted = compiled.predict(image, bounds, bounds, bounds)
+    assert np.ptp(predicted) > 50
+    assert difference(predicted, eager / 255).max() <= 1
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
-    assert not torch._inductor.config.freezing  # nor is any other setting of torch left changed
+    assert not torch._inductor.config.freezing  # no setting of torch is left changed
     smaller = Box.at((0, 0, 0), (1, 8, 8))
     with pytest.raises(CompilationFailed, match="recompile"):
         compiled.predict(image, bounds, smaller, bounds)
 
 
-def test_a_machine_that_cannot_compile_says_so_and_does_not_run_uncompiled(monkeypatch):
+def test_a_machine_that_cannot_compile_is_an_error_and_never_runs_uncompiled(monkeypatch):
     network, bounds = UNet(start_filters=2, n_blocks=1), Box((0, 0, 0), (1, 24, 24))
-    arithmetic = replace(EAGER, tile=(1, 32, 32), compile=True)
+    settings = replace(EAGER, tile=(1, 32, 32), compile=True)
     with monkeypatch.context() as patch:
         patch.setattr("kasthuri_ray.hardware.find_compiler", lambda: None)
         with pytest.raises(CompilationFailed, match="no C\\+\\+ compiler"):
-            Predictor(network, 2, 2, find_receptive_field(network, 2), arithmetic)
-    predictor = Predictor(network, 2, 2, find_receptive_field(network, 2), arithmetic)
+            Predictor(network, 2, 2, find_receptive_field(network, 2), settings)
+    predictor = Predictor(network, 2, 2, find_receptive_field(network, 2), settings)
 
     def broken(graph, example):
         raise RuntimeError("no such instruction")

@@ -19,8 +19,8 @@ from kasthuri_ray.inference.tiling import (
     tiles_to_compute,
 )
 
-LAYOUTS = [
-    # block, anchor, margin, factors, most voxels, dim
+CASES = [
+    # block, origin, margin, factors, max voxels, dim
     (Box((0, 0, 0), (3, 100, 120)), (0, 0, 0), (0, 8, 8), (1, 4, 4), 60 * 60, 2),
     (Box((5, 13, 7), (9, 90, 71)), (2, 5, 3), (0, 56, 56), (1, 8, 8), 200 * 200, 2),
     (Box((-4, -9, 11), (30, 43, 57)), (-5, -10, 3), (8, 16, 16), (2, 8, 8), 48**3, 3),
@@ -28,35 +28,37 @@ LAYOUTS = [
 ]
 
 
-@pytest.mark.parametrize(("block", "anchor", "margin", "factors", "most", "dim"), LAYOUTS)
-def test_cores_cover_a_block_once_and_inputs_keep_to_the_pooling_grid(block, anchor, margin, factors, most, dim):
-    tile = choose_tile_shape(block.shape, margin, factors, most, dim, pooling_phase(block.start, anchor, factors))
-    tiles = plan_tiles(block, anchor, margin, factors, tile)
-    times = np.zeros(block.shape, int)
-    for one in tiles:
-        assert block.contains(one.core)
-        times[one.core.slices(block.start)] += 1
+@pytest.mark.parametrize(("block", "origin", "margin", "factors", "max_voxels", "dim"), CASES)
+def test_cores_cover_a_block_once_and_inputs_are_aligned_to_the_pooling_grid(
+    block, origin, margin, factors, max_voxels, dim
+):
+    tile = choose_tile_shape(block.shape, margin, factors, max_voxels, dim, pooling_phase(block.start, origin, factors))
+    tiles = plan_tiles(block, origin, margin, factors, tile)
+    num_cores = np.zeros(block.shape, int)
+    for each in tiles:
+        assert block.contains(each.core)
+        num_cores[each.core.slices(block.start)] += 1
         for axis in range(3):
-            assert (one.input.start[axis] - anchor[axis]) % factors[axis] == 0
-            assert one.input.shape[axis] % factors[axis] == 0
-            assert one.core.start[axis] - one.input.start[axis] >= margin[axis]
-            assert one.input.stop[axis] - one.core.stop[axis] >= margin[axis]
-    assert (times == 1).all()
-    assert {one.input.shape for one in tiles} == {tile}
-    assert math.prod(tile) <= most or len(tiles) == 1
-    assert count_computed_voxels(block, anchor, margin, factors, tile) == sum(one.input.num_voxels for one in tiles)
+            assert (each.input.start[axis] - origin[axis]) % factors[axis] == 0
+            assert each.input.shape[axis] % factors[axis] == 0
+            assert each.core.start[axis] - each.input.start[axis] >= margin[axis]
+            assert each.input.stop[axis] - each.core.stop[axis] >= margin[axis]
+    assert (num_cores == 1).all()
+    assert {each.input.shape for each in tiles} == {tile}
+    assert math.prod(tile) <= max_voxels or len(tiles) == 1
+    assert count_computed_voxels(block, origin, margin, factors, tile) == sum(each.input.num_voxels for each in tiles)
 
 
-def test_the_tile_chosen_computes_the_fewest_voxels_that_fit():
-    margin, factors, shape, most = (0, 16, 16), (1, 8, 8), (2, 120, 200), 100 * 100
+def test_the_chosen_tile_computes_the_fewest_voxels():
+    margin, factors, shape, max_voxels = (0, 16, 16), (1, 8, 8), (2, 120, 200), 100 * 100
     block = Box.at((0, 0, 0), shape)
-    tile = choose_tile_shape(shape, margin, factors, most, 2)
-    every = [(1, y, x) for y in range(40, 160, 8) for x in range(40, 240, 8) if y * x <= most]
-    fewest = min(count_computed_voxels(block, (0, 0, 0), margin, factors, t) for t in every)
+    tile = choose_tile_shape(shape, margin, factors, max_voxels, 2)
+    tiles = [(1, y, x) for y in range(40, 160, 8) for x in range(40, 240, 8) if y * x <= max_voxels]
+    fewest = min(count_computed_voxels(block, (0, 0, 0), margin, factors, each) for each in tiles)
     assert count_computed_voxels(block, (0, 0, 0), margin, factors, tile) == fewest
 
 
-def test_a_default_block_computes_less_than_a_fifth_twice():
+def test_less_than_a_fifth_of_a_default_block_is_computed_twice():
     block, margin, factors = Box.at((64, 2048, 4096), (64, 2048, 2048)), (0, 56, 56), (1, 8, 8)
     tile = choose_tile_shape(block.shape, margin, factors, 5_000_000, 2)
     assert tile == (1, 2160, 2160)
@@ -65,20 +67,20 @@ def test_a_default_block_computes_less_than_a_fifth_twice():
 
 
 @pytest.mark.parametrize(("block_size", "origin"), [(64, 0), (64, 3), (60, 3)])
-def test_blocks_of_a_volume_take_few_shapes_of_tiles(block_size, origin):
+def test_the_blocks_of_a_volume_need_few_tile_shapes(block_size, origin):
     whole = Box.at((0, origin, origin), (2, 5 * block_size + 21, 3 * block_size + 8))
     margin, factors, full = (0, 16, 16), (1, 8, 8), (64, block_size, block_size)
     tile = choose_tile_shape(full, margin, factors, 4000, 2, pooling_phase(whole.start, (0, 0, 0), factors))
     shapes = {
-        one.input.shape
+        each.input.shape
         for block in whole.cells(full, whole.start)
-        for one in plan_tiles(block, (0, 0, 0), margin, factors, tile)
+        for each in plan_tiles(block, (0, 0, 0), margin, factors, tile)
     }
     assert len(shapes) <= 4
     assert all(n <= m for shape in shapes for n, m in zip(shape, tile, strict=True))
 
 
-def test_a_tile_of_ones_own_is_refused_in_words_with_the_nearest_that_work():
+def test_a_wrong_tile_is_refused_with_the_nearest_good_sizes():
     assert check_tile_shape((1, 128, 256), (0, 56, 56), (1, 8, 8), 2) == (1, 128, 256)
     with pytest.raises(ValueError, match=r"tile \(1, 130, 256\) has 130 voxels along y.*multiple of 8.*use 128 or 136"):
         check_tile_shape((1, 130, 256), (0, 56, 56), (1, 8, 8), 2)
@@ -89,63 +91,60 @@ def test_a_tile_of_ones_own_is_refused_in_words_with_the_nearest_that_work():
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 20])
-def test_reflections_are_those_of_numpy(length):
+def test_mirrored_indices_equal_the_padding_of_numpy(length):
     values = np.arange(length) + 5
     padded = np.pad(values, (33, 41), mode="reflect")
     np.testing.assert_array_equal(mirror_indices(np.arange(5 - 33, 5 + length + 41), 5, 5 + length), padded)
 
 
-def spotted(bounds, spots):
-    """A volume that is blank but for single voxels."""
+def volume_with_spots(bounds, spots):
+    """Return a volume that is blank except for single voxels."""
     volume = np.full(bounds.shape, 7, np.uint16)
     for spot in spots:
         volume[tuple(a - b for a, b in zip(spot, bounds.start, strict=True))] = 8
     return volume
 
 
-def blank_of(volume, bounds, block, margin, chunk, origin):
-    grown = Box(
-        tuple(a - m for a, m in zip(block.start, margin, strict=True)),
-        tuple(b + m for b, m in zip(block.stop, margin, strict=True)),
-    ).intersect(bounds)
-    return blank_chunk_mask(volume[grown.slices(bounds.start)], grown, block, bounds, chunk, origin, margin, 7)
+def find_blank_chunks(volume, bounds, block, margin, chunk, origin):
+    box = block.grown(margin).intersect(bounds)
+    return blank_chunk_mask(volume[box.slices(bounds.start)], box, block, bounds, chunk, origin, margin, 7)
 
 
-def test_a_chunk_is_blank_if_all_it_sees_is():
+def test_a_chunk_is_blank_if_everything_within_its_margin_is():
     bounds, margin, chunk = Box((3, 0, 0), (4, 40, 40)), (0, 5, 5), (1, 10, 10)
-    # One voxel 5 away from the chunk at y, x = 10:20 is seen, one 6 away is not.
-    for x, seen in ((24, True), (25, False)):
-        blank = blank_of(spotted(bounds, [(3, 15, x)]), bounds, bounds, margin, chunk, (3, 0, 0))
+    # Of the chunk at y, x = 10:20, a voxel 5 away is within the margin, one 6 away is not.
+    for x, within in ((24, True), (25, False)):
+        blank = find_blank_chunks(volume_with_spots(bounds, [(3, 15, x)]), bounds, bounds, margin, chunk, (3, 0, 0))
         assert blank.shape == (1, 4, 4)
-        assert blank[0, 1, 1] != seen
+        assert blank[0, 1, 1] != within
         assert blank[0, 3, 0]
 
 
-def test_blank_chunks_do_not_depend_on_how_blocks_are_cut():
+def test_blank_chunks_do_not_depend_on_the_division_into_blocks():
     bounds, margin, chunk, origin = Box((2, 5, 5), (9, 70, 93)), (2, 6, 6), (4, 10, 10), (3, 8, 8)
     whole = Box(origin, (9, 70, 90))
     rng = np.random.default_rng(0)
     spots = [tuple(int(v) for v in rng.integers(bounds.start, bounds.stop)) for _ in range(4)]
-    volume = spotted(bounds, spots)
-    expected = blank_of(volume, bounds, whole, margin, chunk, origin)
+    volume = volume_with_spots(bounds, spots)
+    expected = find_blank_chunks(volume, bounds, whole, margin, chunk, origin)
     boxes = chunk_grid(whole, chunk, origin)
     assert boxes[-1, -1, -1] == Box((7, 68, 88), (9, 70, 90))
     assert 0 < expected.sum() < expected.size
-    found = {}
+    by_block = {}
     for block in whole.cells((4, 20, 30), origin):
-        blank = blank_of(volume, bounds, block, margin, chunk, origin)
-        found |= dict(zip(chunk_grid(block, chunk, origin).flat, blank.flat, strict=True))
-    assert found == dict(zip(boxes.flat, expected.flat, strict=True))
+        blank = find_blank_chunks(volume, bounds, block, margin, chunk, origin)
+        by_block |= dict(zip(chunk_grid(block, chunk, origin).flat, blank.flat, strict=True))
+    assert by_block == dict(zip(boxes.flat, expected.flat, strict=True))
 
 
-def test_too_little_read_to_tell_what_is_blank_is_an_error():
+def test_finding_blank_chunks_in_a_box_without_their_margins_is_an_error():
     bounds = Box((0, 0, 0), (1, 40, 40))
     block = Box((0, 10, 10), (1, 20, 20))
-    with pytest.raises(ValueError, match=r"chunk 0:1,10:20,10:20 sees 0:1,5:25,5:25, and only 0:1,10:20,10:20"):
+    with pytest.raises(ValueError, match=r"chunk 0:1,10:20,10:20 depends on 0:1,5:25,5:25, and only 0:1,10:20,10:20"):
         blank_chunk_mask(np.zeros(block.shape, np.uint8), block, block, bounds, (1, 10, 10), (0, 0, 0), (0, 5, 5), 0)
 
 
-def test_tiles_whose_cores_meet_only_blank_chunks_are_not_needed():
+def test_tiles_whose_cores_overlap_only_blank_chunks_are_not_computed():
     block, chunk = Box((4, 6, 6), (6, 46, 46)), (1, 20, 20)
     tiles = plan_tiles(block, (0, 6, 6), (0, 8, 8), (1, 4, 4), (1, 32, 32))  # cores of 16, 12 and 16 wide
     keep = np.zeros((2, 2, 2), bool)

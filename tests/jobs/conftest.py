@@ -1,6 +1,7 @@
-"""What the tests of the jobs share: a Ray cluster and an S3 on loopback, and jobs as the processes that they are."""
+"""Fixtures for the tests of the jobs: a Ray cluster on the loopback, and jobs that run as processes."""
 
 import contextlib
+import csv
 import ctypes
 import json
 import os
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,19 +24,8 @@ import pytest
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_TOKEN = {"RAY_AUTH_MODE": "disabled"}
-PATIENCE_S = 240  # for one job: seconds on a quiet machine, minutes on one that does ten other things
-TINY_TASK = {
-    "name": "tiny_task",
-    "image_chan": "phantom://em?shape=16,128,128&seed=7",
-    "annotation_chan": "phantom://membrane?shape=16,128,128&seed=7",
-    "xrange_vol": [0, 128],
-    "yrange_vol": [0, 128],
-    "z_train": [0, 8],
-    "z_val": [8, 11],
-    "z_test": [11, 16],
-    "tile_size": [64, 48],  # 128 is no multiple of 48: tiles of the grid overlap, and each voxel must count once
-    "task_type": "membrane",
-}
+TIMEOUT_S = 240  # of one job: seconds on an idle machine, minutes on a busy one
+TILE_SIZE = [64, 48]  # 128 is no multiple of 48: tiles of the grid overlap, and each voxel must count once
 TINY_NETWORK = {
     "n_blocks": 2,
     "start_filters": 4,
@@ -51,19 +42,19 @@ TINY_NETWORK = {
     "tiles_per_epoch": 16,
     "precision": "float32",
     "outweightfilename": "tiny",
-    "encoder_name": "resnet34",  # of the challenge's files; nobody reads it
+    "encoder_name": "resnet34",  # a key of the challenge's files that nothing reads
 }
 
 
-def _prepare() -> None:
-    """In a process of ours, before it is what it shall be: Ctrl-C reaches it, and it does not outlive the tests."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+def _prepare_process() -> None:
+    """In a new child process: let Ctrl-C reach it, and end it together with the tests."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # background jobs of a shell ignore it
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class JobProcess:
-    """`jobs/train.py` as a process: its lines as they come, its exit code, and signals for it."""
+    """A job that runs as a process: its lines as they are printed, its exit code, and signals to it."""
 
     def __init__(self, arguments: list[str], env: dict[str, str], cwd: Path, script: str = "jobs/train.py") -> None:
         self.started = time.monotonic()
@@ -76,7 +67,7 @@ class JobProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            preexec_fn=_prepare,
+            preexec_fn=_prepare_process,
         )
         self.lines: list[str] = []
         self.errors: list[str] = []
@@ -100,87 +91,87 @@ class JobProcess:
     def err(self) -> str:
         return "\n".join(self.errors)
 
-    def wait(self, seconds: float = PATIENCE_S) -> "JobProcess":
-        """Wait for the end."""
-        self.process.wait(timeout=seconds)
+    def wait(self, timeout_s: float = TIMEOUT_S) -> "JobProcess":
+        """Wait until the process has ended."""
+        self.process.wait(timeout=timeout_s)
         for reader in self._readers:
             reader.join(timeout=10)
         return self
 
-    def until(self, text: str, seconds: float = PATIENCE_S) -> str:
-        """Wait for a line that holds the text, and give it."""
-        end = time.monotonic() + seconds
+    def wait_for_line(self, text: str, timeout_s: float = TIMEOUT_S) -> str:
+        """Wait for a line that contains the text, and return the line."""
+        end = time.monotonic() + timeout_s
         while time.monotonic() < end:
-            found = [line for line in list(self.lines) if text in line]
-            if found:
-                return found[0]
+            matches = [line for line in list(self.lines) if text in line]
+            if matches:
+                return matches[0]
             if self.process.poll() is not None:
                 self.wait()
                 assert text in self.out, f"ended with {self.code} before {text!r}:\n{self.out}\n{self.err}"
             time.sleep(0.05)
-        raise AssertionError(f"no {text!r} within {seconds} s:\n{self.out}\n{self.err}")
+        raise AssertionError(f"no {text!r} within {timeout_s} s:\n{self.out}\n{self.err}")
 
     @property
     def code(self) -> int | None:
         return self.process.returncode
 
-    def send(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def end(self) -> None:
-        """Whatever is left of it and of the Ray that it started."""
-        end_session(self.process)
+    def kill_session(self) -> None:
+        """Kill all that is left of the job and of the Ray that it started."""
+        kill_session(self.process)
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """address: for RAY_ADDRESS. dashboard: for `ray job submit`. session: the id of all its processes."""
+    """A Ray cluster. address: for RAY_ADDRESS. dashboard: for `ray job submit`. session: id of all its processes."""
 
     address: str
     dashboard: str
     session: int
 
 
-def processes_of(session: int) -> dict[int, str]:
-    """The living processes of a session: ids and command lines."""
-    found = {}
+def session_processes(session: int) -> dict[int, str]:
+    """Return the ids and command lines of the living processes of a session."""
+    processes = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             fields = stat.read_text().rpartition(")")[2].split()
             if int(fields[3]) == session and fields[0] not in "ZX":
-                found[int(stat.parent.name)] = (stat.parent / "cmdline").read_text().replace("\0", " ")[:100]
-    return found
+                processes[int(stat.parent.name)] = (stat.parent / "cmdline").read_text().replace("\0", " ")[:100]
+    return processes
 
 
-def end_session(first: subprocess.Popen) -> None:
-    """End a process that began a session, and all that it started; an assertion fails if that takes long."""
+def kill_session(leader: subprocess.Popen) -> None:
+    """Kill the leader of a session and all that it started; fail if they do not end soon."""
     end = time.monotonic() + 30
-    while left := processes_of(first.pid):
-        assert time.monotonic() < end, f"still there: {left}"
-        for pid in left:
+    while alive := session_processes(leader.pid):
+        assert time.monotonic() < end, f"still running: {alive}"
+        for pid in alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        first.poll()
+        leader.poll()
         time.sleep(0.05)
-    first.wait(timeout=30)
+    leader.wait(timeout=30)
 
 
-def wait_until(true: Callable[[], Any], seconds: float, what: str) -> None:
-    """Until `true()`; an assertion fails after so many seconds."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+def wait_until(condition: Callable[[], Any], timeout_s: float, what: str) -> None:
+    """Wait until `condition()` is true; fail after the timeout."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"not within {timeout_s} s: {what}"
         time.sleep(0.1)
 
 
 @pytest.fixture(scope="session")
 def clean_env(s3_server, tmp_path_factory) -> dict[str, str]:
-    """The environment of jobs: no Ray of somebody else's, a cache of our own, S3 on loopback.
+    """Return the environment of jobs: no other Ray cluster, a cache of its own, S3 on the loopback.
 
-    The Ray that a job starts has a token; the clusters that are started here for many jobs have none (WITHOUT_TOKEN).
+    A Ray that a job starts has a token; the clusters that tests start for many jobs have none (WITHOUT_TOKEN).
     """
-    ours = ("RAY_", "AWS_", "KASTHURI_", "BOSSDB_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    dropped = ("RAY_", "AWS_", "KASTHURI_", "BOSSDB_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     return {
         **kept,
         **s3_server,
@@ -192,35 +183,51 @@ def clean_env(s3_server, tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def cluster(clean_env) -> Iterator[Cluster]:
-    """A real `ray start --head` with four logical CPUs, on ports of its own; gone with all its processes afterwards."""
-    folder = tempfile.mkdtemp(prefix="kr", dir="/tmp")  # short: its sockets' names must be
+    """Run a real `ray start --head` with four logical CPUs, on ports of its own; kill all its processes at the end."""
+    folder = tempfile.mkdtemp(prefix="kr", dir="/tmp")  # short, because socket names are limited
     gcs, dashboard, agent, client = free_ports(4)
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port", gcs]
     command += ["--dashboard-port", dashboard, "--dashboard-agent-listen-port", agent]
     command += ["--ray-client-server-port", client, "--min-worker-port", "0", "--max-worker-port", "0"]
     command += ["--num-cpus", "4", "--object-store-memory", str(300 * 2**20), "--temp-dir", folder]
-    path = f"{Path(sys.executable).parent}:{clean_env['PATH']}"  # `python` must be this one
-    head = started(command, clean_env | WITHOUT_TOKEN | {"PATH": path}, Path(folder) / "start.log")
+    path = f"{Path(sys.executable).parent}:{clean_env['PATH']}"  # so that `python` is this interpreter
+    head = run_ray_start(command, clean_env | WITHOUT_TOKEN | {"PATH": path}, Path(folder) / "start.log")
     try:
-        wait_until(lambda: answers(dashboard), 120, "the dashboard")
+        wait_until(lambda: is_listening(dashboard), 120, "the dashboard listens")
         yield Cluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", head.pid)
     finally:
-        end_session(head)
+        kill_session(head)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def started(command: list[str], env: dict[str, str], log: Path, tries: int = 3) -> subprocess.Popen:
-    """`ray start`, once it has; a busy machine can take longer than the 30 s that Ray allows itself."""
+def run_ray_start(command: list[str], env: dict[str, str], log: Path, tries: int = 3) -> subprocess.Popen:
+    """Run `ray start` and wait until Ray runs; retry, because a busy machine can exceed the 30 s that Ray allows."""
     for _ in range(tries):
         with log.open("w") as output:
-            head = subprocess.Popen(
-                command, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_prepare
+            node = subprocess.Popen(
+                command,
+                env=env,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_prepare_process,
             )
-        wait_until(lambda: "Ray runtime started" in log.read_text() or head.poll() is not None, 120, "ray start")  # noqa: B023
-        if head.poll() is None:
-            return head
-        end_session(head)
+        wait_until(lambda: "Ray runtime started" in log.read_text() or node.poll() is not None, 120, "ray start")  # noqa: B023
+        if node.poll() is None:
+            return node
+        kill_session(node)
     raise AssertionError(log.read_text())
+
+
+@pytest.fixture(scope="session")
+def process_tools() -> SimpleNamespace:
+    """Return the functions of this file that start and end nodes; tests cannot import them."""
+    return SimpleNamespace(
+        run_ray_start=run_ray_start,
+        free_ports=free_ports,
+        kill_session=kill_session,
+        session_processes=session_processes,
+    )
 
 
 def free_ports(number: int) -> list[str]:
@@ -231,7 +238,7 @@ def free_ports(number: int) -> list[str]:
         return [str(each.getsockname()[1]) for each in sockets]
 
 
-def answers(port: str) -> bool:
+def is_listening(port: str) -> bool:
     try:
         socket.create_connection(("127.0.0.1", int(port)), 1).close()
     except OSError:
@@ -240,20 +247,20 @@ def answers(port: str) -> bool:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> list[str]:
-    """`--task` and `--network` of a task and a network that train in seconds."""
+def tiny_flags(tiny_task, tmp_path_factory) -> list[str]:
+    """Return `--task FILE --network FILE` of a task and a network that train in seconds."""
     folder = tmp_path_factory.mktemp("tiny")
-    (folder / "tiny_task.json").write_text(json.dumps(TINY_TASK))
+    (folder / "tiny_task.json").write_text(json.dumps(tiny_task | {"tile_size": TILE_SIZE}))
     (folder / "tiny.json").write_text(json.dumps(TINY_NETWORK))
     return ["--task", str(folder / "tiny_task.json"), "--network", str(folder / "tiny.json")]
 
 
 @pytest.fixture(scope="session")
-def start(clean_env, tmp_path_factory) -> Iterator[Callable[..., JobProcess]]:
-    """`start(*arguments, cluster, env, cwd, script)` starts a job; without a cluster it starts a Ray of its own."""
+def start_job(clean_env, tmp_path_factory) -> Iterator[Callable[..., JobProcess]]:
+    """Return `start_job(*arguments, cluster, env, cwd, script)`; a job without a cluster starts its own Ray."""
     jobs: list[JobProcess] = []
 
-    def begin(
+    def start(
         *arguments: str,
         cluster: Cluster | None = None,
         env: dict[str, str] | None = None,
@@ -261,28 +268,82 @@ def start(clean_env, tmp_path_factory) -> Iterator[Callable[..., JobProcess]]:
         script: str = "jobs/train.py",
     ) -> JobProcess:
         attached = {"RAY_ADDRESS": cluster.address, **WITHOUT_TOKEN} if cluster else {}
-        found = clean_env | attached | (env or {})
-        job = JobProcess([str(a) for a in arguments], found, cwd or tmp_path_factory.mktemp("here"), script)
+        job_env = clean_env | attached | (env or {})
+        job = JobProcess([str(a) for a in arguments], job_env, cwd or tmp_path_factory.mktemp("cwd"), script)
         jobs.append(job)
         return job
 
-    yield begin
-    # A job that ended, however it ended, has left nothing; what a test left running is ended here.
+    yield start
+    # A job that has ended, however it ended, must have left no process. Jobs that still run are killed here.
     ended = [job for job in jobs if job.process.poll() is not None]
-    wait_until(lambda: not any(processes_of(job.process.pid) for job in ended), 30, "the end of what jobs started")
+    wait_until(lambda: not any(session_processes(job.process.pid) for job in ended), 30, "ended jobs leave no process")
     for job in jobs:
-        job.end()
+        job.kill_session()
+
+
+@pytest.fixture
+def job_client(cluster) -> Any:
+    """Return the client for status and logs of submitted jobs."""
+    from ray.job_submission import JobSubmissionClient
+
+    return JobSubmissionClient(cluster.dashboard)
+
+
+@pytest.fixture
+def submit_job(cluster, job_client, clean_env) -> Iterator[Callable[..., str]]:
+    """Return `submit_job(script, *arguments, env)`, which runs `ray job submit` and returns the id of the job.
+
+    Jobs that still run at the end of the test are stopped.
+    """
+    ids = []
+
+    def submit(script: str, *arguments: object, env: dict[str, str] | None = None) -> str:
+        # Ray's command line, which prints the id and does not wait.
+        command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--no-wait"]
+        command += ["--address", cluster.dashboard, "--working-dir", str(ROOT)]
+        command += ["--runtime-env-json", json.dumps({"env_vars": env or {}})]
+        command += ["--", "python", script, *map(str, arguments)]
+        job_env = clean_env | WITHOUT_TOKEN
+        submitted = subprocess.run(command, env=job_env, capture_output=True, text=True, timeout=240)
+        assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+        words = submitted.stdout.replace("'", " ").split()
+        ids.append(next(word for word in words if word.startswith("raysubmit_")))
+        return ids[-1]
+
+    yield submit
+    for each in ids:
+        job_client.stop_job(each)
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory) -> Path:
-    """The storage of the runs that several tests look at."""
+def s3_files(clean_env) -> Any:
+    """Return the file system of the S3 server."""
+    from pyarrow.fs import S3FileSystem
+
+    url = clean_env["AWS_ENDPOINT_URL"]
+    return S3FileSystem(endpoint_override=url, access_key="key", secret_key="secret", region="us-east-1")
+
+
+@pytest.fixture(scope="session")
+def download(s3_files) -> Callable[[str, Path], None]:
+    """Return `download(source, folder)`, which copies a folder of S3, such as `bucket/run`, to a local one."""
+    from pyarrow.fs import LocalFileSystem, copy_files
+
+    def copy(source: str, folder: Path) -> None:
+        copy_files(source, str(folder), source_filesystem=s3_files, destination_filesystem=LocalFileSystem())
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def shared_storage(tmp_path_factory) -> Path:
+    """Return the storage of runs that several tests use."""
     return tmp_path_factory.mktemp("runs")
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A run that was never interrupted: its folder, its process, and the arguments without `--name`."""
+class FinishedRun:
+    """An uninterrupted run: its folder, its process, and its arguments without `--name`."""
 
     folder: Path
     job: JobProcess
@@ -290,34 +351,45 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
-def finished(start, cluster, tiny, runs) -> Finished:
-    """The tiny run, trained once from start to end."""
-    arguments = [*tiny, "--storage", str(runs)]
-    job = start(*arguments, "--name", "whole", cluster=cluster).wait()
+def finished_run(start_job, cluster, tiny_flags, shared_storage) -> FinishedRun:
+    """Train the tiny network once, from start to end."""
+    arguments = [*tiny_flags, "--storage", str(shared_storage)]
+    job = start_job(*arguments, "--name", "whole", cluster=cluster).wait()
     assert job.code == 0, job.out + job.err
-    return Finished(runs / "whole", job, arguments)
+    return FinishedRun(shared_storage / "whole", job, arguments)
 
 
 def read_history(folder: Path) -> list[dict[str, str]]:
-    """history.csv without what depends on the clock."""
-    import csv
-
+    """Return the rows of history.csv without the columns that depend on the clock."""
     clock = {"seconds", "tiles_per_second"}
     with (folder / "history.csv").open() as file:
         return [{key: value for key, value in row.items() if key not in clock} for row in csv.DictReader(file)]
 
 
 @pytest.fixture(scope="session")
-def same_run() -> Callable[..., None]:
-    """Asserts that two runs learnt the same, bit for bit: their weights and their history."""
+def assert_same_run() -> Callable[..., None]:
+    """Return a function that asserts that two runs have the same weights and history, bit for bit."""
 
-    def check(one: Path, other: Path, name: str = "tiny_membrane.pt") -> None:
+    def check(one: Path, other: Path, weights: str = "tiny_membrane.pt") -> None:
         import torch
 
         assert read_history(one) == read_history(other)
-        first, second = (torch.load(folder / name, weights_only=True) for folder in (one, other))
+        first, second = (torch.load(folder / weights, weights_only=True) for folder in (one, other))
         assert first.keys() == second.keys()
-        differ = [key for key in first if not torch.equal(first[key], second[key])]
-        assert not differ, f"{one} and {other} differ in {differ}"
+        different = [key for key in first if not torch.equal(first[key], second[key])]
+        assert not different, f"{one} and {other} differ in {different}"
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def assert_same_files() -> Callable[[Path, Path], None]:
+    """Return a function that asserts that two folders contain files of the same names."""
+
+    def names(folder: Path) -> set[str]:
+        return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+    def check(one: Path, other: Path) -> None:
+        assert names(one) == names(other)
 
     return check

@@ -1,4 +1,4 @@
-"""Keys that a job is given lie in nothing that it leaves, and not in Ray's logs either; doors and certificates."""
+"""Jobs write no key anywhere, Ray's logs included, and send no key to a server with an unverified certificate."""
 
 import json
 import os
@@ -18,20 +18,22 @@ SIZES = ["--set", "task.xrange_vol=0,128", "--set", "task.yrange_vol=0,128", "--
 SIZES += ["--set", "task.z_train=0,8", "--set", "task.z_val=8,11", "--set", "task.z_test=11,16"]
 
 
-def files_below(*folders: Path) -> dict[str, bytes]:
+def read_files(*folders: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
 def ray_folder():
-    """Where a Ray that a job starts leaves its logs; short, as its sockets' names must be."""
+    """Yield the folder of logs of the Ray that a job starts; short, because socket names are limited."""
     folder = Path(tempfile.mkdtemp(prefix="kr", dir="/tmp"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_no_key_is_left_anywhere(start, tiny, boss_server, clean_env, ray_folder, tmp_path):
-    """Trained and segmented from a Boss that wants a token, onto S3, with everything told that can be."""
+def test_a_training_and_a_segmentation_write_no_key_anywhere(
+    start_job, tiny_flags, boss_server, clean_env, ray_folder, tmp_path
+):
+    """Both read from a BossDB server that requires a token and run with `--verbose`; the run is on S3."""
     import boto3
 
     rng = np.random.default_rng(0)
@@ -41,17 +43,17 @@ def test_no_key_is_left_anywhere(start, tiny, boss_server, clean_env, ray_folder
     boss = tmp_path / "boss.json"
     boss.write_text(json.dumps(boss_server.options))
     env = {**KEYS, "RAY_TMPDIR": str(ray_folder), "KASTHURI_CACHE": str(tmp_path / "cache")}
-    train = start(
-        *("--task", "membrane", *tiny[2:], *SIZES, "--boss", boss, "--storage", "s3://lab/secrets", "--name", "run"),
-        *("--set", "network.epochs=1", "--verbose"),
+    train = start_job(
+        *("--task", "membrane", *tiny_flags[2:], *SIZES, "--boss", boss),
+        *("--storage", "s3://lab/secrets", "--name", "run", "--set", "network.epochs=1", "--verbose"),
         env=env,
     )
-    train.until("epoch")
-    token = auth_token_of(train)
+    train.wait_for_line("epoch")
+    token = find_ray_token(train)
     train.wait()
     assert train.code == 0, train.out + train.err
     out = tmp_path / "out.zarr"
-    segment = start(
+    segment = start_job(
         *("--weights", "s3://lab/secrets/run", "--output", out, "--boss", boss, "--objects", "--verbose"),
         env=env,
         script="jobs/segment.py",
@@ -65,36 +67,36 @@ def test_no_key_is_left_anywhere(start, tiny, boss_server, clean_env, ray_folder
         aws_access_key_id="key", aws_secret_access_key="secret",
     )  # fmt: skip
     names = [item["Key"] for item in s3.list_objects_v2(Bucket="lab", Prefix="secrets/")["Contents"]]
-    left = {name: s3.get_object(Bucket="lab", Key=name)["Body"].read() for name in names}
-    left |= files_below(ray_folder, *(path for path in tmp_path.iterdir() if path.is_dir()))
-    left |= {"printed": "".join((train.out, train.err, segment.out, segment.err)).encode()}
-    assert {"secrets/run/settings.json", "secrets/run/index.html", "secrets/run/checkpoint/last.pt"} <= left.keys()
-    assert any(name.endswith("raylet.out") for name in left)
-    assert any(name.endswith("out.zarr/zarr.json") for name in left)
+    written = {name: s3.get_object(Bucket="lab", Key=name)["Body"].read() for name in names}
+    written |= read_files(ray_folder, *(path for path in tmp_path.iterdir() if path.is_dir()))
+    written |= {"printed": "".join((train.out, train.err, segment.out, segment.err)).encode()}
+    assert {"secrets/run/settings.json", "secrets/run/index.html", "secrets/run/checkpoint/last.pt"} <= written.keys()
+    assert any(name.endswith("raylet.out") for name in written)
+    assert any(name.endswith("out.zarr/zarr.json") for name in written)
     for secret in (*KEYS.values(), token):
-        assert not [name for name, content in left.items() if secret.encode() in content]
+        assert not [name for name, content in written.items() if secret.encode() in content]
 
 
-def auth_token_of(job) -> str:
-    """The token of the Ray that a job started, as its raylet was given it."""
+def find_ray_token(job) -> str:
+    """Return the token of the Ray that a job started, from the environment of its processes."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if int((folder / "stat").read_text().rpartition(")")[2].split()[3]) != job.process.pid:
                 continue
-            words = (folder / "environ").read_bytes().decode().split("\0")
+            variables = (folder / "environ").read_bytes().decode().split("\0")
         except OSError:
             continue
-        found = [word.partition("=")[2] for word in words if word.startswith("RAY_AUTH_TOKEN=")]
-        if found:
-            assert "RAY_AUTH_MODE=token" in words
-            assert len(found[0]) == 64
-            return found[0]
+        tokens = [each.partition("=")[2] for each in variables if each.startswith("RAY_AUTH_TOKEN=")]
+        if tokens:
+            assert "RAY_AUTH_MODE=token" in variables
+            assert len(tokens[0]) == 64
+            return tokens[0]
     raise AssertionError("no process of the job's Ray has a token")
 
 
 @pytest.fixture
-def stranger(tmp_path):
-    """The port of an HTTPS server on loopback whose certificate nobody vouches for, and the requests that it got."""
+def untrusted_server(tmp_path):
+    """Yield the port of an HTTPS server on the loopback with a self-signed certificate, and its requests."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -107,15 +109,15 @@ def stranger(tmp_path):
     certificate = certificate.serial_number(1).not_valid_before(now).not_valid_after(now + timedelta(days=1))
     certificate = certificate.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
     pem = certificate.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-    (tmp_path / "stranger.pem").write_bytes(
+    (tmp_path / "server.pem").write_bytes(
         pem
         + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
-    got = []
+    received = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            got.append(self.path)
+            received.append(self.path)
             self.send_response(200)
             self.end_headers()
             self.wfile.write(b"trust me")
@@ -124,15 +126,15 @@ def stranger(tmp_path):
             pass
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "stranger.pem")
+    context.load_cert_chain(tmp_path / "server.pem")
     server = HTTPServer(("127.0.0.1", 0), Handler)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_port, got
+    yield server.server_port, received
     server.shutdown()
 
 
-def test_a_server_that_nobody_vouches_for_is_not_believed(stranger, monkeypatch):
+def test_a_server_with_a_self_signed_certificate_is_refused_before_the_token_is_sent(untrusted_server, monkeypatch):
     from kasthuri_ray.errors import VolumeError
     from kasthuri_ray.storage.folder import read_uri
     from kasthuri_ray.volumes.boss_requests import RetryPolicy
@@ -140,11 +142,11 @@ def test_a_server_that_nobody_vouches_for_is_not_believed(stranger, monkeypatch)
 
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
-    port, got = stranger
+    port, received = untrusted_server
     with pytest.raises(ConnectionError, match=r"(?i)certificate verify failed"):
         read_uri(f"https://localhost:{port}/weights.pt")
     boss = {"protocol": "https", "host": f"localhost:{port}", "token": KEYS["BOSSDB_TOKEN"]}
     with pytest.raises(VolumeError, match=r"(?i)certificate") as caught:
-        open_bossdb("bossdb://Kasthuri/ac4/em", boss=boss, patience=RetryPolicy(tries=2, first_pause_s=0.1))
+        open_bossdb("bossdb://Kasthuri/ac4/em", boss=boss, retry_policy=RetryPolicy(tries=2, first_pause_s=0.1))
     assert KEYS["BOSSDB_TOKEN"] not in str(caught.value)
-    assert not got, "not even the token was sent"
+    assert not received

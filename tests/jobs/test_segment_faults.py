@@ -1,4 +1,4 @@
-"""The long trials: whatever is killed, at whatever moment, nothing is lost, little is done again, no byte differs."""
+"""Long tests of jobs/segment.py: actors, nodes and drivers are killed, and the output keeps its bytes."""
 
 import json
 import os
@@ -19,10 +19,10 @@ TRIALS = int(os.environ.get("KASTHURI_FAULT_TRIALS", "100"))
 FAULTS = ("actor", "raylet", "driver", "everything")
 SHAPE, BLOCK = (4, 128, 640), (2, 32, 32)
 BLOCKS = 2 * 4 * 20
-ACTORS, IN_FLIGHT = 2, 3  # blocks that each actor has in hand
+ACTORS, IN_FLIGHT = 2, 3  # blocks that each actor holds at most
 TRIAL_S = 400
 SCRIPT = "jobs/segment.py"
-# Blocks slow enough that a strike meets the job at work, whatever the machine.
+# Blocks slow enough that a fault always hits a running job.
 NETWORK = """
 import time
 import torch
@@ -34,10 +34,10 @@ class Slow(nn.Module):
         self.layer = nn.Conv2d(in_channels, classes, 3, padding=1)
 
     def forward(self, image):
-        time.sleep(0.02 if image.dtype == torch.float32 else 0)  # not while its reach is measured
+        time.sleep(0.02 if image.dtype == torch.float32 else 0)  # not while the receptive field is measured
         return self.layer(image)
 """
-# A voxel that no other image holds makes the network raise, or end its process.
+# A network that raises, or ends its process, on a voxel value that the other images do not contain.
 MAGIC = """
 import os
 from torch import nn
@@ -51,13 +51,13 @@ class Magic(nn.Module):
         if image.eq(1).any():
             if self.how == "die":
                 os._exit(1)
-            raise RuntimeError("this voxel is too much")
+            raise RuntimeError("bad voxel")
         return self.layer(image)
 """
 
 
 def write_inputs(folder: Path, code: str, model: str, **model_args: object) -> list[object]:
-    """An image, a network of one's own and its weights in a folder; the arguments that name them."""
+    """Write an image, a user network and its weights; return the arguments that name them."""
     import importlib.util
 
     import torch
@@ -81,59 +81,47 @@ def write_inputs(folder: Path, code: str, model: str, **model_args: object) -> l
 
 
 @pytest.fixture
-def nodes(clean_env, request):
-    """A cluster of two nodes, each a session of processes: `head` and `second`; what was killed is begun anew."""
-    tools = _tools(request)
+def nodes(clean_env, process_tools):
+    """Start a cluster of two nodes, `head` and `second`, each a session of processes; `restart` replaces dead nodes."""
     folder = Path(tempfile.mkdtemp(prefix="kr", dir="/tmp"))
     path = f"{Path(sys.executable).parent}:{clean_env['PATH']}"
     env = clean_env | {"PATH": path, "RAY_AUTH_MODE": "disabled"}
-    found = SimpleNamespace(head=None, second=None, address="", number=0)
+    nodes = SimpleNamespace(head=None, second=None, address="", number=0)
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--object-store-memory", str(100 * 2**20)]
 
-    def head() -> None:
-        found.number += 1
-        (port,) = tools.free_ports(1)
-        found.address = f"127.0.0.1:{port}"
+    def start_head() -> None:
+        nodes.number += 1
+        port, client_port = process_tools.free_ports(2)
+        nodes.address = f"127.0.0.1:{port}"
         command = [*ray, "--head", "--port", port, "--num-cpus", "2", "--include-dashboard", "false"]
-        command += ["--ray-client-server-port", tools.free_ports(1)[0], "--temp-dir", str(folder / str(found.number))]
-        found.head = tools.started(command, env, folder / "head.log")
+        command += ["--ray-client-server-port", client_port, "--temp-dir", str(folder / str(nodes.number))]
+        nodes.head = process_tools.run_ray_start(command, env, folder / "head.log")
 
-    def second() -> None:
-        command = [*ray, "--address", found.address, "--num-cpus", "2"]
-        found.second = tools.started(command, env, folder / "second.log")
+    def start_second() -> None:
+        command = [*ray, "--address", nodes.address, "--num-cpus", "2"]
+        nodes.second = process_tools.run_ray_start(command, env, folder / "second.log")
 
-    def lives(node: subprocess.Popen | None) -> bool:
-        """Whether it has its raylet: `ray start` itself ends a moment later."""
-        return node is not None and node.poll() is None and bool(named(found, node.pid, "raylet/raylet"))
+    def is_alive(node: subprocess.Popen | None) -> bool:
+        """Return whether the node has a raylet: `ray start` itself ends a moment after it."""
+        return node is not None and node.poll() is None and bool(find_processes(nodes, node.pid, "raylet/raylet"))
 
-    def heal() -> None:
-        """Whatever is gone is begun anew."""
-        whole = lives(found.head)
-        for node in (found.head, found.second):
-            if node is not None and not (whole and lives(node)):
-                tools.end_session(node)
-        if not whole:
-            head()
-        if not lives(found.second):
-            second()
+    def restart() -> None:
+        """Start the nodes that are dead; both if the head is."""
+        head_is_alive = is_alive(nodes.head)
+        for node in (nodes.head, nodes.second):
+            if node is not None and not (head_is_alive and is_alive(node)):
+                process_tools.kill_session(node)
+        if not head_is_alive:
+            start_head()
+        if not is_alive(nodes.second):
+            start_second()
 
-    found.heal, found.tools = heal, tools
-    heal()
-    yield found
-    for node in (found.second, found.head):
-        tools.end_session(node)
+    nodes.restart, nodes.tools = restart, process_tools
+    restart()
+    yield nodes
+    for node in (nodes.second, nodes.head):
+        process_tools.kill_session(node)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _tools(request) -> SimpleNamespace:
-    """The functions of the conftest beside this file, which cannot be imported by name."""
-    plugins = request.config.pluginmanager.get_plugins()
-    (found,) = [
-        each for each in plugins if getattr(each, "__file__", "") == str(Path(__file__).with_name("conftest.py"))
-    ]
-    return SimpleNamespace(
-        started=found.started, free_ports=found.free_ports, end_session=found.end_session, processes=found.processes_of
-    )
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
@@ -141,142 +129,142 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 
 def records(output: Path) -> dict[str, int]:
-    """The finished blocks and when they were recorded."""
+    """Return the records of the finished blocks and their times."""
     folder = Path(f"{output}.ledger/s0")
     return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} if folder.exists() else {}
 
 
-def wait_for(true, what: str, seconds: float = TRIAL_S) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, what() if callable(what) else what
+def wait_for(condition, message, timeout_s: float = TRIAL_S) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, message()
         time.sleep(0.01)
 
 
-def named(nodes, session: int, name: str) -> list[int]:
-    return [pid for pid, command in nodes.tools.processes(session).items() if name in command]
+def find_processes(nodes, session: int, name: str) -> list[int]:
+    return [pid for pid, command in nodes.tools.session_processes(session).items() if name in command]
 
 
-def strike(fault: str, job, nodes) -> None:
+def inject(fault: str, job, nodes) -> None:
     if fault == "actor":
-        living = [node.pid for node in (nodes.head, nodes.second) if named(nodes, node.pid, "raylet/raylet")]
-        os.kill(
-            random.choice([pid for node in living for pid in named(nodes, node, "ray::BlockWorker")]), signal.SIGKILL
-        )
+        alive = [node.pid for node in (nodes.head, nodes.second) if find_processes(nodes, node.pid, "raylet/raylet")]
+        actors = [pid for node in alive for pid in find_processes(nodes, node, "ray::BlockWorker")]
+        os.kill(random.choice(actors), signal.SIGKILL)
     elif fault == "raylet":
-        os.kill(named(nodes, nodes.second.pid, "raylet/raylet")[0], signal.SIGKILL)
+        os.kill(find_processes(nodes, nodes.second.pid, "raylet/raylet")[0], signal.SIGKILL)
     elif fault == "driver":
-        job.send(signal.SIGKILL)
+        job.send_signal(signal.SIGKILL)
     else:
-        job.send(signal.SIGKILL)
+        job.send_signal(signal.SIGKILL)
         for node in (nodes.second, nodes.head):
-            nodes.tools.end_session(node)
+            nodes.tools.kill_session(node)
 
 
-def trials(faults: list[str], start, nodes, folder: Path, arguments: list[object], whole: dict[str, bytes]) -> list:
-    """One output, struck by each fault at a random moment of its making; gives the table's line of each."""
-    out = folder / "struck.zarr"
+def run_trials(
+    faults: list[str], start_job, nodes, folder: Path, arguments: list[object], expected: dict[str, bytes]
+) -> list:
+    """Segment one volume with each fault at a random moment; return a row of the table for each fault."""
+    out = folder / "disturbed.zarr"
 
-    def begin():
-        given = [*arguments, "--output", out, "--actors", ACTORS]
-        return start(*given, cluster=SimpleNamespace(address=nodes.address), cwd=folder, script=SCRIPT)
+    def start():
+        flags = [*arguments, "--output", out, "--actors", ACTORS]
+        return start_job(*flags, cluster=SimpleNamespace(address=nodes.address), cwd=folder, script=SCRIPT)
 
-    def wait(true) -> None:
-        wait_for(lambda: true() or job.process.poll() is not None, lambda: job.out + job.err)
+    def wait(condition) -> None:
+        wait_for(lambda: condition() or job.process.poll() is not None, lambda: job.out + job.err)
 
-    nodes.heal()
-    job, rows, before = begin(), [], dict[str, int]()
+    nodes.restart()
+    job, rows, before = start(), [], dict[str, int]()
     for fault, moment in zip(faults, sorted(random.sample(range(2, BLOCKS - 30), len(faults))), strict=True):
         wait(lambda: len(records(out)) >= moment)  # noqa: B023
-        _count_again(rows, before, out)
-        strike(fault, job, nodes)
-        before, when = records(out), time.monotonic()
+        _append_repeated(rows, before, out)
+        inject(fault, job, nodes)
+        before, fault_time = records(out), time.monotonic()
         rows.append([fault, len(before), BLOCKS - len(before)])
         if fault in ("driver", "everything"):
             job.wait()
-            nodes.heal()
-            before, when = records(out), time.monotonic()  # what its actors did before they ended is no loss
-            job = begin()
-            job.until("to go on after a stop")
+            nodes.restart()
+            before, fault_time = records(out), time.monotonic()  # includes what the actors did before they ended
+            job = start()
+            job.wait_for_line("to resume after a stop")
         now = len(records(out))
         wait(lambda: len(records(out)) > now)  # noqa: B023
-        rows[-1].append(f"{time.monotonic() - when:.1f}")
+        rows[-1].append(f"{time.monotonic() - fault_time:.1f}")
     job.wait(TRIAL_S)
     assert job.code == 0, job.out + job.err
-    _count_again(rows, before, out)
-    same = content_of(out) == whole
+    _append_repeated(rows, before, out)
+    same = content_of(out) == expected
     shutil.rmtree(out)
     shutil.rmtree(f"{out}.ledger")
     return [[*row, same] for row in rows]
 
 
-def _count_again(rows: list[list], before: dict[str, int], out: Path) -> None:
-    """To the last line, how many blocks that were done when it was struck have been done again since."""
+def _append_repeated(rows: list[list], before: dict[str, int], out: Path) -> None:
+    """Append to the last row how many blocks that were finished at the fault have been repeated since."""
     if rows:
         now = records(out)
-        rows[-1].append(sum(now[name] != when for name, when in before.items()))
+        rows[-1].append(sum(now[name] != time_ns for name, time_ns in before.items()))
 
 
 @pytest.mark.faults
-def test_kills_at_random_moments_lose_nothing(start, nodes, tmp_path, capsys):
+def test_kills_at_random_moments_do_not_change_the_output(start_job, nodes, tmp_path, capsys):
     arguments = write_inputs(tmp_path, NETWORK, "slow_network.Slow")
     cluster = SimpleNamespace(address=nodes.address)
     out = tmp_path / "whole.zarr"
-    job = start(*arguments, "--output", out, "--actors", 1, cluster=cluster, cwd=tmp_path, script=SCRIPT).wait()
+    job = start_job(*arguments, "--output", out, "--actors", 1, cluster=cluster, cwd=tmp_path, script=SCRIPT).wait()
     assert job.code == 0, job.out + job.err
-    whole, rows = content_of(out), []
+    expected, rows = content_of(out), []
     while len(rows) < TRIALS:
         faults = random.sample(FAULTS, len(FAULTS))
-        found = trials(faults, start, nodes, tmp_path, arguments, whole)
+        new_rows = run_trials(faults, start_job, nodes, tmp_path, arguments, expected)
         with capsys.disabled():
             if not rows:
-                print(
-                    f"\n{'trial':>5} {'fault':<10} {'done':>5} {'pending':>7} {'goes on':>8} {'redone':>7} equal bytes"
-                )
-            for number, (fault, done, pending, seconds, again, same) in enumerate(found, start=len(rows)):
-                print(f"{number:>5} {fault:<10} {done:>5} {pending:>7} {seconds:>6} s {again:>7} {same}", flush=True)
-        rows += found
+                header = f"{'trial':>5} {'fault':<10} {'done':>5} {'pending':>7} {'resumed':>8} {'repeated':>8}"
+                print(f"\n{header} equal bytes")
+            for number, (fault, done, pending, seconds, repeated, same) in enumerate(new_rows, start=len(rows)):
+                print(f"{number:>5} {fault:<10} {done:>5} {pending:>7} {seconds:>6} s {repeated:>8} {same}", flush=True)
+        rows += new_rows
     assert all(row[5] for row in rows)
-    assert all(row[1] > 0 and row[2] > 0 for row in rows), "a strike must meet the job at work"
+    assert all(row[1] > 0 and row[2] > 0 for row in rows), "a fault must hit a running job"
     assert all(row[4] <= ACTORS * IN_FLIGHT for row in rows)
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(("how", "words"), [("raise", "this voxel is too much"), ("die", "actors died on it")])
-def test_a_voxel_that_breaks_the_network_costs_its_block_alone(start, cluster, tmp_path, how, words):
+@pytest.mark.parametrize(("how", "reason"), [("raise", "bad voxel"), ("die", "actors died on it")])
+def test_a_voxel_that_breaks_the_network_sets_only_its_block_aside(start_job, cluster, tmp_path, how, reason):
     import zarr
 
     arguments = write_inputs(tmp_path, MAGIC, "magic_network.Magic", how=how)
     image = zarr.open_array(tmp_path / "em.zarr")
     image[3, 40, 70] = 255
-    given = [*arguments, "--output", tmp_path / "out.zarr", "--actors", ACTORS]
-    job = start(*given, cluster=cluster, cwd=tmp_path, script=SCRIPT).wait(TRIAL_S)
+    flags = [*arguments, "--output", tmp_path / "out.zarr", "--actors", ACTORS]
+    job = start_job(*flags, cluster=cluster, cwd=tmp_path, script=SCRIPT).wait(TRIAL_S)
     assert job.code == 3, job.out + job.err
     (line,) = [line for line in job.lines if line.startswith("set aside, segmenting: block ")]
     assert "block 1_1_2 (2:4,32:64,64:96)" in line
-    assert words in line
+    assert reason in line
     progress = json.loads((tmp_path / "out.zarr.progress.json").read_text())
     assert (progress["state"], progress["set_aside"], progress["done"]) == ("set aside", ["1_1_2"], BLOCKS - 1)
     before = records(tmp_path / "out.zarr")
     image[3, 40, 70] = 9
-    again = start(*given, cluster=cluster, cwd=tmp_path, script=SCRIPT).wait(TRIAL_S)
-    assert again.code == 0, again.out + again.err
+    retried = start_job(*flags, cluster=cluster, cwd=tmp_path, script=SCRIPT).wait(TRIAL_S)
+    assert retried.code == 0, retried.out + retried.err
     after = records(tmp_path / "out.zarr")
     assert {name for name in after if before.get(name) != after[name]} == {"1_1_2.json"}
 
 
 @pytest.mark.faults
-def test_a_plan_of_all_of_kasthuri_comes_within_a_minute(start, tmp_path):
+def test_the_whole_kasthuri_volume_is_planned_within_a_minute(start_job, tmp_path):
     import torch
 
     from kasthuri_ray.models.unet import build_network
 
     torch.save(build_network({}).state_dict(), tmp_path / "weights.pt")
-    begin = time.monotonic()
+    start = time.monotonic()
     image = "phantom://em?shape=1850,26624,21504"
-    given = ["--weights", tmp_path / "weights.pt", "--network", "UNet_2D", "--task", "synapse", "--image", image]
-    job = start(*given, "--output", tmp_path / "out.zarr", "--dry-run", "--price-per-hour", 2, script=SCRIPT).wait()
-    seconds = time.monotonic() - begin
+    flags = ["--weights", tmp_path / "weights.pt", "--network", "UNet_2D", "--task", "synapse", "--image", image]
+    job = start_job(*flags, "--output", tmp_path / "out.zarr", "--dry-run", "--price-per-hour", 2, script=SCRIPT).wait()
+    seconds = time.monotonic() - start
     assert job.code == 0, job.out + job.err
     assert seconds < 60
     plan = json.loads((tmp_path / "out.zarr.plan.json").read_text())
@@ -288,8 +276,8 @@ def test_a_plan_of_all_of_kasthuri_comes_within_a_minute(start, tmp_path):
 
 
 @pytest.mark.faults
-def test_help_answers_within_a_second():
+def test_help_is_printed_within_a_second():
     root = Path(__file__).resolve().parents[2]
-    begin = time.monotonic()
+    start = time.monotonic()
     subprocess.run([sys.executable, SCRIPT, "--help"], cwd=root, check=True, stdout=subprocess.DEVNULL, timeout=60)
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - start < 1

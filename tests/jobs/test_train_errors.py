@@ -1,6 +1,5 @@
-"""What is wrong with what was given is said before any work: exit code 2, nothing written, no traceback."""
+"""jobs/train.py refuses bad input before any work: exit code 2, no traceback, nothing written."""
 
-import importlib.util
 import json
 import os
 import pickle
@@ -20,35 +19,33 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
-def main():
-    """`main` of jobs/train.py."""
-    spec = importlib.util.spec_from_file_location("train_job", ROOT / "jobs/train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+def main(load_module):
+    """Return `main` of jobs/train.py."""
+    return load_module(ROOT / "jobs/train.py").main
 
 
 @pytest.fixture
-def refused(main, tiny, tmp_path, monkeypatch, capsys):
-    """`refused(*arguments, code=2)` runs the job in this process, where Ray must not start; gives what it said."""
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
+def refused(main, tiny_flags, tmp_path, monkeypatch, capsys):
+    """Return `refused(*arguments, code=2)`, which runs the job in this process without Ray and returns its error."""
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
     monkeypatch.setenv("KASTHURI_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(train_module, "connect_ray", lambda verbose: pytest.fail("Ray was started"))
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def run(*arguments: object, code: int = 2) -> str:
-        words = [str(each) for each in arguments]
-        given = [*([] if "--task" in words else tiny[:2]), *([] if "--network" in words else tiny[2:]), *words]
-        found = cli.run_job(main, given)
-        said = capsys.readouterr()
-        assert found == code, said.out + said.err
-        assert said.err.startswith("error: ")
-        assert "Traceback" not in said.err + said.out
-        assert said.out == ""
-        assert list(here.iterdir()) == []
-        return said.err
+        flags = [str(each) for each in arguments]
+        task = [] if "--task" in flags else tiny_flags[:2]
+        network = [] if "--network" in flags else tiny_flags[2:]
+        exit_code = cli.run_job(main, [*task, *network, *flags])
+        printed = capsys.readouterr()
+        assert exit_code == code, printed.out + printed.err
+        assert printed.err.startswith("error: ")
+        assert "Traceback" not in printed.err + printed.out
+        assert printed.out == ""
+        assert list(folder.iterdir()) == []
+        return printed.err
 
     return run
 
@@ -65,7 +62,7 @@ def em(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "messages"),
     [
         (["--task", "synaps"], ["no task 'synaps'", "did you mean synapse?"]),
         (["--network", "UNet_4D"], ["no network 'UNet_4D'", "UNet_2D"]),
@@ -86,7 +83,7 @@ def em(tmp_path) -> Path:
         (["--set", "task.volume_z=2"], ["network.dim 2", "use 1"]),
         (["--set", "network.model=nowhere.Net"], ["nowhere.Net", "PYTHONPATH"]),
         (["--storage", "ftp://x/y"], ["ftp://x/y", "s3://"]),
-        (["--storage", "/proc/runs"], ["/proc/runs", "/proc takes no new files", "another --storage"]),
+        (["--storage", "/proc/runs"], ["/proc/runs", "no file can be created in /proc", "another --storage"]),
         (["--storage", "/dev/null"], ["/dev/null is a file", "another --storage"]),
         (["--set", "task.z_train=0,900"], ["task.z_train is [0, 900]", "0:16,0:128,0:128"]),
         (["--set", "task.threshold_value=Infinity"], ["task.threshold_value is Infinity", "a finite number"]),
@@ -96,77 +93,76 @@ def em(tmp_path) -> Path:
     ],
     ids=lambda value: value[-1] if isinstance(value, list) and value[0].startswith("--") else "",
 )
-def test_what_is_given_wrongly_is_named(refused, arguments, words):
-    said = refused(*arguments)
-    for word in words:
-        assert word in said
+def test_the_error_names_the_wrong_value_and_what_is_allowed(refused, arguments, messages):
+    error = refused(*arguments)
+    for message in messages:
+        assert message in error
 
 
-def test_an_exit_code_is_one_of_the_process_too(start, tiny, tmp_path):
-    job = start(*tiny, "--storage", tmp_path / "runs", "--set", "network.epocs=3").wait()
+def test_the_process_ends_with_the_exit_code(start_job, tiny_flags, tmp_path):
+    job = start_job(*tiny_flags, "--storage", tmp_path / "runs", "--set", "network.epocs=3").wait()
     assert (job.code, job.out) == (2, "")
     assert len(job.errors) == 1
     assert not (tmp_path / "runs").exists()
 
 
-def test_sections_that_pooling_cannot_halve_come_with_values_that_work(refused):
-    said = refused("--network", "UNet_3D", "--set", "task.volume_z=6", "--set", "network.pool_z=0")
-    assert "task.volume_z 6" in said
-    assert "8" in said
+def test_a_number_of_sections_that_pooling_cannot_halve_is_refused_with_one_that_works(refused):
+    error = refused("--network", "UNet_3D", "--set", "task.volume_z=6", "--set", "network.pool_z=0")
+    assert "task.volume_z 6" in error
+    assert "8" in error
 
 
-def test_image_and_annotation_of_different_shapes(refused, em, tmp_path):
-    other = write_store(tmp_path / "label.zarr", np.ones((15, 128, 128), np.uint8))
-    said = refused("--image", em, "--annotation", other)
-    assert "different shapes" in said
-    assert "0:16,0:128,0:128" in said
-    assert "0:15,0:128,0:128" in said
+@pytest.mark.parametrize(
+    ("shape", "voxel_size", "messages"),
+    [
+        ((15, 128, 128), (30, 6, 6), ["different shapes", "0:16,0:128,0:128", "0:15,0:128,0:128"]),
+        ((16, 128, 128), (30, 4, 4), ["different voxel sizes", "(30.0, 6.0, 6.0)", "(30.0, 4.0, 4.0)"]),
+    ],
+    ids=["shapes", "voxel sizes"],
+)
+def test_image_and_annotation_with_different_grids_are_refused(refused, em, tmp_path, shape, voxel_size, messages):
+    annotation = write_store(tmp_path / "label.zarr", np.ones(shape, np.uint8), voxel_size)
+    error = refused("--image", em, "--annotation", annotation)
+    for message in messages:
+        assert message in error
 
 
-def test_image_and_annotation_of_different_voxel_sizes(refused, em, tmp_path):
-    other = write_store(tmp_path / "label.zarr", np.ones((16, 128, 128), np.uint8), voxel_size=(30, 4, 4))
-    said = refused("--image", em, "--annotation", other)
-    assert "different voxel sizes" in said
-    assert "(30.0, 6.0, 6.0)" in said
-    assert "(30.0, 4.0, 4.0)" in said
+def test_an_annotation_without_foreground_is_refused(refused, em, tmp_path):
+    annotation = write_store(tmp_path / "label.zarr", np.zeros((16, 128, 128), np.uint8))
+    error = refused("--image", em, "--annotation", annotation)
+    assert "annotation without foreground" in error
+    assert "label.zarr" in error
 
 
-def test_an_annotation_without_foreground(refused, em, tmp_path):
-    other = write_store(tmp_path / "label.zarr", np.zeros((16, 128, 128), np.uint8))
-    said = refused("--image", em, "--annotation", other)
-    assert "annotation without foreground" in said
-    assert "label.zarr" in said
-
-
-class Malice:
+class MaliciousPickle:
     def __reduce__(self):
         return os.system, ("touch it_ran",)
 
 
-def test_a_pickle_that_would_run_something_is_not_run(refused, tmp_path):
-    evil = tmp_path / "evil.pt"
-    evil.write_bytes(pickle.dumps(Malice()))
-    said = refused("--weights", evil)
-    assert "evil.pt" in said
-    torch.save({"layer": Malice()}, tmp_path / "evil_zip.pt")
-    for more in ([], ["--name", "mine"]):  # before Ray, under a name too
-        said = refused("--weights", tmp_path / "evil_zip.pt", *more)
-        assert "evil_zip.pt" in said
+def test_code_in_a_pickle_is_not_run(refused, tmp_path):
+    pickled = tmp_path / "pickled.pt"
+    pickled.write_bytes(pickle.dumps(MaliciousPickle()))
+    error = refused("--weights", pickled)
+    assert "pickled.pt" in error
+    torch.save({"layer": MaliciousPickle()}, tmp_path / "zipped.pt")
+    for more in ([], ["--name", "mine"]):  # before Ray starts, with and without a name
+        error = refused("--weights", tmp_path / "zipped.pt", *more)
+        assert "zipped.pt" in error
 
 
-def test_weights_of_another_network_name_the_key_and_the_shapes(refused, tmp_path):
+def test_weights_of_another_network_are_refused_with_the_key_and_the_shapes(refused, tmp_path):
     from kasthuri_ray.models.unet import build_network
 
     network = build_network({"n_blocks": 2, "start_filters": 8})
     torch.save(network.state_dict(), tmp_path / "wide.pt")
-    said = refused("--weights", tmp_path / "wide.pt")
+    error = refused("--weights", tmp_path / "wide.pt")
     name, value = next(iter(network.state_dict().items()))
-    assert name in said
-    assert str(tuple(value.shape)) in said
-    assert str((4, *value.shape[1:])) in said
+    assert name in error
+    assert str(tuple(value.shape)) in error
+    assert str((4, *value.shape[1:])) in error
 
 
-def test_weights_on_s3_and_in_a_folder_that_is_no_run(refused, s3_server, monkeypatch, tmp_path):
+def test_missing_weights_on_s3_and_a_folder_that_is_no_run_are_refused(refused, s3_server, monkeypatch, tmp_path):
     for name, value in s3_server.items():
         monkeypatch.setenv(name, value)
     assert "s3://lab/none.pt" in refused("--weights", "s3://lab/none.pt")
@@ -176,7 +172,7 @@ def test_weights_on_s3_and_in_a_folder_that_is_no_run(refused, s3_server, monkey
 
 @pytest.fixture
 def boss(boss_server, tmp_path):
-    """A Boss with an image and an annotation, and the arguments that lead to it."""
+    """Return a BossDB server with an image and an annotation, and the arguments to train from it."""
     for name, dtype in (("em", np.uint8), ("synapse", np.uint64)):
         boss_server.add(f"Kasthuri/ac4/{name}", np.ones((16, 128, 128), dtype))
     boss_server.token = "a-secret-token"
@@ -188,7 +184,7 @@ def boss(boss_server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fault", "code", "words"),
+    ("fault", "code", "messages"),
     [
         ("401", 2, ["token"]),
         ("403", 2, ["permission"]),
@@ -199,32 +195,32 @@ def boss(boss_server, tmp_path):
         ("html", 1, []),
     ],
 )
-def test_a_boss_that_refuses_or_is_down_is_said(refused, boss, monkeypatch, fault, code, words):
+def test_an_error_of_bossdb_is_printed_without_the_token(refused, boss, monkeypatch, fault, code, messages):
     server, arguments = boss
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the tries
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # no pauses between retries
     server.fault = fault
-    said = refused(*arguments, code=code)
-    assert "bossdb://Kasthuri/ac4/" in said
-    assert "a-secret-token" not in said
-    for word in words:
-        assert word in said
+    error = refused(*arguments, code=code)
+    assert "bossdb://Kasthuri/ac4/" in error
+    assert "a-secret-token" not in error
+    for message in messages:
+        assert message in error
 
 
-def test_a_boss_that_is_not_there(refused, boss, monkeypatch):
+def test_an_unreachable_bossdb_is_an_error_with_its_address(refused, boss, monkeypatch):
     server, arguments = boss
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     server.close()
     assert "127.0.0.1" in refused(*arguments, code=1)
 
 
-def test_a_boss_file_that_is_not_json_is_not_shown(refused, tmp_path):
+def test_the_contents_of_a_broken_boss_file_are_not_shown(refused, tmp_path):
     (tmp_path / "boss.json").write_text("a-secret-token")
-    said = refused("--boss", tmp_path / "boss.json")
-    assert "boss.json is not readable as JSON" in said
-    assert "a-secret-token" not in said
+    error = refused("--boss", tmp_path / "boss.json")
+    assert "boss.json is not readable as JSON" in error
+    assert "a-secret-token" not in error
 
 
-def test_a_batch_smaller_than_the_workers():
+def test_a_batch_size_below_the_number_of_workers_is_refused():
     from kasthuri_ray.config.loading import resolve_settings
     from kasthuri_ray.ray_cluster.resources import ClusterResources
 
@@ -233,12 +229,12 @@ def test_a_batch_smaller_than_the_workers():
         preflight.plan_workers(settings, ClusterResources(8, 0, 1))
 
 
-def test_a_ray_that_is_not_there_is_said_at_once(start, tiny, tmp_path):
-    from_nowhere = start(*tiny, "--storage", tmp_path, env={"RAY_ADDRESS": "127.0.0.1:1"})
-    dashboard = start(*tiny, "--storage", tmp_path, env={"RAY_ADDRESS": "http://127.0.0.1:8265"})
-    for job, word in ((from_nowhere, "no Ray answers there"), (dashboard, "a dashboard")):
+def test_a_wrong_address_of_ray_is_refused(start_job, tiny_flags, tmp_path):
+    nowhere = start_job(*tiny_flags, "--storage", tmp_path, env={"RAY_ADDRESS": "127.0.0.1:1"})
+    dashboard = start_job(*tiny_flags, "--storage", tmp_path, env={"RAY_ADDRESS": "http://127.0.0.1:8265"})
+    for job, message in ((nowhere, "no Ray answers there"), (dashboard, "a dashboard")):
         job.wait()
         assert job.code == 2
-        assert word in job.err
+        assert message in job.err
         assert "Traceback" not in job.err
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Training that is killed, stopped, starved or broken: it goes on, with the same result, or says why not."""
+"""jobs/train.py with faults: a training that is killed or stopped resumes with the same result, or explains why not."""
 
 import json
 import os
@@ -11,76 +11,78 @@ from pathlib import Path
 import pytest
 
 
-def processes_named(session: int, name: str) -> list[int]:
-    """The ids of the processes of a session whose title starts with `name`."""
-    found = []
+def find_processes(session: int, name: str) -> list[int]:
+    """Return the ids of the processes of a session whose title starts with `name`."""
+    pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
             if int(fields[3]) == session and (folder / "cmdline").read_text().startswith(name):
-                found.append(int(folder.name))
+                pids.append(int(folder.name))
         except OSError:
             continue
-    return found
+    return pids
 
 
 def wait_for_worker(session: int, known: set[int] = frozenset()) -> int:
-    """The id of a Train worker that was not known before."""
+    """Wait for a Train worker that is not in `known`, and return its id."""
     end = time.monotonic() + 240
     while time.monotonic() < end:
-        found = [pid for pid in processes_named(session, "ray::RayTrainWorker") if pid not in known]
-        if found:
-            return found[0]
+        new = [pid for pid in find_processes(session, "ray::RayTrainWorker") if pid not in known]
+        if new:
+            return new[0]
         time.sleep(0.05)
     raise AssertionError("no Train worker")
 
 
-def test_a_live_run_is_refused_and_a_killed_one_goes_on_to_the_same_weights(
-    finished, start, cluster, tiny, tmp_path, same_run
+def test_a_name_in_use_is_refused_and_a_killed_run_resumes_to_the_same_weights(
+    finished_run, start_job, cluster, tiny_flags, tmp_path, assert_same_run
 ):
-    """The first starts a Ray of its own, as on a laptop; what goes on does so on a cluster."""
-    arguments = [*tiny, "--storage", tmp_path, "--name", "killed"]
-    first = start(*arguments)
-    first.until("epoch 1  ")
+    """The first job starts its own Ray, as on a laptop; the job that resumes runs on a cluster."""
+    arguments = [*tiny_flags, "--storage", tmp_path, "--name", "killed"]
+    first = start_job(*arguments)
+    first.wait_for_line("epoch 1  ")
     worker = wait_for_worker(first.process.pid)
-    os.kill(worker, signal.SIGSTOP)  # alive, and not done before the twin has looked
-    twin = start(*arguments, cluster=cluster).wait()
+    os.kill(worker, signal.SIGSTOP)  # keeps the run alive and unfinished while the duplicate starts
+    duplicate = start_job(*arguments, cluster=cluster).wait()
     os.kill(worker, signal.SIGCONT)
     time.sleep(random.uniform(0, 0.5))
-    first.send(signal.SIGKILL)
+    first.send_signal(signal.SIGKILL)
     first.wait()
-    assert twin.code == 2
-    assert f"held by another live run: process {first.process.pid}" in twin.err
-    assert "--name" in twin.err
-    assert "Traceback" not in twin.err
+    assert duplicate.code == 2
+    assert f"held by another live run: process {first.process.pid}" in duplicate.err
+    assert "--name" in duplicate.err
+    assert "Traceback" not in duplicate.err
 
-    second = start(*arguments, cluster=cluster)
-    seconds = _until_it_holds_the_name(second, tmp_path / "killed")
+    second = start_job(*arguments, cluster=cluster)
+    seconds = _seconds_until_locked(second, tmp_path / "killed")
     second.wait()
     assert second.code == 0, second.out + second.err
     assert seconds < 30
-    assert "epoch 1  " not in second.out  # it went on
-    same_run(finished.folder, tmp_path / "killed")
+    assert "epoch 1  " not in second.out
+    assert_same_run(finished_run.folder, tmp_path / "killed")
 
 
-def _until_it_holds_the_name(job, folder: Path) -> float:
-    """Seconds from the first line, which comes once Ray has started, to the lock."""
-    job.until(str(folder))
-    begin = time.monotonic()
-    while time.monotonic() < begin + 60:
+def _seconds_until_locked(job, folder: Path) -> float:
+    """Return the seconds from the first line, which is printed once Ray runs, until the job holds the run's name."""
+    job.wait_for_line(str(folder))
+    start_job = time.monotonic()
+    while time.monotonic() < start_job + 60:
         try:
             if json.loads((folder / "lock.json").read_text())["pid"] == job.process.pid:
                 break
         except (FileNotFoundError, ValueError):
             pass
         time.sleep(0.05)
-    return time.monotonic() - begin
+    return time.monotonic() - start_job
 
 
-def test_a_killed_worker_is_replaced_and_the_result_is_the_same(finished, start, cluster, runs, same_run):
-    known = set(processes_named(cluster.session, "ray::RayTrainWorker"))
-    job = start(*finished.arguments, "--name", "worker", cluster=cluster)
-    job.until("epoch 1  ")
+def test_a_killed_worker_is_replaced_and_the_result_is_the_same(
+    finished_run, start_job, cluster, shared_storage, assert_same_run
+):
+    known = set(find_processes(cluster.session, "ray::RayTrainWorker"))
+    job = start_job(*finished_run.arguments, "--name", "worker", cluster=cluster)
+    job.wait_for_line("epoch 1  ")
     os.kill(wait_for_worker(cluster.session, known), signal.SIGKILL)
     job.wait()
     assert job.code == 0, job.out + job.err
@@ -88,48 +90,41 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(finished, start,
     assert line.startswith("worker 0 failed (ActorDiedError: The actor died unexpectedly")
     assert job.err == ""
     assert "(raylet)" not in job.out
-    same_run(finished.folder, runs / "worker")
+    assert_same_run(finished_run.folder, shared_storage / "worker")
 
 
 @pytest.mark.faults
-def test_ctrl_c_on_s3_says_how_to_go_on_and_that_command_does(
-    finished, start, cluster, tiny, clean_env, tmp_path, same_run
+def test_ctrl_c_on_s3_ends_the_run_and_the_printed_command_resumes(
+    finished_run, start_job, cluster, tiny_flags, download, tmp_path, assert_same_run, assert_same_files
 ):
-    from pyarrow.fs import LocalFileSystem, S3FileSystem, copy_files
-
-    job = start(*tiny, "--storage", "s3://lab/runs", "--name", "stopped", cluster=cluster)
-    job.until("epoch 1  ")
-    job.send(signal.SIGINT)
+    job = start_job(*tiny_flags, "--storage", "s3://lab/runs", "--name", "stopped", cluster=cluster)
+    job.wait_for_line("epoch 1  ")
+    job.send_signal(signal.SIGINT)
     job.wait()
     assert job.code == 130, job.out + job.err
     assert job.err.split() == ["stopped"]
     assert job.lines[0] == "s3://lab/runs/stopped"
-    words = shlex.split(job.lines[-1].removeprefix("to go on: "))
-    again = start(*words[2:], cluster=cluster).wait()
-    assert again.code == 0, again.out + again.err
-    assert again.lines[0] == again.lines[-1] == "s3://lab/runs/stopped"
-    assert "epoch 1  " not in again.out
-
-    files = S3FileSystem(
-        endpoint_override=clean_env["AWS_ENDPOINT_URL"], access_key="key", secret_key="secret", region="us-east-1"
-    )
-    copy_files("lab/runs/stopped", str(tmp_path), source_filesystem=files, destination_filesystem=LocalFileSystem())
-    ours = {str(path.relative_to(finished.folder)) for path in finished.folder.rglob("*") if path.is_file()}
-    theirs = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert theirs == ours
-    same_run(finished.folder, tmp_path)
+    command = shlex.split(job.lines[-1].removeprefix("to resume: "))
+    resumed = start_job(*command[2:], cluster=cluster).wait()
+    assert resumed.code == 0, resumed.out + resumed.err
+    assert resumed.lines[0] == resumed.lines[-1] == "s3://lab/runs/stopped"
+    assert "epoch 1  " not in resumed.out
+    download("lab/runs/stopped", tmp_path)
+    assert_same_files(finished_run.folder, tmp_path)
+    assert_same_run(finished_run.folder, tmp_path)
 
 
 @pytest.mark.faults
-def test_kill_and_job_stop_end_the_workers(start, cluster, tiny, tmp_path):
-    known = set(processes_named(cluster.session, "ray::RayTrainWorker"))
-    job = start(*tiny, "--storage", tmp_path, "--name", "ended", "--set", "network.epochs=50", cluster=cluster)
-    job.until("epoch 1  ")
+def test_sigterm_ends_the_workers_and_releases_the_name(start_job, cluster, tiny_flags, tmp_path):
+    known = set(find_processes(cluster.session, "ray::RayTrainWorker"))
+    arguments = [*tiny_flags, "--storage", tmp_path, "--name", "ended", "--set", "network.epochs=50"]
+    job = start_job(*arguments, cluster=cluster)
+    job.wait_for_line("epoch 1  ")
     worker = wait_for_worker(cluster.session, known)
-    job.send(signal.SIGTERM)
+    job.send_signal(signal.SIGTERM)
     job.wait()
     assert job.code == 143
-    assert job.lines[-1].startswith("to go on: python ")
+    assert job.lines[-1].startswith("to resume: python ")
     assert "Traceback" not in job.err
     end = time.monotonic() + 30
     while Path(f"/proc/{worker}").exists() and time.monotonic() < end:
@@ -140,80 +135,86 @@ def test_kill_and_job_stop_end_the_workers(start, cluster, tiny, tmp_path):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("extra", [["--precision", "bf16"], ["--compile", "on"]], ids=["bf16", "compiled"])
-def test_kills_at_any_moment_change_nothing(start, cluster, tiny, tmp_path, same_run, extra):
-    arguments = [*tiny, "--storage", tmp_path, *extra]
-    whole = start(*arguments, "--name", "whole", cluster=cluster).wait()
-    assert whole.code == 0, whole.out + whole.err
-    seconds = time.monotonic() - whole.started
+def test_kills_at_random_moments_do_not_change_the_result(
+    start_job, cluster, tiny_flags, tmp_path, assert_same_run, extra
+):
+    arguments = [*tiny_flags, "--storage", tmp_path, *extra]
+    uninterrupted = start_job(*arguments, "--name", "whole", cluster=cluster).wait()
+    assert uninterrupted.code == 0, uninterrupted.out + uninterrupted.err
+    seconds = time.monotonic() - uninterrupted.started
     moments = [random.uniform(0.3, 1) * seconds for _ in range(3)]
     for moment in moments:
-        job = start(*arguments, "--name", "killed", cluster=cluster)
+        job = start_job(*arguments, "--name", "killed", cluster=cluster)
         time.sleep(moment)
         if job.process.poll() is None:
-            job.send(signal.SIGKILL)
+            job.send_signal(signal.SIGKILL)
         job.wait()
-    last = start(*arguments, "--name", "killed", cluster=cluster).wait()
+    last = start_job(*arguments, "--name", "killed", cluster=cluster).wait()
     assert last.code == 0 or "is finished" in last.err, last.out + last.err
-    same_run(tmp_path / "whole", tmp_path / "killed")
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
 @pytest.mark.faults
-def test_a_run_killed_on_another_machine_is_waited_for_and_goes_on(start, cluster, tiny, tmp_path):
-    arguments = [*tiny, "--storage", tmp_path, "--name", "away"]
-    job = start(*arguments, cluster=cluster)
-    job.until("epoch 1  ")
-    job.send(signal.SIGKILL)
+def test_a_run_killed_on_another_machine_is_resumed_after_a_wait(start_job, cluster, tiny_flags, tmp_path):
+    arguments = [*tiny_flags, "--storage", tmp_path, "--name", "away"]
+    job = start_job(*arguments, cluster=cluster)
+    job.wait_for_line("epoch 1  ")
+    job.send_signal(signal.SIGKILL)
     job.wait()
     lock = tmp_path / "away/lock.json"
     record = json.loads(lock.read_text())
     lock.write_text(json.dumps(record | {"machine": "another", "host": "another"}).ljust(512))
-    again = start(*arguments, cluster=cluster)
-    again.until("waiting to see whether the run that holds 'away' is still alive")
-    assert _until_it_holds_the_name(again, tmp_path / "away") < 30
-    assert again.wait().code == 0
+    resumed = start_job(*arguments, cluster=cluster)
+    resumed.wait_for_line("waiting to see whether the run that holds 'away' is still alive")
+    assert _seconds_until_locked(resumed, tmp_path / "away") < 30
+    assert resumed.wait().code == 0
 
 
 @pytest.mark.faults
-def test_an_elastic_run_trains(start, cluster, tiny, tmp_path):
-    job = start(*tiny, "--storage", tmp_path, "--name", "elastic", "--num-workers", "1-2", cluster=cluster).wait()
+def test_an_elastic_run_trains(start_job, cluster, tiny_flags, tmp_path):
+    arguments = [*tiny_flags, "--storage", tmp_path, "--name", "elastic", "--num-workers", "1-2"]
+    job = start_job(*arguments, cluster=cluster).wait()
     assert job.code == 0, job.out + job.err
     assert len((tmp_path / "elastic/history.csv").read_text().splitlines()) == 5
 
 
-FAILS = """
+FAILING_NETWORK = """
 from torch import nn
 import torch.distributed as dist
 
 class Fails(nn.Module):
-    def __init__(self, word):
+    def __init__(self, error):
         super().__init__()
-        self.layer, self.word, self.seen = nn.Conv2d(1, 2, 1), word, 0
+        self.layer, self.error, self.num_batches = nn.Conv2d(1, 2, 1), error, 0
 
     def forward(self, image):
-        self.seen += self.training
-        if self.seen == 3 and (not dist.is_initialized() or dist.get_rank() == 1):
-            raise (ValueError if self.word == "value" else RuntimeError)("this network has had enough")
+        self.num_batches += self.training
+        if self.num_batches == 3 and (not dist.is_initialized() or dist.get_rank() == 1):
+            raise (ValueError if self.error == "value" else RuntimeError)("third batch")
         return self.layer(image)
 """
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(("word", "said"), [("value", "failed: this"), ("runtime", "failed: RuntimeError: this")])
-def test_what_fails_on_one_rank_ends_all_of_them_with_its_words(start, cluster, tiny, tmp_path, word, said):
-    (tmp_path / "failing.py").write_text(FAILS)
-    network = {"model": "failing.Fails", "model_args": {"word": word}, "batch_size": 4, "tiles_per_epoch": 16}
+@pytest.mark.parametrize(
+    ("error", "message"), [("value", "failed: third batch"), ("runtime", "failed: RuntimeError: third batch")]
+)
+def test_an_error_on_one_worker_ends_all_of_them_with_its_message(
+    start_job, cluster, tiny_flags, tmp_path, error, message
+):
+    (tmp_path / "failing.py").write_text(FAILING_NETWORK)
+    network = {"model": "failing.Fails", "model_args": {"error": error}, "batch_size": 4, "tiles_per_epoch": 16}
     (tmp_path / "fails.json").write_text(json.dumps(network))
-    job = start(
-        *(*tiny[:2], "--network", "fails.json", "--num-workers", "2", "--name", "fails"), cluster=cluster, cwd=tmp_path
-    ).wait()
+    arguments = [*tiny_flags[:2], "--network", "fails.json", "--num-workers", "2", "--name", "fails"]
+    job = start_job(*arguments, cluster=cluster, cwd=tmp_path).wait()
     assert job.code == 1, job.out + job.err
-    assert f"training {said} network has had enough" in job.err
-    assert "to go on: python" in job.err
+    assert f"training {message}" in job.err
+    assert "to resume: python" in job.err
     assert "start again" not in job.out
     assert "Traceback" not in job.err
 
 
-FULL = """
+FULL_DISK = """
 import errno, os
 real = os.fsync
 
@@ -228,31 +229,33 @@ os.fsync = fsync
 
 
 @pytest.mark.faults
-def test_a_full_disk_is_said_and_costs_nothing(finished, start, tiny, tmp_path, same_run):
+def test_a_run_resumes_after_the_disk_was_full(finished_run, start_job, tiny_flags, tmp_path, assert_same_run):
     (tmp_path / "full").mkdir()
-    (tmp_path / "full/sitecustomize.py").write_text(FULL)
-    arguments = [*tiny, "--storage", tmp_path, "--name", "full_disk"]
-    job = start(*arguments, env={"PYTHONPATH": str(tmp_path / "full")}).wait()
+    (tmp_path / "full/sitecustomize.py").write_text(FULL_DISK)
+    arguments = [*tiny_flags, "--storage", tmp_path, "--name", "full_disk"]
+    job = start_job(*arguments, env={"PYTHONPATH": str(tmp_path / "full")}).wait()
     folder = tmp_path / "full_disk"
     assert job.code == 1, job.out + job.err
     assert f"the disk is full: {folder}/checkpoint/last.pt" in job.err
-    assert "what was there before is unchanged" in job.err
+    assert "the earlier file is unchanged" in job.err
     assert "Traceback" not in job.err
     assert not [path for path in folder.rglob("*") if path.name.endswith(".part")]
-    again = start(*arguments).wait()
-    assert again.code == 0, again.out + again.err
-    assert "epoch 1  " not in again.out
-    same_run(finished.folder, folder)
+    resumed = start_job(*arguments).wait()
+    assert resumed.code == 0, resumed.out + resumed.err
+    assert "epoch 1  " not in resumed.out
+    assert_same_run(finished_run.folder, folder)
 
 
-def test_more_than_the_cluster_has_is_refused_at_once_or_after_the_wait(start, cluster, tiny, tmp_path):
-    arguments = [*tiny, "--storage", tmp_path, "--num-workers", "64", "--set", "network.batch_size=64"]
-    refused = start(*arguments, cluster=cluster)
-    waited = start(*arguments, "--wait-for-resources", "3", cluster=cluster)
+def test_more_workers_than_the_cluster_holds_are_refused_at_once_or_after_the_wait(
+    start_job, cluster, tiny_flags, tmp_path
+):
+    arguments = [*tiny_flags, "--storage", tmp_path, "--num-workers", "64", "--set", "network.batch_size=64"]
+    refused = start_job(*arguments, cluster=cluster)
+    waited = start_job(*arguments, "--wait-for-resources", "3", cluster=cluster)
     refused.wait()
     waited.wait()
     assert refused.code == waited.code == 2
-    assert "64 workers and their reading need 32.25 CPUs, the cluster has 4" in refused.err
+    assert "64 workers and their data loading need 32.25 CPUs, the cluster has 4" in refused.err
     assert "--num-workers" in refused.err
     assert "waiting up to 3 s for resources: 64 workers" in waited.out
     assert "(waited 3 s)" in waited.err

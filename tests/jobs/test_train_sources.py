@@ -1,4 +1,4 @@
-"""Training from BossDB by the real intern: the same run as from the array behind it, whatever goes wrong on the way."""
+"""Training from BossDB through intern, with faults of the server: the same run as from a zarr array."""
 
 import collections
 import json
@@ -18,7 +18,7 @@ TOKEN = "a-secret-token-0123456789"
 
 @pytest.fixture
 def volumes(boss_server, tmp_path):
-    """A Boss with image and annotation, a --boss file for it, and the same voxels as zarr arrays of the same chunks."""
+    """Return a BossDB server with image and annotation; write its --boss file and zarr arrays of the same voxels."""
     em, synapse = (
         volume.read(volume.bounds)
         for volume in map(
@@ -36,68 +36,66 @@ def volumes(boss_server, tmp_path):
     return boss_server
 
 
-def test_a_boss_that_fails_now_and_then_trains_the_same_and_is_asked_once(
-    volumes, start, cluster, tiny, tmp_path, same_run
+def test_faults_of_bossdb_do_not_change_the_run_and_each_cutout_is_downloaded_once(
+    volumes, start_job, cluster, tiny_flags, tmp_path, assert_same_run
 ):
     boss = volumes
-    common = ["--task", "synapse", *tiny[2:], *SMALL, "--set", "task.tile_size=64,48", "--storage", tmp_path]
-    stored = start(
+    common = ["--task", "synapse", *tiny_flags[2:], *SMALL, "--set", "task.tile_size=64,48", "--storage", tmp_path]
+    stored = start_job(
         *(*common, "--image", tmp_path / "em.zarr", "--annotation", tmp_path / "synapse.zarr", "--name", "zarr"),
         cluster=cluster,
     )
-    asked = len(boss.requests)
-    boss.befall(0.2)
-    boss.next_faults = ["500", "truncated", "short"]  # these at least
-    fetched = start(
+    num_before = len(boss.requests)
+    boss.inject_faults(0.2)
+    boss.next_faults = ["500", "truncated", "short"]  # at least these
+    fetched = start_job(
         *(*common, "--boss", tmp_path / "boss.json", "--cache", tmp_path / "cache", "--name", "boss"), cluster=cluster
     )
     for job in (stored, fetched):
         job.wait()
         assert job.code == 0, job.out + job.err
-    same_run(tmp_path / "zarr", tmp_path / "boss", "tiny_synapse.pt")
+    assert_same_run(tmp_path / "zarr", tmp_path / "boss", "tiny_synapse.pt")
 
-    requests = boss.requests[asked:]
+    requests = boss.requests[num_before:]
     assert any(request.fault for request in requests)
     answered = collections.Counter(request.path for request in requests if request.is_cutout and not request.fault)
     assert answered
     assert set(answered.values()) == {1}
     boxes = [request.box for request in requests if request.is_cutout and not request.fault and "/em/" in request.path]
-    seen = np.zeros(SHAPE, int)
+    num_reads = np.zeros(SHAPE, int)
     for box in boxes:
-        seen[tuple(slice(a, b) for a, b in box)] += 1
-    assert seen.max() == 1
+        num_reads[tuple(slice(a, b) for a, b in box)] += 1
+    assert num_reads.max() == 1
 
     assert all(request.token == TOKEN for request in requests)
     assert TOKEN not in fetched.out + fetched.err
-    holders = [path for path in Path(tmp_path).rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
-    assert holders == [tmp_path / "boss.json"]
+    with_token = [path for path in Path(tmp_path).rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+    assert with_token == [tmp_path / "boss.json"]
 
 
 @pytest.mark.faults
-def test_a_boss_that_goes_down_while_training_ends_it_in_words_and_later_it_goes_on(
-    volumes, start, cluster, tiny, tmp_path
-):
+def test_a_training_fails_when_bossdb_goes_down_and_resumes_later(volumes, start_job, cluster, tiny_flags, tmp_path):
     boss = volumes
-    arguments = ["--task", "synapse", *tiny[2:], *SMALL, "--set", "task.tile_size=64,48", "--storage", tmp_path]
+    arguments = ["--task", "synapse", *tiny_flags[2:], *SMALL, "--set", "task.tile_size=64,48", "--storage", tmp_path]
     arguments += ["--boss", tmp_path / "boss.json", "--cache", "none", "--set", "network.epochs=6", "--name", "down"]
-    job = start(*arguments, cluster=cluster)
-    job.until("epoch 2  ", 600)
+    job = start_job(*arguments, cluster=cluster)
+    job.wait_for_line("epoch 2  ", 600)
     boss.fault = "403"
     job.wait(900)
     assert job.code == 1, job.out + job.err
     assert "training failed: bossdb://Kasthuri/ac4/" in job.err
-    assert "to go on: python" in job.err
+    assert "to resume: python" in job.err
     assert "Traceback" not in job.err
     boss.fault = None
-    again = start(*arguments, cluster=cluster).wait(900)
-    assert again.code == 0, again.out + again.err
-    assert "epoch 1  " not in again.out
+    resumed = start_job(*arguments, cluster=cluster).wait(900)
+    assert resumed.code == 0, resumed.out + resumed.err
+    assert "epoch 1  " not in resumed.out
 
 
 @pytest.mark.faults
-def test_a_volume_network_trains_on_tiles_of_several_sections(start, cluster, tiny, tmp_path):
-    job = start(
-        *(*tiny[:2], "--network", "UNet_3D", "--storage", tmp_path, "--name", "solid"),
+def test_a_3d_network_trains_on_tiles_of_several_sections(start_job, cluster, tiny_flags, tmp_path):
+    job = start_job(
+        *(*tiny_flags[:2], "--network", "UNet_3D", "--storage", tmp_path, "--name", "solid"),
         *("--set", "network.n_blocks=2", "--set", "network.start_filters=4", "--set", "task.volume_z=4"),
         *("--set", "task.z_val=8,12", "--set", "task.z_test=12,16", "--set", "task.tile_size=32,32"),
         *("--set", "network.epochs=2", "--set", "network.tiles_per_epoch=8", "--set", "network.batch_size=4"),

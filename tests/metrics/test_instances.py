@@ -1,4 +1,4 @@
-"""ARAND and VOI from sums over blocks are those of scikit-image on the whole arrays."""
+"""Adapted Rand error and variation of information from sums over blocks equal those of scikit-image on whole arrays."""
 
 import numpy as np
 import pytest
@@ -7,12 +7,12 @@ from skimage.measure import label
 
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.metrics.instances import PartitionSums, label_cells, sum_cells
-from kasthuri_ray.metrics.objects import count_label_pairs
+from kasthuri_ray.metrics.matching import count_label_pairs
 from kasthuri_ray.volumes.opening import open_volume
 
 
 def expected(true, predicted):
-    """What scikit-image says where neither is 0."""
+    """Return the scores of scikit-image for the voxels where neither label is 0."""
     true = np.where(predicted == 0, 0, true)
     _, true = np.unique(true, return_inverse=True)
     true = true.reshape(predicted.shape)
@@ -20,82 +20,83 @@ def expected(true, predicted):
     return {"arand": sk.adapted_rand_error(true, predicted)[0], "voi_split": split, "voi_merge": merge}
 
 
-def of_sections(labels):
-    """Labels that no two sections share."""
+def distinct_by_section(labels):
+    """Return labels that no two sections share."""
     return labels + np.where(labels > 0, np.arange(len(labels))[:, None, None] * 10_000, 0)
 
 
-def cells_at_once(inside):
-    """4-connected components of each section, numbered through."""
-    return of_sections(np.stack([label(section, connectivity=1) for section in inside]))
+def label_whole_sections(inside):
+    """Return the 4-connected components of each section, with distinct labels."""
+    return distinct_by_section(np.stack([label(section, connectivity=1) for section in inside]))
 
 
 def blockwise(inside, instances, block, start=(0, 0, 0)):
     bounds = Box.at(start, inside.shape)
     for own in bounds.cells(block):
-        seen = Box(own.start, (own.stop[0], own.stop[1] + 1, own.stop[2] + 1)).intersect(bounds)
-        yield label_cells(inside[seen.slices(start)], instances[own.slices(start)], own)
+        with_shell = Box(own.start, (own.stop[0], own.stop[1] + 1, own.stop[2] + 1)).intersect(bounds)
+        yield label_cells(inside[with_shell.slices(start)], instances[own.slices(start)], own)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_figures_are_those_of_scikit_image(seed):
+def test_scores_equal_those_of_scikit_image(seed):
     rng = np.random.default_rng(seed)
     true, predicted = rng.integers(0, 6, (4, 30, 30)), rng.integers(0, 9, (4, 30, 30))
     predicted[rng.random(true.shape) < 0.7] = 0
     predicted = np.where(predicted == 0, true, predicted)
-    assert PartitionSums.of(count_label_pairs(true, predicted)).scores() == pytest.approx(expected(true, predicted))
+    sums = PartitionSums.from_pairs(count_label_pairs(true, predicted))
+    assert sums.scores() == pytest.approx(expected(true, predicted))
 
 
-def test_equal_partitions_are_perfect_whatever_their_names():
+def test_equal_segmentations_are_perfect_whatever_their_labels():
     true = np.arange(1, 10).repeat(5)
     for scores in (
-        PartitionSums.of(count_label_pairs(true, 100 - true)).scores(),
-        PartitionSums.of(count_label_pairs(np.arange(1, 9), np.arange(1, 9))).scores(),  # segments of one voxel
+        PartitionSums.from_pairs(count_label_pairs(true, 100 - true)).scores(),
+        PartitionSums.from_pairs(count_label_pairs(np.arange(1, 9), np.arange(1, 9))).scores(),  # segments of one voxel
     ):
         assert scores == pytest.approx({"arand": 0, "voi_split": 0, "voi_merge": 0}, abs=1e-12)
 
 
-def test_splits_and_merges_are_told_apart():
+def test_splits_and_merges_are_counted_separately():
     one, two = np.full(64, 7), np.arange(64) % 2 + 1
-    split = PartitionSums.of(count_label_pairs(one, two)).scores()
+    split = PartitionSums.from_pairs(count_label_pairs(one, two)).scores()
     assert (split["voi_split"], split["voi_merge"]) == (pytest.approx(1), 0)
-    merged = PartitionSums.of(count_label_pairs(two, one)).scores()
+    merged = PartitionSums.from_pairs(count_label_pairs(two, one)).scores()
     assert (merged["voi_split"], merged["voi_merge"]) == (0, pytest.approx(1))
 
 
-def test_no_cells_give_no_figures():
-    sums = PartitionSums.of(count_label_pairs(np.zeros(5, int), np.ones(5, int)))
+def test_without_cells_there_are_no_scores():
+    sums = PartitionSums.from_pairs(count_label_pairs(np.zeros(5, int), np.ones(5, int)))
     assert sums.scores() == {"arand": None, "voi_split": None, "voi_merge": None}
-    assert sum_cells([]).voxels == 0
+    assert sum_cells([]).num_voxels == 0
 
 
 @pytest.fixture(scope="module")
 def cells():
-    """Where no membrane was seen in a phantom, whose walls have holes then, and its instances, which know of none."""
+    """Return the predicted inside of cells of a phantom, with holes in the membranes, and the true instances."""
     membrane = open_volume("phantom://membrane?shape=6,300,300&seed=2")
     wall = membrane.read(membrane.bounds) > 0
     rng = np.random.default_rng(0)
-    instances = cells_at_once(~wall).astype(np.uint64) + np.uint64(2**40) * (~wall)
+    instances = label_whole_sections(~wall).astype(np.uint64) + np.uint64(2**40) * (~wall)
     inside = ~wall | (rng.random(wall.shape) < 0.2)
     instances[:, :20, :20] = 0
     return inside, instances
 
 
 @pytest.mark.parametrize("block", [(1, 300, 300), (6, 64, 64), (4, 1, 300), (5, 77, 13), (6, 300, 300)])
-def test_any_blocks_give_the_figures_of_whole_sections(cells, block):
+def test_scores_are_the_same_for_all_block_shapes(cells, block):
     inside, instances = cells
     sums = sum_cells(blockwise(inside, instances, block, (90, 10, 20)))
-    found = cells_at_once(inside)
-    assert sums.scores() == pytest.approx(expected(instances, found))
+    predicted = label_whole_sections(inside)
+    assert sums.scores() == pytest.approx(expected(instances, predicted))
     assert 0.05 < sums.scores()["arand"] < 1
-    assert sums.voxels == ((found > 0) & (instances > 0)).sum()
-    at_once = sum_cells(blockwise(inside, instances, (1, 300, 300), (90, 10, 20)))
-    assert sums == at_once, "the very same bits"
+    assert sums.num_voxels == ((predicted > 0) & (instances > 0)).sum()
+    whole_sections = sum_cells(blockwise(inside, instances, (1, 300, 300), (90, 10, 20)))
+    assert sums == whole_sections, "the same bits"
 
 
-def test_cells_touch_by_faces_and_not_across_sections():
+def test_cells_are_connected_by_faces_and_not_across_sections():
     inside = np.zeros((2, 2, 2), bool)
     inside[0, 0, 0] = inside[0, 1, 1] = inside[1, 0, 0] = True
     sums = sum_cells(blockwise(inside, np.full(inside.shape, 5), (2, 1, 1)))
-    # Three cells of a voxel each; the instance 5 is one in each section.
-    assert (sums.voxels, sums.squares) == (3, (3, 5, 3))
+    # Three cells of one voxel each; the instance 5 counts as one in each section.
+    assert (sums.num_voxels, sums.squares) == (3, (3, 5, 3))

@@ -1,51 +1,51 @@
-"""Objects are matched one-to-one, by how much of what two cover together they share."""
+"""Objects are matched one to one by their intersection over union."""
 
 import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from kasthuri_ray.metrics.objects import count_label_pairs, match_objects, merge_label_pairs
+from kasthuri_ray.metrics.matching import count_label_pairs, match_objects, merge_label_pairs
 
 
-def matched(true, predicted):
-    """The figures of two arrays of labels 0, 1, 2, ..., each of which is there."""
+def match_labels(true, predicted):
+    """Return the scores of two arrays that hold all the labels 0, 1, 2, ... up to the highest."""
     true, predicted = np.array(true), np.array(predicted)
     return match_objects(count_label_pairs(true, predicted), np.bincount(true)[1:], np.bincount(predicted)[1:])
 
 
-def rates(true, predicted):
-    found = matched(true, predicted)
-    return found["precision"], found["recall"]
+def precision_and_recall(true, predicted):
+    scores = match_labels(true, predicted)
+    return scores["precision"], scores["recall"]
 
 
-def test_more_than_half_of_what_both_cover_makes_a_prediction_right():
-    assert matched([1, 1, 1, 1, 0, 2, 2], [0, 1, 1, 1, 1, 0, 0]) == {
+def test_a_prediction_is_right_if_its_iou_is_more_than_a_half():
+    assert match_labels([1, 1, 1, 1, 0, 2, 2], [0, 1, 1, 1, 1, 0, 0]) == {
         "precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "num_true": 2, "num_predicted": 1,
         "matching_iou": 0.5,
     }  # fmt: skip
-    assert rates([1, 1, 1, 0], [0, 0, 1, 1]) == (0, 0)  # one voxel of four
-    assert rates([1] * 5, [0, 0, 1, 1, 1]) == (1, 1)
-    assert rates([1] * 6, [0, 0, 0, 1, 1, 1]) == (0, 0)
+    assert precision_and_recall([1, 1, 1, 0], [0, 0, 1, 1]) == (0, 0)  # one voxel of four
+    assert precision_and_recall([1] * 5, [0, 0, 1, 1, 1]) == (1, 1)
+    assert precision_and_recall([1] * 6, [0, 0, 0, 1, 1, 1]) == (0, 0)
 
 
-def test_one_object_over_everything_finds_nothing():
-    assert rates([1, 1, 1, 0, 2, 2, 2, 0, 3, 3, 3, 0], [1] * 12) == (0, 0)
-    assert rates([1, 1, 1, 0, 2, 2, 2, 0, 3, 3, 3, 0], [1, 1, 1, 0, 2, 2, 2, 0, 3, 3, 3, 3]) == (1, 1)
+def test_one_object_over_the_whole_volume_matches_nothing():
+    assert precision_and_recall([1, 1, 1, 0, 2, 2, 2, 0, 3, 3, 3, 0], [1] * 12) == (0, 0)
+    assert precision_and_recall([1, 1, 1, 0, 2, 2, 2, 0, 3, 3, 3, 0], [1, 1, 1, 0, 2, 2, 2, 0, 3, 3, 3, 3]) == (1, 1)
 
 
-def test_a_prediction_that_spans_two_finds_at_most_the_one_that_it_covers():
-    assert rates([1, 1, 1, 0, 2, 2, 2], [1] * 7) == (0, 0)
-    assert rates([1, 1, 2, 2], [1] * 4) == (0, 0)  # half of it is each
-    assert rates([1, 1, 1, 1, 1, 0, 2], [1] * 7) == (1, 0.5)
+def test_a_prediction_that_spans_two_objects_matches_at_most_one():
+    assert precision_and_recall([1, 1, 1, 0, 2, 2, 2], [1] * 7) == (0, 0)
+    assert precision_and_recall([1, 1, 2, 2], [1] * 4) == (0, 0)  # each is a half of it
+    assert precision_and_recall([1, 1, 1, 1, 1, 0, 2], [1] * 7) == (1, 0.5)
 
 
-def test_of_the_pieces_of_an_object_at_most_one_is_right():
-    assert rates([1] * 7, [1, 1, 1, 0, 2, 2, 2]) == (0, 0)
-    assert rates([1] * 4, [1, 1, 2, 2]) == (0, 0)
-    assert rates([1] * 7, [1, 1, 1, 1, 1, 0, 2]) == (0.5, 1)
+def test_of_the_pieces_of_a_split_object_at_most_one_is_right():
+    assert precision_and_recall([1] * 7, [1, 1, 1, 0, 2, 2, 2]) == (0, 0)
+    assert precision_and_recall([1] * 4, [1, 1, 2, 2]) == (0, 0)
+    assert precision_and_recall([1] * 7, [1, 1, 1, 1, 1, 0, 2]) == (0.5, 1)
 
 
-def test_no_pairing_finds_more_and_none_has_an_object_twice():
+def test_matches_equal_the_best_one_to_one_assignment():
     rng = np.random.default_rng(0)
     for _ in range(20):
         true = rng.integers(0, 5, 60).repeat(4)
@@ -54,19 +54,18 @@ def test_no_pairing_finds_more_and_none_has_an_object_twice():
             [[((true == a) & (predicted == b)).sum() / ((true == a) | (predicted == b)).sum() for b in range(1, 5)]
              for a in range(1, 5)]
         )  # fmt: skip
-        enough = iou > 0.5
-        best = enough[linear_sum_assignment(1 - enough)].sum()
-        assert rates(true, predicted) == (best / 4, best / 4)
+        matches = iou > 0.5
+        best = matches[linear_sum_assignment(1 - matches)].sum()
+        assert precision_and_recall(true, predicted) == (best / 4, best / 4)
 
 
-def test_nothing_to_divide_by_gives_zero():
-    nothing = matched([0, 0], [0, 0])
-    figures = {"precision": 0.0, "recall": 0.0, "f1": 0.0, "num_true": 0, "num_predicted": 0}
-    assert nothing == figures | {"matching_iou": 0.5}
-    assert matched([1, 0], [0, 0])["f1"] == 0.0
+def test_scores_are_zero_without_objects():
+    zeros = {"precision": 0.0, "recall": 0.0, "f1": 0.0, "num_true": 0, "num_predicted": 0}
+    assert match_labels([0, 0], [0, 0]) == zeros | {"matching_iou": 0.5}
+    assert match_labels([1, 0], [0, 0])["f1"] == 0.0
 
 
-def test_pairs_are_counted_and_add_up():
+def test_label_pairs_are_counted_and_add_up():
     rng = np.random.default_rng(0)
     one = rng.choice(np.array([0, 3, 2**63 + 5], np.uint64), 1000)
     other = rng.integers(-2, 3, 1000)

@@ -23,7 +23,7 @@ SEED = Path(__file__).parent / "seed_unet"
 
 
 class Payload:
-    """Pickled, it makes a file when read."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,93 +32,93 @@ class Payload:
         return (Path.touch, (self.path,))
 
 
-def saved(content: object, **options: object) -> bytes:
+def torch_save_bytes(content: object, **options: object) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer, **options)
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("place", ["all of it", "a weight", "beside the weights"])
+@pytest.mark.parametrize("position", ["the whole file", "a weight", "beside the weights"])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path, zipped, place):
-    payload = Payload(tmp_path / "it ran")
+def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path, zipped, position):
+    payload = Payload(tmp_path / "payload_ran")
     content = {
-        "all of it": payload,
+        "the whole file": payload,
         "a weight": {"conv.weight": payload},
         "beside the weights": {"weights": {"w": torch.ones(1)}, "settings": payload},
     }
-    data = saved(content[place], _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=r"gift.pt holds more than weights \(\S+\) and is refused") as raised:
-        read_weights(data, "gift.pt")
+    data = torch_save_bytes(content[position], _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"weights.pt holds more than weights \(\S+\) and is refused") as raised:
+        read_weights(data, "weights.pt")
     assert not payload.path.exists()
-    assert "weights_only" not in str(raised.value)  # torch's own text advises to switch the safety off
+    assert "weights_only" not in str(raised.value)  # torch's own message advises to disable the check
     torch.load(io.BytesIO(data), weights_only=False)
-    assert payload.path.exists()  # so the payload is a real one
+    assert payload.path.exists()  # the payload works
 
 
 def test_a_bare_malicious_pickle_is_refused(tmp_path):
-    payload = Payload(tmp_path / "it ran")
-    with pytest.raises(ValueError, match="is no file of torch"):
-        read_weights(pickle.dumps({"weights": payload}), "gift.pt")
+    payload = Payload(tmp_path / "payload_ran")
+    with pytest.raises(ValueError, match=r"is not a file that torch\.save wrote"):
+        read_weights(pickle.dumps({"weights": payload}), "weights.pt")
     assert not payload.path.exists()
 
 
 def test_published_weights_are_read_and_loaded():
-    where = SEED / "UNet_2D.pt"
-    load_weights(UNet(start_filters=4), read_weights(where.read_bytes(), str(where)))
+    path = SEED / "UNet_2D.pt"
+    load_weights(UNet(start_filters=4), read_weights(path.read_bytes(), str(path)))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_bare_state_dict_is_a_checkpoint_without_settings(zipped):
     state = nn.Linear(2, 3).state_dict()
-    checkpoint = read_checkpoint(saved(state, _use_new_zipfile_serialization=zipped), "w.pt")
-    assert (checkpoint.settings, checkpoint.about) == (None, {})
+    checkpoint = read_checkpoint(torch_save_bytes(state, _use_new_zipfile_serialization=zipped), "w.pt")
+    assert (checkpoint.settings, checkpoint.extra) == (None, {})
     assert all(torch.equal(checkpoint.weights[key], value) for key, value in state.items())
 
 
 @pytest.mark.parametrize("key", ["weights", "state_dict", "model_state_dict", "model"])
-def test_weights_in_other_peoples_checkpoints_are_found(key):
+def test_weights_in_checkpoints_of_other_programs_are_found(key):
     state = nn.Linear(2, 3).state_dict()
-    assert list(read_weights(saved({"epoch": 3, key: state}), "w.pt")) == ["weight", "bias"]
+    assert list(read_weights(torch_save_bytes({"epoch": 3, key: state}), "w.pt")) == ["weight", "bias"]
 
 
-def test_a_checkpoint_comes_back_as_it_was_packed():
+def test_a_checkpoint_is_read_as_it_was_written():
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
     optimizer = torch.optim.AdamW(network.parameters())
     network(torch.rand(2, 1, 8, 8)).mean().backward()
     optimizer.step()
     settings = {"network": {"dim": 2, "learning_rate": 3e-4, "scheduler": None, "layers": [1, 2]}}
     resume = {"optimizer": optimizer.state_dict(), "random": torch.get_rng_state(), "epoch": 3, "shape": (1, 2)}
-    packed = Checkpoint(network.state_dict(), settings, resume)
-    back = read_checkpoint(checkpoint_bytes(packed), "last.pt")
-    assert back.settings == settings
-    assert (back.about["epoch"], back.about["shape"]) == (3, (1, 2))
-    assert torch.equal(back.about["random"], torch.get_rng_state())
-    torch.testing.assert_close(back.about["optimizer"], optimizer.state_dict(), rtol=0, atol=0)
-    load_weights(network, back.weights)
-    optimizer.load_state_dict(back.about["optimizer"])
-    assert checkpoint_bytes(back) == checkpoint_bytes(packed)
+    written = Checkpoint(network.state_dict(), settings, resume)
+    read = read_checkpoint(checkpoint_bytes(written), "last.pt")
+    assert read.settings == settings
+    assert (read.extra["epoch"], read.extra["shape"]) == (3, (1, 2))
+    assert torch.equal(read.extra["random"], torch.get_rng_state())
+    torch.testing.assert_close(read.extra["optimizer"], optimizer.state_dict(), rtol=0, atol=0)
+    load_weights(network, read.weights)
+    optimizer.load_state_dict(read.extra["optimizer"])
+    assert checkpoint_bytes(read) == checkpoint_bytes(written)
 
 
-def test_any_plain_dict_comes_back_as_it_was_packed():
+def test_any_plain_dict_is_read_as_it_was_written():
     content = {"weights": {"w": torch.ones(2)}, "settings": {"a": None}, "best": {"epoch": 3, "f1": [0.5, True]}}
-    back = load_checkpoint_bytes(checkpoint_bytes(content), "best.pt")
-    assert (list(back), back["settings"], back["best"]) == (list(content), content["settings"], content["best"])
+    read = load_checkpoint_bytes(checkpoint_bytes(content), "best.pt")
+    assert (list(read), read["settings"], read["best"]) == (list(content), content["settings"], content["best"])
     assert list(read_weights(checkpoint_bytes(content), "best.pt")) == ["w"]
 
 
-def test_packed_weights_are_what_plain_torch_loads():
+def test_torch_loads_the_written_weights():
     network = nn.Linear(2, 3)
     other = nn.Linear(2, 3)
     other.load_state_dict(torch.load(io.BytesIO(checkpoint_bytes(network.state_dict())), weights_only=True))
     assert torch.equal(network.weight, other.weight)
 
 
-def test_a_view_is_packed_without_what_it_does_not_show():
+def test_a_view_is_written_without_the_rest_of_its_storage():
     assert len(checkpoint_bytes({"w": torch.zeros(1_000_000)[:3]})) < 10_000
 
 
-def test_the_order_of_axes_in_memory_is_kept():
+def test_the_memory_format_of_a_weight_is_kept():
     weight = torch.zeros(4, 3, 2, 2).to(memory_format=torch.channels_last)
     assert read_weights(checkpoint_bytes({"w": weight}), "w")["w"].is_contiguous(memory_format=torch.channels_last)
 
@@ -127,49 +127,61 @@ def damaged(data: bytes) -> bytes:
     return data[:1500] + bytes([data[1500] ^ 255]) + data[1501:]
 
 
-LARGE = saved({"w": torch.ones(1000)})
+LARGE = torch_save_bytes({"w": torch.ones(1000)})
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "message"),
     [
         (b"", "w.pt is empty"),
-        (b"\n<!DOCTYPE html><html>Sign in", "is a web page or an XML answer.*Sign in"),
-        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>', "web page or an XML answer"),
-        (b"version https://git-lfs.github.com/spec/v1", "no file of torch; it starts with b'version https"),
-        (LARGE[:2000], r"cut short or damaged \(2000 bytes\).*Fetch it again"),
-        (LARGE[:-1], "cut short or damaged"),
+        (b"\n<!DOCTYPE html><html>Sign in", "is a web page or an XML document.*Sign in"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>', "web page or an XML document"),
+        (
+            b"version https://git-lfs.github.com/spec/v1",
+            "not a file that torch.save wrote; it starts with b'version https",
+        ),
+        (LARGE[:2000], r"truncated or damaged \(2000 bytes\).*Fetch it again"),
+        (LARGE[:-1], "truncated or damaged"),
         (damaged(LARGE), "is damaged: the checksum of .*data/0 is wrong"),
-        (saved({"w": torch.ones(1000)}, _use_new_zipfile_serialization=False)[:3000], "cannot be read as weights"),
-        (saved([1, 2]), "holds no state dict but a list"),
-        (saved({}), "holds no weights but an empty dict"),
-        (saved({"w": torch.ones(1), "epoch": 3}), "no state dict: 'epoch' is an int, no tensor"),
-        (saved({"model": {}}), "holds no weights but an empty dict"),
-        (saved({"weights": None, "settings": {}}), "no state dict: 'weights' is a NoneType, no tensor"),
-        (saved(nn.Linear(1, 1)), r"more than weights \(torch.nn.modules.linear.Linear\).*network.state_dict\(\)"),
+        (
+            torch_save_bytes({"w": torch.ones(1000)}, _use_new_zipfile_serialization=False)[:3000],
+            "cannot be read as weights",
+        ),
+        (torch_save_bytes([1, 2]), "holds a list instead of a state dict"),
+        (torch_save_bytes({}), "holds an empty dict instead of weights"),
+        (torch_save_bytes({"w": torch.ones(1), "epoch": 3}), "not a state dict: 'epoch' is an int, not a tensor"),
+        (torch_save_bytes({"model": {}}), "holds an empty dict instead of weights"),
+        (
+            torch_save_bytes({"weights": None, "settings": {}}),
+            "not a state dict: 'weights' is a NoneType, not a tensor",
+        ),
+        (
+            torch_save_bytes(nn.Linear(1, 1)),
+            r"more than weights \(torch.nn.modules.linear.Linear\).*network.state_dict\(\)",
+        ),
     ],
 )
-def test_what_is_no_weights_is_refused_in_words(data, words):
-    with pytest.raises(ValueError, match=words) as raised:
+def test_a_file_without_weights_is_refused_with_its_name_and_the_reason(data, message):
+    with pytest.raises(ValueError, match=message) as raised:
         read_weights(data, "w.pt")
     assert str(raised.value).startswith("w.pt ")
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         ({"w": np.ones(2)}, "w is a numpy.ndarray"),
         (Checkpoint({}, {"train": {"lr": np.float64(1)}}), "settings.train.lr is a numpy.float64"),
         (Checkpoint({}, {}, {"files": [Path()]}), r"files\[0\] is a pathlib.* cannot hold; make it a tensor"),
     ],
 )
-def test_what_could_not_be_read_safely_is_not_packed(content, words):
-    with pytest.raises(ValueError, match=words):
+def test_a_value_that_could_not_be_read_safely_is_not_written(content, message):
+    with pytest.raises(ValueError, match=message):
         checkpoint_bytes(content)
 
 
-def test_weights_may_be_a_file_or_a_run(tmp_path):
+def test_weights_are_a_file_or_the_best_checkpoint_of_a_run(tmp_path):
     run = tmp_path / "run"
     (run / "checkpoint").mkdir(parents=True)
     assert find_weights_file(str(run)) == f"{run}/checkpoint/best.pt"

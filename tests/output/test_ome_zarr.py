@@ -1,4 +1,4 @@
-"""The OME-Zarr that a segmentation leaves: its metadata, its bytes, its pyramid, and what others read of it."""
+"""The OME-Zarr of a segmentation: its metadata, its bytes, its pyramid, and how other programs read it."""
 
 import hashlib
 import json
@@ -16,49 +16,9 @@ import zarr
 
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.output.existing_output import find_existing_output, remove_output
-from kasthuri_ray.output.ome_zarr import OmeZarrOutput, OutputSpec, label_image
-from kasthuri_ray.output.pyramid import downsample, downsample_labels, plan_layout, plan_levels
+from kasthuri_ray.output.ome_zarr import OmeZarrOutput, label_image
+from kasthuri_ray.output.pyramid import downsample, downsample_labels
 from kasthuri_ray.volumes.opening import open_volume
-
-SHAPE = (10, 600, 90)
-SIZE = (30.0, 12.0, 12.0)
-START = (2, 10, 7)
-
-
-def make_spec(channels=("synapse",), mask=None, size=SIZE, shape=SHAPE, **record):
-    return OutputSpec(
-        levels=tuple(plan_levels(shape, size, START)),
-        layout=plan_layout(shape, (4, 128, 64), (4, 64, 32)),
-        nanometers=size is not None,
-        channels=tuple(channels),
-        name="synapse",
-        mask=mask,
-        record={"image": "file:///em", "box": "2:12,10:610,7:97", **record},
-    )
-
-
-def probabilities(shape=SHAPE, channels=1, seed=0):
-    """Random values, with whole shards of zeros among them."""
-    rng = np.random.default_rng(seed)
-    voxels = rng.integers(0, 256, (channels, *shape), dtype=np.uint8)
-    voxels[:, :4, 128:256] = 0
-    return voxels
-
-
-def fill(output, voxels, masks=True, order=1):
-    """Write all of an output, block by block: every level, and the mask."""
-    grid = output.grid(0, (4, 256, 64))
-    for index in list(grid)[::order]:
-        box = grid.box(index)
-        part = voxels[(..., *box.slices())]
-        output.write_block(0, box, part)
-        if output.spec.mask and masks:
-            output.write_mask(0, box, label_image(part, 0.5))
-    for level in output.spec.levels[1:]:
-        grid = output.grid(level.number)
-        for index in list(grid)[::order]:
-            output.build_block(level.number, grid.box(index))
-    return output
 
 
 def digests(folder):
@@ -67,41 +27,39 @@ def digests(folder):
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory):
-    """An output of two classes with a mask, and its voxels."""
-    folder = tmp_path_factory.mktemp("filled") / "out.zarr"
-    voxels = probabilities(channels=2)
-    return fill(OmeZarrOutput.create(str(folder), make_spec(("pre", "post"), "synapse")), voxels), voxels
+def written(tmp_path_factory, make_spec, random_probabilities, write_output):
+    """Return an output of two classes with a mask, and its voxels."""
+    folder = tmp_path_factory.mktemp("written") / "out.zarr"
+    voxels = random_probabilities(channels=2)
+    return write_output(OmeZarrOutput.create(str(folder), make_spec(("pre", "post"), "synapse")), voxels), voxels
 
 
-def whole(output, level, mask=False):
+def read_level(output, level, mask=False):
     return (output.read_mask if mask else output.read)(level, output.spec.levels[level].box)
 
 
-def test_what_is_written_is_read(filled):
-    output, voxels = filled
-    np.testing.assert_array_equal(whole(output, 0), voxels)
+def test_written_voxels_are_read_again(written):
+    output, voxels = written
+    np.testing.assert_array_equal(read_level(output, 0), voxels)
     box = Box((3, 100, 5), (7, 300, 70))
     np.testing.assert_array_equal(output.read(0, box), voxels[(..., *box.slices())])
-    np.testing.assert_array_equal(whole(output, 0, mask=True), label_image(voxels, 0.5))
+    np.testing.assert_array_equal(read_level(output, 0, mask=True), label_image(voxels, 0.5))
 
 
-def test_levels_are_means_and_majorities_of_the_level_before(filled):
-    output, _ = filled
-    assert [level.shape for level in output.spec.levels] == [SHAPE, (10, 300, 45)]
-    for level in output.spec.levels[1:]:
-        np.testing.assert_array_equal(
-            whole(output, level.number), downsample(whole(output, level.number - 1), level.step)
-        )
-        np.testing.assert_array_equal(
-            whole(output, level.number, True), downsample_labels(whole(output, level.number - 1, True), level.step)
-        )
+def test_levels_are_means_and_majorities_of_the_level_before(written):
+    output, _ = written
+    assert [level.shape for level in output.spec.levels] == [(10, 600, 90), (10, 300, 45)]
+    for number, level in enumerate(output.spec.levels[1:], 1):
+        means = downsample(read_level(output, number - 1), level.step)
+        np.testing.assert_array_equal(read_level(output, number), means)
+        majorities = downsample_labels(read_level(output, number - 1, mask=True), level.step)
+        np.testing.assert_array_equal(read_level(output, number, mask=True), majorities)
 
 
-def test_a_published_validator_finds_nothing_wrong(filled):
+def test_a_published_validator_accepts_the_output(written):
     from ome_zarr_models.v05 import Image, ImageLabel, Labels
 
-    group = zarr.open_group(filled[0].path, mode="r")
+    group = zarr.open_group(written[0].path, mode="r")
     image = Image.from_zarr(group)
     assert [axis.name for axis in image.attributes.ome.multiscales[0].axes] == ["c", "z", "y", "x"]
     assert [axis.unit for axis in image.attributes.ome.multiscales[0].axes[1:]] == ["nanometer"] * 3
@@ -110,18 +68,18 @@ def test_a_published_validator_finds_nothing_wrong(filled):
     assert [color.label_value for color in label.attributes.ome.image_label.colors] == [1, 2]
 
 
-def test_the_validator_accepts_an_output_without_voxel_size(tmp_path):
+def test_the_validator_accepts_an_output_without_voxel_size(tmp_path, make_spec):
     from ome_zarr_models.v05 import Image
 
     output = OmeZarrOutput.create(str(tmp_path / "out.zarr"), make_spec(size=None))
     scales = Image.from_zarr(zarr.open_group(output.path, mode="r")).attributes.ome.multiscales[0]
     assert [axis.unit for axis in scales.axes] == [None] * 4
     assert scales.datasets[0].coordinateTransformations[0].scale == [1.0] * 4
-    assert scales.datasets[0].coordinateTransformations[1].translation == [0.0, *START]
+    assert scales.datasets[0].coordinateTransformations[1].translation == [0.0, 2.0, 10.0, 7.0]
 
 
-def test_zarr_python_reads_it(filled):
-    output, voxels = filled
+def test_zarr_python_reads_the_output(written):
+    output, voxels = written
     group = zarr.open_group(output.path, mode="r")
     array = group["s0"]
     np.testing.assert_array_equal(array[:], voxels)
@@ -130,11 +88,11 @@ def test_zarr_python_reads_it(filled):
     assert group.attrs["kasthuri_ray"] == {"image": "file:///em", "box": "2:12,10:610,7:97"}
     np.testing.assert_array_equal(group["labels/synapse/s0"][:], label_image(voxels, 0.5))
     omero = group.attrs["ome"]["omero"]["channels"]
-    assert [(shown["label"], shown["window"]["end"]) for shown in omero] == [("pre", 255.0), ("post", 255.0)]
+    assert [(channel["label"], channel["window"]["end"]) for channel in omero] == [("pre", 255.0), ("post", 255.0)]
 
 
-def test_tensorstore_reads_it_and_notices_a_flipped_bit(filled, tmp_path):
-    output, voxels = filled
+def test_tensorstore_reads_the_output_and_detects_a_flipped_bit(written, tmp_path):
+    output, voxels = written
     folder = shutil.copytree(output.path, tmp_path / "copy")
 
     def read():
@@ -151,32 +109,35 @@ def test_tensorstore_reads_it_and_notices_a_flipped_bit(filled, tmp_path):
 
 
 @pytest.mark.parametrize("mip", [0, 1])
-def test_our_own_reader_finds_it_where_the_image_was(tmp_path, mip):
-    output = fill(OmeZarrOutput.create(str(tmp_path / "out.zarr"), make_spec(mask="synapse")), probabilities())
+def test_open_volume_reads_the_output_at_the_position_of_the_image(
+    tmp_path, mip, make_spec, random_probabilities, write_output
+):
+    output = OmeZarrOutput.create(str(tmp_path / "out.zarr"), make_spec(mask="synapse"))
+    write_output(output, random_probabilities())
     level = output.spec.levels[mip]
     for name, mask in ((output.path, False), (f"{output.path}/labels/synapse", True)):
         volume = open_volume(name, mip=mip)
         assert volume.voxel_size_nm == level.scale
         assert volume.translation_nm == level.translation
-        expected = whole(output, mip, mask)
+        expected = read_level(output, mip, mask)
         np.testing.assert_array_equal(volume.read(volume.bounds), expected if mask else expected[0])
     assert output.spec.levels[0].translation == (60.0, 120.0, 84.0)
 
 
-def test_the_same_spec_and_voxels_give_the_same_bytes(filled, tmp_path):
-    output, voxels = filled
+def test_the_same_spec_and_voxels_have_the_same_bytes(written, tmp_path, make_spec, write_output):
+    output, voxels = written
     again = OmeZarrOutput.create(str(tmp_path / "again.zarr"), make_spec(("pre", "post"), "synapse"))
-    fill(again, voxels, order=-1)
+    write_output(again, voxels, order=-1)
     assert digests(again.path) == digests(output.path)
-    fill(again, voxels)  # over what is there
+    write_output(again, voxels)  # over the earlier voxels
     assert digests(again.path) == digests(output.path)
     assert OmeZarrOutput.create(again.path, again.spec) == again
     assert digests(again.path) == digests(output.path)
 
 
-def test_another_process_writes_the_same_bytes(tmp_path):
+def test_another_process_writes_the_same_bytes(tmp_path, make_spec, random_probabilities):
     output = OmeZarrOutput.create(str(tmp_path / "out.zarr"), make_spec())
-    voxels, box = probabilities(), Box((0, 0, 0), (4, 128, 64))
+    voxels, box = random_probabilities(), Box((0, 0, 0), (4, 128, 64))
     work = tmp_path / "work.pickle"
     work.write_bytes(pickle.dumps((output, box, voxels[(..., *box.slices())])))
     code = f"import pickle; o, b, v = pickle.load(open({str(work)!r}, 'rb')); o.write_block(0, b, v)"
@@ -187,7 +148,7 @@ def test_another_process_writes_the_same_bytes(tmp_path):
     assert digests(output.path) == first
 
 
-def test_shards_of_zeros_are_not_stored_and_read_as_zeros(tmp_path):
+def test_shards_of_zeros_are_not_stored_and_read_as_zeros(tmp_path, make_spec):
     output = OmeZarrOutput.create(str(tmp_path / "out.zarr"), make_spec())
     box = output.grid(0).box((0, 0, 0))
     assert output.write_block(0, box, np.ones((1, *box.shape), np.uint8))
@@ -195,33 +156,33 @@ def test_shards_of_zeros_are_not_stored_and_read_as_zeros(tmp_path):
     assert not output.write_block(0, box, np.zeros((1, *box.shape), np.uint8))
     assert not (Path(output.path) / "s0/c/0/0/0/0").exists()
     assert not output.read(0, box).any()
-    assert not output.build_block(1, output.grid(1).box((0, 0, 0)))
+    assert not output.downsample_block(1, output.grid(1).box((0, 0, 0)))
     assert not (Path(output.path) / "s1/c").exists()
 
 
-def test_what_a_killed_writer_left_is_cleared_away_by_the_next(tmp_path):
+def test_partial_files_of_a_killed_writer_are_removed_by_the_next(tmp_path, make_spec, random_probabilities):
     output = OmeZarrOutput.create(str(tmp_path / "out.zarr"), make_spec())
-    box, voxels = output.grid(0).box((0, 0, 0)), probabilities()
+    box, voxels = output.grid(0).box((0, 0, 0)), random_probabilities()
     part = np.ascontiguousarray(voxels[(..., *box.slices())])
     output.write_block(0, box, part)
     clean = digests(output.path)
     folder = Path(output.path) / "s0/c/0/0/0"
 
-    def leave():
-        """As a killed writer does, of this shard; and one that still writes, of the shard beside it."""
+    def leave_partial_files():
+        """Create partial files as of a killed writer of this shard, and as of a live writer of the next shard."""
         (folder / "0_363e0538331b0256.__lock").write_bytes(b"torn" * 50_000)
         (folder / "1_363e0538331b0256.__lock").write_bytes(b"torn")
 
-    leave()
+    leave_partial_files()
     output.write_block(0, box, part)
     (folder / "1_363e0538331b0256.__lock").unlink()
     assert digests(output.path) == clean
-    leave()
+    leave_partial_files()
     output.write_block(0, box, np.zeros_like(part))
     assert [name for name in digests(output.path) if "s0/c" in name] == ["s0/c/0/0/0/1_363e0538331b0256.__lock"]
 
 
-def test_a_block_that_cuts_a_shard_is_refused(tmp_path):
+def test_a_block_that_cuts_a_shard_is_refused(tmp_path, make_spec):
     output = OmeZarrOutput.create(str(tmp_path / "out.zarr"), make_spec())
     for box in (Box((0, 0, 0), (4, 100, 64)), Box((1, 0, 0), (4, 128, 64)), Box((8, 512, 64), (12, 600, 90))):
         with pytest.raises(ValueError, match="is not whole shards"):
@@ -230,15 +191,15 @@ def test_a_block_that_cuts_a_shard_is_refused(tmp_path):
     assert output.write_block(0, last, np.ones((1, *last.shape), np.uint8))
 
 
-def test_each_shard_is_written_once(tmp_path, monkeypatch):
-    """A writer that is killed leaves old shards or new ones: each comes by one rename of a file that is on the disk."""
+def test_each_shard_is_written_once(tmp_path, monkeypatch, make_spec, random_probabilities):
+    """A killed writer leaves old shards or new ones: each is created by one rename of a file that is on the disk."""
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("strace is not installed")
     output = OmeZarrOutput.create(str(tmp_path / "out.zarr"), make_spec())
     work = tmp_path / "work.pickle"
     box = Box((0, 0, 0), (4, 256, 90))
-    work.write_bytes(pickle.dumps((output, box, probabilities()[(..., *box.slices())])))
+    work.write_bytes(pickle.dumps((output, box, random_probabilities()[(..., *box.slices())])))
     code = f"import pickle; o, b, v = pickle.load(open({str(work)!r}, 'rb')); o.write_block(0, b, v)"
     log = tmp_path / "log"
     calls = "trace=rename,renameat,renameat2,fsync,fdatasync"
@@ -253,15 +214,15 @@ def test_each_shard_is_written_once(tmp_path, monkeypatch):
         assert any("fsync" in line and line.split(">")[0].endswith("s0/c/0/0/0") for line in lines)
 
 
-def test_an_output_is_opened_again(filled):
-    output, _ = filled
+def test_an_opened_output_equals_the_created_one(written):
+    output, _ = written
     again = OmeZarrOutput.open(output.path)
     assert again == output
     assert again.spec.record == output.spec.record
-    np.testing.assert_array_equal(whole(again, 1), whole(output, 1))
+    np.testing.assert_array_equal(read_level(again, 1), read_level(output, 1))
 
 
-def test_opening_what_is_no_output_is_refused(tmp_path):
+def test_opening_anything_but_an_output_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no output of a segmentation"):
         OmeZarrOutput.open(str(tmp_path / "nothing.zarr"))
     zarr.create_group(tmp_path / "other.zarr").create_array("s0", shape=(2, 2, 2), dtype="u1")
@@ -269,107 +230,40 @@ def test_opening_what_is_no_output_is_refused(tmp_path):
         OmeZarrOutput.open(str(tmp_path / "other.zarr"))
 
 
-def test_an_array_that_is_gone_is_said_so(tmp_path):
+def test_a_missing_array_is_an_error_that_names_it(tmp_path, make_spec):
     output = OmeZarrOutput.create(str(tmp_path / "out.zarr"), make_spec())
     shutil.rmtree(f"{output.path}/s1")
     with pytest.raises(FileNotFoundError, match=r"s1.* could not be opened"):
         output.read(1, output.spec.levels[1].box)
 
 
-def test_a_mask_needs_a_good_name():
-    with pytest.raises(ValueError, match="'a/b' is no name of a label image"):
+def test_the_name_of_a_label_image_is_checked(make_spec):
+    with pytest.raises(ValueError, match="'a/b' cannot name a label image"):
         make_spec(mask="a/b")
 
 
-def test_a_mask_is_where_the_value_reaches_the_threshold_exactly():
+def test_the_label_image_is_1_where_the_probability_reaches_the_threshold():
     values = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
-    for threshold, least in ((0.5, 128), (0.2, 51), (0.6, 153), (1.0, 255), (0.0, 0), (1 / 1024, 1)):
+    for threshold, min_value in ((0.5, 128), (0.2, 51), (0.6, 153), (1.0, 255), (0.0, 0), (1 / 1024, 1)):
         mask = label_image(values, threshold)
         assert mask.dtype == np.uint8
-        np.testing.assert_array_equal(mask.ravel(), np.arange(256) >= least)
+        np.testing.assert_array_equal(mask.ravel(), np.arange(256) >= min_value)
 
 
-def test_a_mask_of_several_classes_is_the_highest_where_they_reach_the_threshold_together():
+def test_the_label_image_is_the_highest_class_where_their_sum_reaches_the_threshold():
     values = np.array([[60, 70, 200, 30, 0], [70, 58, 55, 200, 127]], np.uint8).reshape(2, 1, 1, 5)
     assert label_image(values, 0.5).ravel().tolist() == [2, 1, 1, 2, 0]
     assert label_image(values[:, ..., :1] // 2 * 2, 0.52).ravel().tolist() == [0]
     assert label_image(np.full((2, 1, 1, 1), 64, np.uint8), 0.5).ravel().tolist() == [1]
 
 
-@pytest.mark.parametrize("shape", [(4, 6, 8), (5, 7, 9), (1, 1, 1), (3, 2, 5)])
-@pytest.mark.parametrize("factors", [(1, 2, 2), (2, 2, 2), (1, 1, 2), (2, 1, 1), (1, 1, 1)])
-def test_downsampling_is_the_exact_mean_of_what_a_cell_holds(shape, factors):
-    voxels = np.random.default_rng(1).integers(0, 256, (2, *shape), dtype=np.uint8)
-    expected = np.empty((2, *(-(-n // f) for n, f in zip(shape, factors, strict=True))), np.uint8)
-    for index in np.ndindex(*expected.shape[1:]):
-        cell = voxels[(..., *(slice(i * f, i * f + f) for i, f in zip(index, factors, strict=True)))]
-        expected[(slice(None), *index)] = np.rint(cell.astype(float).mean(axis=(1, 2, 3)))
-    result = downsample(voxels, factors)
-    np.testing.assert_array_equal(result, expected)
-    np.testing.assert_array_equal(result, ts.downsample(ts.array(voxels), [1, *factors], "mean").read().result())
-
-
-def test_downsampling_has_no_bias():
-    voxels = np.random.default_rng(1).integers(0, 256, (64, 64, 64), dtype=np.uint8)
-    assert abs(downsample(voxels, (1, 2, 2)).mean() - voxels.mean()) < 0.01
-
-
-@pytest.mark.parametrize("shape", [(4, 6, 8), (5, 7, 9)])
-@pytest.mark.parametrize("highest", [1, 3])
-def test_labels_go_to_the_majority_and_to_the_foreground_where_even(shape, highest):
-    labels = np.random.default_rng(1).integers(0, highest + 1, shape, dtype=np.uint8)
-    labels *= np.random.default_rng(2).random(shape) < 0.7
-    result = downsample_labels(labels, (2, 2, 2))
-    for index in np.ndindex(*result.shape):
-        cell = labels[tuple(slice(2 * i, 2 * i + 2) for i in index)].ravel()
-        counts = np.bincount(cell, minlength=2)
-        expected = 0 if counts[0] > cell.size / 2 else 1 + counts[1:].argmax()
-        assert result[index] == expected, (index, cell)
-
-
-def test_what_is_there_is_told(tmp_path):
-    assert find_existing_output(str(tmp_path / "nothing")) is None
-    (tmp_path / "empty").mkdir()
-    assert find_existing_output(str(tmp_path / "empty")) is None
-    (tmp_path / "file").write_text("a")
-    assert "is a file" in find_existing_output(str(tmp_path / "file")).words
-    output = OmeZarrOutput.create(str(tmp_path / "out.zarr"), make_spec(weights="abc"))
-    found = find_existing_output(f"file://{output.path}")
-    assert found.ours
-    assert found.record == output.spec.record
-    zarr.create_group(tmp_path / "other.zarr", attributes={"a": 1})
-    found = find_existing_output(str(tmp_path / "other.zarr"))
-    assert (found.ours, found.record) == (False, None)
-    assert "a zarr group that no segmentation wrote" in found.words
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder/letter.txt").write_text("dear")
-    assert "a folder that holds letter.txt" in find_existing_output(str(tmp_path / "folder")).words
-
-
-def test_an_output_is_removed_and_nothing_else(tmp_path):
-    output = fill(OmeZarrOutput.create(str(tmp_path / "out.zarr"), make_spec(mask="synapse")), probabilities())
-    (tmp_path / "out.zarr/notes.txt").write_text("mine")
-    remove_output(output.path)
-    assert [path.name for path in (tmp_path / "out.zarr").iterdir()] == ["notes.txt"]
-    with pytest.raises(ValueError, match=r"a folder that holds notes\.txt: it is not removed; choose another output"):
-        remove_output(output.path)
-    (tmp_path / "out.zarr/notes.txt").unlink()
-    remove_output(output.path)
-    OmeZarrOutput.create(output.path, output.spec)
-    remove_output(output.path)
-    assert not (tmp_path / "out.zarr").exists()
-    zarr.create_group(tmp_path / "other.zarr")
-    with pytest.raises(ValueError, match="no segmentation wrote: it is not removed"):
-        remove_output(str(tmp_path / "other.zarr"))
-
-
-def test_a_creation_that_was_cut_off_is_completed(tmp_path):
+def test_an_interrupted_creation_is_completed(tmp_path, make_spec):
     spec = make_spec(mask="synapse")
     output = OmeZarrOutput.create(str(tmp_path / "out.zarr"), spec)
     documents = digests(output.path)
     for name in ("s1", "labels"):
         shutil.rmtree(tmp_path / "out.zarr" / name)
-    assert find_existing_output(output.path).ours
+    assert find_existing_output(output.path).is_segmentation
     OmeZarrOutput.create(output.path, spec)
     assert digests(output.path) == documents
 
@@ -378,13 +272,13 @@ def keys_of(client, prefix):
     return [item["Key"] for item in client.list_objects_v2(Bucket="some-bucket", Prefix=prefix).get("Contents", [])]
 
 
-def test_an_output_on_s3_has_the_bytes_of_one_on_the_disk(s3, tmp_path):
+def test_an_output_on_s3_has_the_bytes_of_one_on_the_disk(s3, tmp_path, make_spec, random_probabilities, write_output):
     shape = (4, 520, 64)
-    voxels = probabilities(shape, channels=2)
-    local = fill(
+    voxels = random_probabilities(shape, channels=2)
+    local = write_output(
         OmeZarrOutput.create(str(tmp_path / "out.zarr"), make_spec(("pre", "post"), "synapse", shape=shape)), voxels
     )
-    output = fill(OmeZarrOutput.create("s3://some-bucket/deep/out.zarr", local.spec), voxels)
+    output = write_output(OmeZarrOutput.create("s3://some-bucket/deep/out.zarr", local.spec), voxels)
     expected = digests(local.path)
     assert sorted(keys_of(s3, "deep/out.zarr/")) == sorted(f"deep/out.zarr/{name}" for name in expected)
     for name, digest in expected.items():
@@ -392,31 +286,21 @@ def test_an_output_on_s3_has_the_bytes_of_one_on_the_disk(s3, tmp_path):
         assert hashlib.sha256(data).hexdigest() == digest, name
     again = OmeZarrOutput.open("s3://some-bucket/deep/out.zarr")
     assert again == output
-    np.testing.assert_array_equal(again.read(1, again.spec.levels[1].box), whole(local, 1))
-    assert find_existing_output(output.path).ours
+    np.testing.assert_array_equal(again.read(1, again.spec.levels[1].box), read_level(local, 1))
+    assert find_existing_output(output.path).is_segmentation
     remove_output(output.path)
     assert keys_of(s3, "") == []
     assert find_existing_output(output.path) is None
 
 
-def test_what_is_there_on_s3_is_told(s3):
-    s3.put_object(Bucket="some-bucket", Key="a/letter.txt", Body=b"dear")
-    assert "a folder that holds letter.txt" in find_existing_output("s3://some-bucket/a").words
-    assert find_existing_output("s3://some-bucket/b") is None
-    with pytest.raises(ValueError, match="it is not removed"):
-        remove_output("s3://some-bucket/a")
-    with pytest.raises(FileNotFoundError, match="no-bucket"):
-        OmeZarrOutput.create("s3://no-bucket/a", make_spec())
-
-
-def test_a_full_disk_is_said_in_words_and_leaves_what_is_done(tmp_path):
-    """On a disk of 1 MB of its own, in a namespace of its own."""
+def test_a_full_disk_is_an_error_and_keeps_finished_blocks(tmp_path, make_spec):
+    """Run on a disk of 1 MB that is mounted in a namespace of its own."""
     unshare = shutil.which("unshare")
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = f"mount -t tmpfs -o size=1m tmpfs {disk}"
     if unshare is None or subprocess.run([unshare, "-rm", "sh", "-c", mount], capture_output=True).returncode:
-        pytest.skip("a disk of its own cannot be mounted here")
+        pytest.skip("a disk cannot be mounted in a namespace")
     spec = make_spec(shape=(64, 256, 256))
     work = tmp_path / "work.pickle"
     work.write_bytes(pickle.dumps((str(disk / "out.zarr"), spec)))
@@ -427,7 +311,7 @@ from kasthuri_ray.output.ledger import Ledger
 from kasthuri_ray.output.ome_zarr import OmeZarrOutput
 path, spec = pickle.load(open({str(work)!r}, "rb"))
 output, ledger = OmeZarrOutput.create(path, spec), Ledger.beside(path)
-rng, grid, said = np.random.default_rng(0), output.grid(0), []
+rng, grid, caught = np.random.default_rng(0), output.grid(0), []
 written = {{}}
 for index in grid:
     box = grid.box(index)
@@ -437,29 +321,29 @@ for index in grid:
         ledger.record("s0", "_".join(map(str, index)))
         written[index] = voxels
     except OSError as error:
-        said.append((error.errno, str(error)))
+        caught.append((error.errno, str(error)))
         break
 while True:
     try:
-        ledger.record("s1", str(len(said)), {{"a": "b" * 60000}})
-        said.append(0)
+        ledger.record("s1", str(len(caught)), {{"a": "b" * 60000}})
+        caught.append(0)
     except OSError as error:
-        said.append((error.errno, str(error)))
+        caught.append((error.errno, str(error)))
         break
 same = [bool((output.read(0, grid.box(i)) == v).all()) for i, v in written.items()]
 parts = [str(p) for p in Path(path).rglob("*") if p.is_file() and p.name.isdigit()]
 done = len(ledger.done("s0")), len(ledger.done("s1"))
-print(json.dumps([said[0], said[-1], same, len(parts), done, said.count(0), errno.ENOSPC]))
+print(json.dumps([caught[0], caught[-1], same, len(parts), done, caught.count(0), errno.ENOSPC]))
 """
     (tmp_path / "fill.py").write_text(code)
     command = f"{mount} && exec {sys.executable} {tmp_path / 'fill.py'}"
     run = subprocess.run([unshare, "-rm", "sh", "-c", command], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     block, record, same, parts, done, records, full = json.loads(run.stdout)
-    for number, words in (block, record):
+    for number, message in (block, record):
         assert number == full
-        assert "the disk is full" in words
-        assert "Free some space" in words
+        assert "the disk is full" in message
+        assert "Free some space" in message
     assert all(same)
     assert len(same) >= 5
     assert parts == len(same) == done[0]

@@ -1,4 +1,6 @@
-"""From what nodes saw to what a person reads."""
+"""Fitness findings: from what nodes inspected to a table with fixes, and what a node inspects."""
+
+import re
 
 import pytest
 
@@ -17,26 +19,27 @@ from kasthuri_ray.storage.folder import open_storage
 GB = 10**9
 
 
-def sight(**other) -> NodeInspection:
+def inspection(**changes) -> NodeInspection:
+    """Return the inspection of a node that is fit, with changes."""
     fit = {
         "shm_bytes": 8 * GB,
-        "cards": (),
-        "devices": 0,
+        "gpu_names": (),
+        "num_gpus": 0,
         "storage": "",
         "image": "",
         "image_seconds": 0.5,
         "cache_free_bytes": 100 * GB,
     }
-    return NodeInspection(**{**fit, **other})
+    return NodeInspection(**{**fit, **changes})
 
 
-def nodes(gpus: float = 0, **other) -> dict[str, NodeReport]:
-    """Two nodes, of which `bert` is as said."""
-    return {"anna": NodeReport(0, 4 * GB, sight()), "bert": NodeReport(gpus, 4 * GB, sight(**other))}
+def nodes(gpus: float = 0, **changes) -> dict[str, NodeReport]:
+    """Return the reports of two nodes: `anna` is fit, `bert` has the changes."""
+    return {"anna": NodeReport(0, 4 * GB, inspection()), "bert": NodeReport(gpus, 4 * GB, inspection(**changes))}
 
 
 @pytest.mark.parametrize(
-    ("finding", "words", "mend"),
+    ("finding", "result", "fix"),
     [
         (fitness_findings.size_finding(0 + 1, 0, 0, ""), "1 node, 0 CPUs, 0 GPUs", "no node takes work"),
         (
@@ -56,7 +59,7 @@ def nodes(gpus: float = 0, **other) -> dict[str, NodeReport]:
         ),
         (
             fitness_findings.access_finding(["10.0.0.1"], "disabled"),
-            "no token: whoever reaches a port",
+            "no token: anyone who reaches a port",
             "RAY_AUTH_TOKEN_PATH",
         ),
         (
@@ -64,10 +67,10 @@ def nodes(gpus: float = 0, **other) -> dict[str, NodeReport]:
             "public addresses: 8.8.8.8",
             "private addresses",
         ),
-        (fitness_findings.gpu_finding(nodes(gpus=1)), "does not see the cards of bert", "CUDA build"),
+        (fitness_findings.gpu_finding(nodes(gpus=1)), "does not see the GPUs of bert", "CUDA build"),
         (
-            fitness_findings.gpu_finding(nodes(devices=2, cards=("L4", "L4"), gpus=1)),
-            "Ray counts fewer.* bert",
+            fitness_findings.gpu_finding(nodes(num_gpus=2, gpu_names=("L4", "L4"), gpus=1)),
+            "Ray counts fewer GPUs.* bert",
             "--num-gpus",
         ),
         (
@@ -78,7 +81,7 @@ def nodes(gpus: float = 0, **other) -> dict[str, NodeReport]:
         (fitness_findings.storage_finding("s3://b/r", nodes(storage="access is refused"), []), "bert: access", "keys"),
         (
             fitness_findings.storage_finding("/data", nodes(), ["anna"]),
-            "anna: what it writes is not seen",
+            "anna: the others do not see what it writes",
             "all nodes mount",
         ),
         (
@@ -103,11 +106,9 @@ def nodes(gpus: float = 0, **other) -> dict[str, NodeReport]:
         ),
     ],
 )
-def test_what_is_not_fit_is_named_with_what_to_do(finding, words, mend):
-    import re
-
-    assert re.search(words, finding.found)
-    assert mend in finding.mend
+def test_a_finding_that_is_not_fit_names_the_node_and_the_fix(finding, result, fix):
+    assert re.search(result, finding.result)
+    assert fix in finding.fix
 
 
 @pytest.mark.parametrize(
@@ -119,34 +120,34 @@ def test_what_is_not_fit_is_named_with_what_to_do(finding, words, mend):
         fitness_findings.access_finding(["10.0.0.1", "10.0.0.2"], "token"),
         fitness_findings.access_finding(["127.0.0.1"], "disabled"),
         fitness_findings.gpu_finding(nodes()),
-        fitness_findings.gpu_finding(nodes(devices=1, cards=("L4",), gpus=1)),
+        fitness_findings.gpu_finding(nodes(num_gpus=1, gpu_names=("L4",), gpus=1)),
         fitness_findings.storage_finding("s3://b/r", nodes(), []),
-        fitness_findings.image_finding(None, nodes(image="not looked at")),
+        fitness_findings.image_finding(None, nodes(image="not checked")),
         fitness_findings.image_finding("phantom://em", nodes()),
         fitness_findings.shared_memory_finding(nodes()),
-        fitness_findings.shared_memory_finding({"mac": NodeReport(0, GB, sight(shm_bytes=None))}),
+        fitness_findings.shared_memory_finding({"mac": NodeReport(0, GB, inspection(shm_bytes=None))}),
         fitness_findings.cache_finding(nodes(), 20 * GB),
-        fitness_findings.cache_finding({"anna": NodeReport(0, GB, sight(cache_free_bytes=None))}, 20 * GB),
+        fitness_findings.cache_finding({"anna": NodeReport(0, GB, inspection(cache_free_bytes=None))}, 20 * GB),
         fitness_findings.bandwidth_finding({}),
         fitness_findings.bandwidth_finding({"anna to bert": 1e9}),
     ],
 )
-def test_what_is_fit_has_nothing_to_mend(finding):
-    assert finding.mend == ""
-    assert finding.found
+def test_a_finding_that_is_fit_has_no_fix(finding):
+    assert finding.fix == ""
+    assert finding.result
 
 
-def test_the_table_ends_with_the_verdict():
-    fit, unfit = Finding("nodes", "3 nodes"), Finding("storage", "bert is blind", "share it")
+def test_the_last_line_of_the_table_is_the_result_of_all_findings():
+    fit, unfit = Finding("nodes", "3 nodes"), Finding("storage", "bert does not see it", "share it")
     assert fitness_findings.findings_table([fit]) == ["ok    nodes  3 nodes", "fit"]
     lines = fitness_findings.findings_table([fit, unfit])
     assert lines[0] == "ok    nodes    3 nodes"
-    assert lines[1] == "mend  storage  bert is blind"
+    assert lines[1] == "fix   storage  bert does not see it"
     assert lines[2].split("->")[1] == " share it"
-    assert lines[3] == "not fit: 1 of 2 to mend"
+    assert lines[3] == "not fit: 1 of 2 to fix"
 
 
-def test_a_node_that_sees_another_folder_leaves_nothing_in_it(tmp_path):
+def test_a_node_that_sees_another_folder_leaves_no_file_in_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not see what the other nodes write"):
         write_marker(str(tmp_path / "other"), "bert")
     assert not list(tmp_path.iterdir())
@@ -156,21 +157,18 @@ def test_a_node_that_sees_another_folder_leaves_nothing_in_it(tmp_path):
     assert storage.read_bytes("bert") == MARKER
 
 
-def test_a_node_tells_what_it_sees_and_no_token(tmp_path):
+def test_an_inspection_reports_storage_image_and_cache_and_shows_no_token(tmp_path):
     open_storage(str(tmp_path)).write_bytes("driver", MARKER)
-    secret = {"protocol": "http", "host": "127.0.0.1:9", "token": "a-secret-token"}
-    request = InspectionRequest(
-        str(tmp_path), "phantom://em?shape=8,64,64", secret, cache=str(tmp_path / "no" / "cache")
-    )
+    boss = {"protocol": "http", "host": "127.0.0.1:9", "token": "a-secret-token"}
+    request = InspectionRequest(str(tmp_path), "phantom://em?shape=8,64,64", boss, cache=str(tmp_path / "no" / "cache"))
     assert "a-secret-token" not in repr(request)
-    seen = inspect_node(request, "anna", has_gpus=False)
-    assert (seen.storage, seen.image) == ("", "")
-    assert seen.image_seconds < 30
-    assert seen.cache_free_bytes > 0
+    fit = inspect_node(request, "anna", has_gpus=False)
+    assert (fit.storage, fit.image) == ("", "")
+    assert fit.image_seconds < 30
+    assert fit.cache_free_bytes > 0
     assert not (tmp_path / "no").exists()
-    lost = inspect_node(
-        InspectionRequest(str(tmp_path / "x"), str(tmp_path / "no.zarr"), None, cache="none"), "anna", has_gpus=False
-    )
-    assert "does not see" in lost.storage
-    assert "no.zarr" in lost.image
-    assert lost.cache_free_bytes is None
+    wrong = InspectionRequest(str(tmp_path / "x"), str(tmp_path / "no.zarr"), None, cache="none")
+    unfit = inspect_node(wrong, "anna", has_gpus=False)
+    assert "does not see" in unfit.storage
+    assert "no.zarr" in unfit.image
+    assert unfit.cache_free_bytes is None

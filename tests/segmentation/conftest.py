@@ -1,6 +1,5 @@
-"""What the tests of segmentation share: tiny networks, a run that trained one, images, and jobs without Ray."""
+"""Fixtures of the segmentation tests: tiny networks, a trained run, images, and jobs with and without Ray."""
 
-import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,19 +12,24 @@ import pytest
 import tensorstore as ts
 import torch
 
+from kasthuri_ray import cli
+
 ROOT = Path(__file__).resolve().parents[2]
-VOXEL_NM = (30.0, 6.0, 6.0)
+VOXEL_SIZE_NM = (30.0, 6.0, 6.0)
 TASK = {
     "name": "tiny_task",
     "task_type": "synapse",
-    "image_chan": "to be said",
+    "image_chan": "not set",
     "annotation_chan": "phantom://synapse?shape=16,128,128",
     **{"xrange_vol": [0, 128], "yrange_vol": [0, 128], "z_train": [0, 8], "z_val": [8, 11], "z_test": [11, 16]},
 }
 
 
-def image_of(shape, seed=0):
-    """Grey levels with coarse and fine structure, none of them 0."""
+# images, networks and runs
+
+
+def make_image(shape, seed=0):
+    """Return grey levels with coarse and fine structure, none of them 0."""
     rng = np.random.default_rng(seed)
     coarse = rng.random([-(-n // 7) for n in shape])
     for axis, n in enumerate(shape):
@@ -33,8 +37,8 @@ def image_of(shape, seed=0):
     return np.clip(20 + 180 * coarse + 55 * rng.random(shape), 1, 255).astype(np.uint8)
 
 
-def logits_of(network, image):
-    """Logits classes, z, y, x of grey levels z, y, x; in 2D a section is a tile."""
+def compute_logits(network, image):
+    """Return logits classes, z, y, x of grey levels z, y, x; in 2D a section is a tile."""
     tensor = torch.from_numpy(np.ascontiguousarray(image)).float().div(255)
     tensor = tensor[:, None] if network.dim == 2 else tensor[None, None]
     with torch.no_grad():
@@ -42,35 +46,36 @@ def logits_of(network, image):
     return logits.swapaxes(0, 1) if network.dim == 2 else logits[0]
 
 
-def one_pass(network, image):
-    """Probabilities c, z, y, x of the foreground of a whole image: mirrored, run once, cropped."""
+def predict_in_one_pass(network, image):
+    """Return foreground probabilities c, z, y, x of a whole image: mirrored, run through the network once, cropped."""
     from kasthuri_ray.models.receptive_field import find_receptive_field
 
-    reach = find_receptive_field(network, network.dim)
+    field = find_receptive_field(network, network.dim)
     pads = [
-        (m, -(-(2 * m + n) // f) * f - m - n) for m, f, n in zip(reach.margin, reach.factors, image.shape, strict=True)
+        (m, -(-(2 * m + n) // f) * f - m - n) for m, f, n in zip(field.margin, field.factors, image.shape, strict=True)
     ]
-    logits = logits_of(network, np.pad(image, pads, mode="reflect"))
+    logits = compute_logits(network, np.pad(image, pads, mode="reflect"))
     exp = np.exp(logits - logits.max(0))
-    inside = tuple(slice(m, m + n) for m, n in zip(reach.margin, image.shape, strict=True))
+    inside = tuple(slice(m, m + n) for m, n in zip(field.margin, image.shape, strict=True))
     return (exp / exp.sum(0))[(slice(1, None), *inside)]
 
 
 @pytest.fixture(scope="session")
-def oracle() -> Callable[..., np.ndarray]:
-    return one_pass
+def one_pass() -> Callable[..., np.ndarray]:
+    """Return `one_pass(network, image)`: the probabilities that any blocks must reproduce."""
+    return predict_in_one_pass
 
 
 @pytest.fixture(scope="session")
 def tiny_network() -> Callable[..., Any]:
-    """`tiny_network(**settings)`: random weights whose probabilities span 0.01 to 0.99."""
+    """Return `tiny_network(**settings)`: random weights whose probabilities span 0.01 to 0.99."""
     from kasthuri_ray.models.unet import build_network
 
     def make(**settings):
         torch.manual_seed(3)
         network = build_network({"n_blocks": 2, "start_filters": 4, **settings}).eval()
         shape = (2, 96, 96) if network.dim == 2 else (16, 48, 48)
-        logits = logits_of(network, image_of(shape, seed=1))
+        logits = compute_logits(network, make_image(shape, seed=1))
         with torch.no_grad():
             spread = np.ptp(logits - logits[:1], axis=(1, 2, 3)).max()
             network.conv_final.weight.mul_(14 / spread)
@@ -83,34 +88,43 @@ def tiny_network() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def write_run(tiny_network) -> Callable[..., Path]:
-    """`write_run(folder, task={}, about={}, **network)`: what training leaves of a tiny network; gives the folder."""
+    """Return `write_run(folder, task={}, extra={}, **network)`: writes what the training of a tiny network leaves."""
     from kasthuri_ray.models.checkpoints import Checkpoint, checkpoint_bytes
 
-    def write(folder: Path, task=None, about=None, **network) -> Path:
+    def write(folder: Path, task=None, extra=None, **network) -> Path:
         settings = {
             "task": TASK | (task or {}),
             "network": {"n_blocks": 2, "start_filters": 4, "precision": "float32", **network},
         }
-        known = {"best": {"threshold": 0.4}, "image_intensity": [0.0, 255.0], "voxel_size_nm": list(VOXEL_NM)}
+        known = {"best": {"threshold": 0.4}, "image_intensity": [0.0, 255.0], "voxel_size_nm": list(VOXEL_SIZE_NM)}
         weights = tiny_network(**network).state_dict()
         (folder / "checkpoint").mkdir(parents=True)
-        content = checkpoint_bytes(Checkpoint(weights, settings, known | (about or {})))
+        content = checkpoint_bytes(Checkpoint(weights, settings, known | (extra or {})))
         (folder / "checkpoint/best.pt").write_bytes(content)
         return folder
 
     return write
 
 
-def write_zarr(path: Path, array: np.ndarray, voxel_size=VOXEL_NM, chunk=(2, 64, 64)) -> str:
+@pytest.fixture(scope="session")
+def run(tmp_path_factory, write_run) -> Path:
+    """Write a run with the default tiny network; return its folder."""
+    return write_run(tmp_path_factory.mktemp("run") / "run")
+
+
+# volumes
+
+
+def write_zarr(path: Path, array: np.ndarray, voxel_size_nm=VOXEL_SIZE_NM, chunk=(2, 64, 64)) -> str:
     import zarr
 
     stored = zarr.create_array(path, data=array, chunks=tuple(map(min, chunk, array.shape)))
-    if voxel_size is not None:
-        stored.attrs["voxel_size_nm_zyx"] = list(voxel_size)
+    if voxel_size_nm is not None:
+        stored.attrs["voxel_size_nm_zyx"] = list(voxel_size_nm)
     return str(path)
 
 
-def write_precomputed(path: Path, array: np.ndarray, offset, voxel_size=VOXEL_NM) -> str:
+def write_precomputed(path: Path, array: np.ndarray, offset, voxel_size_nm=VOXEL_SIZE_NM) -> str:
     store = ts.open(
         {
             "driver": "neuroglancer_precomputed",
@@ -120,7 +134,7 @@ def write_precomputed(path: Path, array: np.ndarray, offset, voxel_size=VOXEL_NM
                 "size": array.shape[::-1],
                 "encoding": "raw",
                 "chunk_size": [64, 64, 2],
-                "resolution": voxel_size[::-1],
+                "resolution": voxel_size_nm[::-1],
                 "voxel_offset": offset[::-1],
             },
         },
@@ -131,7 +145,7 @@ def write_precomputed(path: Path, array: np.ndarray, offset, voxel_size=VOXEL_NM
 
 
 def write_pyramid(path: Path, levels: dict[str, tuple[np.ndarray, tuple[float, ...]]]) -> str:
-    """An OME-Zarr group of arrays with their voxel sizes."""
+    """Write an OME-Zarr group of arrays, each with its voxel size."""
     import zarr
 
     group = zarr.open_group(path, mode="w")
@@ -146,96 +160,162 @@ def write_pyramid(path: Path, levels: dict[str, tuple[np.ndarray, tuple[float, .
 
 @pytest.fixture(scope="session")
 def stores() -> SimpleNamespace:
-    """`stores.zarr(path, array, ...)`, `stores.precomputed`, `stores.pyramid`, `stores.image(shape)`."""
-    return SimpleNamespace(zarr=write_zarr, precomputed=write_precomputed, pyramid=write_pyramid, image=image_of)
+    """Return `stores.image(shape)` and the writers `stores.zarr(path, array, ...)`, `.precomputed` and `.pyramid`."""
+    return SimpleNamespace(zarr=write_zarr, precomputed=write_precomputed, pyramid=write_pyramid, image=make_image)
+
+
+@pytest.fixture(scope="module")
+def em(tmp_path_factory, image) -> str:
+    """Write the image of the test module as a zarr; return its path."""
+    return write_zarr(tmp_path_factory.mktemp("em") / "em.zarr", image)
+
+
+# jobs without Ray
 
 
 @pytest.fixture(scope="session")
-def segment_main():
-    """`main` of jobs/segment.py."""
-    spec = importlib.util.spec_from_file_location("segment_job", ROOT / "jobs/segment.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+def prepare() -> Callable[..., Any]:
+    """Return `prepare(run, lines=[], **segment)`: the inputs of a segmentation with these settings of `segment`.
 
-
-@pytest.fixture(scope="session")
-def prepared_for() -> Callable[..., Any]:
-    """`prepared_for(run, said=[], **segment)`: what `prepare` makes of flags; keys are settings of `segment`."""
+    What it reports is appended to `lines`.
+    """
     from kasthuri_ray.config.loading import resolve_settings
     from kasthuri_ray.segmentation.segmentation_inputs import prepare_segmentation
     from kasthuri_ray.segmentation.trained_network import read_trained_network
 
-    def make(run: Path, said=None, task=None, network=None, assignments=(), **segment):
+    def make(run: Path, lines=None, task=None, network=None, assignments=(), **segment):
         trained = read_trained_network(str(run))
         base = (trained.where, trained.settings) if trained.settings else None
         flags = {"segment": {"cache": "none", "precision": "float32", "compile": "off", **segment}}
         settings = resolve_settings(task, network, base=base, flags=flags, assignments=assignments)
-        return prepare_segmentation(settings, trained, (said if said is not None else []).append)
+        return prepare_segmentation(settings, trained, (lines if lines is not None else []).append)
 
     return make
 
 
 @pytest.fixture
-def job_of(prepared_for) -> Callable[..., Any]:
-    """`job_of(run, output, **segment)`: a job in float32, eager, on one thread."""
-    from kasthuri_ray.inference.memory import InferenceSettings
+def make_job(prepare) -> Callable[..., Any]:
+    """Return `make_job(run, output, **segment)`: a job in float32, not compiled, on one thread."""
+    from kasthuri_ray.inference.inference_settings import InferenceSettings
     from kasthuri_ray.inference.tiling import choose_tile_shape
 
     def make(run: Path, output: Path | str, tile=None, copy=None, **segment):
-        prepared = prepared_for(run, **segment)
-        dim = prepared.settings.network.dim
-        tile = tile or choose_tile_shape(
-            prepared.whole_block, prepared.reach.margin, prepared.reach.factors, 400_000, dim
-        )
-        arithmetic = InferenceSettings("cpu", "float32", False, 1, tile, 1, prepared.settings.segment.tta)
-        return prepared.job(str(output), arithmetic, copy)
+        inputs = prepare(run, **segment)
+        dim, field = inputs.settings.network.dim, inputs.receptive_field
+        tile = tile or choose_tile_shape(inputs.largest_block, field.margin, field.factors, 400_000, dim)
+        inference = InferenceSettings("cpu", "float32", False, 1, tile, 1, inputs.settings.segment.tta)
+        return inputs.make_job(str(output), inference, copy)
 
     return make
 
 
 @pytest.fixture
-def segmenter_of(monkeypatch) -> Callable[..., Any]:
-    """`segmenter_of(job)`: an actor's inside, ready, in this process, whose memory and threads it leaves alone."""
+def make_worker(monkeypatch) -> Callable[..., Any]:
+    """Return `make_worker(job)`: a worker that is ready, in this process, whose memory and threads it leaves alone."""
     from kasthuri_ray.segmentation import block_worker
 
-    monkeypatch.setattr(block_worker, "prepare_process", lambda arithmetic: None)
+    monkeypatch.setattr(block_worker, "prepare_process", lambda inference: None)
 
     def make(job):
-        segmenter = block_worker.BlockWorker(job)
-        segmenter.ready()
-        return segmenter
+        worker = block_worker.BlockWorker(job)
+        worker.ready()
+        return worker
 
     return make
 
 
 @pytest.fixture
-def done_here(segmenter_of) -> Callable[..., Any]:
-    """`done_here(job)`: the job's phases, done in this process without Ray; gives the Todo that it left."""
+def run_job_here(make_worker) -> Callable[..., Any]:
+    """Return `run_job_here(job)`: runs the job's phases in this process without Ray; returns the BlockTracker."""
     from kasthuri_ray.output.ome_zarr import OmeZarrOutput
     from kasthuri_ray.output.precomputed import PrecomputedCopy
-    from kasthuri_ray.segmentation.segmentation_job import BlockTracker, job_phases
+    from kasthuri_ray.segmentation.block_tracker import BlockTracker
+    from kasthuri_ray.segmentation.phases import job_phases
 
-    def do(job, segmenter=None):
-        segmenter = segmenter or segmenter_of(job)
-        todo = BlockTracker(job, segmenter.ledger)
-        segmenter.ledger.begin(job.record)
+    def run(job, worker=None):
+        worker = worker or make_worker(job)
+        tracker = BlockTracker(job, worker.ledger)
+        worker.ledger.start(job.record)
         OmeZarrOutput.create(job.output, job.spec)
         if job.precomputed:
             PrecomputedCopy.create(job.precomputed, job.spec)
         for phase in job_phases(job):
-            for index in todo.pending(phase):
-                todo.note_done(phase, index, not segmenter.work(phase, index)["blank"])
-        return todo
+            for index in tracker.pending(phase):
+                tracker.note_done(phase, index, not worker.work(phase, index)["blank"])
+        return tracker
 
-    return do
+    return run
+
+
+# the command, on the local Ray
+
+CUT = ("--shard", "2,32,32", "--block", "2,32,64")
+PLAIN = ("--precision", "float32", "--compile", "off", "--cache", "none")
 
 
 @pytest.fixture(scope="session")
-def content_of() -> Callable[[Path], dict[str, bytes]]:
-    """Every file below a folder, by its path."""
+def segment_main(load_module):
+    """Return `main` of jobs/segment.py."""
+    return load_module(ROOT / "jobs/segment.py").main
+
+
+@pytest.fixture(scope="session")
+def large_image() -> np.ndarray:
+    """Return an image with a pyramid of two levels, of 60 blocks with the flags `CUT`."""
+    return make_image((4, 96, 600))
+
+
+@pytest.fixture(scope="session")
+def large_em(tmp_path_factory, large_image) -> str:
+    """Write the large image as a zarr; return its path."""
+    return write_zarr(tmp_path_factory.mktemp("em") / "em.zarr", large_image)
+
+
+@pytest.fixture(scope="session")
+def run_segment(segment_main, run, large_em) -> Callable[..., int]:
+    """Return `run_segment(*arguments)`: runs the command in this process on the large image; returns its exit code."""
+
+    def call(*arguments: object) -> int:
+        words = [str(word) for word in (*PLAIN, *arguments)]
+        weights = [] if "--weights" in words else ["--weights", str(run)]
+        image = [] if "--image" in words else ["--image", large_em]
+        return cli.run_job(segment_main, [*weights, *image, *words])
+
+    return call
+
+
+@pytest.fixture
+def segment(run_segment, capsys) -> Callable[..., SimpleNamespace]:
+    """Return `segment(*arguments, code=0)`: runs the command, checks its exit code, and returns what it printed.
+
+    The result has `lines` of standard output and the text `err` of standard error.
+    """
+
+    def call(*arguments: object, code: int = 0) -> SimpleNamespace:
+        exit_code = run_segment(*arguments)
+        printed = capsys.readouterr()
+        assert exit_code == code, printed.out + printed.err
+        assert "Traceback" not in printed.out + printed.err
+        return SimpleNamespace(lines=printed.out.splitlines(), err=printed.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def whole_output(local_ray, run_segment, tmp_path_factory) -> Path:
+    """Segment the large image with one actor, with everything that a job can write; return the path."""
+    folder = tmp_path_factory.mktemp("whole")
+    extras = ["--save-mask", "--objects", "--precomputed", folder / "copy"]
+    assert run_segment("--output", folder / "out.zarr", *CUT, *extras, "--actors", 1) == 0
+    return folder / "out.zarr"
+
+
+# files
+
+
+@pytest.fixture(scope="session")
+def read_files() -> Callable[[Path], dict[str, bytes]]:
+    """Return `read_files(folder)`: the content of every file below a folder, by its path."""
     return lambda folder: {
         str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
     }
@@ -243,10 +323,11 @@ def content_of() -> Callable[[Path], dict[str, bytes]]:
 
 @pytest.fixture(scope="session")
 def read_json() -> Callable[[Path], Any]:
+    """Return `read_json(path)`."""
     return lambda path: json.loads(Path(path).read_text())
 
 
 @pytest.fixture(scope="session")
 def changed() -> Callable[..., Any]:
-    """`changed(job, **fields)`: a dataclass with other values."""
+    """Return `changed(job, **fields)`: a dataclass with other values."""
     return replace

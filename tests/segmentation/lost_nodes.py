@@ -1,9 +1,9 @@
-"""Trials on a cluster of several raylets on this machine, of which some are killed: prints a line of JSON for each.
+"""Run a pool on a cluster of several raylets on this machine, and kill some of them: prints a line of JSON per trial.
 
     python lost_nodes.py FOLDER TRIALS SEED [raylets|actors|cuts]
 
-Run as a script of its own, since such a cluster lasts as long as its process. With `actors`, actors are killed, too;
-with `cuts` a node falls silent, as it does when its network is cut, and what runs there is frozen.
+Run as a script of its own, since such a cluster lasts as long as its process. With `actors`, actors are killed too;
+with `cuts` a node stops answering, as it does when its network is cut, and what runs there is frozen.
 """
 
 import json
@@ -20,9 +20,9 @@ os.environ.pop("RAY_ADDRESS", None)
 import ray
 from ray.cluster_utils import Cluster
 
-from kasthuri_ray.segmentation import actors
+from kasthuri_ray.segmentation import actor_scaling
+from kasthuri_ray.segmentation.actor_plan import ActorPlan, PoolTimeouts
 from kasthuri_ray.segmentation.actor_pool import ActorPool
-from kasthuri_ray.segmentation.actors import ActorPlan, PoolTimeouts
 
 BLOCKS, IN_FLIGHT = 80, 2
 SMALL = {"num_cpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": False}
@@ -39,14 +39,14 @@ class Worker:
         with open(self.log, "a") as log:
             log.write(f"{block}\n")
         time.sleep(self.seconds)
-        if block == 7:  # the one that is bad: it kills its actor every time
+        if block == 7:  # the bad block: it kills its actor every time
             os._exit(1)
         return {}
 
 
 def main(folder, trials, seed, kind):
     rng = random.Random(seed)
-    actors.REPORT_AFTER_S = 1.0
+    actor_scaling.REPORT_AFTER_S = 1.0
     cluster = Cluster(initialize_head=True, head_node_args={**SMALL, "num_cpus": 0})
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     nodes = [cluster.add_node(**SMALL) for _ in range(1 if kind == "raylets" else 2)]
@@ -55,76 +55,76 @@ def main(folder, trials, seed, kind):
 
 
 def run(cluster, nodes, log, rng, kind):
-    """One trial. The loop of the pool calls `strike` in this thread, which is where nodes may be added."""
-    struck, said, pids, frozen = [], [], [], []
+    """Run one trial. The event loop of the pool calls `tick` in this thread, where nodes may be added."""
+    strikes, lines, pids, frozen = [], [], [], []
     remote = ray.remote(Worker)
-    at = [rng.randint(3, BLOCKS // 2) for _ in range(1 + rng.randrange(2) if kind == "actors" else 1)]
-    back_at = []
+    strike_at = [rng.randint(3, BLOCKS // 2) for _ in range(1 + rng.randrange(2) if kind == "actors" else 1)]
+    replace_at = []
 
-    def strike(progress):
-        if back_at and time.monotonic() > back_at[0]:
-            back_at.clear()
+    def tick(progress):
+        if replace_at and time.monotonic() > replace_at[0]:
+            replace_at.clear()
             nodes.append(cluster.add_node(**SMALL))
-        if at and progress.done >= min(at) and progress.in_flight and nodes:
-            at.remove(min(at))
-            what = rng.choice(["raylet", "actor"]) if kind == "actors" else kind.rstrip("s")
-            struck.append({"what": what, "done": progress.done, "pending": BLOCKS - progress.done})
-            if what == "actor":
-                kill_one(pids)
-            elif what == "cut":
+        if strike_at and progress.done >= min(strike_at) and progress.in_flight and nodes:
+            strike_at.remove(min(strike_at))
+            target = rng.choice(["raylet", "actor"]) if kind == "actors" else kind.rstrip("s")
+            strikes.append({"target": target, "done": progress.done, "pending": BLOCKS - progress.done})
+            if target == "actor":
+                kill_last(pids)
+            elif target == "cut":
                 frozen.extend(freeze(nodes.pop()))
             else:
                 nodes.pop(rng.randrange(len(nodes))).kill_raylet(check_alive=False)
-                back_at.append(time.monotonic() + rng.uniform(0, 6))
+                replace_at.append(time.monotonic() + rng.uniform(0, 6))
 
-    crew = ActorPlan(2, 4, 1.0, in_flight=IN_FLIGHT)
     begin = time.monotonic()
     with ActorPool(
         lambda options: remote.options(**options).remote(str(log), 0.2 if kind == "raylets" else 0.5),
-        crew,
-        said.append,
-        patience=PoolTimeouts(verdict=5.0, cluster=120.0),
-        on_ready=lambda about: pids.append(about["pid"]),
+        ActorPlan(2, 4, 1.0, in_flight=IN_FLIGHT),
+        lines.append,
+        timeouts=PoolTimeouts(death_check_s=5.0, placement_s=120.0),
+        on_ready=lambda machine: pids.append(machine["pid"]),
     ) as pool:
-        outcome = pool.run("s0", range(BLOCKS), tick=strike)
+        outcome = pool.run("s0", range(BLOCKS), tick=tick)
     for pid in frozen:
         os.kill(pid, signal.SIGKILL)
-    if back_at or kind == "cuts":
+    if replace_at or kind == "cuts":
         nodes.append(cluster.add_node(**SMALL))
-    begun = [int(line) for line in log.read_text().split()]
+    started = [int(line) for line in log.read_text().split()]
     return {
-        "struck": struck,
-        "done": outcome.done,
-        "set_aside": [aside.block for aside in outcome.set_aside],
-        "begun_again": len(begun) - BLOCKS,
-        "all_begun": sorted(set(begun)) == list(range(BLOCKS)),
+        "strikes": strikes,
+        "done": outcome.num_done,
+        "set_aside": [each.block for each in outcome.set_aside],
+        "num_redone": len(started) - BLOCKS,
+        "all_started": sorted(set(started)) == list(range(BLOCKS)),
         "seconds": round(time.monotonic() - begin, 1),
-        "said": said,
+        "lines": lines,
     }
 
 
 def freeze(node):
-    """Stop a raylet and all that it started; gives their ids."""
+    """Stop a raylet and all processes that it started; return their ids."""
     pids = [node.all_processes["raylet"][0].process.pid]
-    for pid in pids:  # grows while it is gone through
+    for pid in pids:  # grows during the loop
         os.kill(pid, signal.SIGSTOP)
         pids.extend(children(pid))
     return pids
 
 
 def children(parent):
-    found = []
+    pids = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[1]) == parent:
-            found.append(int(stat.parent.name))
-    return found
+            pids.append(int(stat.parent.name))
+    return pids
 
 
-def kill_one(pids):
+def kill_last(pids):
+    """Kill the process that was ready last among those that are alive."""
     for pid in reversed(pids):
         try:
             os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Actors of a real Ray: they do blocks, raise, die, and are replaced."""
+"""Pools of actors on a real Ray: actors do blocks, raise, die, and are replaced."""
 
 import errno
 import os
@@ -10,66 +10,69 @@ from pathlib import Path
 import pytest
 
 from kasthuri_ray.errors import ActorPoolStopped, NodeUnsuitable
+from kasthuri_ray.segmentation.actor_plan import ActorPlan, PoolTimeouts
 from kasthuri_ray.segmentation.actor_pool import ActorPool
-from kasthuri_ray.segmentation.actors import ActorPlan, PoolTimeouts
 
-QUICK = PoolTimeouts(verdict=0.3, fate=30, ready=120, cluster=120, stuck=120, idle=0.5)
+SHORT_TIMEOUTS = PoolTimeouts(
+    death_check_s=0.3, node_answer_s=30, ready_s=120, placement_s=120, stuck_s=120, idle_s=0.5
+)
 
 
 def worker_class():
-    """An actor's class, made in here so that Ray carries it itself. Each block is a tuple of words that it obeys."""
+    """Return an actor's class, made in a function so that Ray pickles it. A block is a tuple of its name and orders."""
     import ray
 
     class Worker:
-        def __init__(self, folder, ready_seconds=0.0, unfit="", broken=""):
-            self.folder, self.ready_seconds, self.unfit, self.broken = Path(folder), ready_seconds, unfit, broken
+        def __init__(self, folder, ready_seconds=0.0, unsuitable="", broken=""):
+            self.folder, self.ready_seconds = Path(folder), ready_seconds
+            self.unsuitable, self.broken = unsuitable, broken
 
         def ready(self):
             time.sleep(self.ready_seconds)
             if self.broken:
                 raise RuntimeError(self.broken)
-            if self.unfit:
-                raise NodeUnsuitable(self.unfit)
-            self.cursed = not (self.folder / "first").exists()  # the first to come
+            if self.unsuitable:
+                raise NodeUnsuitable(self.unsuitable)
+            self.is_first = not (self.folder / "first").exists()
             (self.folder / "first").touch()
             return {"pid": os.getpid()}
 
         def work(self, phase, block):
-            _, do, *more = block
+            name, order, *more = block
             with open(self.folder / "log", "a") as log:
-                log.write(f"{phase} {block[0]} {os.getpid()}\n")
-            first = not (self.folder / f"seen_{block[0]}").exists()
-            (self.folder / f"seen_{block[0]}").touch()
-            if do == "die" or (do == "die once" and first):
+                log.write(f"{phase} {name} {os.getpid()}\n")
+            is_first_try = not (self.folder / f"seen_{name}").exists()
+            (self.folder / f"seen_{name}").touch()
+            if order == "die" or (order == "die once" and is_first_try):
                 os._exit(1)
-            if do == "raise" or (do == "raise once" and first):
-                raise ValueError(f"block {block[0]} is broken")
-            if do == "full":
+            if order == "raise" or (order == "raise once" and is_first_try):
+                raise ValueError(f"block {name} is broken")
+            if order == "fill disk":
                 raise OSError(errno.ENOSPC, "the disk is full: /data/x could not be written")
-            if do == "do unless cursed":
+            if order == "raise on the first actor":
                 time.sleep(0.3)
-                if self.cursed:
-                    raise RuntimeError("the card is broken")
-            if do == "unfit" and first:
-                raise NodeUnsuitable("the card is too small")
-            if do == "sleep":
+                if self.is_first:
+                    raise RuntimeError("the GPU is broken")
+            if order == "unsuitable once" and is_first_try:
+                raise NodeUnsuitable("the GPU is too small")
+            if order == "sleep":
                 time.sleep(more[0])
-            return {"block": block[0], "pid": os.getpid()}
+            return {"block": name, "pid": os.getpid()}
 
     return ray.remote(Worker)
 
 
-class Team:
-    """A pool of such workers, what it said and what it has done."""
+class LoggedPool:
+    """A pool of such workers, the lines that it reported, and the blocks that are done."""
 
-    def __init__(self, folder, crew, patience=QUICK, **worker):
+    def __init__(self, folder, plan, timeouts=SHORT_TIMEOUTS, **worker):
         remote = worker_class()
-        self.folder, self.said, self.done, self.ready = folder, [], [], []
+        self.folder, self.lines, self.done, self.ready = folder, [], [], []
         self.pool = ActorPool(
             lambda options: remote.options(**options).remote(str(folder), **worker),
-            crew,
-            self.said.append,
-            patience=patience,
+            plan,
+            self.lines.append,
+            timeouts=timeouts,
             on_ready=self.ready.append,
         )
 
@@ -77,221 +80,222 @@ class Team:
         with self.pool:
             return self.pool.run(phase, blocks, on_done=lambda block, result: self.done.append(block[0]), **more)
 
-    def times_started(self, name):
-        return [line.split()[1] for line in (self.folder / "log").read_text().splitlines()].count(str(name))
+    def started(self):
+        """Return phase, block and process of every start of a block."""
+        return [line.split() for line in (self.folder / "log").read_text().splitlines()]
 
 
 @pytest.fixture
-def team(ray_here, tmp_path):
-    def make(fewest=2, most=None, in_flight=3, patience=QUICK, num_cpus=0.1, ask=False, **worker):
-        crew = ActorPlan(fewest, most or fewest, num_cpus, in_flight=in_flight, ask=ask)
-        return Team(tmp_path, crew, patience, **worker)
+def make_pool(local_ray, tmp_path):
+    def make(
+        min_actors=2, max_actors=None, in_flight=3, timeouts=SHORT_TIMEOUTS, num_cpus=0.1, autoscale=False, **worker
+    ):
+        plan = ActorPlan(min_actors, max_actors or min_actors, num_cpus, in_flight=in_flight, autoscale=autoscale)
+        return LoggedPool(tmp_path, plan, timeouts, **worker)
 
     return make
 
 
-def plain(num):
+def plain_blocks(num):
     return [(number, "do") for number in range(num)]
 
 
-def test_every_block_is_done_once_by_actors_that_end_afterwards(team):
-    ours = team()
+def test_every_block_is_done_once_by_actors_that_end_afterwards(make_pool):
+    logged = make_pool()
     ticks = []
-    outcome = ours.run([(number, "sleep", 0.1) for number in range(50)], tick=ticks.append)
-    assert (outcome.done, outcome.set_aside) == (50, [])
-    assert sorted(ours.done) == list(range(50))
-    assert len((ours.folder / "log").read_text().splitlines()) == 50
-    assert len(ours.ready) == 2
+    outcome = logged.run([(number, "sleep", 0.1) for number in range(50)], tick=ticks.append)
+    assert (outcome.num_done, outcome.set_aside) == (50, [])
+    assert sorted(logged.done) == list(range(50))
+    assert len(logged.started()) == 50
+    assert len(logged.ready) == 2
     assert (ticks[-1].done, ticks[-1].in_flight, ticks[-1].phase) == (50, 0, "s0")
-    assert ours.pool.progress.actors == 0
-    wait_until(lambda: not any(alive(about["pid"]) for about in ours.ready))
-    assert ours.said == []
+    assert logged.pool.progress.actors == 0
+    wait_until(lambda: not any(is_alive(machine["pid"]) for machine in logged.ready))
+    assert logged.lines == []
 
 
-def wait_until(happened, seconds=20):
-    end = time.monotonic() + seconds
-    while not happened():
+def wait_until(condition, timeout_s=20):
+    end = time.monotonic() + timeout_s
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
 
 
-def alive(pid):
+def is_alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
 
 
-def test_phases_follow_each_other_on_the_same_slow_actors(team):
-    ours = team(ready_seconds=1.0)
-    with ours.pool as pool:
-        assert pool.run("s0", [(n, "sleep", 0.3) for n in range(10)]).done == 10
-        assert pool.run("s1", plain(4)).done == 4
-        assert pool.run("s2", []).done == 0
-    lines = [line.split() for line in (ours.folder / "log").read_text().splitlines()]
-    assert [line[0] for line in lines] == ["s0"] * 10 + ["s1"] * 4
-    assert {line[2] for line in lines} <= {str(about["pid"]) for about in ours.ready}
-    assert len(ours.ready) <= 2
+def test_phases_run_one_after_the_other_on_the_same_actors(make_pool):
+    logged = make_pool(ready_seconds=1.0)
+    with logged.pool as pool:
+        assert pool.run("s0", [(n, "sleep", 0.3) for n in range(10)]).num_done == 10
+        assert pool.run("s1", plain_blocks(4)).num_done == 4
+        assert pool.run("s2", []).num_done == 0
+    assert [phase for phase, _, _ in logged.started()] == ["s0"] * 10 + ["s1"] * 4
+    assert {pid for _, _, pid in logged.started()} <= {str(machine["pid"]) for machine in logged.ready}
+    assert len(logged.ready) <= 2
 
 
-def test_blocks_that_kill_or_raise_every_time_are_set_aside_and_the_others_are_done(team, monkeypatch):
+def test_blocks_that_kill_or_raise_every_time_are_set_aside_and_the_others_are_done(make_pool, monkeypatch):
     monkeypatch.setattr("kasthuri_ray.segmentation.block_scheduler.RETRY_PAUSES_S", (0.2, 0.2))
-    ours = team()
-    told = []
-    bad = [("killer", "die"), ("raiser", "raise"), ("shaky", "die once"), ("fragile", "raise once")]
+    logged = make_pool()
+    set_aside = []
+    bad = [("killer", "die"), ("raiser", "raise"), ("kills_once", "die once"), ("raises_once", "raise once")]
     blocks = [*[(n, "sleep", 0.2) for n in range(10)], *bad, *[(n, "sleep", 0.2) for n in range(10, 20)]]
-    outcome = ours.run(blocks, on_aside=told.append)
-    assert set(ours.done) == {*range(20), "shaky", "fragile"}
-    assert len(ours.done) == outcome.done == 22
-    assert told == outcome.set_aside
-    asides = {aside.block[0]: aside for aside in outcome.set_aside}
-    assert asides.keys() == {"killer", "raiser"}
-    assert "3 actors died on it, on nodes that live: its process ended suddenly" in asides["killer"].reason
-    assert "actor_id" in asides["killer"].traceback
-    assert asides["raiser"].reason == "raised 3 times: ValueError: block raiser is broken"
-    assert "in work" in asides["raiser"].traceback
-    assert "\x1b" not in asides["raiser"].traceback
-    assert ours.times_started("killer") == 3
-    assert 4 <= sum(" died: " in line for line in ours.said) <= 5
-    assert any("block ('raiser', 'raise') is set aside: raised 3 times" in line for line in ours.said)
-    redone = len((ours.folder / "log").read_text().splitlines()) - 24
-    assert redone <= 2 + 3 * 5 + 1  # what was in flight at each death, and one more of the fragile one
+    outcome = logged.run(blocks, on_set_aside=set_aside.append)
+    assert set(logged.done) == {*range(20), "kills_once", "raises_once"}
+    assert len(logged.done) == outcome.num_done == 22
+    assert set_aside == outcome.set_aside
+    by_name = {each.block[0]: each for each in outcome.set_aside}
+    assert by_name.keys() == {"killer", "raiser"}
+    assert "3 actors died on it while their nodes stayed alive: its process ended suddenly" in by_name["killer"].reason
+    assert "actor_id" in by_name["killer"].traceback
+    assert by_name["raiser"].reason == "raised 3 times: ValueError: block raiser is broken"
+    assert "in work" in by_name["raiser"].traceback
+    assert "\x1b" not in by_name["raiser"].traceback
+    assert [name for _, name, _ in logged.started()].count("killer") == 3
+    assert 4 <= sum(" died: " in line for line in logged.lines) <= 5
+    assert any("block ('raiser', 'raise') is set aside: raised 3 times" in line for line in logged.lines)
+    num_redone = len(logged.started()) - 24
+    assert num_redone <= 2 + 3 * 5 + 1  # what was in flight at each death, and a retry of raises_once
 
 
-def test_a_bug_that_hits_every_block_stops_early(team, monkeypatch):
+def test_an_error_of_every_block_stops_the_pool_early(make_pool, monkeypatch):
     monkeypatch.setattr("kasthuri_ray.segmentation.block_scheduler.RETRY_PAUSES_S", (0.2, 0.2))
-    ours = team()
+    logged = make_pool()
     with pytest.raises(ActorPoolStopped, match="none was done") as stopped:
-        ours.run([(number, "raise") for number in range(500)])
+        logged.run([(number, "raise") for number in range(500)])
     assert "in work" in stopped.value.traceback
-    assert len((ours.folder / "log").read_text().splitlines()) <= 40
-    assert ours.pool.progress.actors == 0
+    assert len(logged.started()) <= 40
+    assert logged.pool.progress.actors == 0
 
 
-def test_a_full_disk_stops_the_job_in_words(team):
+def test_a_full_disk_stops_the_pool_with_its_message(make_pool):
     with pytest.raises(ActorPoolStopped, match="the disk is full: /data/x"):
-        team().run([(0, "full"), *plain(5)])
+        make_pool().run([(0, "fill disk"), *plain_blocks(5)])
 
 
-def test_a_machine_that_cannot_do_it_is_said_once_and_stops_where_it_is_the_only_one(team):
-    ours = team(unfit="this machine has no bf16, the ledger wants it")
-    with pytest.raises(ActorPoolStopped, match="no machine of the cluster can do this: this machine has no bf16"):
-        ours.run(plain(5))
-    assert sum("is left out" in line for line in ours.said) <= 2
-    assert ours.done == []
+def test_the_pool_stops_if_the_only_node_is_unsuitable_and_says_so_once(make_pool):
+    logged = make_pool(unsuitable="this machine has no bf16, the ledger wants it")
+    with pytest.raises(ActorPoolStopped, match="no node of the cluster can run this job: this machine has no bf16"):
+        logged.run(plain_blocks(5))
+    assert sum("is excluded" in line for line in logged.lines) <= 2
+    assert logged.done == []
 
 
-def test_an_actor_that_turns_out_unfit_gives_its_blocks_back(team):
-    ours = team(in_flight=2)
-    outcome = ours.run([*[(n, "sleep", 0.3) for n in range(14)], ("large", "unfit"), (15, "sleep", 1)])
+def test_blocks_of_an_actor_that_turns_out_to_be_unsuitable_are_done_by_another(make_pool):
+    logged = make_pool(in_flight=2)
+    outcome = logged.run([*[(n, "sleep", 0.3) for n in range(14)], ("large", "unsuitable once"), (15, "sleep", 1)])
     assert outcome.set_aside == []
-    assert set(ours.done) == {*range(14), "large", 15}
-    assert len(ours.ready) == 2  # the other goes on, and nobody is started on that machine again
-    assert sum("is left out: the card is too small" in line for line in ours.said) == 1
+    assert set(logged.done) == {*range(14), "large", 15}
+    assert len(logged.ready) == 2  # the other one continues, and none is started on that machine again
+    assert sum("is excluded: the GPU is too small" in line for line in logged.lines) == 1
 
 
-def test_actors_that_never_come_up_stop_the_job(team, monkeypatch):
-    monkeypatch.setattr("kasthuri_ray.segmentation.actors.MAX_FAILED_STARTS", 2)
-    ours = team(broken="the weights are not there")
-    with pytest.raises(
-        ActorPoolStopped, match=r"no actor came up, 2 times in a row: RuntimeError: the weights are not"
-    ):
-        ours.run(plain(5))
+def test_the_pool_stops_if_no_actor_ever_becomes_ready(make_pool, monkeypatch):
+    monkeypatch.setattr("kasthuri_ray.segmentation.actor_scaling.MAX_FAILED_STARTS", 2)
+    logged = make_pool(broken="the weights are not there")
+    message = r"no actor became ready in 2 starts in a row: RuntimeError: the weights are not"
+    with pytest.raises(ActorPoolStopped, match=message):
+        logged.run(plain_blocks(5))
 
 
-def test_too_large_an_actor_is_told_with_both_numbers(team):
-    ours = team(num_cpus=64, patience=PoolTimeouts(cluster=1.0))
+def test_an_actor_that_is_too_large_for_the_cluster_is_an_error_with_both_numbers(make_pool):
+    logged = make_pool(num_cpus=64, timeouts=PoolTimeouts(placement_s=1.0))
     with pytest.raises(ActorPoolStopped, match=r"an actor needs 64 CPU; the cluster has 2 CPU \(.* free\) on 1 node"):
-        ours.run(plain(5))
+        logged.run(plain_blocks(5))
 
 
-def test_no_more_actors_than_blocks(team):
-    ours = team(fewest=8)
-    assert ours.run([(0, "sleep", 0.5), (1, "sleep", 0.5)]).done == 2
-    assert len(ours.ready) <= 2
+def test_no_more_actors_are_started_than_there_are_blocks(make_pool):
+    logged = make_pool(min_actors=8)
+    assert logged.run([(0, "sleep", 0.5), (1, "sleep", 0.5)]).num_done == 2
+    assert len(logged.ready) <= 2
 
 
-def test_the_crew_grows_where_there_is_room_and_shrinks_when_blocks_run_out(team, monkeypatch):
-    wishes = []
-    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: wishes.append(bundles))
-    ours = team(fewest=1, most=3, in_flight=2, num_cpus=0.2, ask=True)
-    seen = []
+def test_the_pool_grows_where_there_is_room_and_shrinks_when_blocks_run_out(make_pool, monkeypatch):
+    requests = []
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: requests.append(bundles))
+    logged = make_pool(min_actors=1, max_actors=3, in_flight=2, num_cpus=0.2, autoscale=True)
+    num_actors = []
     blocks = [*[(n, "sleep", 0.3) for n in range(40)], ("long", "sleep", 4)]
-    ours.run(blocks, tick=lambda progress: seen.append(progress.actors))
-    assert max(seen) == 3
-    assert seen[-1] < 3  # while the last block took its time
-    assert len(ours.done) == 41
-    assert wishes == [[{"CPU": 0.2}] * 3, []]
+    logged.run(blocks, tick=lambda progress: num_actors.append(progress.actors))
+    assert max(num_actors) == 3
+    assert num_actors[-1] < 3  # while the last block ran
+    assert len(logged.done) == 41
+    assert requests == [[{"CPU": 0.2}] * 3, []]
 
 
 @pytest.mark.parametrize("how", ["tick raises", "SIGTERM", "SIGTERM while Ray waits", "Ctrl-C"])
-def test_whatever_ends_the_run_ends_the_actors(team, how, ray_here):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts us in the background has it ignored
-    ours, before = team(), signal.getsignal(signal.SIGTERM)
+def test_whatever_ends_the_run_ends_the_actors(make_pool, how, local_ray):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts us in the background ignores it
+    logged, handler = make_pool(), signal.getsignal(signal.SIGTERM)
 
     def tick(progress):
         if progress.done and how == "tick raises":
             raise RuntimeError("the lease is lost")
         if progress.done and how == "SIGTERM while Ray waits":
             threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
-            ray_here.get(endless.remote())
+            local_ray.get(sleep_long.remote())
         if progress.done:
             signal.raise_signal(signal.SIGTERM if how == "SIGTERM" else signal.SIGINT)
 
-    @ray_here.remote(num_cpus=0)
-    def endless():
+    @local_ray.remote(num_cpus=0)
+    def sleep_long():
         time.sleep(60)
 
     raised = {"tick raises": RuntimeError, "Ctrl-C": KeyboardInterrupt}.get(how, SystemExit)
     with pytest.raises(raised) as error:
-        ours.run(((n, "sleep", 0.05) for n in range(10_000)), tick=tick)
+        logged.run(((n, "sleep", 0.05) for n in range(10_000)), tick=tick)
     if raised is SystemExit:
         assert error.value.code == 143
-        assert signal.getsignal(signal.SIGTERM) == before
-    wait_until(lambda: not any(alive(about["pid"]) for about in ours.ready))
+        assert signal.getsignal(signal.SIGTERM) == handler
+    wait_until(lambda: not any(is_alive(machine["pid"]) for machine in logged.ready))
 
 
-def test_an_actor_that_fails_what_others_do_is_replaced_and_no_block_is_blamed(team):
-    ours = team()
-    outcome = ours.run([(n, "do unless cursed") for n in range(30)])
-    assert (outcome.done, outcome.set_aside) == (30, [])
-    assert sum("is ended: blocks fail there that are done elsewhere" in line for line in ours.said) == 1
-    assert len(ours.ready) in (2, 3)  # the next one may come when all is done
+def test_an_actor_that_fails_blocks_which_others_do_is_replaced_and_no_block_is_set_aside(make_pool):
+    logged = make_pool()
+    outcome = logged.run([(n, "raise on the first actor") for n in range(30)])
+    assert (outcome.num_done, outcome.set_aside) == (30, [])
+    assert sum("is ended: blocks fail there that are done elsewhere" in line for line in logged.lines) == 1
+    assert len(logged.ready) in (2, 3)  # the next one may become ready when all is done
 
 
-def test_actors_killed_from_outside_are_replaced_and_nothing_is_lost(team):
-    ours = team(fewest=3)
+def test_actors_killed_from_outside_are_replaced_and_no_block_is_lost(make_pool):
+    logged = make_pool(min_actors=3)
     stop = threading.Event()
-    struck = []
+    kills = []  # blocks that were done and that were left, at each kill
 
     def kill():
-        while not stop.wait(0.4) and len(struck) < 3:
-            pids = [about["pid"] for about in ours.ready if alive(about["pid"])]
-            if pids and ours.pool.progress.in_flight:
-                struck.append((len(ours.done), 100 - len(ours.done)))
+        while not stop.wait(0.4) and len(kills) < 3:
+            pids = [machine["pid"] for machine in logged.ready if is_alive(machine["pid"])]
+            if pids and logged.pool.progress.in_flight:
+                kills.append((len(logged.done), 100 - len(logged.done)))
                 os.kill(pids[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    outcome = ours.run([(n, "sleep", 0.1) for n in range(100)])
+    outcome = logged.run([(n, "sleep", 0.1) for n in range(100)])
     stop.set()
     killer.join()
     assert outcome.set_aside == []
-    assert sorted(ours.done) == list(range(100))
-    assert struck
-    assert all(pending > 0 for _, pending in struck)
-    assert len((ours.folder / "log").read_text().splitlines()) <= 100 + 3 * len(struck)
+    assert sorted(logged.done) == list(range(100))
+    assert kills
+    assert all(num_left > 0 for _, num_left in kills)
+    assert len(logged.started()) <= 100 + 3 * len(kills)
 
 
-def test_an_actor_that_is_stuck_is_replaced(team):
-    ours = team(patience=PoolTimeouts(verdict=0.3, stuck=3))
+def test_an_actor_that_is_stuck_is_replaced(make_pool):
+    logged = make_pool(timeouts=PoolTimeouts(death_check_s=0.3, stuck_s=3))
     frozen = []
 
     def tick(progress):
         if progress.done > 3 and not frozen:
-            frozen.append(ours.ready[0]["pid"])
+            frozen.append(logged.ready[0]["pid"])
             os.kill(frozen[0], signal.SIGSTOP)
 
-    outcome = ours.run([(n, "sleep", 0.1) for n in range(60)], tick=tick)
-    assert (outcome.done, outcome.set_aside) == (60, [])
-    assert any("no block was done for 3 s" in line for line in ours.said)
+    outcome = logged.run([(n, "sleep", 0.1) for n in range(60)], tick=tick)
+    assert (outcome.num_done, outcome.set_aside) == (60, [])
+    assert any("no block was done for 3 s" in line for line in logged.lines)

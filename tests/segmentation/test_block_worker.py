@@ -1,4 +1,4 @@
-"""What an actor does with blocks, without Ray: the result is that of one pass over the whole, however it is cut."""
+"""What a worker makes of blocks, without Ray: the result of one pass over the whole image, whatever the blocks are."""
 
 import threading
 import time
@@ -12,13 +12,8 @@ from kasthuri_ray.errors import NodeUnsuitable, VolumeError
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.metrics.objects import join_objects
 from kasthuri_ray.output.ledger import read_components
-from kasthuri_ray.segmentation.segmentation_job import SEGMENT, job_phases, phase_grid
+from kasthuri_ray.segmentation.phases import SEGMENT, phase_grid
 from kasthuri_ray.volumes.opening import open_volume
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, write_run):
-    return write_run(tmp_path_factory.mktemp("run") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +21,13 @@ def image(stores):
     return stores.image((3, 110, 170))
 
 
-@pytest.fixture(scope="module")
-def em(tmp_path_factory, stores, image):
-    return stores.zarr(tmp_path_factory.mktemp("em") / "em.zarr", image)
-
-
-def array(job, name="s0"):
+def read_array(job, name="s0"):
     return np.asarray(zarr.open_group(job.output, mode="r")[name])
 
 
-def difference(found, probabilities):
-    return np.abs(found.astype(int) - np.rint(255 * probabilities).astype(int)).max()
+def max_difference(array, probabilities):
+    """Return the largest difference between uint8 probabilities and probabilities, in steps of 1/255."""
+    return np.abs(array.astype(int) - np.rint(255 * probabilities).astype(int)).max()
 
 
 CUTS = {
@@ -49,44 +40,48 @@ CUTS = {
 
 
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
-def test_blocks_equal_one_pass_whatever_they_are(
-    run, em, image, tiny_network, oracle, job_of, done_here, tmp_path, cut
+def test_blocks_of_any_shape_equal_one_pass(
+    run, em, image, tiny_network, one_pass, make_job, run_job_here, tmp_path, cut
 ):
-    expected = oracle(tiny_network(), image)
+    expected = one_pass(tiny_network(), image)
     assert expected.min() < 0.02
     assert expected.max() > 0.98
-    job = job_of(run, tmp_path / "out.zarr", image=em, **cut)
-    done_here(job)
-    assert difference(array(job), expected[(slice(None), *job.box.slices())]) <= 1
+    job = make_job(run, tmp_path / "out.zarr", image=em, **cut)
+    run_job_here(job)
+    assert max_difference(read_array(job), expected[(slice(None), *job.box.slices())]) <= 1
 
 
 @pytest.mark.parametrize("network", [{"dim": 3}, {"classes": 3}, {"dim": 3, "pool_z": 1}], ids=str)
-def test_other_networks(write_run, stores, tiny_network, oracle, job_of, done_here, tmp_path, network):
+def test_blocks_of_other_networks_equal_one_pass(
+    write_run, stores, tiny_network, one_pass, make_job, run_job_here, tmp_path, network
+):
     run = write_run(tmp_path / "run", **network)
     image = stores.image((20, 40, 56))
     em = stores.zarr(tmp_path / "em.zarr", image)
-    job = job_of(run, tmp_path / "out.zarr", image=em, shard=[8, 16, 16], block=[8, 32, 16], box="3:,:,2:50")
-    done_here(job)
-    expected = oracle(tiny_network(**network), image)
-    assert difference(array(job), expected[(slice(None), *job.box.slices())]) <= 1
+    job = make_job(run, tmp_path / "out.zarr", image=em, shard=[8, 16, 16], block=[8, 32, 16], box="3:,:,2:50")
+    run_job_here(job)
+    expected = one_pass(tiny_network(**network), image)
+    assert max_difference(read_array(job), expected[(slice(None), *job.box.slices())]) <= 1
 
 
-def test_half_the_halo_does_not_do(run, em, image, tiny_network, oracle, job_of, done_here, tmp_path):
-    whole = job_of(run, tmp_path / "whole.zarr", image=em)
-    half = [n // 2 // f * f for n, f in zip(whole.halo, whole.reach.factors, strict=True)]
-    job = job_of(run, tmp_path / "out.zarr", image=em, halo=half, shard=[1, 32, 32], block=[3, 32, 32])
-    done_here(job)
-    assert difference(array(job), oracle(tiny_network(), image)) > 1
+def test_half_of_the_halo_is_not_enough(run, em, image, tiny_network, one_pass, make_job, run_job_here, tmp_path):
+    whole = make_job(run, tmp_path / "whole.zarr", image=em)
+    half = [n // 2 // f * f for n, f in zip(whole.halo, whole.receptive_field.factors, strict=True)]
+    job = make_job(run, tmp_path / "out.zarr", image=em, halo=half, shard=[1, 32, 32], block=[3, 32, 32])
+    run_job_here(job)
+    assert max_difference(read_array(job), one_pass(tiny_network(), image)) > 1
 
 
-def test_an_image_that_does_not_begin_at_0(run, image, stores, tiny_network, oracle, job_of, done_here, tmp_path):
-    """The pooling grid begins where the image does, and the output lies where the image does."""
+def test_the_output_of_an_image_with_an_offset_is_at_the_same_place(
+    run, image, stores, tiny_network, one_pass, make_job, run_job_here, tmp_path
+):
+    """The pooling grid begins at the first voxel of the image, whatever its offset."""
     em = stores.precomputed(tmp_path / "em", image, offset=(7, 3, 101))
-    job = job_of(run, tmp_path / "out.zarr", image=em, box="8:10,20:100,:", shard=[1, 32, 32], block=[1, 32, 64])
-    done_here(job)
+    job = make_job(run, tmp_path / "out.zarr", image=em, box="8:10,20:100,:", shard=[1, 32, 32], block=[1, 32, 64])
+    run_job_here(job)
     assert job.box == Box((8, 20, 101), (10, 100, 271))
-    expected = oracle(tiny_network(), image)[:, 1:3, 17:97, :]
-    assert difference(array(job), expected) <= 1
+    expected = one_pass(tiny_network(), image)[:, 1:3, 17:97, :]
+    assert max_difference(read_array(job), expected) <= 1
     group = zarr.open_group(job.output, mode="r")
     (dataset,) = group.attrs["ome"]["multiscales"][0]["datasets"]
     scale, translation = dataset["coordinateTransformations"]
@@ -94,246 +89,237 @@ def test_an_image_that_does_not_begin_at_0(run, image, stores, tiny_network, ora
     assert translation["translation"] == [0, 8 * 30, 20 * 6, 101 * 6]
 
 
-def test_grey_levels_of_the_training_become_the_networks(
-    write_run, image, stores, tiny_network, oracle, job_of, done_here, tmp_path
+def test_an_image_of_16_bits_is_scaled_by_the_grey_levels_of_the_training(
+    write_run, image, stores, tiny_network, one_pass, make_job, run_job_here, tmp_path
 ):
-    run = write_run(tmp_path / "run", about={"image_intensity": [1000.0, 52000.0]})
+    run = write_run(tmp_path / "run", extra={"image_intensity": [1000.0, 52000.0]})
     em = stores.zarr(tmp_path / "em.zarr", 1000 + 200 * image.astype(np.uint16))
-    job = job_of(run, tmp_path / "out.zarr", image=em)
-    done_here(job)
-    assert difference(array(job), oracle(tiny_network(), image)) <= 1
+    job = make_job(run, tmp_path / "out.zarr", image=em)
+    run_job_here(job)
+    assert max_difference(read_array(job), one_pass(tiny_network(), image)) <= 1
 
 
-def test_the_mean_over_turns_does_not_depend_on_blocks_either(run, em, job_of, done_here, tmp_path):
-    one = job_of(run, tmp_path / "one.zarr", image=em, tta=True)
-    other = job_of(run, tmp_path / "other.zarr", image=em, tta=True, shard=[1, 32, 48], block=[3, 64, 48])
-    done_here(one)
-    done_here(other)
-    plain = job_of(run, tmp_path / "plain.zarr", image=em)
-    done_here(plain)
-    assert difference(array(one), array(other) / 255) <= 1
-    assert difference(array(one), array(plain) / 255) > 10
+def test_the_mean_over_flips_and_turns_does_not_depend_on_the_blocks(run, em, make_job, run_job_here, tmp_path):
+    one = make_job(run, tmp_path / "one.zarr", image=em, tta=True)
+    other = make_job(run, tmp_path / "other.zarr", image=em, tta=True, shard=[1, 32, 48], block=[3, 64, 48])
+    run_job_here(one)
+    run_job_here(other)
+    plain = make_job(run, tmp_path / "plain.zarr", image=em)
+    run_job_here(plain)
+    assert max_difference(read_array(one), read_array(other) / 255) <= 1
+    assert max_difference(read_array(one), read_array(plain) / 255) > 10
 
 
 @pytest.fixture(scope="module")
-def wide(tmp_path_factory, stores):
-    """An image with a pyramid of two levels, half of it blank."""
+def half_blank(tmp_path_factory, stores):
+    """Return an image of two pyramid levels, blank on one side but for one voxel, and its path."""
     image = stores.image((2, 100, 600))
     image[:, :, 300:] = 0
-    image[1, 50, 500] = 9  # but for one voxel
-    return image, stores.zarr(tmp_path_factory.mktemp("wide") / "em.zarr", image)
+    image[1, 50, 500] = 9
+    return image, stores.zarr(tmp_path_factory.mktemp("half_blank") / "em.zarr", image)
 
 
-BLANK = {"shard": [2, 32, 32], "chunk": [2, 16, 16]}
+SMALL_CHUNKS = {"shard": [2, 32, 32], "chunk": [2, 16, 16]}
 
 
-def test_what_is_blank_is_0_whatever_the_blocks_and_the_rest_exact(
-    run, wide, tiny_network, oracle, job_of, done_here, tmp_path
+def test_chunks_that_see_only_blank_voxels_are_0_and_all_others_are_exact(
+    run, half_blank, tiny_network, one_pass, make_job, run_job_here, tmp_path
 ):
-    image, em = wide
+    image, em = half_blank
     jobs = [
-        job_of(run, tmp_path / f"{n}.zarr", image=em, block=block, **BLANK)
+        make_job(run, tmp_path / f"{n}.zarr", image=em, block=block, **SMALL_CHUNKS)
         for n, block in enumerate(([2, 32, 32], [2, 64, 96], [2, 128, 608]))
     ]
-    todos = [done_here(job) for job in jobs]
-    found = [array(job) for job in jobs]
-    for other in found[1:]:
-        assert ((found[0] == 0) == (other == 0)).all()
-        assert difference(found[0], other / 255) <= 1  # tiles of another shape round otherwise
-    expected = np.rint(255 * oracle(tiny_network(), image)).astype(int)
+    trackers = [run_job_here(job) for job in jobs]
+    arrays = [read_array(job) for job in jobs]
+    for other in arrays[1:]:
+        assert ((arrays[0] == 0) == (other == 0)).all()
+        assert max_difference(arrays[0], other / 255) <= 1  # tiles of another shape are rounded differently
+    expected = np.rint(255 * one_pass(tiny_network(), image)).astype(int)
     (margin,) = set(jobs[0].halo[1:])
     for chunk in Box((0, 0, 0), (2, 100, 600)).cells((2, 16, 16)):
         z, y, x = chunk.slices()
         seen = image[:, max(0, y.start - margin) : y.stop + margin, max(0, x.start - margin) : x.stop + margin]
-        voxels = found[0][(slice(None), z, y, x)].astype(int)
+        voxels = arrays[0][(slice(None), z, y, x)].astype(int)
         if seen.any():
             assert np.abs(voxels - expected[(slice(None), z, y, x)]).max() <= 1
         else:
             assert not voxels.any()
-    assert todos[0].num_blank(SEGMENT) > 10
-    every = job_of(run, tmp_path / "every.zarr", image=em, skip_blank=False, **BLANK)
-    done_here(every)
-    assert np.abs(array(every).astype(int) - expected).max() <= 1
+    assert trackers[0].num_blank(SEGMENT) > 10
+    all_computed = make_job(run, tmp_path / "all.zarr", image=em, skip_blank=False, **SMALL_CHUNKS)
+    run_job_here(all_computed)
+    assert np.abs(read_array(all_computed).astype(int) - expected).max() <= 1
 
 
-def test_blank_blocks_are_neither_computed_nor_read_again(
-    run, wide, job_of, segmenter_of, done_here, tmp_path, content_of
+def test_blank_blocks_are_neither_computed_nor_read_by_later_phases(
+    run, half_blank, make_job, make_worker, run_job_here, tmp_path, read_files
 ):
-    job = job_of(run, tmp_path / "out.zarr", image=wide[1], block=[2, 32, 32], save_mask=True, objects=True, **BLANK)
-    segmenter = segmenter_of(job)
-    computed, predict = [], segmenter.predictor.predict
+    job = make_job(
+        run, tmp_path / "out.zarr", image=half_blank[1], block=[2, 32, 32], save_mask=True, objects=True, **SMALL_CHUNKS
+    )
+    worker = make_worker(job)
+    computed, predict = [], worker.predictor.predict
 
-    def watched(voxels, box, block, *more, **others):
+    def logged_predict(voxels, box, block, *more, **others):
         computed.append(block)
         return predict(voxels, box, block, *more, **others)
 
-    segmenter.predictor.predict = watched
-    todo = done_here(job, segmenter)
-    blank = [index for index in phase_grid(job, SEGMENT) if not todo.done(SEGMENT)["_".join(map(str, index))]]
+    worker.predictor.predict = logged_predict
+    tracker = run_job_here(job, worker)
+    blank = [index for index in phase_grid(job, SEGMENT) if not tracker.done(SEGMENT)["_".join(map(str, index))]]
     assert len(blank) > 10
     assert len(computed) == len(phase_grid(job, SEGMENT)) - len(blank)
     assert not {phase_grid(job, SEGMENT).box(index) for index in blank} & set(computed)
-    stored = {name for name in content_of(tmp_path / "out.zarr/s0") if name.startswith("c/")}
+    stored = {name for name in read_files(tmp_path / "out.zarr/s0") if name.startswith("c/")}
     assert len(stored) == len(computed)
-    assert todo.num_blank("s1") > 0
-    assert len(todo.ledger.done("s1")) == len(phase_grid(job, "s1")) - todo.num_blank("s1")
+    assert tracker.num_blank("s1") > 0
+    assert len(tracker.ledger.done("s1")) == len(phase_grid(job, "s1")) - tracker.num_blank("s1")
 
 
-def test_a_mask_of_another_resolution_leaves_blocks_out(
-    run, em, image, stores, tiny_network, oracle, job_of, done_here, tmp_path
+def test_blocks_outside_a_mask_of_another_resolution_are_not_segmented(
+    run, em, image, stores, tiny_network, one_pass, make_job, run_job_here, tmp_path
 ):
     mask = np.zeros((3, 28, 43), np.uint16)  # voxels four times as long
     mask[1, 10, 20] = 7  # voxels 40:44 and 80:84
-    where = stores.zarr(tmp_path / "mask.zarr", mask, voxel_size=(30, 24, 24))
-    job = job_of(run, tmp_path / "out.zarr", image=em, mask=where, shard=[1, 16, 16], block=[1, 16, 16])
-    todo = done_here(job)
-    computed = [name for name, wrote in todo.done(SEGMENT).items() if wrote]
+    mask_path = stores.zarr(tmp_path / "mask.zarr", mask, voxel_size_nm=(30, 24, 24))
+    job = make_job(run, tmp_path / "out.zarr", image=em, mask=mask_path, shard=[1, 16, 16], block=[1, 16, 16])
+    tracker = run_job_here(job)
+    computed = [name for name, wrote in tracker.done(SEGMENT).items() if wrote]
     assert computed == ["1_2_5"]
-    assert job.record["mask"] == where
-    expected = oracle(tiny_network(), image)[:, 1, 32:48, 80:96]
-    assert difference(array(job)[:, 1, 32:48, 80:96], expected) <= 1
-    rest = array(job).copy()
+    assert job.record["mask"] == mask_path
+    expected = one_pass(tiny_network(), image)[:, 1, 32:48, 80:96]
+    assert max_difference(read_array(job)[:, 1, 32:48, 80:96], expected) <= 1
+    rest = read_array(job).copy()
     rest[:, 1, 32:48, 80:96] = 0
     assert not rest.any()
-    assert todo.ledger.read(SEGMENT, "0_0_0") == {"outside": True}
+    assert tracker.ledger.read(SEGMENT, "0_0_0") == {"outside": True}
 
 
-def test_mask_and_objects_are_those_of_the_whole(run, em, job_of, done_here, tmp_path):
-    job = job_of(
-        run,
-        tmp_path / "out.zarr",
-        image=em,
-        save_mask=True,
-        objects=True,
-        shard=[1, 32, 32],
-        block=[2, 32, 64],
-        threshold=0.7,
-    )
-    todo = done_here(job)
-    probability = array(job)[0]
-    mask = probability >= 0.7 * 255
+def test_label_image_and_objects_are_those_of_the_whole_image(run, em, make_job, run_job_here, tmp_path):
+    extras = {"save_mask": True, "objects": True, "threshold": 0.7}
+    job = make_job(run, tmp_path / "out.zarr", image=em, shard=[1, 32, 32], block=[2, 32, 64], **extras)
+    tracker = run_job_here(job)
+    mask = read_array(job)[0] >= 0.7 * 255
     assert 0 < mask.mean() < 1
-    assert (array(job, "labels/synapse/s0") == mask).all()
+    assert (read_array(job, "labels/synapse/s0") == mask).all()
     labels, number = cc3d.connected_components(mask, connectivity=26, return_N=True)
-    table = join_objects(read_components(todo.ledger, name) for name in todo.written("objects"))
+    table = join_objects(read_components(tracker.ledger, name) for name in tracker.written("objects"))
     assert len(table) == number > 3
     assert sorted(table.size_voxels) == sorted(np.bincount(labels.ravel())[1:])
 
 
-def test_a_precomputed_copy_is_the_same_at_the_same_place(run, em, job_of, done_here, tmp_path):
-    job = job_of(
+def test_a_precomputed_copy_holds_the_same_voxels_at_the_same_place(run, em, make_job, run_job_here, tmp_path):
+    job = make_job(
         run, tmp_path / "out.zarr", image=em, copy=str(tmp_path / "copy"), box="1:3,16:100,:", shard=[1, 32, 32]
     )
-    done_here(job)
+    run_job_here(job)
     copy = open_volume(str(tmp_path / "copy"))
     assert copy.bounds == job.box
     assert copy.voxel_size_nm == (30, 6, 6)
-    assert (copy.read(copy.bounds) == array(job)[0]).all()
+    assert (copy.read(copy.bounds) == read_array(job)[0]).all()
 
 
-def test_phases_come_in_their_order(run, em, job_of, tmp_path):
-    job = job_of(run, tmp_path / "out.zarr", image=em, objects=True, copy=str(tmp_path / "copy"))
-    assert job_phases(job) == ["s0", "objects", "precomputed-s0"]
-
-
-def test_what_fails_names_the_block(run, em, job_of, segmenter_of, tmp_path, monkeypatch):
-    segmenter = segmenter_of(job_of(run, tmp_path / "out.zarr", image=em))
-    monkeypatch.setattr(segmenter.predictor, "predict", lambda *a, **k: 1 / 0)
+def test_an_error_names_the_block(run, em, make_job, make_worker, tmp_path, monkeypatch):
+    worker = make_worker(make_job(run, tmp_path / "out.zarr", image=em))
+    monkeypatch.setattr(worker.predictor, "predict", lambda *a, **k: 1 / 0)
     with pytest.raises(RuntimeError, match=r"s0 of block 0:3,0:110,0:170 \(z,y,x\): ZeroDivisionError"):
-        segmenter.work("s0", (0, 0, 0))
-    assert segmenter.ledger.done("s0") == {}
+        worker.work("s0", (0, 0, 0))
+    assert worker.ledger.done("s0") == {}
 
 
-def test_a_source_that_fails_is_said_as_it_says_it(run, em, job_of, segmenter_of, tmp_path, monkeypatch):
-    segmenter = segmenter_of(job_of(run, tmp_path / "out.zarr", image=em))
+def test_an_error_of_the_image_keeps_its_message(run, em, make_job, make_worker, tmp_path, monkeypatch):
+    worker = make_worker(make_job(run, tmp_path / "out.zarr", image=em))
 
     def fail(box):
         raise VolumeError(f"em.zarr: the cutout {box} could not be read")
 
-    monkeypatch.setattr(segmenter.job.image, "read", fail)
+    monkeypatch.setattr(worker.job.image, "read", fail)
     with pytest.raises(VolumeError, match="the cutout 0:3,0:110,0:170 could not be read"):
-        segmenter.work("s0", (0, 0, 0))
+        worker.work("s0", (0, 0, 0))
 
 
-def test_a_machine_that_cannot_do_it_is_unfit(run, em, job_of, changed, segmenter_of, tmp_path):
-    job = job_of(run, tmp_path / "out.zarr", image=em)
-    with pytest.raises(NodeUnsuitable, match="no CUDA card"):
-        segmenter_of(changed(job, arithmetic=changed(job.arithmetic, device="cuda")))
+def test_a_machine_without_the_device_of_the_job_is_unsuitable(run, em, make_job, changed, make_worker, tmp_path):
+    job = make_job(run, tmp_path / "out.zarr", image=em)
+    with pytest.raises(NodeUnsuitable, match="no CUDA GPU"):
+        make_worker(changed(job, inference=changed(job.inference, device="cuda")))
 
 
-def test_bf16_that_was_not_asked_for_by_name_needs_the_hardware(
-    run, em, job_of, changed, segmenter_of, tmp_path, monkeypatch
+def test_bf16_that_was_not_requested_by_name_needs_bf16_arithmetic(
+    run, em, make_job, changed, make_worker, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("kasthuri_ray.hardware.supports_bf16", lambda device: False)
-    job = job_of(run, tmp_path / "out.zarr", image=em)
-    half = changed(job, arithmetic=changed(job.arithmetic, precision="bf16"))
-    with pytest.raises(NodeUnsuitable, match="begun in bf16"):
-        segmenter_of(half)
-    segmenter_of(changed(half, emulate_bf16=True))
+    job = make_job(run, tmp_path / "out.zarr", image=em)
+    bf16 = changed(job, inference=changed(job.inference, precision="bf16"))
+    with pytest.raises(NodeUnsuitable, match="started in bf16"):
+        make_worker(bf16)
+    make_worker(changed(bf16, emulate_bf16=True))
 
 
-def test_blocks_in_hand_are_bounded_while_the_next_is_read(run, em, job_of, segmenter_of, tmp_path, monkeypatch):
-    """Four calls at once: never more than two cutouts and two results are held, and reading overlaps the network."""
+def test_an_actor_holds_two_cutouts_and_two_results_at_most_and_reads_while_the_network_runs(
+    run, em, make_job, make_worker, tmp_path, monkeypatch
+):
     from kasthuri_ray.output.ome_zarr import OmeZarrOutput
 
-    job = job_of(run, tmp_path / "out.zarr", image=em, shard=[1, 32, 32], block=[1, 32, 32])
+    job = make_job(run, tmp_path / "out.zarr", image=em, shard=[1, 32, 32], block=[1, 32, 32])
     OmeZarrOutput.create(job.output, job.spec)
-    segmenter = segmenter_of(job)
-    held, most, lock = {"cutouts": 0, "results": 0}, {"cutouts": 0, "results": 0}, threading.Lock()
-    overlaps = []
+    worker = make_worker(job)
+    held, highest, lock = {"cutouts": 0, "results": 0}, {"cutouts": 0, "results": 0}, threading.Lock()
+    read_while_computing = []
 
     def count(name, step):
         with lock:
             held[name] += step
-            most[name] = max(most[name], held[name])
+            highest[name] = max(highest[name], held[name])
 
-    fetch, predict, write = segmenter._fetch, segmenter._predict, segmenter._write
-    computing = threading.Event()
+    fetch, predict, write = worker._fetch, worker._predict, worker._write
+    is_computing = threading.Event()
 
-    def fetched(block):
-        overlaps.append(computing.is_set())
+    def counted_fetch(block):
+        read_while_computing.append(is_computing.is_set())
         count("cutouts", 1)
         return fetch(block)
 
-    def predicted(cutout, block):
-        computing.set()
+    def counted_predict(cutout, block):
+        is_computing.set()
         time.sleep(0.05)
-        found = predict(cutout, block)
-        computing.clear()
+        probabilities = predict(cutout, block)
+        is_computing.clear()
         count("cutouts", -1)
         count("results", 1)
-        return found
+        return probabilities
 
-    def written(place, probabilities):
+    def counted_write(block, probabilities):
         time.sleep(0.12)
         count("results", -1)
-        return write(place, probabilities)
+        return write(block, probabilities)
 
-    monkeypatch.setattr(segmenter, "_fetch", fetched)
-    monkeypatch.setattr(segmenter, "_predict", predicted)
-    monkeypatch.setattr(segmenter, "_write", written)
+    monkeypatch.setattr(worker, "_fetch", counted_fetch)
+    monkeypatch.setattr(worker, "_predict", counted_predict)
+    monkeypatch.setattr(worker, "_write", counted_write)
     indices = phase_grid(job, "s0")[:12]
     threads = [
-        threading.Thread(target=lambda part: [segmenter.work("s0", index) for index in part], args=(indices[n::4],))
+        threading.Thread(target=lambda part: [worker.work("s0", index) for index in part], args=(indices[n::4],))
         for n in range(4)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert len(segmenter.ledger.done("s0")) == 12
-    assert most == {"cutouts": 2, "results": 2}
-    assert any(overlaps)
+    assert len(worker.ledger.done("s0")) == 12
+    assert highest == {"cutouts": 2, "results": 2}
+    assert any(read_while_computing)
 
 
-def test_a_sample_is_timed_and_a_smaller_halo_measured(run, em, job_of, segmenter_of, tmp_path, content_of):
-    whole = segmenter_of(job_of(run, tmp_path / "out.zarr", image=em))
+def test_a_sample_is_timed_and_the_error_of_a_smaller_halo_is_measured(
+    run, em, make_job, make_worker, tmp_path, read_files
+):
+    worker = make_worker(make_job(run, tmp_path / "out.zarr", image=em))
     block = Box((0, 20, 40), (2, 80, 120))
-    found = whole.time_tiles(block)
-    assert found["seconds"] > 0
-    assert found["computed"] > block.num_voxels
-    assert found["compression"] >= 1
-    assert found["halo_error"] is None
-    less = segmenter_of(job_of(run, tmp_path / "less.zarr", image=em, halo=[0, 2, 2]))
-    assert less.time_tiles(block)["halo_error"] > 1 / 255
-    assert content_of(tmp_path) == {}
+    timing = worker.time_tiles(block)
+    assert timing["seconds"] > 0
+    assert timing["computed_voxels"] > block.num_voxels
+    assert timing["compression"] >= 1
+    assert timing["halo_error"] is None
+    smaller = make_worker(make_job(run, tmp_path / "less.zarr", image=em, halo=[0, 2, 2]))
+    assert smaller.time_tiles(block)["halo_error"] > 1 / 255
+    assert read_files(tmp_path) == {}

@@ -1,4 +1,4 @@
-"""Tiles that follow from a seed, an epoch and an index, and what is read of the volumes for them."""
+"""Positions of tiles, the search for foreground, and the voxels that are read for a tile."""
 
 import time
 import tracemalloc
@@ -16,13 +16,13 @@ TILE = (1, 24, 32)
 
 @pytest.fixture
 def source(array_volume):
-    """`source(labels, ...)`: a box of an image of noise with these labels."""
+    """`source(labels, ...)`: a source whose image is noise, with these labels."""
 
-    def make(labels: np.ndarray, box: Box | None = None, image: np.ndarray | None = None, **how) -> TileSource:
+    def make(labels: np.ndarray, box: Box | None = None, image: np.ndarray | None = None, **more) -> TileSource:
         if image is None:
             image = np.random.default_rng(0).integers(1, 256, labels.shape, dtype=np.uint8)
         em, annotation = array_volume(image), array_volume(labels, uri="array://labels", chunk=(4, 16, 16))
-        return TileSource(em, annotation, box or em.bounds, **how)
+        return TileSource(em, annotation, box or em.bounds, **more)
 
     return make
 
@@ -39,7 +39,7 @@ def holds_foreground(tiles: TrainTiles, address: TileAddress) -> bool:
 
 
 @pytest.mark.parametrize("tile", [(1, 24, 32), (4, 16, 16), (8, 80, 96)])
-def test_tiles_lie_inside_the_box(source, tile):
+def test_random_tiles_are_inside_the_box(source, tile):
     labels = np.random.default_rng(1).random((12, 100, 120)) < 0.001
     tiles = TrainTiles((source(labels.astype(np.uint8), Box((2, 10, 20), (10, 90, 116))),), tile, 0, 0.5, 64)
     for index in range(64):
@@ -49,7 +49,7 @@ def test_tiles_lie_inside_the_box(source, tile):
         assert tiles.sources[0].box.contains(address.box)
 
 
-def test_random_tiles_reach_every_corner_and_do_not_dwell(source):
+def test_random_tiles_reach_every_position_about_equally_often(source):
     tiles = TrainTiles((source(np.zeros((4, 26, 34), np.uint8)),), TILE, 0, 0.0, 600)
     starts = [tiles.address(0, index).box.start for index in range(600)]
     _, counts = np.unique(starts, axis=0, return_counts=True)
@@ -57,22 +57,22 @@ def test_random_tiles_reach_every_corner_and_do_not_dwell(source):
     assert counts.min() > 5
 
 
-def test_a_tile_follows_from_seed_epoch_and_index_whatever_the_order(source):
+def test_a_tile_depends_on_seed_epoch_and_index_and_not_on_the_order_of_drawing(source):
     labels = (np.random.default_rng(2).random((8, 80, 96)) < 0.001).astype(np.uint8)
 
     def tiles(seed: int) -> TrainTiles:
         return TrainTiles((source(labels), source(labels[:4])), TILE, seed, 0.5, 32)
 
-    places = [(epoch, index) for epoch in range(2) for index in range(32)]
-    forward = {place: tiles(3).address(*place) for place in places}
+    draws = [(epoch, index) for epoch in range(2) for index in range(32)]
+    forward = {draw: tiles(3).address(*draw) for draw in draws}
     again = tiles(3)
-    assert {place: again.address(*place) for place in reversed(places)} == forward
+    assert {draw: again.address(*draw) for draw in reversed(draws)} == forward
     assert len({(a.source, a.box) for a in forward.values()}) > 60
-    other = [tiles(4).address(*place) for place in places]
+    other = [tiles(4).address(*draw) for draw in draws]
     assert sum(a == b for a, b in zip(other, forward.values(), strict=True)) < 4
 
 
-def test_volumes_are_drawn_by_their_size(source):
+def test_volumes_are_drawn_in_proportion_to_their_size(source):
     tiles = TrainTiles((source(np.zeros((2, 48, 64))), source(np.zeros((6, 48, 64)))), TILE, 0, 0.0, 400)
     drawn = [tiles.address(0, index).source for index in range(400)]
     assert 260 < sum(drawn) < 340
@@ -81,21 +81,21 @@ def test_volumes_are_drawn_by_their_size(source):
 @pytest.mark.parametrize(
     ("share", "num_tiles"), [(0.5, 32), (0.5, 7), (0.3, 8), (0.1, 30), (0.29, 100), (0.7, 10), (1.0, 9), (1 / 3, 24)]
 )
-def test_the_share_on_foreground_is_met_in_every_epoch(source, share, num_tiles):
+def test_every_epoch_has_the_requested_share_of_tiles_with_foreground(source, share, num_tiles):
     tiles = TrainTiles((source(one_voxel((16, 80, 96))),), TILE, 0, share, num_tiles)
     for epoch in range(2):
         found = sum(holds_foreground(tiles, tiles.address(epoch, index)) for index in range(num_tiles))
-        # A tile at random meets the one voxel, too, about once in a hundred times.
+        # About one random tile in a hundred holds the single foreground voxel, too.
         assert share * num_tiles <= found < share * num_tiles + 1 + 0.05 * num_tiles
 
 
-def test_foreground_is_spread_over_the_batches(source):
+def test_tiles_with_foreground_are_spread_evenly_over_the_batches(source):
     tiles = TrainTiles((source(one_voxel((16, 80, 96))),), TILE, 0, 0.5, 32)
     found = [holds_foreground(tiles, tiles.address(0, index)) for index in range(32)]
     assert [sum(found[i : i + 8]) for i in range(0, 32, 8)] == [4, 4, 4, 4]
 
 
-def test_foreground_comes_to_lie_anywhere_in_its_tile(source):
+def test_the_foreground_voxel_can_be_anywhere_in_its_tile(source):
     tiles = TrainTiles((source(one_voxel()),), TILE, 0, 1.0, 200)
     starts = np.array([tiles.address(0, index).box.start for index in range(200)])
     assert set(starts[:, 0]) == {3}
@@ -103,24 +103,24 @@ def test_foreground_comes_to_lie_anywhere_in_its_tile(source):
     assert set(starts[:, 2]) == set(range(50 - 31, 51))
 
 
-def test_what_is_ignored_is_no_foreground(source):
+def test_ignored_labels_are_not_foreground(source):
     labels = one_voxel()
     labels[:, :, 70:] = 9
-    tiles = TrainTiles((source(labels, labelling=LabelRule(0, 2, ignore_label=9)),), TILE, 0, 1.0, 20)
+    tiles = TrainTiles((source(labels, label_rule=LabelRule(0, 2, ignore_label=9)),), TILE, 0, 1.0, 20)
     for index in range(20):
         assert tiles.address(0, index).box.contains(Box((3, 41, 50), (4, 42, 51)))
 
 
-def test_candidates_are_whole_chunks(source):
-    here = source(one_voxel(), Box((1, 10, 5), (7, 75, 90)))
-    TrainTiles((here,), TILE, 0, 1.0, 20).check_foreground()
-    for read in here.annotation.reads:
+def test_the_search_for_foreground_reads_whole_chunks(source):
+    searched = source(one_voxel(), Box((1, 10, 5), (7, 75, 90)))
+    TrainTiles((searched,), TILE, 0, 1.0, 20).check_foreground()
+    for read in searched.annotation.reads:
         grown = read.grown_to_grid((4, 32, 32))
         assert grown.shape == (4, 32, 32)
-        assert read == grown.intersect(here.box)
+        assert read == grown.intersect(searched.box)
 
 
-def test_chunks_too_large_to_look_through_are_looked_at_in_tiles(array_volume):
+def test_the_search_reads_boxes_of_a_tile_if_chunks_are_very_large(array_volume):
     labels = np.broadcast_to(np.uint8(0), (64, 1024, 1024))
     volume = array_volume(labels, chunk=labels.shape)
     tiles = TrainTiles((TileSource(volume, volume, volume.bounds),), (1, 256, 256), 0, 1.0, 8)
@@ -134,7 +134,7 @@ def empty_source(array_volume, shape=(200, 1024, 1024)) -> TileSource:
 
 
 @pytest.mark.parametrize("num_sources", [1, 3])
-def test_no_foreground_is_said_after_64_million_voxels(array_volume, num_sources):
+def test_an_annotation_without_foreground_is_refused_after_64_million_voxels(array_volume, num_sources):
     sources = tuple(empty_source(array_volume) for _ in range(num_sources))
     with pytest.raises(ValueError, match="annotation without foreground") as caught:
         TrainTiles(sources, (1, 256, 256), 0, 0.5, 8).check_foreground()
@@ -142,31 +142,31 @@ def test_no_foreground_is_said_after_64_million_voxels(array_volume, num_sources
     assert 60_000_000 < sum(read) <= 64_000_000
     assert min(read) > sum(read) / num_sources - 2_000_000
     assert "array://nothing 0:200,0:1024,0:1024" in str(caught.value)
-    assert str(caught.value).endswith("million voxels were looked at; check the boxes and task.threshold_value")
+    assert str(caught.value).endswith("million voxels; check the boxes and task.threshold_value")
 
 
-def test_a_small_volume_is_looked_through_once_before_that_is_said(array_volume):
-    here = empty_source(array_volume, (10, 600, 700))
-    with pytest.raises(ValueError, match=r"where 4\.2 million voxels were looked at"):
-        TrainTiles((here,), (1, 256, 256), 0, 0.5, 8).check_foreground()
-    seen = np.zeros((10, 600, 700), int)
-    for box in here.annotation.reads:
-        seen[box.slices()] += 1
-    assert (seen == 1).all()
+def test_a_small_annotation_without_foreground_is_searched_once_as_a_whole(array_volume):
+    empty = empty_source(array_volume, (10, 600, 700))
+    with pytest.raises(ValueError, match=r"after a search of 4\.2 million voxels"):
+        TrainTiles((empty,), (1, 256, 256), 0, 0.5, 8).check_foreground()
+    num_reads = np.zeros((10, 600, 700), int)
+    for box in empty.annotation.reads:
+        num_reads[box.slices()] += 1
+    assert (num_reads == 1).all()
 
 
 def test_foreground_in_one_of_several_volumes_is_enough(source):
     TrainTiles((source(np.zeros((8, 80, 96), np.uint8)), source(one_voxel())), TILE, 0, 0.5, 8).check_foreground()
 
 
-def test_where_foreground_is_too_rare_to_find_a_tile_is_an_ordinary_one(array_volume):
+def test_a_tile_is_a_random_one_if_foreground_is_too_rare_to_find(array_volume):
     tiles = TrainTiles((empty_source(array_volume),), (1, 256, 256), 0, 1.0, 8)
     plain = TrainTiles((empty_source(array_volume),), (1, 256, 256), 0, 0.0, 8)
     assert tiles.address(1, 5) == plain.address(1, 5)
     assert sum(box.num_voxels for box in tiles.sources[0].annotation.reads) <= 16_000_000
 
 
-def test_a_tile_of_the_largest_volume_costs_neither_time_nor_memory():
+def test_drawing_tiles_of_a_very_large_volume_takes_neither_time_nor_memory():
     shape = "1850,26624,21504"
     em, synapses = (open_volume(f"phantom://{channel}?shape={shape}") for channel in ("em", "synapse"))
     tiles = TrainTiles((TileSource(em, synapses, em.bounds),), (1, 256, 256), 0, 0.0, 4096)
@@ -181,19 +181,19 @@ def test_a_tile_of_the_largest_volume_costs_neither_time_nor_memory():
     assert GridTiles(tiles.sources, tiles.tile).address(1850 * 104 * 84 - 1).box.stop == (1850, 26624, 21504)
 
 
-def test_the_grid_counts_every_voxel_of_every_volume_once(source):
+def test_every_voxel_of_every_volume_counts_in_one_tile_of_the_grid(source):
     labels = np.random.default_rng(3).integers(0, 2, (3, 50, 70), dtype=np.uint8)
     boxes = [Box((0, 0, 0), (3, 50, 70)), Box((1, 7, 9), (3, 45, 60))]
     grid = GridTiles(tuple(source(labels, box) for box in boxes), (2, 24, 32))
-    seen = [np.zeros(labels.shape, int) for _ in boxes]
+    counts = [np.zeros(labels.shape, int) for _ in boxes]
     for number in range(len(grid)):
         address = grid.address(number)
-        _, found, _ = read_tile(grid.sources, address)
-        counted = np.argwhere(found != IGNORE_LABEL) + address.box.start
-        seen[address.source][tuple(counted.T)] += 1
+        _, tile_labels, _ = read_tile(grid.sources, address)
+        voxels = np.argwhere(tile_labels != IGNORE_LABEL) + address.box.start
+        counts[address.source][tuple(voxels.T)] += 1
         truth = labels[address.box.slices()]
-        assert (found[found != IGNORE_LABEL] == truth[found != IGNORE_LABEL]).all()
-    for count, box in zip(seen, boxes, strict=True):
+        assert (tile_labels[tile_labels != IGNORE_LABEL] == truth[tile_labels != IGNORE_LABEL]).all()
+    for count, box in zip(counts, boxes, strict=True):
         expected = np.zeros(labels.shape, int)
         expected[box.slices()] = 1
         assert (count == expected).all()
@@ -201,58 +201,58 @@ def test_the_grid_counts_every_voxel_of_every_volume_once(source):
         grid.address(len(grid))
 
 
-def test_wide_images_and_annotations_become_bytes(source):
+def test_images_and_annotations_of_wide_types_become_uint8(source):
     rng = np.random.default_rng(4)
     image = rng.integers(1000, 3000, (2, 24, 32), dtype=np.uint16)
     ids = rng.integers(0, 2, (2, 24, 32), dtype=np.uint64) * np.uint64(2**60 + 1)
-    here = source(ids, image=image, intensity=(1000.0, 2000.0), labelling=LabelRule(0.1, 2, None))
+    wide = source(ids, image=image, intensity=(1000.0, 2000.0), label_rule=LabelRule(0.1, 2, None))
     box = Box((1, 0, 0), (2, 24, 32))
-    grey, labels, blank = read_tile((here,), TileAddress(0, box, box))
+    grey, labels, blank_chunks = read_tile((wide,), TileAddress(0, box, box))
     assert (grey.dtype, labels.dtype) == (np.uint8, np.uint8)
     expected = np.clip((image[1:].astype(float) - 1000) / 1000 * 255, 0, 255)
     assert np.abs(grey - expected).max() <= 0.5001
     assert (labels == (ids[1:] > 0)).all()
-    assert blank == []
+    assert blank_chunks == []
 
 
-def test_ids_without_a_threshold_are_refused_with_volume_and_box(source):
-    here = source(np.full((2, 24, 32), 7, np.uint64))
+def test_object_ids_without_a_threshold_are_refused_with_volume_and_box(source):
+    ids = source(np.full((2, 24, 32), 7, np.uint64))
     box = Box((1, 0, 0), (2, 24, 32))
     with pytest.raises(ValueError, match=r"array://labels 1:2,0:24,0:32: the annotation holds 7; allowed are 0 to 1"):
-        read_tile((here,), TileAddress(0, box, box))
+        read_tile((ids,), TileAddress(0, box, box))
 
 
-def test_without_an_annotation_nothing_counts(source):
-    here = TileSource(source(one_voxel()).image, None, Box((0, 0, 0), (8, 80, 96)))
+def test_without_an_annotation_all_labels_are_ignored(source):
+    unlabelled = TileSource(source(one_voxel()).image, None, Box((0, 0, 0), (8, 80, 96)))
     box = Box((3, 40, 40), (4, 64, 72))
-    image, labels, _ = read_tile((here,), TileAddress(0, box, box))
+    image, labels, _ = read_tile((unlabelled,), TileAddress(0, box, box))
     assert (labels == IGNORE_LABEL).all()
-    assert (image == here.image.array[box.slices()]).all()
+    assert (image == unlabelled.image.array[box.slices()]).all()
 
 
-def test_only_chunks_that_are_zero_throughout_are_missing(array_volume):
+def test_only_chunks_that_hold_nothing_but_zeros_are_blank(array_volume):
     image = np.full((8, 64, 64), 9, np.uint8)
     image[:4, 32:64, 0:32] = 0  # a whole chunk
     image[4:, 0:30, 0:30] = 0  # most of another
     em = array_volume(image, chunk=(4, 32, 32))
-    here = TileSource(em, None, em.bounds)
+    partly_blank = TileSource(em, None, em.bounds)
 
-    def blank(*ranges: tuple[int, int]) -> tuple[list[str], int]:
+    def blank_chunks_and_reads(*ranges: tuple[int, int]) -> tuple[list[str], int]:
         box = Box(*zip(*ranges, strict=True))
         em.reads.clear()
-        return read_tile((here,), TileAddress(0, box, box))[2], len(em.reads)
+        return read_tile((partly_blank,), TileAddress(0, box, box))[2], len(em.reads)
 
-    missing = ["array://em 0:4,32:64,0:32"]
-    assert blank((0, 1), (20, 60), (10, 50)) == (missing, 2)
-    assert blank((0, 4), (32, 64), (0, 32)) == (missing, 1)
-    assert blank((5, 6), (5, 25), (5, 25)) == ([], 2)
-    assert blank((5, 6), (5, 32), (5, 32)) == ([], 1)
-    assert blank((0, 1), (0, 32), (0, 64)) == ([], 1)
+    blank = ["array://em 0:4,32:64,0:32"]
+    assert blank_chunks_and_reads((0, 1), (20, 60), (10, 50)) == (blank, 2)
+    assert blank_chunks_and_reads((0, 4), (32, 64), (0, 32)) == (blank, 1)
+    assert blank_chunks_and_reads((5, 6), (5, 25), (5, 25)) == ([], 2)
+    assert blank_chunks_and_reads((5, 6), (5, 32), (5, 32)) == ([], 1)
+    assert blank_chunks_and_reads((0, 1), (0, 32), (0, 64)) == ([], 1)
 
 
-def test_dark_voxels_that_a_window_makes_black_are_not_missing(array_volume):
+def test_voxels_below_the_range_of_grey_levels_are_black_and_not_blank(array_volume):
     em = array_volume(np.full((1, 32, 32), 5, np.uint16), chunk=(1, 32, 32))
-    here = TileSource(em, None, em.bounds, intensity=(100.0, 200.0))
-    image, _, blank = read_tile((here,), TileAddress(0, em.bounds, em.bounds))
+    dark = TileSource(em, None, em.bounds, intensity=(100.0, 200.0))
+    image, _, blank_chunks = read_tile((dark,), TileAddress(0, em.bounds, em.bounds))
     assert (image == 0).all()
-    assert blank == []
+    assert blank_chunks == []

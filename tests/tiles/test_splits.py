@@ -1,4 +1,4 @@
-"""A task's volumes, held against each other before any work."""
+"""The volumes of a task become tiles: what is checked before any work, and the messages about what does not fit."""
 
 import json
 from pathlib import Path
@@ -18,11 +18,7 @@ SHAPE = (12, 40, 64)
 TASK = {
     "image_chan": "v.zarr/em",
     "annotation_chan": "v.zarr/labels",
-    "xrange_vol": [0, 64],
-    "yrange_vol": [8, 40],
-    "z_train": [0, 6],
-    "z_val": [6, 9],
-    "z_test": [9, 12],
+    **{"xrange_vol": [0, 64], "yrange_vol": [8, 40], "z_train": [0, 6], "z_val": [6, 9], "z_test": [9, 12]},
     "tile_size": [32, 16],
     "task_type": "membrane",
     "threshold": True,
@@ -38,7 +34,7 @@ def write(name: str, voxels: np.ndarray, voxel_size_nm=(30, 6, 6)) -> str:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """A folder to work in, with an image of bytes and an annotation of 64-bit ids."""
+    """The current folder, with a uint8 image and an annotation of 64-bit ids."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     write("v.zarr/em", rng.integers(1, 256, SHAPE, dtype=np.uint8))
@@ -52,20 +48,22 @@ def settings(*assignments: str, **task):
     return resolve_settings("task.json", None, assignments=["train.cache=none", "network.batch_size=8", *assignments])
 
 
-def opened(*assignments: str, **task):
-    said: list[str] = []
-    return open_task_tiles(settings(*assignments, **task), said.append), said
+def open_tiles(*assignments: str, **task):
+    """Return the tiles and the notes."""
+    notes: list[str] = []
+    return open_task_tiles(settings(*assignments, **task), notes.append), notes
 
 
-def refused(*assignments: str, **task) -> str:
+def error_of(*assignments: str, **task) -> str:
+    """Return the message of the error that opening the task raises."""
     with pytest.raises(ValueError, match=r".") as caught:
-        opened(*assignments, **task)
+        open_tiles(*assignments, **task)
     return str(caught.value)
 
 
-def test_a_task_becomes_tiles(folder):
-    tiles, said = opened()
-    assert said == []
+def test_a_task_becomes_tiles_of_its_three_splits(folder):
+    tiles, notes = open_tiles()
+    assert notes == []
     assert tiles.train.tile == (1, 16, 32)
     assert (len(tiles.val), len(tiles.test)) == (3 * 2 * 2, 3 * 2 * 2)
     assert [str(t.sources[0].box) for t in (tiles.train, tiles.val, tiles.test)] == [
@@ -73,15 +71,15 @@ def test_a_task_becomes_tiles(folder):
         "6:9,8:40,0:64",
         "9:12,8:40,0:64",
     ]
-    image, labels, blank = read_tile(tiles.val.sources, tiles.val.address(0))
+    image, labels, blank_chunks = read_tile(tiles.val.sources, tiles.val.address(0))
     assert (image == zarr.open_array("v.zarr/em")[6:7, 8:24, :32]).all()
     assert (labels == (zarr.open_array("v.zarr/labels")[6:7, 8:24, :32] > 0)).all()
-    assert blank == []
+    assert blank_chunks == []
 
 
-def test_an_epoch_is_the_grid_unless_it_is_said(folder, monkeypatch):
+def test_an_epoch_has_as_many_tiles_as_the_grid_unless_the_number_is_set(folder, monkeypatch):
     def num_tiles(*assignments: str, batch_size: int = 8) -> int:
-        return opened(*assignments)[0].train.in_whole_batches(batch_size).tiles_per_epoch
+        return open_tiles(*assignments)[0].train.in_whole_batches(batch_size).tiles_per_epoch
 
     assert num_tiles() == 6 * 2 * 2
     assert num_tiles(batch_size=5) == 25
@@ -94,14 +92,14 @@ def test_an_epoch_is_the_grid_unless_it_is_said(folder, monkeypatch):
 def test_each_volume_is_opened_once(folder, monkeypatch):
     uris, real = [], opening.open_volume
     monkeypatch.setattr(opening, "open_volume", lambda uri, **more: uris.append(uri) or real(uri, **more))
-    opened()
+    open_tiles()
     assert uris == ["v.zarr/em", "v.zarr/labels"]
 
 
 @pytest.mark.parametrize(
-    ("task", "words"),
+    ("task", "text"),
     [
-        ({"z_val": [5, 9]}, "train and val share voxels: 0:6,8:40,0:64 and 5:9,8:40,0:64 of v.zarr/em meet in 5:6,"),
+        ({"z_val": [5, 9]}, "train and val share voxels: 0:6,8:40,0:64 and 5:9,8:40,0:64 of v.zarr/em overlap in 5:6,"),
         ({"z_val": [5, 9], "z_gap": 1}, "train and val share voxels"),
         ({"z_test": [0, 1]}, "train and test share voxels"),
         ({"z_test": [9, 13]}, "the test box of v.zarr/em: box '9:13,8:40,0:64' is outside the volume"),
@@ -112,7 +110,10 @@ def test_each_volume_is_opened_once(folder, monkeypatch):
             {"z_train": [0, 6], "yrange_vol": [8, 48], "xrange_vol": [0, 99]},
             "task.yrange_vol is [8, 48], task.xrange_vol is",
         ),
-        ({"z_val": [5, 9]}, "what is judged must not have been learnt: change task.z_train or task.z_val"),
+        (
+            {"z_val": [5, 9]},
+            "must not be evaluated on voxels that it was trained on: change task.z_train or task.z_val",
+        ),
         (
             {"tile_size": [65, 16]},
             "train: box 0:6,8:40,0:64 is smaller than a tile along x: it has 64 voxels, the tile 65",
@@ -124,25 +125,25 @@ def test_each_volume_is_opened_once(folder, monkeypatch):
         ({"threshold": False}, "the annotation holds 1099511627776; allowed are 0 to 1"),
     ],
 )
-def test_what_does_not_fit_is_said_before_any_work(folder, task, words):
-    assert words in refused(**task)
+def test_a_task_that_does_not_fit_is_refused_with_the_numbers_and_the_settings_to_change(folder, task, text):
+    assert text in error_of(**task)
 
 
-def test_splits_may_touch(folder):
-    assert opened(z_val=[6, 9])[0].val.sources[0].box.start[0] == 6
-    assert opened(z_val=[6, 9], z_gap=1)[0].val.sources[0].box.start[0] == 7
+def test_splits_may_be_adjacent(folder):
+    assert open_tiles(z_val=[6, 9])[0].val.sources[0].box.start[0] == 6
+    assert open_tiles(z_val=[6, 9], z_gap=1)[0].val.sources[0].box.start[0] == 7
 
 
 @pytest.mark.parametrize("spelling", ["./v.zarr/em", "{}/v.zarr/em", "file://{}/v.zarr/|zarr3:em", "v.zarr/em/"])
-def test_a_volume_overlaps_itself_under_any_name(folder, spelling):
+def test_an_overlap_is_found_under_any_spelling_of_the_uri(folder, spelling):
     boxes = {
         "train": [{"box": "0:6,:,:"}],
         "val": [{"image": spelling.format(folder), "box": "5:8,:,:"}],
     }
-    assert "train and val share voxels: 0:6,0:40,0:64 and 5:8,0:40,0:64" in refused(boxes=boxes)
+    assert "train and val share voxels: 0:6,0:40,0:64 and 5:8,0:40,0:64" in error_of(boxes=boxes)
 
 
-def test_several_volumes_train_one_network(folder):
+def test_a_split_can_have_boxes_of_several_volumes(folder):
     rng = np.random.default_rng(1)
     write("w.zarr/em", rng.integers(1, 256, (4, 32, 64), dtype=np.uint8))
     write("w.zarr/labels", (rng.random((4, 32, 64)) < 0.2).astype(np.uint8))
@@ -152,7 +153,7 @@ def test_several_volumes_train_one_network(folder):
         "val": [{**other, "box": "2:4,:,:"}, {"box": "6:8,:,:"}],
         "test": [{"box": "8:12,:,:"}],
     }
-    tiles, _ = opened(boxes=boxes)
+    tiles, _ = open_tiles(boxes=boxes)
     assert [source.image.uri for source in tiles.train.sources] == ["v.zarr/em", "w.zarr/em"]
     assert tiles.train.tiles_per_epoch == 6 * 3 * 2 + 2 * 2 * 2
     assert len(tiles.val) == 2 * 2 * 2 + 2 * 3 * 2
@@ -160,7 +161,7 @@ def test_several_volumes_train_one_network(folder):
 
 
 @pytest.mark.parametrize(
-    ("shape", "voxel_size_nm", "words"),
+    ("shape", "voxel_size_nm", "text"),
     [
         (
             (12, 40, 65),
@@ -176,12 +177,12 @@ def test_several_volumes_train_one_network(folder):
         (SHAPE, None, None),
     ],
 )
-def test_image_and_annotation_lie_on_one_grid(folder, shape, voxel_size_nm, words):
+def test_image_and_annotation_must_be_on_one_voxel_grid(folder, shape, voxel_size_nm, text):
     write("o.zarr/labels", np.ones(shape, np.uint8), voxel_size_nm)
-    if words is None:
-        opened(annotation_chan="o.zarr/labels")
+    if text is None:
+        open_tiles(annotation_chan="o.zarr/labels")
     else:
-        assert words in refused(annotation_chan="o.zarr/labels")
+        assert text in error_of(annotation_chan="o.zarr/labels")
 
 
 @pytest.mark.parametrize("task_type", ["membrane", "synapse"])
@@ -189,41 +190,42 @@ def test_an_annotation_without_foreground_is_refused(folder, task_type):
     labels = np.zeros(SHAPE, np.uint8)
     labels[6:] = 1
     write("empty.zarr/labels", labels)
-    said = refused(annotation_chan="empty.zarr/labels", task_type=task_type)
-    assert said.startswith(
+    message = error_of(annotation_chan="empty.zarr/labels", task_type=task_type)
+    assert message.startswith(
         "annotation without foreground: none was found for training in empty.zarr/labels 0:6,8:40,0:64"
     )
-    assert "check the boxes and task.threshold_value" in said
+    assert "check the boxes and task.threshold_value" in message
 
 
-def test_a_task_without_a_test_annotation_is_opened_and_says_so(folder):
-    tiles, said = opened(z_test=None)
+def test_a_task_without_a_test_annotation_is_opened_with_a_note(folder):
+    tiles, notes = open_tiles(z_test=None)
     assert tiles.test is None
-    assert said == [
-        "there is no annotation for test: the figures will be those of the validation box, which chose the best"
+    assert notes == [
+        "there is no annotation for test: the metrics will be those of the validation box, which also selects the best "
+        "epoch"
     ]
     boxes = {"train": [{"box": "0:6,:,:"}], "val": [{"box": "6:9,:,:"}]}
     test = {"box": "9:12,:,:", "annotation": None}
-    tiles, again = opened(boxes={**boxes, "test": [test]})
-    assert again == said
+    tiles, same_notes = open_tiles(boxes={**boxes, "test": [test]})
+    assert same_notes == notes
     assert tiles.test.sources[0].annotation is None
     assert (read_tile(tiles.test.sources, tiles.test.address(0))[1] == 255).all()
 
 
-def test_a_volume_of_unknown_voxel_size_is_opened_and_says_so(folder):
+def test_a_volume_of_unknown_voxel_size_is_opened_with_a_note(folder):
     write("u.zarr/em", np.ones(SHAPE, np.uint8), None)
-    _, said = opened(image_chan="u.zarr/em")
-    assert said == ["u.zarr/em does not say how large its voxels are; lengths are in voxels"]
+    _, notes = open_tiles(image_chan="u.zarr/em")
+    assert notes == ["u.zarr/em does not state its voxel size; lengths are in voxels"]
 
 
-def test_grey_levels_come_from_the_training_box_alone(folder):
+def test_the_range_of_grey_levels_comes_from_the_training_box_alone(folder):
     rng = np.random.default_rng(2)
     wide = rng.normal(3000, 100, SHAPE).astype(np.uint16)
     wide[6:] = 60_000
     write("wide.zarr/em", wide)
 
     def levels(*assignments: str, image="wide.zarr/em", **task) -> tuple[float, float]:
-        tiles, _ = opened(*assignments, image_chan=image, **task)
+        tiles, _ = open_tiles(*assignments, image_chan=image, **task)
         assert {source.intensity for split in (tiles.train, tiles.val, tiles.test) for source in split.sources} == {
             tiles.train.sources[0].intensity
         }
@@ -239,38 +241,38 @@ def test_grey_levels_come_from_the_training_box_alone(folder):
     assert levels(image="v.zarr/em", image_intensity=[10, 200]) == (10, 200)
 
 
-def test_images_of_several_types_need_their_grey_levels_said(folder):
+def test_images_of_several_data_types_need_a_range_of_grey_levels(folder):
     write("wide.zarr/em", np.full(SHAPE, 3000, np.uint16))
     boxes = {
         "train": [{"box": "0:6,:,:"}, {"image": "wide.zarr/em", "box": "0:6,:,:"}],
         "val": [{"box": "6:9,:,:"}],
     }
-    said = refused(boxes=boxes)
-    assert "v.zarr/em uint8, wide.zarr/em uint16; give task.image_intensity as [low, high]" in said
-    opened(boxes=boxes, image_intensity=[0, 4000])
+    message = error_of(boxes=boxes)
+    assert "v.zarr/em uint8, wide.zarr/em uint16; give task.image_intensity as [low, high]" in message
+    open_tiles(boxes=boxes, image_intensity=[0, 4000])
 
 
-def test_a_voxel_that_would_be_judged_twice_is_refused(folder):
+def test_two_boxes_of_one_split_that_share_voxels_are_refused(folder):
     box = {"image": "v.zarr/em", "annotation": "v.zarr/labels"}
     boxes = {"train": [{**box, "box": "0:4,:,:"}], "val": [{**box, "box": "6:8,:,:"}], "test": []}
     for split in ("val", "test"):
         twice = {**boxes, split: [{**box, "box": "8:11,:,:"}, {**box, "box": "10:12,:,:"}]}
-        assert f"two boxes of {split} share voxels" in refused(boxes=twice)
+        assert f"two boxes of {split} share voxels" in error_of(boxes=twice)
 
 
-def test_a_region_that_does_not_fit_is_named_by_its_number(folder):
+def test_a_box_outside_its_volume_is_named_by_its_number(folder):
     boxes = {"train": [{"box": "0:4,:,:"}, {"box": "4:99,:,:"}], "val": [{"box": "6:8,:,:"}], "test": []}
-    assert refused(boxes=boxes).startswith(
+    assert error_of(boxes=boxes).startswith(
         "task.boxes.train.1.box is '4:99,:,:': the train box of v.zarr/em: box '4:99"
     )
     boxes["train"][1]["box"] = [[4, 99], [0, 40], [0, 64]]
-    assert refused(boxes=boxes).startswith("task.boxes.train.1.box is [[4, 99], [0, 40], [0, 64]]: the train box")
+    assert error_of(boxes=boxes).startswith("task.boxes.train.1.box is [[4, 99], [0, 40], [0, 64]]: the train box")
     boxes["train"][1]["box"] = "4:7,:,:"
-    assert "change task.boxes.train.1.box or task.boxes.val.0.box" in refused(boxes=boxes)
+    assert "change task.boxes.train.1.box or task.boxes.val.0.box" in error_of(boxes=boxes)
 
 
 def write_pyramid(name: str, placed: bool) -> None:
-    """The image `v.zarr/em` and its half in y and x, as an OME-Zarr that says where the voxels lie, or does not."""
+    """Write `v.zarr/em` and its half in y and x as an OME-Zarr, with or (not `placed`) without the positions."""
     em = zarr.open_array("v.zarr/em")[:]
     datasets = []
     for level, factor in enumerate((1, 2)):
@@ -286,7 +288,7 @@ def write_pyramid(name: str, placed: bool) -> None:
 
 
 @pytest.mark.parametrize("placed", [True, False])
-def test_two_resolutions_of_one_volume_are_held_against_each_other_in_nm(folder, placed):
+def test_boxes_of_two_resolutions_of_one_volume_are_compared_in_nm(folder, placed):
     write_pyramid("p.zarr", placed)
     write("half.zarr/labels", zarr.open_array("v.zarr/labels")[:, ::2, ::2], (30, 12, 12))
     fine = {"image": "p.zarr"}
@@ -295,12 +297,12 @@ def test_two_resolutions_of_one_volume_are_held_against_each_other_in_nm(folder,
     def boxes(box: str, train: str = "0:12,0:40,0:32") -> dict:
         return {"train": [{**fine, "box": train}], "val": [{**coarse, "box": box}], "test": []}
 
-    shared = refused(boxes=boxes("4:8,0:20,8:32"), tile_size=[16, 16])
+    shared = error_of(boxes=boxes("4:8,0:20,8:32"), tile_size=[16, 16])
     assert shared.startswith(
         "train and val share voxels: 0:12,0:40,0:32 of p.zarr and 4:8,0:20,8:32 of p.zarr/s1, two "
     )
-    assert "two resolutions of one volume, meet in 105:225," in shared
+    assert "two resolutions of one volume, overlap in 105:225," in shared
     assert "change task.boxes.train.0.box or task.boxes.val.0.box" in shared
-    opened(boxes=boxes("4:8,0:20,16:32"), tile_size=[16, 16])  # side by side
+    open_tiles(boxes=boxes("4:8,0:20,16:32"), tile_size=[16, 16])  # side by side
     twice = {"train": [{**fine, "box": "0:4,:,:"}], "val": [{**fine, "box": "4:8,:,:"}, {**coarse, "box": "7:9,:,:"}]}
-    assert "two boxes of val share voxels, which would count twice" in refused(boxes=twice, tile_size=[16, 16])
+    assert "two boxes of val share voxels, which would count twice" in error_of(boxes=twice, tile_size=[16, 16])

@@ -1,110 +1,241 @@
-"""What is settled before a run begins: its workers and its batches."""
+"""What is checked and decided before a run starts: workers and batches, names and paths, network and weights."""
+
+import sys
+import types
+from functools import partial
 
 import pytest
+import torch
+from torch import nn
 
+from kasthuri_ray import hardware
 from kasthuri_ray.config.loading import resolve_settings
+from kasthuri_ray.models.unet import build_network
 from kasthuri_ray.ray_cluster.resources import ClusterResources
 from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.training import preflight
-from kasthuri_ray.training.preflight import choose_batch_size, most_workers, plan_workers
 from kasthuri_ray.training.run_folder import RunFolder
+
+membrane_settings = partial(resolve_settings, "membrane", "UNet_2D")
+
+
+def synapse_settings(*assignments: str):
+    """Return the settings of a small network for the synapse task."""
+    return resolve_settings("synapse", None, assignments=["network.start_filters=2", *assignments])
 
 
 @pytest.mark.parametrize(
-    ("given", "gpus", "before", "batch_size", "workers"),
+    ("train", "gpus", "saved_batch_size", "batch_size", "num_workers"),
     [
-        (None, 0, None, 2, 1),
+        ({}, 0, None, 2, 1),
         ({"num_workers": 4}, 0, None, 4, 4),
         ({"num_workers": "2-8"}, 0, None, 8, 8),
-        (None, 6, None, 6, 6),
-        (None, 8, 4, 4, 4),  # begun on four GPUs
+        ({}, 6, None, 6, 6),
+        ({}, 8, 4, 4, 4),  # started on four GPUs
     ],
 )
-def test_a_batch_size_that_is_left_open_has_a_tile_for_every_worker(given, gpus, before, batch_size, workers):
-    settings = resolve_settings("membrane", "UNet_2D_attention", flags={"train": given or {}})
+def test_a_batch_size_that_is_not_set_has_a_tile_for_every_worker(
+    train, gpus, saved_batch_size, batch_size, num_workers
+):
+    settings = resolve_settings("membrane", "UNet_2D_attention", flags={"train": train})
     cluster = ClusterResources(16, gpus, 1)
-    begun = {"network": {"batch_size": before}} if before else None
-    settled = choose_batch_size(settings, most_workers(settings, cluster), begun)
-    assert settled.network.batch == batch_size
-    assert plan_workers(settled, cluster)[0][1] == workers
-    fixed = resolve_settings("membrane", "UNet_2D", assignments=["network.batch_size=3"])
-    assert choose_batch_size(fixed, most_workers(fixed, cluster), begun) == fixed
+    before = {"network": {"batch_size": saved_batch_size}} if saved_batch_size else None
+    chosen = preflight.choose_batch_size(settings, preflight.max_workers(settings, cluster), before)
+    assert chosen.network.batch == batch_size
+    assert preflight.plan_workers(chosen, cluster)[0][1] == num_workers
+    fixed = membrane_settings(assignments=["network.batch_size=3"])
+    assert preflight.choose_batch_size(fixed, preflight.max_workers(fixed, cluster), before) == fixed
 
 
-def test_a_run_that_goes_on_by_its_name_does_not_need_its_first_weights_again(tmp_path, monkeypatch):
+def test_a_run_that_resumes_by_its_name_does_not_need_its_first_weights_again(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    gone = {"weights": str(tmp_path / "gone.pt"), "storage": str(tmp_path / "runs")}
-    named = resolve_settings("membrane", "UNet_2D", flags={"train": {**gone, "name": "run"}})
-    for settings in (resolve_settings("membrane", "UNet_2D", flags={"train": gone}), named):
+    train = {"weights": str(tmp_path / "gone.pt"), "storage": str(tmp_path / "runs")}
+    named = membrane_settings(flags={"train": {**train, "name": "run"}})
+    for settings in (membrane_settings(flags={"train": train}), named):
         with pytest.raises(FileNotFoundError, match=r"gone\.pt"):
-            preflight._start_weights(settings)
-    open_storage(str(tmp_path / "runs/run")).write_bytes("checkpoint/last.pt", b"where it stopped")
-    assert preflight._start_weights(named) is None
+            preflight.read_weights_unless_resumed(settings)
+    open_storage(str(tmp_path / "runs/run")).write_bytes("checkpoint/last.pt", b"a checkpoint")
+    assert preflight.read_weights_unless_resumed(named) is None
 
 
 @pytest.fixture
-def finished(tmp_path) -> RunFolder:
+def finished_run(tmp_path) -> RunFolder:
     """A run of the membrane task that has ended after three epochs."""
     folder = RunFolder(open_storage(str(tmp_path / "runs/a")))
-    folder.write_settings(resolve_settings("membrane", "UNet_2D", assignments=["network.epochs=3"]).of_training())
+    folder.write_settings(membrane_settings(assignments=["network.epochs=3"]).training_record())
     folder.write_metrics({"epochs": 3})
     return folder
 
 
-def test_a_finished_run_may_be_trained_for_longer_and_nothing_else(finished):
-    preflight.check_run_resumable(finished, resolve_settings("membrane", "UNet_2D", assignments=["network.epochs=5"]))
-    for assignments, words in (
+def test_a_finished_run_can_only_be_extended_by_more_epochs(finished_run):
+    preflight.check_run_resumable(finished_run, membrane_settings(assignments=["network.epochs=5"]))
+    for assignments, text in (
         (["network.epochs=3"], r"a is finished, after 3 epochs: .*add --set network\.epochs=6"),
-        (["network.epochs=2"], r"other settings:\n  network\.epochs: 3 -> 2"),
+        (["network.epochs=2"], r"started with other settings:\n  network\.epochs: 3 -> 2"),
         (["network.epochs=5", "network.learning_rate=0.5"], r"network\.learning_rate: 0\.002 -> 0\.5"),
     ):
-        with pytest.raises(ValueError, match=words):
-            preflight.check_run_resumable(finished, resolve_settings("membrane", "UNet_2D", assignments=assignments))
+        with pytest.raises(ValueError, match=text):
+            preflight.check_run_resumable(finished_run, membrane_settings(assignments=assignments))
 
 
-def test_an_extension_that_was_cut_off_goes_on(finished):
-    longer = resolve_settings("membrane", "UNet_2D", assignments=["network.epochs=5"])
-    finished.write_settings(longer.of_training())
-    preflight.check_run_resumable(finished, longer)
+def test_an_extension_that_was_interrupted_can_be_resumed(finished_run):
+    longer = membrane_settings(assignments=["network.epochs=5"])
+    finished_run.write_settings(longer.training_record())
+    preflight.check_run_resumable(finished_run, longer)
+
+
+def test_a_run_of_one_epoch_is_finished_after_1_epoch(tmp_path):
+    folder = RunFolder(open_storage(str(tmp_path / "runs/a")))
+    settings = membrane_settings(assignments=["network.epochs=1"])
+    folder.write_settings(settings.training_record())
+    folder.write_metrics({"epochs": 1})
+    with pytest.raises(ValueError, match="is finished, after 1 epoch: "):
+        preflight.check_run_resumable(folder, settings)
 
 
 @pytest.mark.parametrize("key", ["task.name", "task.task_type", "network.outweightfilename"])
 @pytest.mark.parametrize("value", ["../x", "a/b", "a\nb", ""])
-def test_a_name_that_leads_out_of_the_storage_is_refused_before_any_work(key, value):
+def test_a_name_that_is_not_a_file_name_is_refused(key, value):
     section, name = key.split(".")
-    settings = resolve_settings("membrane", "UNet_2D", flags={section: {name: value}})
     with pytest.raises(ValueError, match=key):
-        preflight.check_run_location(settings)
+        preflight.check_run_location(membrane_settings(flags={section: {name: value}}))
 
 
-def test_volumes_of_this_machine_are_known_by_their_whole_paths(tmp_path, monkeypatch):
+def test_paths_of_local_volumes_become_absolute_outside_of_ray_jobs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     flags = {"task": {"image_chan": "em.zarr", "annotation_chan": "phantom://membrane?shape=4,64,64"}}
-    task = preflight.absolute_volume_paths(resolve_settings("membrane", "UNet_2D", flags=flags)).task
+    task = preflight.absolute_volume_paths(membrane_settings(flags=flags)).task
     assert task.image_chan == f"{tmp_path}/em.zarr"
     assert task.annotation_chan == "phantom://membrane?shape=4,64,64"
     boxes = {name: [{"image": "em.zarr", "box": f"{n}:{n + 2},:,:"}] for n, name in enumerate(("train", "val"))}
     flags = {"task": {"boxes": boxes, "annotation_chan": "labels.h5:classes"}}
-    task = preflight.absolute_volume_paths(resolve_settings("membrane", "UNet_2D", flags=flags)).task
+    task = preflight.absolute_volume_paths(membrane_settings(flags=flags)).task
     assert [region.image for region in task.regions("val")] == [f"{tmp_path}/em.zarr"]
     assert task.annotation_chan == f"{tmp_path}/labels.h5:classes"
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert (
-        preflight.absolute_volume_paths(resolve_settings("membrane", "UNet_2D", flags=flags)).task.annotation_chan
-        == "labels.h5:classes"
-    )
+    task = preflight.absolute_volume_paths(membrane_settings(flags=flags)).task
+    assert task.annotation_chan == "labels.h5:classes"
 
 
-def test_a_folder_with_somebody_elses_settings_is_no_run(tmp_path):
-    (tmp_path / "settings.json").write_text('{"editor.fontSize": 12}')
-    with pytest.raises(ValueError, match="is not that of a run; give another --name"):
-        RunFolder(open_storage(str(tmp_path))).read_settings()
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        [],
+        ["task.tile_size=64,40"],
+        ["network.dim=3", "task.volume_z=8", "task.tile_size=64,64"],
+        ["network.dim=3", "network.pool_z=2", "task.volume_z=6", "task.tile_size=64,64"],
+    ],
+)
+def test_tiles_that_the_network_can_halve_are_accepted(assignments):
+    preflight.build_checked_network(synapse_settings(*assignments))
 
 
-def test_one_epoch_is_one_epoch(tmp_path):
-    folder = RunFolder(open_storage(str(tmp_path / "runs/a")))
-    folder.write_settings(resolve_settings("membrane", "UNet_2D", assignments=["network.epochs=1"]).of_training())
-    folder.write_metrics({"epochs": 1})
-    with pytest.raises(ValueError, match="is finished, after 1 epoch: "):
-        preflight.check_run_resumable(folder, resolve_settings("membrane", "UNet_2D", assignments=["network.epochs=1"]))
+@pytest.mark.parametrize(
+    ("assignments", "text"),
+    [
+        (["task.volume_z=3"], "a 2D network (network.dim 2) takes single sections: task.volume_z is 3, use 1"),
+        (["task.tile_size=100,64"], "(64, 96) or (64, 104) would work"),
+        (
+            ["network.model_type=depth", "network.n_blocks=null", "task.tile_size=64,40"],
+            "multiples of (16, 16); (32, 64) or (48, 64) would work",
+        ),
+        (
+            ["network.dim=3", "task.volume_z=12"],
+            "network.n_blocks 4, task.volume_z 12, task.tile_size [256, 256]: a tile of z, y, x = (12, 2",
+        ),
+        (["network.dim=3", "task.volume_z=12"], "(8, 256, 256) or (16, 256, 256) would work"),
+        (["network.dim=3", "task.volume_z=1"], "(8, 256, 256) would work"),
+        (["network.model=no.such.Net"], "no.such"),
+    ],
+)
+def test_tiles_that_the_network_cannot_halve_are_refused_with_sizes_that_work(assignments, text):
+    with pytest.raises(ValueError, match=r".") as caught:
+        preflight.build_checked_network(synapse_settings(*assignments))
+    assert text in str(caught.value)
+
+
+class Built(Exception):
+    """The network was built in memory."""
+
+
+def build_without_memory(settings, shape=None):
+    if torch.empty(1).device.type != "meta":
+        raise Built
+    return build_network(settings, shape)
+
+
+def test_a_network_that_does_not_fit_into_memory_is_refused_with_the_numbers(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(hardware, "total_memory_bytes", lambda: 8 << 30)
+    monkeypatch.setattr(preflight, "build_network", build_without_memory)
+    with pytest.raises(ValueError, match=r"network\.start_filters 8192 with network\.n_blocks 4 makes") as caught:
+        preflight.build_checked_network(synapse_settings("network.start_filters=8192"))
+    assert "million parameters" in str(caught.value)
+    assert "GiB, and this machine has 8 GiB. Use fewer filters" in str(caught.value)
+    # Enough for the weights alone, which is all that a training on another machine needs here.
+    monkeypatch.setattr(hardware, "total_memory_bytes", lambda: 3 << 29)
+    with pytest.raises(ValueError, match="with gradients and the optimizer's state they take"):
+        preflight.build_checked_network(synapse_settings("network.start_filters=256"))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    with pytest.raises(Built):
+        preflight.build_checked_network(synapse_settings("network.start_filters=256"))
+
+
+class WithoutParameters(nn.Module):
+    def forward(self, x):
+        return torch.cat([x, -x], 1)
+
+
+class Frozen(nn.Conv2d):
+    def __init__(self):
+        super().__init__(1, 2, 3, padding=1)
+        self.requires_grad_(False)
+
+
+@pytest.mark.parametrize("network", [WithoutParameters, Frozen])
+def test_a_network_without_trainable_parameters_is_refused(monkeypatch, network):
+    module = types.ModuleType("frozen_networks")
+    setattr(module, network.__name__, network)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    name = f"frozen_networks.{network.__name__}"
+    with pytest.raises(ValueError, match=f"network.model {name} has no trainable parameters"):
+        preflight.build_checked_network(synapse_settings(f"network.model={name}"))
+
+
+@pytest.mark.parametrize(
+    ("normalization", "layer"), [("instance", "instance norm"), ("group", "group norm"), ("batch", "")]
+)
+def test_a_network_whose_normalization_depends_on_the_tile_causes_a_warning(normalization, layer):
+    network = preflight.build_checked_network(synapse_settings(f"network.normalization={normalization}"))
+    warning = preflight.normalization_warning(network)
+    assert layer in warning
+    assert bool(warning) == bool(layer)
+
+
+def test_initial_weights_must_be_those_of_the_network(tmp_path):
+    network = build_network(synapse_settings().network.model_dump())
+    file = tmp_path / "run" / "checkpoint" / "best.pt"
+    file.parent.mkdir(parents=True)
+    torch.save(network.state_dict(), file)
+    assert preflight.read_initial_weights(synapse_settings()) is None
+    for path in (file, tmp_path / "run"):
+        weights = preflight.read_initial_weights(synapse_settings(f"train.weights={path}"))
+        assert all(torch.equal(weights[name], value) for name, value in network.state_dict().items())
+    with pytest.raises(ValueError, match=r"--weights .*best\.pt: these are weights of another network: ") as caught:
+        preflight.read_initial_weights(synapse_settings(f"train.weights={file}", "network.start_filters=4"))
+    assert "down_blocks.0.conv1.weight (2, 1, 3, 3), expected (4, 1, 3, 3)" in str(caught.value)
+    with pytest.raises(FileNotFoundError, match=r"none\.pt"):
+        preflight.read_initial_weights(synapse_settings("train.weights=none.pt"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_initial_weights_that_are_not_finite_are_refused(tmp_path, value):
+    state = build_network(synapse_settings().network.model_dump()).state_dict()
+    state["conv_final.bias"][0] = value
+    torch.save(state, tmp_path / "broken.pt")
+    settings = synapse_settings(f"train.weights={tmp_path / 'broken.pt'}")
+    with pytest.raises(
+        ValueError, match=r"broken\.pt holds weights that are not finite .*, in conv_final\.bias: their"
+    ):
+        preflight.read_initial_weights(settings)

@@ -1,4 +1,4 @@
-"""A run from the first epoch to the page, in this process: what a worker does, without Ray Train around it."""
+"""A run from the first epoch to the final report, in this process and without Ray Train."""
 
 import json
 import shutil
@@ -15,17 +15,14 @@ from kasthuri_ray.models.unet import build_network
 from kasthuri_ray.tiles.splits import open_task_tiles
 from kasthuri_ray.training import worker
 from kasthuri_ray.training.preflight import build_checked_network, read_initial_weights
-from kasthuri_ray.training.training_job import JUDGE, STOP, TrainingJob, WorkerContext
+from kasthuri_ray.training.training_job import EVALUATE, STOP, TrainingJob, WorkerContext
 from kasthuri_ray.volumes.opening import open_volume
 
 LABELS = "annotation_chan"
 PHANTOM = {
     "image_chan": "phantom://em?shape=16,128,128&seed=7",
     LABELS: "phantom://membrane?shape=16,128,128&seed=7",
-    "xrange_vol": [0, 128],
-    "yrange_vol": [0, 128],
-    "z_train": [0, 8],
-    "z_val": [8, 11],
+    **{"xrange_vol": [0, 128], "yrange_vol": [0, 128], "z_train": [0, 8], "z_val": [8, 11]},
     "tile_size": [64, 64],
     "task_type": "membrane",
 }
@@ -43,9 +40,9 @@ class MyNet(nn.Module):
 
 
 @pytest.fixture
-def train_here(ray_here, tmp_path, monkeypatch):
-    """`train_here(task, network, report, **train)` gives the run's folder, and all that was said."""
-    monkeypatch.setattr(hardware, "configure_allocator", lambda: True)  # it would hold for all tests that follow
+def train_locally(local_ray, tmp_path, monkeypatch):
+    """`train_locally(task, network, report, **train)` returns the run's folder and all messages."""
+    monkeypatch.setattr(hardware, "configure_allocator", lambda: True)  # it would also affect all tests that follow
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -53,28 +50,29 @@ def train_here(ray_here, tmp_path, monkeypatch):
         Path("task.json").write_text(json.dumps(task))
         Path("net.json").write_text(json.dumps({"epochs": 1, "batch_size": 4, "tiles_per_epoch": 8, **network}))
         settings = resolve_settings("task.json", "net.json", flags={"train": {"cache": "none", **train}})
-        said: list[str] = []
+        messages: list[str] = []
         build_checked_network(settings)
-        tiles = open_task_tiles(settings, said.append)
+        tiles = open_task_tiles(settings, messages.append)
         folder = tmp_path / "run"
         weights = read_initial_weights(settings)
-        drawn = tiles.train.in_whole_batches(settings.network.batch)
-        job = TrainingJob(settings, str(folder), drawn, tiles.val, tiles.test, weights, "the command that goes on")
-        here = WorkerContext(0, 1, 1, torch.device("cpu"), report=report, show=lambda note: said.append(str(note)))
+        train_tiles = tiles.train.in_whole_batches(settings.network.batch)
+        job = TrainingJob(settings, str(folder), train_tiles, tiles.val, tiles.test, weights, "the next command")
+        device = torch.device("cpu")
+        context = WorkerContext(0, 1, 1, device, report=report, show=lambda message: messages.append(str(message)))
         threads = torch.get_num_threads()
         try:
-            worker.train_worker(job, here)
+            worker.train_worker(job, context)
         finally:
             torch.set_num_threads(threads)
-        return folder, said
+        return folder, messages
 
     return run
 
 
-def test_a_network_from_the_current_folder_trains_without_test_annotation(train_here, tmp_path):
+def test_a_network_from_the_current_folder_trains_without_test_annotation(train_locally, tmp_path):
     (tmp_path / "my_nets.py").write_text(OWN_NETWORK)
-    folder, said = train_here(PHANTOM, {"model": "my_nets.MyNet", "model_args": {"width": 4}})
-    assert any("no annotation for test" in line for line in said)
+    folder, messages = train_locally(PHANTOM, {"model": "my_nets.MyNet", "model_args": {"width": 4}})
+    assert any("no annotation for test" in line for line in messages)
     assert "no annotation for test" in (folder / "index.html").read_text()
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["test"] is None
@@ -82,101 +80,97 @@ def test_a_network_from_the_current_folder_trains_without_test_annotation(train_
     assert torch.load(folder / "net_membrane.pt", weights_only=True)["layers.0.weight"].shape == (4, 1, 3, 3)
 
 
-def test_a_run_is_extended_from_where_it_was(train_here):
+def test_a_finished_run_can_be_extended_by_more_epochs(train_locally):
     small = {"n_blocks": 2, "start_filters": 4, "epochs": 2}
-    folder, _ = train_here(PHANTOM, small)
+    folder, _ = train_locally(PHANTOM, small)
     before = (folder / "history.csv").read_text().splitlines()
     assert json.loads((folder / "metrics.json").read_text())["epochs"] == 2
-    train_here(PHANTOM, {**small, "epochs": 3})
+    train_locally(PHANTOM, {**small, "epochs": 3})
     after = (folder / "history.csv").read_text().splitlines()
     assert after[:3] == before
     assert len(after) == 4
     assert json.loads((folder / "metrics.json").read_text())["epochs"] == 3
 
 
-def test_a_run_that_is_told_to_stop_can_go_on_and_can_be_judged_where_it_is(train_here):
+def test_a_run_that_was_stopped_can_be_resumed_or_evaluated_as_it_is(train_locally):
     network = {"n_blocks": 2, "start_filters": 4, "epochs": 4, "learning_rate": 0.01}
-    whole, _ = train_here(PHANTOM, network)
+    whole, _ = train_locally(PHANTOM, network)
     history = (whole / "history.csv").read_text().splitlines()
     shutil.rmtree(whole)
-    asked: list[int] = []
+    reported_epochs: list[int] = []
 
     def report(history: list[dict]) -> str | None:
-        asked.append(len(history))
+        reported_epochs.append(len(history))
         return STOP if len(history) == 2 else None
 
-    folder, _ = train_here(PHANTOM, network, report)
-    assert asked == [1, 2]
+    folder, _ = train_locally(PHANTOM, network, report)
+    assert reported_epochs == [1, 2]
     assert len((folder / "history.csv").read_text().splitlines()) == 3
     assert not (folder / "metrics.json").exists()
-    train_here(PHANTOM, network, report)  # told the same when it comes again, before it trains on
-    assert asked == [1, 2, 2]
-    train_here(PHANTOM, network, lambda history: JUDGE)
+    train_locally(PHANTOM, network, report)  # resumed, it reports before it trains, and is stopped again
+    assert reported_epochs == [1, 2, 2]
+    train_locally(PHANTOM, network, lambda history: EVALUATE)
     assert len((folder / "history.csv").read_text().splitlines()) == 3
     assert json.loads((folder / "metrics.json").read_text())["epochs"] == 2
-    train_here(PHANTOM, network)
-    without_clock = [row.split(",")[:6] for row in (folder / "history.csv").read_text().splitlines()]
-    assert without_clock == [row.split(",")[:6] for row in history]
+    train_locally(PHANTOM, network)
+    without_times = [row.split(",")[:6] for row in (folder / "history.csv").read_text().splitlines()]
+    assert without_times == [row.split(",")[:6] for row in history]
 
 
-def test_the_best_epoch_is_the_best_by_the_metric_that_was_asked_for(train_here):
+def test_the_best_epoch_is_the_best_by_the_metric_of_the_settings(train_locally):
     network = {"n_blocks": 2, "start_filters": 4, "epochs": 4, "learning_rate": 0.05}
     for metric, column, choose in (("val.loss", 2, min), ("val.foreground_f1", 3, max)):
-        folder, _ = train_here(PHANTOM, {**network, "metric": metric})
+        folder, _ = train_locally(PHANTOM, {**network, "metric": metric})
         rows = [line.split(",") for line in (folder / "history.csv").read_text().splitlines()[1:]]
         best = choose(rows, key=lambda row, column=column: float(row[column]))
         assert json.loads((folder / "metrics.json").read_text())["best_epoch"] == int(best[0])
         shutil.rmtree(folder)
 
 
-def test_real_em_trains_from_published_weights(train_here, test_data, tmp_path):
+def test_training_on_real_em_starts_from_given_weights(train_locally, test_data, tmp_path):
     small = {"n_blocks": 2, "start_filters": 4}
     torch.manual_seed(5)
-    began = build_network(small).state_dict()
-    torch.save(began, tmp_path / "published.pt")
+    initial = build_network(small).state_dict()
+    torch.save(initial, tmp_path / "published.pt")
     vnc = test_data / "vnc.zarr"
     real = {
         "image_chan": f"file://{vnc}/|zarr3:em",
         "annotation_chan": f"{vnc}/synapse",
-        "xrange_vol": [0, 256],
-        "yrange_vol": [0, 256],
-        "z_train": [0, 14],
-        "z_val": [14, 15],
-        "z_test": [17, 18],
+        **{"xrange_vol": [0, 256], "yrange_vol": [0, 256], "z_train": [0, 14], "z_val": [14, 15], "z_test": [17, 18]},
         "tile_size": [64, 64],
         "task_type": "synapse",
     }
-    folder, _ = train_here(real, {**small, "learning_rate": 1e-12}, weights=str(tmp_path / "published.pt"))
-    ended = torch.load(folder / "net_synapse.pt", weights_only=True)
-    assert ended.keys() == began.keys()
-    # At such a rate nothing is learnt but the statistics of the norms: it did begin with those weights.
-    for name in (name for name in began if "running" not in name and "num_batches" not in name):
-        torch.testing.assert_close(ended[name], began[name], rtol=0, atol=1e-6)
-    assert any(not torch.equal(ended[name], began[name]) for name in began if "running" in name)
+    folder, _ = train_locally(real, {**small, "learning_rate": 1e-12}, weights=str(tmp_path / "published.pt"))
+    final = torch.load(folder / "net_synapse.pt", weights_only=True)
+    assert final.keys() == initial.keys()
+    # At this learning rate only the statistics of the normalization change, so training did start from these weights.
+    for name in (name for name in initial if "running" not in name and "num_batches" not in name):
+        torch.testing.assert_close(final[name], initial[name], rtol=0, atol=1e-6)
+    assert any(not torch.equal(final[name], initial[name]) for name in initial if "running" in name)
     assert sum(map(sum, json.loads((folder / "metrics.json").read_text())["test"]["confusion"])) == 256 * 256
 
 
-def test_a_volume_network_trains_on_tiles_of_several_sections_and_names_missing_chunks(train_here, tmp_path):
+def test_a_3d_network_trains_on_tiles_of_several_sections_and_blank_chunks_are_reported(train_locally, tmp_path):
     em, membrane = (open_volume(PHANTOM[key]).read(Box((0, 0, 0), (16, 128, 128))) for key in ("image_chan", LABELS))
     em[12:, :64, :64] = 0
     for name, array in (("em", em), ("membrane", membrane)):
         zarr.create_array(tmp_path / f"{name}.zarr", data=array, chunks=(4, 64, 64))
     stored = {"image_chan": str(tmp_path / "em.zarr"), LABELS: str(tmp_path / "membrane.zarr")}
     task = {**PHANTOM, **stored, "z_val": [8, 12], "z_test": [12, 16], "volume_z": 4, "tile_size": [32, 32]}
-    folder, _ = train_here(task, {"dim": 3, "n_blocks": 2, "start_filters": 4})
+    folder, _ = train_locally(task, {"dim": 3, "n_blocks": 2, "start_filters": 4})
     metrics = json.loads((folder / "metrics.json").read_text())
     assert sum(map(sum, metrics["test"]["confusion"])) == 4 * 128 * 128
     assert metrics["blank_chunks"] == 1
     assert "nothing but zeros" in (folder / "index.html").read_text()
 
 
-def test_a_validation_box_without_foreground_is_said_and_the_lowest_loss_is_kept(train_here, tmp_path):
+def test_a_validation_box_without_foreground_causes_a_warning_and_the_lowest_loss_is_kept(train_locally, tmp_path):
     labels = open_volume(PHANTOM[LABELS]).read(Box((0, 0, 0), (16, 128, 128)))
     labels[8:] = 0
     zarr.create_array(tmp_path / "labels.zarr", data=labels, chunks=(1, 64, 64))
     small = {"n_blocks": 2, "start_filters": 4, "epochs": 3, "learning_rate": 0.01}
-    folder, said = train_here({**PHANTOM, LABELS: str(tmp_path / "labels.zarr")}, small)
-    assert len([line for line in said if "holds no foreground" in line]) == 1
+    folder, messages = train_locally({**PHANTOM, LABELS: str(tmp_path / "labels.zarr")}, small)
+    assert len([line for line in messages if "holds no foreground" in line]) == 1
     assert "holds no foreground" in (folder / "index.html").read_text()
     rows = [line.split(",") for line in (folder / "history.csv").read_text().splitlines()[1:]]
     best = min(rows, key=lambda row: float(row[2]))

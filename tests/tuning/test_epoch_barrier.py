@@ -1,43 +1,43 @@
-"""The gate, without Ray: who waits, who is let through, and what a worker that comes twice finds."""
+"""The epoch barrier without Ray: which calls wait, what lets them continue, and what a restarted worker receives."""
 
 import asyncio
 
 from kasthuri_ray.tuning.epoch_barrier import _EpochBarrier
 
-ONE, TWO = [{"epoch": 1}], [{"epoch": 1}, {"epoch": 2}]
+ONE_EPOCH, TWO_EPOCHS = [{"epoch": 1}], [{"epoch": 1}, {"epoch": 2}]
 
 
-def together(work):
-    """Run a coroutine, which must not hang."""
+def run_with_timeout(work):
+    """Run a coroutine, and fail if it takes longer than 10 seconds."""
     return asyncio.run(asyncio.wait_for(work, 10))
 
 
-def test_a_worker_waits_until_its_epoch_has_been_seen():
+def test_a_worker_waits_until_its_epoch_is_approved():
     async def work():
-        gate = _EpochBarrier()
-        asking = asyncio.create_task(gate.ask("a", ONE))
-        assert await gate.history("a", 0, 5) == ONE
-        await gate.approve("b", 1)  # another's
+        barrier = _EpochBarrier()
+        waiting = asyncio.create_task(barrier.wait_for_approval("a", ONE_EPOCH))
+        assert await barrier.wait_for_history("a", 0, 5) == ONE_EPOCH
+        await barrier.approve("b", 1)  # another trial
         await asyncio.sleep(0.05)
-        assert not asking.done()
-        await gate.approve("a", 1)
-        assert await asking
-        assert await gate.ask("a", ONE)  # a worker that died comes with the same history
-        again = asyncio.create_task(gate.ask("a", TWO))
-        assert await gate.history("a", 1, 5) == TWO
-        await gate.stop("a")
-        assert not await again
-        assert not await gate.ask("a", TWO)
+        assert not waiting.done()
+        await barrier.approve("a", 1)
+        assert await waiting
+        assert await barrier.wait_for_approval("a", ONE_EPOCH)  # a restarted worker brings the same history
+        waiting = asyncio.create_task(barrier.wait_for_approval("a", TWO_EPOCHS))
+        assert await barrier.wait_for_history("a", 1, 5) == TWO_EPOCHS
+        await barrier.stop("a")
+        assert not await waiting
+        assert not await barrier.wait_for_approval("a", TWO_EPOCHS)
 
-    together(work())
+    run_with_timeout(work())
 
 
-def test_who_looks_for_an_epoch_that_does_not_come_gets_what_there_is():
+def test_waiting_for_an_epoch_that_does_not_come_returns_the_history_so_far():
     async def work():
-        gate = _EpochBarrier()
-        assert await gate.history("a", 0, 0.05) == []
-        await gate.leave("a", ONE)  # the last epoch: nobody waits
-        assert await gate.history("a", 1, 0.05) == ONE
-        assert await gate.history("a", 0, 5) == ONE
+        barrier = _EpochBarrier()
+        assert await barrier.wait_for_history("a", 0, 0.05) == []
+        await barrier.store_history("a", ONE_EPOCH)  # the last epoch: no worker waits
+        assert await barrier.wait_for_history("a", 1, 0.05) == ONE_EPOCH
+        assert await barrier.wait_for_history("a", 0, 5) == ONE_EPOCH
 
-    together(work())
+    run_with_timeout(work())

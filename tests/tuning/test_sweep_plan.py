@@ -1,4 +1,4 @@
-"""What a sweep is made of before it begins: networks, space, trials at once, and what may change when it goes on."""
+"""The plan of a sweep: networks, search space, number of trials, and which settings may differ when it resumes."""
 
 import json
 
@@ -9,19 +9,20 @@ from kasthuri_ray.config.settings import TuneSettings
 from kasthuri_ray.ray_cluster.resources import ClusterResources
 from kasthuri_ray.training.preflight import choose_batch_size
 from kasthuri_ray.tuning import sweep_plan
-from kasthuri_ray.tuning.leaderboard import FINISHED, OUT_OF_TIME, Leaderboard, TrialRecord
+from kasthuri_ray.tuning.leaderboard import Leaderboard
 from kasthuri_ray.tuning.search_space import SearchDomain
 from kasthuri_ray.tuning.sweep_plan import (
     check_sweep_resumable,
+    choose_num_concurrent,
+    choose_num_trials,
     command_record,
     fixed_settings,
-    num_concurrent,
-    num_samples,
     plan_sweep,
     read_search_space,
     resolve_networks,
     sweep_differences,
 )
+from kasthuri_ray.tuning.trial_record import FINISHED, OUT_OF_TIME, TrialRecord
 
 PHANTOM = ["task.image_chan=phantom://em?shape=16,64,64", "task.annotation_chan=phantom://membrane?shape=16,64,64"]
 PHANTOM += ["task.xrange_vol=0,64", "task.yrange_vol=0,64", "task.z_train=0,8", "task.z_val=8,12", "task.z_test=null"]
@@ -32,13 +33,13 @@ def layers(*assignments: str, config: str | None = None, **tune) -> dict:
     return {"config": config, "assignments": list(assignments), "flags": {"tune": tune} if tune else {}}
 
 
-def test_the_four_networks_of_2d_are_tried_or_that_of_3d_or_those_that_are_named(tmp_path):
+def test_networks_are_those_named_or_the_built_in_ones_of_the_tasks_dimension(tmp_path):
     assert list(resolve_networks("synapse", layers())) == list(sweep_plan.NETWORKS_2D)
     assert list(resolve_networks("synapse", layers("task.volume_z=16"))) == ["UNet_3D"]
     (tmp_path / "mine.json").write_text('{"start_filters": 5}')
-    found = resolve_networks("synapse", layers(networks=["UNet_2D_depth", str(tmp_path / "mine.json")]))
-    assert list(found) == ["UNet_2D_depth", "mine"]
-    assert found["mine"].network.start_filters == 5
+    networks = resolve_networks("synapse", layers(networks=["UNet_2D_depth", str(tmp_path / "mine.json")]))
+    assert list(networks) == ["UNet_2D_depth", "mine"]
+    assert networks["mine"].network.start_filters == 5
     assert list(resolve_networks("synapse", layers("tune.networks=UNet_2D"))) == ["UNet_2D"]
     with pytest.raises(ValueError, match="names UNet_2D twice"):
         resolve_networks("synapse", layers(networks=["UNet_2D", "UNet_2D.json"]))
@@ -46,15 +47,15 @@ def test_the_four_networks_of_2d_are_tried_or_that_of_3d_or_those_that_are_named
         resolve_networks("synapse", layers(networks=["UNet_4D"]))
 
 
-def test_a_config_of_a_network_is_the_only_network(tmp_path):
+def test_a_config_file_with_a_model_is_the_only_network(tmp_path):
     config = {"network": {"model_type": "residual", "n_blocks": 3, "outweightfilename": "best"}}
     (tmp_path / "best.json").write_text(json.dumps(config))
-    found = resolve_networks("synapse", layers(config=str(tmp_path / "best.json")))
-    assert list(found) == ["best"]
-    assert found["best"].network.model_type == "residual"
+    networks = resolve_networks("synapse", layers(config=str(tmp_path / "best.json")))
+    assert list(networks) == ["best"]
+    assert networks["best"].network.model_type == "residual"
 
 
-def test_what_the_command_line_sets_is_not_searched_and_a_space_file_that_has_it_is_refused(tmp_path):
+def test_settings_of_the_command_line_are_not_searched_and_refused_in_a_space_file(tmp_path):
     bases = resolve_networks("synapse", layers(networks=["UNet_2D", "UNet_2D_depth"]))
     whole = read_search_space(bases, 1, set())
     assert whole["network"] == SearchDomain("choice", ("UNet_2D", "UNet_2D_depth"))
@@ -64,24 +65,26 @@ def test_what_the_command_line_sets_is_not_searched_and_a_space_file_that_has_it
     file = str(tmp_path / "space.json")
     bases = resolve_networks("synapse", layers(space=file, networks=["UNet_2D"]))
     assert list(read_search_space(bases, 1, set())) == ["network.learning_rate"]
-    with pytest.raises(ValueError, match="searched there and set on the command line"):
+    with pytest.raises(ValueError, match="searched here and set on the command line"):
         read_search_space(bases, 1, fixed)
 
 
-def test_there_must_be_something_to_search_and_a_grid_has_an_end(tmp_path):
+def test_an_empty_space_and_a_grid_over_a_continuous_range_are_refused(tmp_path):
     (tmp_path / "space.json").write_text("{}")
     one = layers(space=str(tmp_path / "space.json"), networks=["UNet_2D"])
     with pytest.raises(ValueError, match="there is nothing to search"):
         read_search_space(resolve_networks("synapse", one), 1, set())
     grid = layers(search="grid", networks=["UNet_2D"])
     with pytest.raises(
-        ValueError, match=r"the default space: network\.learning_rate, task\.foreground_share has no end"
+        ValueError,
+        match=r"the default space: a grid search needs a list of values, but network\.learning_rate, "
+        r"task\.foreground_share has a continuous range",
     ):
         read_search_space(resolve_networks("synapse", grid), 1, set())
 
 
 @pytest.mark.parametrize(
-    ("tune", "samples"),
+    ("tune", "num_trials"),
     [
         ({}, 6),
         ({"samples": 4}, 4),
@@ -90,74 +93,66 @@ def test_there_must_be_something_to_search_and_a_grid_has_an_end(tmp_path):
         ({"search": "random", "hours": 1.0}, 6),
     ],
 )
-def test_there_are_no_more_trials_than_combinations(tune, samples):
-    assert (
-        num_samples(TuneSettings(**tune), {"a": SearchDomain("int", (1, 3)), "b": SearchDomain("choice", (1, 2))})
-        == samples
-    )
+def test_there_are_no_more_trials_than_combinations(tune, num_trials):
+    space = {"a": SearchDomain("int", (1, 3)), "b": SearchDomain("choice", (1, 2))}
+    assert choose_num_trials(TuneSettings(**tune), space) == num_trials
 
 
-def test_where_there_is_no_end_of_combinations_it_is_20_or_as_many_as_there_is_time_for():
-    space = {"a": SearchDomain("uniform", (0.0, 1.0))}
-    assert [
-        num_samples(TuneSettings(**tune), space) for tune in ({}, {"hours": 1.0}, {"hours": 1.0, "samples": 5})
-    ] == [
-        20,
-        None,
-        5,
-    ]
+@pytest.mark.parametrize(("tune", "num_trials"), [({}, 20), ({"hours": 1.0}, None), ({"hours": 1.0, "samples": 5}, 5)])
+def test_a_continuous_space_has_20_trials_or_as_many_as_the_hours_allow(tune, num_trials):
+    assert choose_num_trials(TuneSettings(**tune), {"a": SearchDomain("uniform", (0.0, 1.0))}) == num_trials
 
 
 @pytest.mark.parametrize(
-    ("concurrent", "workers", "gpu", "cluster", "expected"),
+    ("concurrent", "num_workers", "use_gpu", "cluster", "expected"),
     [
         (None, 1, False, ClusterResources(2, 0, 1), 1),
         (None, 1, False, ClusterResources(64, 0, 8), 8),
         (None, 1, True, ClusterResources(64, 8, 2), 8),
         (None, 3, True, ClusterResources(64, 8, 2), 2),
-        (None, 4, True, ClusterResources(64, 2, 1), 1),  # which the cluster then has not
+        (None, 4, True, ClusterResources(64, 2, 1), 1),  # more GPUs than the cluster has
         (7, 1, False, ClusterResources(2, 0, 1), 7),
     ],
 )
-def test_as_many_trials_run_at_once_as_there_are_gpus_or_nodes(concurrent, workers, gpu, cluster, expected):
-    assert num_concurrent(TuneSettings(concurrent=concurrent), workers, gpu, cluster) == expected
+def test_one_trial_runs_on_each_gpu_or_node(concurrent, num_workers, use_gpu, cluster, expected):
+    assert choose_num_concurrent(TuneSettings(concurrent=concurrent), num_workers, use_gpu, cluster) == expected
 
 
 @pytest.fixture
-def planned(tmp_path, monkeypatch):
-    """`planned(*assignments, **tune)` gives a plan on a cluster of four CPUs, and what was said."""
+def plan_phantom_sweep(tmp_path, monkeypatch):
+    """Return `plan_phantom_sweep(*assignments, **tune)`: a plan for a cluster of four CPUs, and its notes."""
     monkeypatch.setattr(sweep_plan, "connect_ray", lambda verbose: ClusterResources(4, 0, 1))
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
 
     def plan(*assignments: str, **tune):
-        said: list[str] = []
-        place = (f"train.storage={tmp_path}", "train.name=sweep")
-        given = layers(*PHANTOM, *place, *assignments, **{"networks": ["UNet_2D"], **tune})
-        return plan_sweep("membrane", given, "python jobs/tune.py --task membrane --name {}".format, said.append), said
+        notes: list[str] = []
+        location = (f"train.storage={tmp_path}", "train.name=sweep")
+        settings = layers(*PHANTOM, *location, *assignments, **{"networks": ["UNet_2D"], **tune})
+        resume_command = "python jobs/tune.py --task membrane --name {}".format
+        return plan_sweep("membrane", settings, resume_command, notes.append), notes
 
     return plan
 
 
-def test_a_plan_knows_its_place_its_demand_and_the_command_that_goes_on(planned, tmp_path):
-    plan, said = planned(concurrent=3)
+def test_a_plan_has_a_folder_a_demand_and_the_command_that_resumes(plan_phantom_sweep, tmp_path):
+    plan, notes = plan_phantom_sweep(concurrent=3)
     assert plan.path == str(tmp_path / "sweep")
-    assert plan.again == "python jobs/tune.py --task membrane --name sweep"
-    assert (plan.concurrent, plan.sharing, plan.workers) == (3, 3, (1, 1))
+    assert plan.resume_command == "python jobs/tune.py --task membrane --name sweep"
+    assert (plan.num_concurrent, plan.workers_per_node, plan.num_workers) == (3, 3, (1, 1))
     assert plan.demand.cpus == pytest.approx(3 * 0.75)
-    unmet = planned(concurrent=8)[0].demand.unmet(ClusterResources(4, 0, 1))
-    assert unmet == "8 workers of 8 trials and their reading need 6 CPUs, the cluster has 4"
-    assert any("network.normalization is searched" in line for line in said)
+    shortage = plan_phantom_sweep(concurrent=8)[0].demand.describe_shortage(ClusterResources(4, 0, 1))
+    assert shortage == "8 workers of 8 trials and their data loading need 6 CPUs, the cluster has 4"
+    assert any("network.normalization is searched" in note for note in notes)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_norm_by_the_tile_is_warned_of(planned):
-    _, said = planned("network.normalization=group")
-    assert [line for line in said if "normalizes by the tile (group norm)" in line and "--block" in line]
+def test_a_network_that_normalizes_by_the_tile_causes_a_warning(plan_phantom_sweep):
+    _, notes = plan_phantom_sweep("network.normalization=group")
+    assert [note for note in notes if "normalizes by the tile (group norm)" in note and "--block" in note]
 
 
-def begin(plan, *trials: TrialRecord, finished: bool = True, seconds: float = 10.0) -> None:
-    board = Leaderboard(plan.storage, plan.metric, list(trials), seconds, finished=finished)
-    board.write()
+def write_sweep(plan, *trials: TrialRecord, finished: bool = True, seconds: float = 10.0) -> None:
+    Leaderboard(plan.storage, plan.metric, list(trials), seconds, finished=finished).write()
     plan.storage.write_bytes("settings.json", json.dumps(plan.description).encode())
 
 
@@ -165,40 +160,44 @@ def trial(number: int, state: str = FINISHED) -> TrialRecord:
     return TrialRecord(number, "UNet_2D", {}, state, score=0.5)
 
 
-def test_a_finished_sweep_is_refused_and_says_how_to_search_on(planned):
-    begin(planned(samples=2)[0], trial(0), trial(1))
-    with pytest.raises(ValueError, match=r"is finished: 2 trials have been made\. To search on, add --samples 4"):
-        check_sweep_resumable(planned(samples=2)[0])
-    assert len(check_sweep_resumable(planned(samples=3)[0]).trials) == 2
-    begin(planned(samples=2, hours=1.0)[0], trial(0), trial(1, OUT_OF_TIME), seconds=3600.0)
-    with pytest.raises(ValueError, match=r"its 1 hours are over\. To search on, give more --hours, such as 2"):
-        check_sweep_resumable(planned(samples=2, hours=1.0)[0])
-    check_sweep_resumable(planned(samples=2, hours=1.5)[0])
-    begin(planned(samples=2)[0], trial(0), trial(1), finished=False)  # killed before its page
-    check_sweep_resumable(planned(samples=2)[0])
+def test_a_finished_sweep_is_refused_with_the_flag_that_continues_it(plan_phantom_sweep):
+    write_sweep(plan_phantom_sweep(samples=2)[0], trial(0), trial(1))
+    with pytest.raises(
+        ValueError, match=r"is finished: 2 trials have been run\. To continue the search, add --samples 4"
+    ):
+        check_sweep_resumable(plan_phantom_sweep(samples=2)[0])
+    assert len(check_sweep_resumable(plan_phantom_sweep(samples=3)[0]).trials) == 2
+    write_sweep(plan_phantom_sweep(samples=2, hours=1.0)[0], trial(0), trial(1, OUT_OF_TIME), seconds=3600.0)
+    with pytest.raises(
+        ValueError, match=r"its 1 hours are used up\. To continue the search, give more --hours, such as 2"
+    ):
+        check_sweep_resumable(plan_phantom_sweep(samples=2, hours=1.0)[0])
+    check_sweep_resumable(plan_phantom_sweep(samples=2, hours=1.5)[0])
+    write_sweep(plan_phantom_sweep(samples=2)[0], trial(0), trial(1), finished=False)  # killed before its page
+    check_sweep_resumable(plan_phantom_sweep(samples=2)[0])
 
 
-def test_other_settings_are_refused_and_the_difference_is_shown(planned, tmp_path):
-    begin(planned(samples=2)[0], trial(0), finished=False)
-    with pytest.raises(ValueError, match="the sweep sweep was begun with other settings:\n") as caught:
-        check_sweep_resumable(planned("network.ema=0.9", "task.z_gap=1", samples=2, scheduler="none")[0])
-    told = ("task.z_gap: 0 -> 1", 'tune.scheduler: "asha" -> "none"', "networks.UNet_2D.ema: 0.0 -> 0.9")
-    assert all(f"\n  {line}\n" in str(caught.value) for line in told)
+def test_other_settings_are_refused_with_the_differences(plan_phantom_sweep, tmp_path):
+    write_sweep(plan_phantom_sweep(samples=2)[0], trial(0), finished=False)
+    with pytest.raises(ValueError, match="the sweep sweep was started with other settings:\n") as error:
+        check_sweep_resumable(plan_phantom_sweep("network.ema=0.9", "task.z_gap=1", samples=2, scheduler="none")[0])
+    differences = ("task.z_gap: 0 -> 1", 'tune.scheduler: "asha" -> "none"', "networks.UNet_2D.ema: 0.0 -> 0.9")
+    assert all(f"\n  {line}\n" in str(error.value) for line in differences)
     with pytest.raises(ValueError, match=r'space\.network\.loss: \{"choice"'):
-        check_sweep_resumable(planned("network.loss=focal", samples=2)[0])
-    check_sweep_resumable(planned("train.cache=none", samples=9, concurrent=2, keep=1, hours=3.0)[0])
+        check_sweep_resumable(plan_phantom_sweep("network.loss=focal", samples=2)[0])
+    check_sweep_resumable(plan_phantom_sweep("train.cache=none", samples=9, concurrent=2, keep=1, hours=3.0)[0])
     (tmp_path / "sweep/settings.json").write_text('{"task": {}, "network": {}, "train": {}}')
     with pytest.raises(ValueError, match="is not that of a sweep; give another --name"):
-        check_sweep_resumable(planned(samples=2)[0])
+        check_sweep_resumable(plan_phantom_sweep(samples=2)[0])
 
 
-def test_the_same_description_differs_in_nothing(planned):
-    plan = planned()[0]
+def test_equal_descriptions_have_no_differences(plan_phantom_sweep):
+    plan = plan_phantom_sweep()[0]
     assert sweep_differences(json.loads(json.dumps(plan.description)), plan.description) == []
 
 
-def test_a_setting_that_is_newer_than_the_sweep_had_its_default(planned):
-    plan = planned()[0]
+def test_a_setting_that_an_older_sweep_does_not_record_had_its_default(plan_phantom_sweep):
+    plan = plan_phantom_sweep()[0]
     older = json.loads(json.dumps(plan.description))
     del older["sweep"]["networks"]["UNet_2D"]["metric"], older["tune"]["keep"], older["tune"]["grace"]
     assert sweep_differences(older, plan.description) == []
@@ -206,44 +205,45 @@ def test_a_setting_that_is_newer_than_the_sweep_had_its_default(planned):
     assert sweep_differences(older, plan.description) == ["networks: UNet_2D, UNet_3D -> UNet_2D"]
 
 
-def test_networks_whose_trials_cannot_be_compared_are_refused(planned, tmp_path):
-    own = tmp_path / "short.json"
-    own.write_text('{"epochs": 3}')
+def test_networks_whose_trials_cannot_be_compared_are_refused(plan_phantom_sweep, tmp_path):
+    short = tmp_path / "short.json"
+    short.write_text('{"epochs": 3}')
     with pytest.raises(
-        ValueError, match=r"network\.epochs is 30 of UNet_2D, 3 of short: .* --set network\.epochs=\.\.\."
+        ValueError, match=r"network\.epochs is 30 for UNet_2D, 3 for short: .* --set network\.epochs=\.\.\."
     ):
-        planned(networks=["UNet_2D", str(own)])
-    planned("network.epochs=5", networks=["UNet_2D", str(own)])
+        plan_phantom_sweep(networks=["UNet_2D", str(short)])
+    plan_phantom_sweep("network.epochs=5", networks=["UNet_2D", str(short)])
     with pytest.raises(ValueError, match=r"--grace 30: a trial has 30 epochs .* or --scheduler none"):
-        planned(grace=30)
-    planned(grace=30, scheduler="none")
+        plan_phantom_sweep(grace=30)
+    plan_phantom_sweep(grace=30, scheduler="none")
 
 
-def test_a_sweep_that_is_only_named_is_the_one_that_was_begun(planned, tmp_path):
-    plan, _ = planned("network.epochs=7", samples=5, hours=2.0)
+def test_a_sweep_can_be_resumed_by_its_name_alone(plan_phantom_sweep, tmp_path):
+    plan, _ = plan_phantom_sweep("network.epochs=7", samples=5, hours=2.0)
     assert command_record("a", {"flags": {"task": {"image_chan": "https://h/x?key=1"}}})["flags"] == {
         "task": {"image_chan": "https://h/x"}
     }
-    begin(plan, trial(0), finished=False)
+    write_sweep(plan, trial(0), finished=False)
     named = {"config": None, "assignments": [], "flags": {"train": {"storage": str(tmp_path), "name": "sweep"}}}
-    again = plan_sweep(None, named, "jobs/tune.py --name {}".format, print)
-    assert again.description == plan.description | {"sweep": again.description["sweep"]}
-    assert (again.samples, again.tune.hours, again.settings.network.epochs) == (5, 2.0, 7)
-    assert len(check_sweep_resumable(again).trials) == 1
+    resumed = plan_sweep(None, named, "jobs/tune.py --name {}".format, print)
+    assert resumed.description == plan.description | {"sweep": resumed.description["sweep"]}
+    assert (resumed.num_trials, resumed.tune.hours, resumed.settings.network.epochs) == (5, 2.0, 7)
+    assert len(check_sweep_resumable(resumed).trials) == 1
     longer = {**named, "flags": {**named["flags"], "tune": {"samples": 9}}}
-    assert plan_sweep(None, longer, "jobs/tune.py --name {}".format, print).samples == 9
+    assert plan_sweep(None, longer, "jobs/tune.py --name {}".format, print).num_trials == 9
     named["flags"]["train"]["name"] = "other"
     with pytest.raises(ValueError, match="no task: give --task"):
         plan_sweep(None, named, "jobs/tune.py --name {}".format, print)
 
 
-def test_where_the_loss_is_set_for_all_it_is_not_searched(planned):
-    assert "network.loss" in planned()[0].space
-    assert "network.loss" not in planned("task.loss=tversky")[0].space
-    assert "network.loss" not in planned("network.metric=val.loss")[0].space  # losses are no measure of each other
+def test_the_loss_is_not_searched_if_it_is_set_or_is_the_metric(plan_phantom_sweep):
+    assert "network.loss" in plan_phantom_sweep()[0].space
+    assert "network.loss" not in plan_phantom_sweep("task.loss=tversky")[0].space
+    # Values of different losses cannot be compared.
+    assert "network.loss" not in plan_phantom_sweep("network.metric=val.loss")[0].space
 
 
-def test_a_batch_size_that_a_trial_leaves_open_is_that_of_its_workers(planned):
-    plan, _ = planned()
-    open_size = override_settings(plan.settings, {"network.batch_size": None}, "trial 0000")
-    assert [choose_batch_size(open_size, workers).network.batch for workers in (1, 2, 8)] == [2, 2, 8]
+def test_a_batch_size_that_is_not_set_depends_on_the_number_of_workers(plan_phantom_sweep):
+    plan, _ = plan_phantom_sweep()
+    no_size = override_settings(plan.settings, {"network.batch_size": None}, "trial 0000")
+    assert [choose_batch_size(no_size, num_workers).network.batch for num_workers in (1, 2, 8)] == [2, 2, 8]

@@ -1,4 +1,4 @@
-"""What a sweep makes of what its trials tell, without Ray."""
+"""A sweep without Ray: what it does with the results of its trials, and how it stops and resumes."""
 
 import errno
 import io
@@ -15,10 +15,11 @@ from kasthuri_ray.ray_cluster.driver import run_in_thread
 from kasthuri_ray.ray_cluster.ray_errors import failure_reason
 from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.training.ray_trainer import is_environment_failure
-from kasthuri_ray.tuning.leaderboard import FAILED, FINISHED, RUNNING, Leaderboard, recover_trials
+from kasthuri_ray.tuning.leaderboard import Leaderboard, recover_trials
 from kasthuri_ray.tuning.ray_tune import NO_TRIALS_LEFT, SweepInterrupted
 from kasthuri_ray.tuning.search_space import SearchDomain
-from kasthuri_ray.tuning.trial import CUT_OFF
+from kasthuri_ray.tuning.trial import INTERRUPTED
+from kasthuri_ray.tuning.trial_record import FAILED, FINISHED, RUNNING
 from kasthuri_ray.tuning.tune import SweepTrials
 
 AP = "val.average_precision"
@@ -26,82 +27,84 @@ FULL = "the disk is full: /data/sweep/trials/0001/checkpoint/last.pt could not b
 
 
 @pytest.fixture
-def sweep(tmp_path, monkeypatch):
-    """`sweep()` is a sitting of a sweep of four trials that all can begin."""
-    monkeypatch.setattr(ray, "get", lambda found: found)
-    monkeypatch.setattr(ray, "put", lambda found: found)
-    told = SimpleNamespace(remote=lambda *_: None)
+def start_job(tmp_path, monkeypatch):
+    """Return `start_job()`: the trials of one job of a sweep of four trials, all of which can be trained."""
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    remote_method = SimpleNamespace(remote=lambda *_: None)
 
-    def sit() -> SweepTrials:
+    def start() -> SweepTrials:
         plan = SimpleNamespace(
-            tune=TuneSettings(search="grid"), samples=4, concurrent=1, bases={"UNet_2D": None},
+            tune=TuneSettings(search="grid"), num_trials=4, num_concurrent=1, bases={"UNet_2D": None},
             space={"network.seed": SearchDomain("grid", (0, 1, 2, 3))},
         )  # fmt: skip
-        board = Leaderboard.read(open_storage(str(tmp_path)), AP)
-        recover_trials(board)
-        found = SweepTrials(plan, board, Reporter(io.StringIO()))
-        found.gate = SimpleNamespace(bring=told, stop=told)
-        found._prepare = lambda trial: SimpleNamespace(parameters=1)
-        return found
+        leaderboard = Leaderboard.read(open_storage(str(tmp_path)), AP)
+        recover_trials(leaderboard)
+        sweep = SweepTrials(plan, leaderboard, Reporter(io.StringIO()))
+        sweep.barrier = SimpleNamespace(store_plan=remote_method, stop=remote_method)
+        sweep._prepare = lambda trial: SimpleNamespace(num_parameters=1)
+        return sweep
 
-    return sit
+    return start
 
 
 def states(sweep: SweepTrials) -> list[str]:
-    return [trial.state for trial in sweep.board.trials]
+    return [trial.state for trial in sweep.leaderboard.trials]
 
 
-def test_a_trial_that_met_a_full_disk_ends_the_sitting_and_goes_on_in_the_next(sweep):
-    first = sweep()
-    assert first.next() == "0000"
-    first.take("0000", {"state": FAILED, "why": "no such luck", "epoch": 0})
-    first.end("0000")
-    assert first.next() == "0001"
-    first.take("0001", {"state": CUT_OFF, "why": FULL, "epoch": 1})
-    first.end("0001")
-    assert (first.broken, first.next(), states(first)) == (FULL, NO_TRIALS_LEFT, [FAILED, RUNNING])
-    second = sweep()
-    assert (second.next(), second.next()) == ("0001", None)
-    second.board.folder(second.board.trials[1]).write_settings({"task": {}, "network": {}, "train": {}})
-    second.take("0001", {"state": FINISHED, "why": "", "epoch": 2, "score": 0.5})
-    second.end("0001")
-    assert (second.next(), states(second)) == ("0002", [FAILED, FINISHED, RUNNING])
+def test_a_full_disk_ends_the_job_and_the_next_one_resumes_the_trial(start_job):
+    first = start_job()
+    assert first.next_trial() == "0000"
+    first.record_result("0000", {"state": FAILED, "why": "no such luck", "epoch": 0})
+    first.end_trial("0000")
+    assert first.next_trial() == "0001"
+    first.record_result("0001", {"state": INTERRUPTED, "why": FULL, "epoch": 1})
+    first.end_trial("0001")
+    assert (first.stop_reason, first.next_trial(), states(first)) == (FULL, NO_TRIALS_LEFT, [FAILED, RUNNING])
+    second = start_job()
+    assert (second.next_trial(), second.next_trial()) == ("0001", None)
+    resumed = second.leaderboard.trials[1]
+    second.leaderboard.folder(resumed).write_settings({"task": {}, "network": {}, "train": {}})
+    second.record_result("0001", {"state": FINISHED, "why": "", "epoch": 2, "score": 0.5})
+    second.end_trial("0001")
+    assert (second.next_trial(), states(second)) == ("0002", [FAILED, FINISHED, RUNNING])
 
 
-def test_a_trial_whose_file_is_not_there_has_failed_and_the_next_begins(sweep):
-    sitting = sweep()
+def test_a_trial_whose_file_is_missing_fails_and_the_next_one_starts(start_job):
+    sweep = start_job()
 
     def prepare(trial):
         if trial.number == 0:
             raise FileNotFoundError("there is no file a.zarr")
-        return SimpleNamespace(parameters=1)
+        return SimpleNamespace(num_parameters=1)
 
-    sitting._prepare = prepare
-    assert sitting.next() == "0001"
-    assert (sitting.board.trials[0].state, sitting.board.trials[0].why) == (FAILED, "there is no file a.zarr")
+    sweep._prepare = prepare
+    assert sweep.next_trial() == "0001"
+    first = sweep.leaderboard.trials[0]
+    assert (first.state, first.why) == (FAILED, "there is no file a.zarr")
 
 
-def test_a_sweep_that_is_stopped_ends_what_it_had_tune_do(sweep):
-    sitting, ended = sweep(), []
+def test_a_keyboard_interrupt_ends_tunes_loop(start_job):
+    sweep, ended = start_job(), []
 
-    def search():
+    def tune_loop():
         while True:
             time.sleep(0.01)
             try:
-                sitting.check()
+                sweep.raise_if_interrupted()
             except SweepInterrupted:
                 ended.append(True)
                 raise
 
-    def stopped_by_hand():
+    def press_control_c():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_in_thread(search, stopped_by_hand, sitting.interrupt)
+        run_in_thread(tune_loop, press_control_c, sweep.interrupt)
     assert ended == [True]
 
 
-def test_a_reason_is_a_line_without_colours():
+def test_a_failure_reason_is_one_line_without_colours():
     assert failure_reason(RuntimeError("\x1b[36mray::Worker\x1b[39m died:\n  no memory")) == (
         "RuntimeError: ray::Worker died: no memory"
     )
@@ -109,7 +112,7 @@ def test_a_reason_is_a_line_without_colours():
 
 
 @pytest.mark.parametrize(
-    ("error", "outside"),
+    ("error", "is_environment"),
     [
         (OSError(errno.ENOSPC, "the disk is full"), True),
         (VolumeError("the server is down"), True),
@@ -121,5 +124,5 @@ def test_a_reason_is_a_line_without_colours():
         (RuntimeError("out of memory"), False),
     ],
 )
-def test_what_lies_outside_a_trial_is_not_its_fault(error, outside):
-    assert is_environment_failure(error) is outside
+def test_failures_of_disks_servers_and_permissions_would_stop_any_trial(error, is_environment):
+    assert is_environment_failure(error) is is_environment

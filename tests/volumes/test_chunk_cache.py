@@ -1,4 +1,4 @@
-"""Chunks kept on disk: fetched once, checked when read, within their size, and never in the way."""
+"""The chunk cache: chunks are fetched once, checked when read, limited in size, and no fault costs a voxel."""
 
 import errno
 import logging
@@ -27,7 +27,7 @@ VOXELS = np.random.default_rng(0).integers(0, 60000, SHAPE, np.uint16)
 
 @dataclass(kw_only=True)
 class Source(Volume):
-    """An array that counts what is read from it."""
+    """An array that records the boxes that are read from it."""
 
     voxels: np.ndarray
     reads: list[Box] = field(default_factory=list)
@@ -38,22 +38,22 @@ class Source(Volume):
 
 
 def source(voxels=VOXELS, uri="test://a", **changes):
-    given = {"chunk": (8, 16, 16), "chunk_origin": (0, 0, 0), "voxel_size_nm": None, "remote": True} | changes
-    return Source(uri=uri, bounds=Box.at(OFFSET, voxels.shape), dtype=voxels.dtype, voxels=voxels, **given)
+    fields = {"chunk": (8, 16, 16), "chunk_origin": (0, 0, 0), "voxel_size_nm": None, "remote": True} | changes
+    return Source(uri=uri, bounds=Box.at(OFFSET, voxels.shape), dtype=voxels.dtype, voxels=voxels, **fields)
 
 
 @pytest.fixture
-def store(tmp_path):
+def cache(tmp_path):
     return ChunkCache(tmp_path / "cache", 10**8)
 
 
-def chunk_files(store):
-    return sorted(store.root.rglob("*.chunk"))
+def chunk_files(cache):
+    return sorted(cache.root.rglob("*.chunk"))
 
 
-def test_a_read_equals_the_source_and_a_second_one_asks_it_nothing(store):
+def test_every_chunk_is_fetched_once_and_cutouts_equal_the_source(cache):
     behind = source()
-    volume = CachedVolume.of(behind, store)
+    volume = CachedVolume.of(behind, cache)
     rng = np.random.default_rng(1)
     boxes = [volume.bounds]
     for _ in range(20):
@@ -63,20 +63,20 @@ def test_a_read_equals_the_source_and_a_second_one_asks_it_nothing(store):
         np.testing.assert_array_equal(volume.read(box), VOXELS[box.slices(OFFSET)])
     cells = list(volume.bounds.cells((8, 16, 16)))
     assert sorted(map(str, behind.reads)) == sorted(map(str, cells)), "each chunk once, cut to the bounds"
-    assert len(chunk_files(store)) == len(cells)
-    assert not list(store.root.rglob("*.lock")) + list(store.root.rglob("*.part"))
+    assert len(chunk_files(cache)) == len(cells)
+    assert not list(cache.root.rglob("*.lock")) + list(cache.root.rglob("*.part"))
 
 
-def test_where_the_voxels_lie_is_kept_too(store):
-    placed = source(translation_nm=(15.0, 2.0, 2.0), pyramid="em", voxel_size_nm=(30.0, 4.0, 4.0))
-    cached = CachedVolume.of(placed, store)
+def test_a_cached_volume_keeps_translation_and_pyramid_of_its_source(cache):
+    translated = source(translation_nm=(15.0, 2.0, 2.0), pyramid="em", voxel_size_nm=(30.0, 4.0, 4.0))
+    cached = CachedVolume.of(translated, cache)
     assert (cached.translation_nm, cached.pyramid) == ((15.0, 2.0, 2.0), "em")
 
 
-def test_another_opening_of_the_same_volume_finds_the_chunks(store):
-    CachedVolume.of(source(), store).read(Box.at(OFFSET, SHAPE))
+def test_a_volume_that_is_opened_again_finds_its_chunks(cache):
+    CachedVolume.of(source(), cache).read(Box.at(OFFSET, SHAPE))
     behind = source()
-    again = pickle.loads(pickle.dumps(CachedVolume.of(behind, store)))
+    again = pickle.loads(pickle.dumps(CachedVolume.of(behind, cache)))
     np.testing.assert_array_equal(again.read(again.bounds), VOXELS)
     assert again.source.reads == []
     assert (again.uri, again.voxel_size_nm, again.remote) == (behind.uri, None, True)
@@ -93,20 +93,20 @@ def test_another_opening_of_the_same_volume_finds_the_chunks(store):
         {"chunk_origin": (4, 0, 0)},
     ],
 )
-def test_another_volume_finds_nothing(store, other):
-    CachedVolume.of(source(), store).read(Box.at(OFFSET, SHAPE))
+def test_a_different_volume_does_not_find_the_chunks(cache, other):
+    CachedVolume.of(source(), cache).read(Box.at(OFFSET, SHAPE))
     behind = source(**other)
-    volume = CachedVolume.of(behind, store)
+    volume = CachedVolume.of(behind, cache)
     np.testing.assert_array_equal(volume.read(volume.bounds), behind.voxels)
     assert len(behind.reads) == len(list(volume.bounds.cells(volume.chunk, volume.chunk_origin)))
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "foreign", "swapped"])
-def test_a_damaged_file_is_dropped_and_fetched_again(store, damage, caplog):
+def test_a_damaged_chunk_is_deleted_and_fetched_again(cache, damage, caplog):
     behind = source()
-    volume = CachedVolume.of(behind, store)
+    volume = CachedVolume.of(behind, cache)
     volume.read(volume.bounds)
-    path = chunk_files(store)[3]
+    path = chunk_files(cache)[3]
     content = bytearray(path.read_bytes())
     if damage == "flipped":
         content[len(content) // 2] ^= 1
@@ -114,8 +114,8 @@ def test_a_damaged_file_is_dropped_and_fetched_again(store, damage, caplog):
     content = content[: sizes[damage]]
     if damage == "foreign":
         content = b"something else"
-    if damage == "swapped":  # whole, but of another shape
-        content = next(p for p in chunk_files(store) if p.stat().st_size != path.stat().st_size).read_bytes()
+    if damage == "swapped":  # intact, but of another shape
+        content = next(p for p in chunk_files(cache) if p.stat().st_size != path.stat().st_size).read_bytes()
     path.write_bytes(content)
     behind.reads.clear()
     for _ in range(2):
@@ -124,13 +124,13 @@ def test_a_damaged_file_is_dropped_and_fetched_again(store, damage, caplog):
     assert f"damaged chunk in the cache is fetched again: {path}" in caplog.text
 
 
-def test_files_may_vanish_at_any_time(store):
-    volume = CachedVolume.of(source(), store)
+def test_files_may_be_deleted_at_any_time(cache):
+    volume = CachedVolume.of(source(), cache)
     end = threading.Event()
 
     def delete():
         while not end.is_set():
-            for path in store.root.rglob("*"):
+            for path in cache.root.rglob("*"):
                 if path.is_file():
                     path.unlink(missing_ok=True)
 
@@ -144,84 +144,84 @@ def test_files_may_vanish_at_any_time(store):
         deleting.join()
 
 
-def test_the_chunks_used_longest_ago_make_room(tmp_path):
+def test_the_chunks_used_longest_ago_are_deleted_first(tmp_path):
     voxels = np.random.default_rng(0).integers(0, 256, (64, 64, 64), np.uint8)  # noise: no smaller when compressed
     behind = source(voxels, chunk=(1, 64, 64), chunk_origin=OFFSET)
-    store = ChunkCache(tmp_path, 30 * 64 * 64)
-    volume = CachedVolume.of(behind, store)
-    favourite = Box.at((5, 3, 7), (1, 64, 64))
+    cache = ChunkCache(tmp_path, 30 * 64 * 64)
+    volume = CachedVolume.of(behind, cache)
+    used = Box.at((5, 3, 7), (1, 64, 64))
     for z in range(5, 69):
         volume.read(Box.at((z, 3, 7), (1, 64, 64)))
-        volume.read(favourite)
-        assert sum(path.stat().st_size for path in chunk_files(store)) <= store.size_limit_bytes
-    assert behind.reads.count(favourite) == 1, "what is in use stays"
-    assert len(chunk_files(store)) >= 25, "the room is used"
+        volume.read(used)
+        assert sum(path.stat().st_size for path in chunk_files(cache)) <= cache.size_limit_bytes
+    assert behind.reads.count(used) == 1, "a chunk in use stays"
+    assert len(chunk_files(cache)) >= 25, "the space is used"
     behind.reads.clear()
     volume.read(Box.at((65, 3, 7), (4, 64, 64)))
-    assert behind.reads == [], "the newest are there"
+    assert behind.reads == [], "the newest chunks are cached"
     np.testing.assert_array_equal(volume.read(volume.bounds), voxels)
 
 
-def test_a_limit_smaller_than_a_chunk_still_gives_voxels(tmp_path):
+def test_a_limit_smaller_than_a_chunk_disables_the_cache_only(tmp_path):
     volume = CachedVolume.of(source(), ChunkCache(tmp_path, 1))
     np.testing.assert_array_equal(volume.read(volume.bounds), VOXELS)
     assert chunk_files(volume.cache) == []
 
 
-def test_nothing_but_the_cache_is_ever_deleted(tmp_path):
-    mine = tmp_path / "mine.chunk", tmp_path / "old.lock", tmp_path / "old.part"
-    for path in mine:
+def test_files_that_are_not_the_caches_are_never_deleted(tmp_path):
+    others = tmp_path / "other.chunk", tmp_path / "old.lock", tmp_path / "old.part"
+    for path in others:
         path.write_bytes(b"0" * 1000)
         os.utime(path, (0, 0))
     volume = CachedVolume.of(source(), ChunkCache(tmp_path, 1))
     volume.read(volume.bounds)
-    assert all(path.exists() for path in mine)
+    assert all(path.exists() for path in others)
 
 
-def test_what_dead_processes_left_is_cleared_away(store):
-    volume = CachedVolume.of(source(), store)
+def test_files_that_dead_processes_left_are_deleted(cache):
+    volume = CachedVolume.of(source(), cache)
     volume.read(volume.bounds)
-    left = chunk_files(store)[0].parent / "0_0_0.chunk.abc.part"
+    left = chunk_files(cache)[0].parent / "0_0_0.chunk.abc.part"
     left.write_bytes(b"half")
-    store.evict()
-    assert left.exists(), "it may still be written"
+    cache.evict()
+    assert left.exists(), "a process may still be writing it"
     os.utime(left, (0, 0))
-    store.evict()
+    cache.evict()
     assert not left.exists()
 
 
 @pytest.mark.parametrize("failure", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
-def test_a_full_disk_costs_one_line_and_no_voxel(store, monkeypatch, caplog, failure):
+def test_a_full_disk_costs_one_log_line_and_no_voxel(cache, monkeypatch, caplog, failure):
     def full(*_):
         raise OSError(failure, os.strerror(failure))
 
     monkeypatch.setattr(chunk_cache.os, "replace", full)
-    volume = CachedVolume.of(source(), store)
+    volume = CachedVolume.of(source(), cache)
     for _ in range(2):
         np.testing.assert_array_equal(volume.read(volume.bounds), VOXELS)
     lines = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(lines) == 1
     assert os.strerror(failure) in lines[0].getMessage()
-    assert str(store.folder) in lines[0].getMessage()
-    assert not list(store.root.rglob("*.part"))
+    assert str(cache.folder) in lines[0].getMessage()
+    assert not list(cache.root.rglob("*.part"))
 
 
-def test_the_last_of_a_disk_is_left_to_others(store, monkeypatch, caplog):
+def test_a_reserve_of_the_disk_is_left_free(cache, monkeypatch, caplog):
     monkeypatch.setattr(chunk_cache, "RESERVED_DISK_BYTES", 10**18)
-    volume = CachedVolume.of(source(), store)
+    volume = CachedVolume.of(source(), cache)
     np.testing.assert_array_equal(volume.read(volume.bounds), VOXELS)
-    assert chunk_files(store) == []
+    assert chunk_files(cache) == []
     assert "MB are free" in caplog.text
 
 
-def test_a_folder_that_cannot_be_made_costs_one_line_and_no_voxel(tmp_path, caplog):
+def test_a_folder_that_cannot_be_created_costs_one_log_line_and_no_voxel(tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     volume = CachedVolume.of(source(), ChunkCache(tmp_path / "file", 10**8))
     np.testing.assert_array_equal(volume.read(volume.bounds), VOXELS)
     assert len(caplog.records) == 1
 
 
-def test_the_cause_of_a_failing_source_is_passed_on(store):
+def test_an_error_of_the_source_is_raised_unchanged(cache):
     class Down(Source):
         def _read(self, box):
             raise PermissionError("no entry")
@@ -229,11 +229,11 @@ def test_the_cause_of_a_failing_source_is_passed_on(store):
     behind = source()
     down = Down(**{name: getattr(behind, name) for name in behind.__dataclass_fields__})
     with pytest.raises(PermissionError, match="no entry"):
-        CachedVolume.of(down, store).read(behind.bounds)
-    assert chunk_files(store) == []
+        CachedVolume.of(down, cache).read(behind.bounds)
+    assert chunk_files(cache) == []
 
 
-def test_threads_at_once_fetch_each_chunk_once(store):
+def test_threads_in_parallel_fetch_each_chunk_once(cache):
     class Slow(Source):
         def _read(self, box):
             time.sleep(0.02)
@@ -241,7 +241,7 @@ def test_threads_at_once_fetch_each_chunk_once(store):
 
     behind = source()
     slow = Slow(**{name: getattr(behind, name) for name in behind.__dataclass_fields__})
-    volume = CachedVolume.of(slow, store)
+    volume = CachedVolume.of(slow, cache)
     wrong = []
 
     def read():
@@ -264,10 +264,10 @@ print(hashlib.sha256(volume.read(volume.bounds).tobytes()).hexdigest())
 """
 
 
-def test_processes_at_once_fetch_each_chunk_once(boss_server, store):
+def test_processes_in_parallel_fetch_each_chunk_once(boss_server, cache):
     voxels = np.random.default_rng(0).integers(0, 256, (32, 600, 600), np.uint8)
     uri = boss_server.add("a/b/c", voxels)
-    volume = open_volume(uri, boss=boss_server.options, cache=store)
+    volume = open_volume(uri, boss=boss_server.options, cache=cache)
     boss_server.delay_s = 0.3
     readers = [subprocess.Popen([sys.executable, "-c", READER], stdin=-1, stdout=-1) for _ in range(2)]
     for reader in readers:
@@ -290,35 +290,35 @@ with volume.cache.locked(volume._key(next(volume._cells(volume.bounds)))):
 """
 
 
-def test_a_killed_holder_of_a_lock_lets_go(boss_server, store):
-    volume = open_volume(boss_server.add("a/b/c", VOXELS), boss=boss_server.options, cache=store)
+def test_a_lock_of_a_killed_process_is_released(boss_server, cache):
+    volume = open_volume(boss_server.add("a/b/c", VOXELS), boss=boss_server.options, cache=cache)
     holder = subprocess.Popen([sys.executable, "-c", HOLDER], stdin=-1, stdout=-1)
     holder.stdin.write(pickle.dumps(volume))
     holder.stdin.close()
     assert holder.stdout.readline() == b"held\n"
     done = threading.Event()
     threading.Thread(target=lambda: (volume.read(volume.bounds), done.set()), daemon=True).start()
-    assert not done.wait(0.3), "the chunk is another's to fetch"
+    assert not done.wait(0.3), "another process is fetching the chunk"
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert done.wait(10)
 
 
-def test_another_host_finds_nothing(boss_server, boss_server_class, store):
+def test_the_same_channel_on_another_host_does_not_find_the_chunks(boss_server, boss_server_class, cache):
     other = boss_server_class()
     try:
         for server, seed in ((boss_server, 0), (other, 1)):
             voxels = np.random.default_rng(seed).integers(0, 256, (4, 40, 40), np.uint8)
-            volume = open_volume(server.add("a/b/c", voxels), boss=server.options, cache=store)
+            volume = open_volume(server.add("a/b/c", voxels), boss=server.options, cache=cache)
             np.testing.assert_array_equal(volume.read(volume.bounds), voxels)
             assert len(server.cutouts) == 1
     finally:
         other.close()
 
 
-def test_a_read_takes_no_more_than_three_times_its_bytes(store):
+def test_a_read_takes_less_than_three_times_the_memory_of_its_voxels(cache):
     voxels = np.random.default_rng(0).integers(0, 256, (64, 512, 1024), np.uint8)
-    volume = CachedVolume.of(source(voxels, chunk=(16, 256, 256)), store)
+    volume = CachedVolume.of(source(voxels, chunk=(16, 256, 256)), cache)
     tracemalloc.start()
     try:
         for _ in range(2):
@@ -342,18 +342,18 @@ def test_a_read_takes_no_more_than_three_times_its_bytes(store):
         (".5KB", 500),
     ],
 )
-def test_a_size_is_read(text, size):
+def test_sizes_are_parsed(text, size):
     assert parse_byte_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GB", "20 G B", "-1GB", "20XB", "1e3", "0", "0.1B", "twenty"])
-def test_a_size_that_is_none_is_refused(text):
+def test_malformed_sizes_are_refused(text):
     with pytest.raises(ValueError, match=r"is not a positive number of bytes with a unit, such as 20GB") as caught:
         parse_byte_size(text)
     assert repr(text) in str(caught.value)
 
 
-def test_the_folder_comes_from_the_flag_or_the_environment_or_the_home(tmp_path, monkeypatch):
+def test_the_cache_folder_is_that_of_the_flag_or_the_environment_or_the_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("KASTHURI_CACHE", raising=False)
     assert open_cache(None, "1GB") == ChunkCache(tmp_path / ".cache" / "kasthuri_ray", 10**9)

@@ -1,4 +1,4 @@
-"""HDF5 and TIFF are read as h5py and tifffile read them whole; and errors name what to do."""
+"""HDF5 and TIFF: cutouts equal what h5py and tifffile read at once, and errors say what to do."""
 
 import pickle
 import subprocess
@@ -25,6 +25,7 @@ def voxels() -> np.ndarray:
 
 
 def check(volume, voxels: np.ndarray) -> None:
+    """Check that a volume holds exactly these voxels, read at once and in part."""
     assert volume.bounds == Box((0, 0, 0), voxels.shape)
     assert volume.dtype == voxels.dtype
     assert volume.dtype.isnative
@@ -53,13 +54,13 @@ def check(volume, voxels: np.ndarray) -> None:
         ("tiff", False),
     ],
 )
-def test_files_are_known_by_their_names(uri, is_file):
+def test_files_are_recognized_by_their_names(uri, is_file):
     assert is_file_volume(uri) is is_file
 
 
 @pytest.mark.parametrize("chunks", [None, (2, 64, 64)])
 @pytest.mark.parametrize("dtype", ["uint8", "uint64", "float32", ">u2", "int32"])
-def test_hdf5_is_read_as_it_was_written(tmp_path, voxels, dtype, chunks):
+def test_an_hdf5_dataset_is_read_as_it_was_written(tmp_path, voxels, dtype, chunks):
     stored = voxels.astype(dtype)
     with h5py.File(tmp_path / "x.h5", "w") as file:
         item = file.create_dataset("volumes/raw", data=stored, chunks=chunks, compression=chunks and "gzip")
@@ -71,23 +72,23 @@ def test_hdf5_is_read_as_it_was_written(tmp_path, voxels, dtype, chunks):
         assert volume.chunk == (chunks or (1, 300, 210))
 
 
-def test_hdf5_voxel_sizes_of_several_kinds(tmp_path, voxels):
+def test_the_voxel_size_of_hdf5_is_read_from_several_attributes(tmp_path, voxels):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["none"] = voxels
-        file["ours"] = voxels
-        file["ours"].attrs["voxel_size_nm_zyx"] = [30, 6, 6]
+        file["zyx"] = voxels
+        file["zyx"].attrs["voxel_size_nm_zyx"] = [30, 6, 6]
         file["ilastik"] = voxels
         file["ilastik"].attrs["element_size_um"] = [0.05, 0.01, 0.01]
         file.create_group("group").attrs["voxel_size_nm_zyx"] = [1, 2, 3]
         file["group/em"] = voxels
     sizes = {
         name: open_file_volume(f"{tmp_path}/x.h5:{name}").voxel_size_nm
-        for name in ("none", "ours", "ilastik", "group/em")
+        for name in ("none", "zyx", "ilastik", "group/em")
     }
-    assert sizes == {"none": None, "ours": (30, 6, 6), "ilastik": (50, 10, 10), "group/em": (1, 2, 3)}
+    assert sizes == {"none": None, "zyx": (30, 6, 6), "ilastik": (50, 10, 10), "group/em": (1, 2, 3)}
 
 
-def test_hdf5_of_many_datasets_wants_a_name(tmp_path, voxels):
+def test_an_hdf5_file_with_several_datasets_needs_a_dataset_name(tmp_path, voxels):
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
         file["one"] = voxels[None, None]
@@ -112,7 +113,7 @@ def test_hdf5_of_many_datasets_wants_a_name(tmp_path, voxels):
         open_file_volume(f"{path}:one", mip=1)
 
 
-def test_a_broken_chunk_is_a_source_error(tmp_path, voxels):
+def test_a_broken_chunk_is_a_volume_error(tmp_path, voxels):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         item = file.create_dataset("em", data=voxels, chunks=(1, 300, 210), compression="gzip")
         broken = item.id.get_chunk_info(2)
@@ -145,7 +146,7 @@ def write_pages(path: Path, voxels: np.ndarray, **more: object) -> None:
         ("float", (1, 300, 210)),
     ],
 )
-def test_tiff_stacks_are_read_as_they_were_written(tmp_path, voxels, kind, chunk):
+def test_a_tiff_stack_is_read_as_it_was_written(tmp_path, voxels, kind, chunk):
     path = tmp_path / "x.tif"
     gray = {"photometric": "minisblack"}
     if kind == "page by page":
@@ -173,21 +174,21 @@ def test_tiff_stacks_are_read_as_they_were_written(tmp_path, voxels, kind, chunk
             np.testing.assert_array_equal(cut, voxels[box.slices()])
 
 
-def test_imagej_and_ome_say_the_voxel_size(tmp_path, voxels):
+def test_the_voxel_size_of_tiff_is_read_from_imagej_ome_and_our_metadata(tmp_path, voxels):
     metadata = {"spacing": 0.03, "unit": "um", "axes": "ZYX"}
     tifffile.imwrite(tmp_path / "ij.tif", voxels, imagej=True, resolution=(1 / 0.004, 1 / 0.005), metadata=metadata)
     metadata = {"axes": "ZYX"} | {f"PhysicalSize{axis}": size for axis, size in zip("XYZ", (4, 5, 0.03), strict=True)}
     metadata |= {"PhysicalSizeXUnit": "nm", "PhysicalSizeYUnit": "nm"}
     tifffile.imwrite(tmp_path / "x.ome.tif", voxels, metadata=metadata)
-    tifffile.imwrite(tmp_path / "ours.tif", voxels, metadata={"voxel_size_nm_zyx": [30, 5, 4]})
+    tifffile.imwrite(tmp_path / "zyx.tif", voxels, metadata={"voxel_size_nm_zyx": [30, 5, 4]})
     tifffile.imwrite(tmp_path / "dpi.tif", voxels, resolution=(300, 300))
-    for name, size in {"ij.tif": (30, 5, 4), "x.ome.tif": (30, 5, 4), "ours.tif": (30, 5, 4), "dpi.tif": None}.items():
+    for name, size in {"ij.tif": (30, 5, 4), "x.ome.tif": (30, 5, 4), "zyx.tif": (30, 5, 4), "dpi.tif": None}.items():
         volume = open_file_volume(str(tmp_path / name))
         check(volume, voxels)
         assert volume.voxel_size_nm == (size and pytest.approx(size, rel=1e-6))
 
 
-def test_one_page_is_one_section_and_colours_are_refused(tmp_path, voxels):
+def test_one_page_is_one_section_and_color_images_are_refused(tmp_path, voxels):
     tifffile.imwrite(tmp_path / "one.tif", voxels[0])
     check(open_file_volume(str(tmp_path / "one.tif")), voxels[:1])
     tifffile.imwrite(tmp_path / "rgb.tif", np.zeros((6, 30, 40, 3), np.uint8), photometric="rgb")
@@ -206,14 +207,14 @@ def test_a_single_channel_is_dropped(tmp_path, voxels):
     check(open_file_volume(str(tmp_path / "c.ome.tif")), voxels)
 
 
-def test_what_is_no_whole_file_is_said(tmp_path, voxels):
+def test_missing_remote_and_incomplete_files_are_refused(tmp_path, voxels):
     with pytest.raises(FileNotFoundError, match=r"there is no file .*/none.tif"):
         open_file_volume(str(tmp_path / "none.tif"))
     with pytest.raises(ValueError, match="are read from a local disk only; copy the file, or convert it to zarr"):
         open_file_volume("s3://bucket/x.h5:em")
     for name, kind in {"x.tif": "TIFF", "x.h5": "HDF5"}.items():
         (tmp_path / name).write_bytes(b"nothing of the kind")
-        with pytest.raises(ValueError, match=rf"{name} is not a whole {kind} file"):
+        with pytest.raises(ValueError, match=rf"{name} is not a complete {kind} file"):
             open_file_volume(str(tmp_path / name))
 
 
@@ -226,7 +227,7 @@ def test_a_truncated_stack_is_an_error_and_never_zeros(tmp_path, voxels):
         volume.read(Box((5, 0, 0), (6, 300, 210)))
 
 
-def test_a_codec_that_is_not_installed_is_named(tmp_path, voxels, monkeypatch):
+def test_a_missing_codec_is_named_with_how_to_install_it(tmp_path, voxels, monkeypatch):
     class Missing(dict):
         def __getitem__(self, key):
             raise KeyError(f"{tifffile.COMPRESSION(key)!r} requires the 'imagecodecs' package")
@@ -251,7 +252,7 @@ def test_a_volume_pickles_and_reads_in_another_process(tmp_path, voxels, name):
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
-def test_memory_does_not_grow_with_the_stack(tmp_path, compression):
+def test_memory_does_not_grow_with_the_size_of_the_stack(tmp_path, compression):
     path = tmp_path / "x.tif"
     page = np.zeros((2048, 2048), np.uint16)
     with tifffile.TiffWriter(path) as file:

@@ -1,4 +1,4 @@
-"""Volumes as the flags of a job say."""
+"""Opening volumes with the options of a job."""
 
 import numpy as np
 import pytest
@@ -7,21 +7,22 @@ from kasthuri_ray.geometry import Box
 from kasthuri_ray.volumes.opening import VolumeOpener, read_boss_options
 
 
-def test_a_file_of_options_is_read_and_its_token_never_shown(tmp_path):
+def test_a_file_of_boss_options_is_read_and_its_token_never_shown(tmp_path):
     file = tmp_path / "boss.json"
     assert read_boss_options(None) is None
     file.write_text('{"protocol": "https", "host": "api.bossdb.io", "token": "secret"}')
     assert read_boss_options(str(file))["host"] == "api.bossdb.io"
-    for text, words in (('{"token": "secret",}', "is not readable as JSON"), ('["secret"]', "holds no JSON object")):
+    malformed = {'{"token": "secret",}': "is not readable as JSON", '["secret"]': "does not hold a JSON object"}
+    for text, message in malformed.items():
         file.write_text(text)
-        with pytest.raises(ValueError, match=words) as caught:
+        with pytest.raises(ValueError, match=message) as caught:
             read_boss_options(str(file))
         assert "secret" not in str(caught.value)
     with pytest.raises(FileNotFoundError, match=r"--boss none\.json: there is no such file"):
         read_boss_options("none.json")
 
 
-def test_a_volume_is_opened_once_and_as_often_as_it_is_asked_for_in_another_way(tmp_path):
+def test_a_volume_is_opened_once_for_each_combination_of_parameters(tmp_path):
     opener = VolumeOpener(None, str(tmp_path), "1GB")
     uri = "phantom://em?shape=4,64,64&seed=1"
     assert opener.open(uri) is opener.open(uri)

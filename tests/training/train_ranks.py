@@ -1,6 +1,6 @@
-"""Train and judge a small network on `argv[1]` ranks of this machine; rank 0 writes what came of it to `argv[2]`.
+"""Train and evaluate a small network on `argv[1]` ranks of this machine; rank 0 writes the results to `argv[2]`.
 
-Run as a program of its own: ranks are made by fork, which is quick as long as torch has not computed yet.
+This is a program of its own, because ranks are made by fork, which is fast as long as torch has not computed yet.
 """
 
 import os
@@ -15,18 +15,18 @@ from kasthuri_ray.config.settings import NetworkSettings
 from kasthuri_ray.models.unet import build_network
 from kasthuri_ray.tiles.streaming import rank_share
 from kasthuri_ray.training.learner import ComputePlan, Learner
-from kasthuri_ray.training.training_job import learner_settings
+from kasthuri_ray.training.training_job import make_learner_settings
 
-BATCH_SIZE, STEPS, JUDGED = 5, 3, 7
+BATCH_SIZE, STEPS, NUM_EVALUATED = 5, 3, 7
 
 
 def batch(numbers: range) -> SimpleNamespace:
-    """Tiles of noise with a label where it is bright; each follows from its number."""
+    """Return tiles of noise with labels where they are bright; each depends on its number alone."""
     images = np.stack([np.random.default_rng(n).integers(0, 256, (1, 16, 16), dtype=np.uint8) for n in numbers])
     return SimpleNamespace(image=images, label=(images > 200).astype(np.uint8), number=np.array(numbers))
 
 
-def work(rank: int, size: int, out: str) -> None:
+def train_rank(rank: int, size: int, out: str) -> None:
     torch.set_num_threads(1)
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{out}.store", rank=rank, world_size=size)
@@ -36,20 +36,21 @@ def work(rank: int, size: int, out: str) -> None:
     )  # fmt: skip
     torch.manual_seed(0)
     network = build_network(settings.model_dump())
-    plain = learner_settings(settings, "synapse")
-    learner = Learner(network, plain, torch.device("cpu"), ComputePlan("float32", False, STEPS))
+    learner_settings = make_learner_settings(settings, "synapse")
+    learner = Learner(network, learner_settings, torch.device("cpu"), ComputePlan("float32", False, STEPS))
     share = rank_share(BATCH_SIZE, rank, size)
     steps = [batch(range(step * 5 + share.start, step * 5 + share.stop)) for step in range(STEPS)]
     train_loss = learner.train_epoch(0, steps, [])
-    numbers = range(100 + rank, 100 + JUDGED, size)
-    judged = [batch(numbers[i : i + 2]) for i in range(0, len(numbers), 2)] if rank < 2 else []
-    counts, val_loss = learner.evaluate(judged)
-    found = {"weights": learner.judged_weights(), "train": train_loss, "val": val_loss, "counts": counts.to_array()}
-    gathered = [None] * size
+    numbers = range(100 + rank, 100 + NUM_EVALUATED, size)
+    batches = [batch(numbers[i : i + 2]) for i in range(0, len(numbers), 2)] if rank < 2 else []
+    counts, val_loss = learner.evaluate(batches)
+    weights = learner.evaluation_weights()
+    result = {"weights": weights, "train": train_loss, "val": val_loss, "counts": counts.to_array()}
+    results = [None] * size
     if size > 1:
-        dist.all_gather_object(gathered, found)
+        dist.all_gather_object(results, result)
     if rank == 0:
-        torch.save(gathered if size > 1 else [found], out)
+        torch.save(results if size > 1 else [result], out)
 
 
 if __name__ == "__main__":
@@ -59,7 +60,7 @@ if __name__ == "__main__":
         for rank in range(size):
             child = os.fork()
             if not child:
-                work(rank, size, f"{sys.argv[2]}.{size}")
+                train_rank(rank, size, f"{sys.argv[2]}.{size}")
                 os._exit(0)
             children.append(child)
         assert all(os.waitpid(child, 0)[1] == 0 for child in children)

@@ -1,12 +1,10 @@
-"""What who watches a run is shown."""
+"""The lines in which a person follows a run, from the messages of its workers."""
 
 import io
 import time
 
-import pytest
-
-from kasthuri_ray.progress import PLAIN_PERIOD_S, Reporter, format_duration
-from kasthuri_ray.training.ray_trainer import report_message
+from kasthuri_ray.progress import PLAIN_PERIOD_S, Reporter
+from kasthuri_ray.training.ray_trainer import show_message
 
 STEP = {
     "epoch": 1, "epochs": 30, "step": 5, "steps": 28, "loss": 0.61254, "tiles_per_second": 7.86, "seconds_left": 130.0,
@@ -18,7 +16,7 @@ EPOCH = {
         "epoch": 1, "train.loss": 0.5, "val.loss": 0.25, "val.foreground_f1": 0.5, "val.average_precision": 0.4,
         "tiles_per_second": 7.0, "seconds": 32.2,
     },
-    "background": True,
+    "only_background": True,
 }  # fmt: skip
 EPOCH_LINE = "epoch 1  loss 0.5000  val loss 0.2500  F1 0.500  average precision 0.400  7.0 tiles/s  32 s"
 
@@ -28,45 +26,30 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_has_one_live_line():
+def test_a_terminal_shows_one_live_line_and_a_line_for_each_epoch():
     stream = Terminal()
     reporter = Reporter(stream)
-    report_message(reporter, STEP)
-    report_message(reporter, STEP)
+    show_message(reporter, STEP)
+    show_message(reporter, STEP)
     assert stream.getvalue() == f"\r\033[K{STEP_LINE[:79]}" * 2
-    report_message(reporter, EPOCH)
-    told = stream.getvalue().split("\n")
-    assert told[1:] == [EPOCH_LINE, "  the network calls background everywhere so far", ""]
+    show_message(reporter, EPOCH)
+    lines = stream.getvalue().split("\n")
+    assert lines[1:] == [EPOCH_LINE, "  the network predicts background everywhere so far", ""]
     reporter.end()
     assert stream.getvalue().count("\n") == 3
 
 
-def test_elsewhere_lines_are_plain_and_seldom(monkeypatch):
+def test_without_a_terminal_steps_are_rare_plain_lines(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     stream = io.StringIO()
     reporter = Reporter(stream)
     for _ in range(10):
-        report_message(reporter, STEP)
+        show_message(reporter, STEP)
     assert stream.getvalue() == ""
     now[0] += PLAIN_PERIOD_S
-    report_message(reporter, STEP)
-    report_message(reporter, STEP)
-    report_message(reporter, {"line": "no C++ compiler here"})
-    assert stream.getvalue().splitlines() == [STEP_LINE, "no C++ compiler here"]
+    show_message(reporter, STEP)
+    show_message(reporter, STEP)
+    show_message(reporter, {"line": "this machine has no C++ compiler"})
+    assert stream.getvalue().splitlines() == [STEP_LINE, "this machine has no C++ compiler"]
     assert "\r" not in stream.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0.4, "0 s"),
-        (89.4, "89 s"),
-        (90, "2 min"),
-        (5399, "1 h 30 min"),
-        (7500, "2 h 05 min"),
-        (360_000, "100 h 00 min"),
-    ],
-)
-def test_durations_are_said_as_a_person_would(seconds, words):
-    assert format_duration(seconds) == words

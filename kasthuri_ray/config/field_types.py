@@ -1,0 +1,73 @@
+"""Types of settings: bounded numbers, ranges of voxels, shapes, and numbers of workers."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class SettingsSection(BaseModel):
+    """A section of settings; an unknown key, a value of another type, infinity and NaN are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _check_rising(limits: list[int]) -> list[int]:
+    if limits[0] >= limits[1]:
+        raise ValueError("it holds no voxels; a range is [start, stop], stop not included")
+    return limits
+
+
+def _split_three(value: Any) -> Any:
+    """Return a flag's text such as `64,512,512` as a list of numbers, and any other value unchanged."""
+    if not isinstance(value, str):
+        return value
+    parts = value.split(",")
+    if len(parts) != 3 or not all(re.fullmatch(r"\s*(0|[1-9][0-9]*)(\.[0-9]+)?\s*", part) for part in parts):
+        raise ValueError("expected three numbers z,y,x, none below 0, such as 64,512,512")
+    return [json.loads(part) for part in parts]
+
+
+def _as_list(value: Any) -> Any:
+    """Return one name as a list."""
+    return [value] if isinstance(value, str) else value
+
+
+Count = Annotated[int, Field(ge=1)]
+NotNegativeInt = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+
+VoxelRange = Annotated[list[NotNegativeInt], Field(min_length=2, max_length=2), AfterValidator(_check_rising)]
+ThreeCounts = Annotated[list[Count], Field(min_length=3, max_length=3), BeforeValidator(_split_three)]
+ThreeNotNegative = Annotated[list[NotNegativeInt], Field(min_length=3, max_length=3), BeforeValidator(_split_three)]
+ThreeLengths = Annotated[list[Positive], Field(min_length=3, max_length=3), BeforeValidator(_split_three)]
+Names = Annotated[list[str], Field(min_length=1), BeforeValidator(_as_list)]
+
+LossName = Literal["cross_entropy", "weighted_cross_entropy", "dice_ce", "focal", "tversky"]
+MetricName = Literal["val.average_precision", "val.foreground_f1", "val.loss"]  # columns of history.csv
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "float32", "bf16"]
+Compile = Literal["auto", "on", "off"]
+
+
+def check_number_range(value: Any) -> Any:
+    """Return `N` as a number and `MIN-MAX` as it is written; raise a ValueError for anything else but None."""
+    low, dash, high = (str(value) if value is not None else "1").partition("-")
+    whole = all(re.fullmatch("[0-9]+", part) for part in ([low, high] if dash else [low]))
+    if not whole or not 1 <= int(low) <= int(high or low):
+        raise ValueError("expected N or MIN-MAX, such as 4 or 2-8")
+    return value if value is None or dash else int(low)
+
+
+def parse_number_range(value: int | str | None) -> tuple[int, int] | None:
+    """Return the smallest and the largest number that `N` or `MIN-MAX` allows; None for None."""
+    if value is None or isinstance(value, int):
+        return None if value is None else (value, value)
+    low, _, high = value.partition("-")
+    return int(low), int(high)

@@ -1,0 +1,139 @@
+"""Files beside an output: `<output>.progress.json`, `<output>.plan.json` and the table of objects."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kasthuri_ray.geometry import Zyx
+from kasthuri_ray.metrics.objects import ObjectTable
+from kasthuri_ray.storage.folder import PARTIAL_SUFFIX, Storage, open_storage
+
+
+def object_table_path(output: str, task_type: str) -> str:
+    """Return the path of an output's table of objects.
+
+    Parameters
+    ----------
+    output : str
+        Path or URL of the output.
+    task_type : str
+        What the objects are: `synapse` or another type of task.
+
+    Returns
+    -------
+    str
+        `<output>.synapses.csv` for synapses, `<output>.objects.csv` for anything else.
+    """
+    return f"{output}.synapses.csv" if task_type == "synapse" else f"{output}.objects.csv"
+
+
+def write_object_table(
+    table: ObjectTable,
+    path: str,
+    voxel_size_nm: Sequence[float] | None,
+    translation_nm: Sequence[float] = (0.0, 0.0, 0.0),
+    start: Zyx = (0, 0, 0),
+) -> None:
+    """Write a table of objects as CSV, whole or not at all.
+
+    Parameters
+    ----------
+    table : ObjectTable
+        Objects, with centroids in voxels of the output and probabilities from 0 to 1.
+    path : str
+        Path or `s3://` URL of the file.
+    voxel_size_nm : sequence of float or None
+        Voxel size z, y, x. If None, centroids are in voxels, and the header says so.
+    translation_nm : sequence of float
+        Added to the centroids, z, y, x: where the middle of the output's first voxel is.
+    start : tuple of int
+        Added to the half-open boxes, in voxels, z, y, x: where the output begins in its image.
+    """
+    storage, name = _split_path(path)
+    lines = table.csv_lines(voxel_size_nm, translation_nm, start)
+    storage.write_bytes(name, "".join(f"{line}\n" for line in lines).encode())
+
+
+def write_plan(output: str, plan: Mapping[str, Any]) -> None:
+    """Write `<output>.plan.json`.
+
+    Parameters
+    ----------
+    output : str
+        Path or URL of the output.
+    plan : mapping
+        JSON object.
+    """
+    storage, name = _split_path(f"{output}.plan.json")
+    storage.write_bytes(name, (json.dumps(plan, indent=2) + "\n").encode())
+
+
+def progress_path(output: str) -> str:
+    """Return the path of an output's progress file.
+
+    Parameters
+    ----------
+    output : str
+        Path or URL of the output.
+
+    Returns
+    -------
+    str
+        `<output>.progress.json`.
+    """
+    return f"{open_storage(output).path}.progress.json"
+
+
+def write_progress(output: str, progress: Mapping[str, Any]) -> None:
+    """Write `<output>.progress.json`, whole or not at all, without waiting for the disk.
+
+    Parameters
+    ----------
+    output : str
+        Path or URL of the output.
+    progress : mapping
+        JSON object; numbers must be finite.
+    """
+    storage, name = _split_path(progress_path(output))
+    data = (json.dumps(progress, allow_nan=False) + "\n").encode()
+    if storage.folder is None:
+        storage.write_bytes(name, data)
+    else:
+        _replace_file(storage.folder / name, data)
+
+
+def remove_side_files(output: str, task_type: str) -> None:
+    """Remove an output's progress file and table of objects; the plan stays.
+
+    Parameters
+    ----------
+    output : str
+        Path or URL of the output.
+    task_type : str
+        Type of the task, which decides the name of the table.
+    """
+    for path in (progress_path(output), object_table_path(output, task_type)):
+        storage, name = _split_path(path)
+        storage.delete(name)
+
+
+def _replace_file(path: Path, data: bytes) -> None:
+    """Write a file under another name and rename it; it is not flushed to the disk."""
+    part = path.parent / f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _split_path(path: str) -> tuple[Storage, str]:
+    """Return the folder of a file, and its name in it."""
+    folder, _, name = path.rpartition("/")
+    return open_storage(folder or ("/" if path.startswith("/") else ".")), name

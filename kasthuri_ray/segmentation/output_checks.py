@@ -1,0 +1,89 @@
+"""Checks of where an output goes, before anything is written: its folders, and the free space on its disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from kasthuri_ray.output.ledger import Ledger
+from kasthuri_ray.segmentation.plan import SegmentationPlan, bytes_written
+from kasthuri_ray.segmentation.segmentation_job import SegmentationJob
+from kasthuri_ray.storage.folder import open_storage
+from kasthuri_ray.storage.uris import is_inside
+from kasthuri_ray.volumes.volume import Volume
+
+RESERVED_BYTES = 500_000_000  # of a disk, left free for others
+
+
+def check_output_paths(output: str, copy: str | None) -> None:
+    """Raise ValueError for a path where files cannot be stored, and if output and copy are in one another.
+
+    Neither could be removed, or recognized, without the other then.
+    """
+    path = open_storage(output).path
+    if copy is None:
+        return
+    copy_path = open_storage(copy).path
+    folders = (path, Ledger.beside(path).storage.path)
+    if is_inside(path, copy_path) or any(is_inside(copy_path, folder) for folder in folders):
+        raise ValueError(
+            f"--precomputed {copy} and --output {output} would be in one another; each needs a folder of its own: "
+            f"give another --precomputed, such as {output.rstrip('/')}.precomputed"
+        )
+
+
+def check_outside_volumes(output: str, copy: str | None, volumes: Mapping[str, Volume | None]) -> None:
+    """Raise ValueError if the output or its copy is in the folder of a volume that is read.
+
+    volumes: by what messages call them.
+    """
+    for flag, path in (("--output", output), ("--precomputed", copy)):
+        real_path = path and _real_path(path)
+        for name, volume in volumes.items():
+            if real_path and volume is not None and volume.folder is not None and is_inside(real_path, volume.folder):
+                raise ValueError(
+                    f"{flag} {path} is in the folder of the {name}, {volume.folder}; choose another {flag}"
+                )
+
+
+def _real_path(path: str) -> str:
+    """Return a URL as it is, and a local path without symbolic links."""
+    absolute = open_storage(path).path
+    return absolute if absolute.startswith("s3://") else os.path.realpath(absolute)
+
+
+def fits_uncompressed(job: SegmentationJob) -> bool:
+    """Return whether the disk has room for all of the output uncompressed. S3 always has."""
+    folder = open_storage(job.output).folder
+    return folder is None or bytes_written(job) <= _free_bytes(_existing_parent(folder))
+
+
+def check_free_space(job: SegmentationJob, plan: SegmentationPlan) -> str:
+    """Return a line about free space and what is left to write; empty on S3.
+
+    Raises ValueError if the disk has too little space, PermissionError if the folder cannot be written to.
+    """
+    folder = open_storage(job.output).folder
+    if folder is None:
+        return ""
+    parent = _existing_parent(folder)
+    if not os.access(parent, os.W_OK):
+        raise PermissionError(f"{parent} cannot be written to; choose another --output")
+    free = _free_bytes(parent)
+    needed = plan.bytes_written * (1 - plan.done / plan.blocks)
+    takes = f"about {needed / 1e9:.2f} GB, compressed" if plan.hours is not None else f"at most {needed / 1e9:.2f} GB"
+    text = f"{parent} has room for {free / 1e9:.2f} GB, and what is left to write takes {takes}"
+    if needed > free:
+        raise ValueError(f"{text}; free some space or choose another --output than {job.output}")
+    return text
+
+
+def _free_bytes(folder: Path) -> int:
+    return max(0, shutil.disk_usage(folder).free - RESERVED_BYTES)
+
+
+def _existing_parent(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    return next(parent for parent in [folder, *folder.parents] if parent.exists())

@@ -1,0 +1,65 @@
+"""jobs/benchmark.py: its flags reach the benchmark that they belong to."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kasthuri_ray.benchmarks import accuracy, predictor_speed, segmentation_speed, sweep_cost, training_speed
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = "jobs/benchmark.py"
+
+
+def test_help_lists_the_benchmarks_and_the_flags(help_text) -> None:
+    text = help_text(SCRIPT)
+    for kind in ("train", "segment", "predictor", "tune", "accuracy", "phantom", "vnc", "--quick"):
+        assert kind in text
+
+
+def test_flags_reach_the_benchmark(load_module, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, calls = load_module(ROOT / SCRIPT), []
+    monkeypatch.setattr(training_speed, "run_training_benchmark", lambda **options: calls.append(options))
+    monkeypatch.setattr(accuracy, "run_accuracy", lambda **options: calls.append(options))
+    monkeypatch.setattr(segmentation_speed, "run_segmentation_benchmark", lambda **options: calls.append(options))
+    monkeypatch.setattr(predictor_speed, "run_predictor_benchmark", lambda **options: calls.append(options))
+    monkeypatch.setattr(sweep_cost, "run_sweep_benchmark", lambda **options: calls.append(options))
+    job.main(["train", "--quick"])
+    assert calls[0] == {"data": None, "quick": True, "out": "benchmark_train.json", "verbose": False}
+    job.main(["accuracy", "--data", "d", "--task", "synapse", "--seeds", "3", "4", "--seed-recipe", "full"])
+    assert calls[1] == {
+        "data": "d",
+        "tasks": ["synapse"],
+        "seeds": [3, 4],
+        "seed_recipe": "full",
+        "out": "benchmark_accuracy.json",
+        "verbose": False,
+    }
+    job.main(["segment", "--data", "d", "--weights", "r"])
+    assert calls[2] == {
+        "data": "d",
+        "weights": "r",
+        "quick": False,
+        "out": "benchmark_segment.json",
+        "verbose": False,
+    }
+    job.main(["predictor", "--device", "cpu"])
+    assert calls[3] == {
+        "device": "cpu",
+        "networks": list(predictor_speed.NETWORKS),
+        "quick": False,
+        "out": "benchmark_predictor.json",
+        "verbose": False,
+    }
+    job.main(["tune", "--quick"])
+    assert calls[4] == {"quick": True, "out": "benchmark_tune.json", "verbose": False}
+
+
+def test_without_vnc_the_message_says_where_to_get_it_and_nothing_is_written(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / SCRIPT), "accuracy", "--data", str(tmp_path)]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 2
+    assert "git clone" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert not list(tmp_path.iterdir())

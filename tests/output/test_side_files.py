@@ -1,0 +1,51 @@
+"""Files beside an output: their names and their content."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kasthuri_ray.output.side_files import object_table_path, remove_side_files, write_plan, write_progress
+from kasthuri_ray.storage.folder import open_storage
+
+
+@pytest.fixture(params=["disk", "s3"])
+def output(request, tmp_path):
+    """Return the path of an output, on the disk or on S3."""
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+        return "s3://some-bucket/deep/out.zarr"
+    return str(tmp_path / "deep/out.zarr")
+
+
+def test_the_table_of_objects_is_named_after_what_it_holds():
+    assert object_table_path("/data/out.zarr", "synapse") == "/data/out.zarr.synapses.csv"
+    assert object_table_path("/data/out.zarr", "membrane") == "/data/out.zarr.objects.csv"
+
+
+def test_the_plan_is_written_beside_the_output(output):
+    write_plan(output, {"blocks": 3, "hours": None})
+    folder = open_storage(output.rpartition("/")[0])
+    assert folder.list_files() == ["out.zarr.plan.json"]
+    assert folder.read_bytes("out.zarr.plan.json") == b'{\n  "blocks": 3,\n  "hours": null\n}\n'
+
+
+def test_progress_and_table_are_removed_and_the_plan_stays(output):
+    write_progress(output, {"state": "done"})
+    write_plan(output, {})
+    folder = open_storage(output.rpartition("/")[0])
+    folder.write_bytes("out.zarr.synapses.csv", b"id\n")
+    remove_side_files(output, "synapse")
+    assert folder.list_files() == ["out.zarr.plan.json"]
+    remove_side_files(output, "synapse")
+
+
+def test_progress_is_written_whole_over_an_earlier_one(output):
+    write_progress(output, {"state": "running", "blocks": 3})
+    write_progress(output, {"state": "done", "blocks": 3, "seconds_left": None})
+    path, name = output.rpartition("/")[0], "out.zarr.progress.json"
+    folder = open_storage(path)
+    assert folder.list_files() == [name]
+    assert json.loads(folder.read_bytes(name)) == {"state": "done", "blocks": 3, "seconds_left": None}
+    if not output.startswith("s3"):
+        assert [file.name for file in Path(path).iterdir()] == [name]

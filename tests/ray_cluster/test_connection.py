@@ -1,0 +1,117 @@
+"""Connecting to Ray: starting it on a busy machine, choosing the token, and no automatic connection."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from kasthuri_ray import cli
+from kasthuri_ray.ray_cluster import connection
+from kasthuri_ray.ray_cluster.connection import choose_auth_token
+
+
+@pytest.fixture
+def ray_init(monkeypatch):
+    """Replace `ray.init`; yield the list of its calls, and a list of errors that the next calls raise."""
+    import ray
+
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    calls: list[dict] = []
+    failures: list[Exception] = []
+
+    def init(**options):
+        calls.append({**options, "dashboard_address": os.environ.get("RAY_API_SERVER_ADDRESS")})
+        if failures:
+            raise failures.pop(0)
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr("kasthuri_ray.hardware.usable_cpus", lambda: 2)
+    return calls, failures
+
+
+def test_starting_ray_prints_a_line_to_stderr_and_none_to_stdout(ray_init, capsys):
+    calls, failures = ray_init
+    connection._start(False, 40)
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "starting Ray on this machine (2 CPUs)\n")
+    assert calls[0]["num_cpus"] == 2
+    assert calls[0]["dashboard_address"] == "none://none", "processes that Ray starts look for no dashboard"
+    assert "RAY_API_SERVER_ADDRESS" not in os.environ, "processes that are started later do"
+    failures.append(Exception("The current node timed out during startup"))
+    connection._start(False, 40)
+    assert capsys.readouterr().err.splitlines()[1:] == ["Ray did not start in time; retrying (attempt 2 of 3)"]
+    failures.append(RuntimeError("out of disk space"))
+    with pytest.raises(RuntimeError, match="out of disk space"):
+        connection._start(False, 40)
+
+
+def test_a_machine_that_is_too_busy_to_start_ray_is_an_error_that_says_what_to_do(ray_init, monkeypatch, capsys):
+    calls, failures = ray_init
+    failures += [Exception("The current node timed out during startup")] * 3
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert cli.run_job(lambda arguments: connection._start(False, 40), []) == cli.FAILED
+    assert len(calls) == 3
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: Ray did not start on this machine in 3 attempts: the machine is too busy")
+    assert "the same command again later; or set RAY_ADDRESS=HOST:PORT" in error
+
+
+@pytest.fixture
+def home(monkeypatch, tmp_path):
+    """Return a home folder without a token, with an environment that sets none."""
+    for name in ("RAY_AUTH_MODE", *connection.TOKEN_VARIABLES):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "ray", raising=False)  # as in a job, which imports it afterwards
+    return tmp_path
+
+
+def auth_variables() -> dict[str, str]:
+    return {name: os.environ[name] for name in ("RAY_AUTH_MODE", *connection.TOKEN_VARIABLES) if name in os.environ}
+
+
+def test_a_ray_that_we_start_has_a_token_that_is_in_no_file(home):
+    choose_auth_token(attach=False)
+    variables = auth_variables()
+    assert variables["RAY_AUTH_MODE"] == "token"
+    assert re.fullmatch("[0-9a-f]{64}", variables["RAY_AUTH_TOKEN"])
+    assert not list(home.iterdir())
+    choose_auth_token(attach=False)
+    assert auth_variables() == variables, "a process keeps the token of its Ray"
+
+
+def test_the_users_own_token_settings_win(home, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    choose_auth_token(attach=False)
+    assert auth_variables() == {"RAY_AUTH_MODE": "disabled"}
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/a/token")
+    choose_auth_token(attach=False)
+    assert auth_variables() == {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/a/token"}
+
+
+def test_attaching_uses_the_token_of_the_home_folder_if_there_is_one(home):
+    choose_auth_token(attach=True)
+    assert auth_variables() == {"RAY_AUTH_MODE": "disabled"}
+    os.environ.pop("RAY_AUTH_MODE")
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text("x")
+    choose_auth_token(attach=True)
+    assert auth_variables() == {"RAY_AUTH_MODE": "token"}
+
+
+def test_a_call_to_ray_does_not_connect_by_itself():
+    code = (
+        "from kasthuri_ray.ray_cluster.connection import set_ray_environment\n"
+        "set_ray_environment()\n"
+        "import ray\n"
+        "try: ray.put(1)\n"
+        "except Exception as error: print('refused', ray.is_initialized())"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert process.stdout == "refused False\n", process.stderr

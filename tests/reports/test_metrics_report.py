@@ -1,0 +1,42 @@
+"""The text report of a test, and the warning for a network that predicts only background."""
+
+import numpy as np
+
+from kasthuri_ray.metrics import voxel_scores
+from kasthuri_ray.metrics.voxel_counts import VoxelCounts
+from kasthuri_ray.reports.rendering import only_background_warning
+from kasthuri_ray.reports.run_page import metrics_report
+
+
+def random_counts(classes=2):
+    rng = np.random.default_rng(0)
+    labels = rng.choice(classes, 4000, p=[0.8] + [0.2 / (classes - 1)] * (classes - 1))
+    probability = np.clip(0.25 + 0.4 * (labels > 0) + rng.normal(0, 0.2, labels.size), 0, 1)
+    counts = VoxelCounts.zeros(classes)
+    counts.add(probability, np.where(probability >= 0.5, rng.integers(1, classes, labels.size), 0), labels)
+    return counts
+
+
+def test_the_report_shows_every_score_in_aligned_columns():
+    scores = voxel_scores.split_metrics(random_counts(), 0.375)
+    text = metrics_report(scores, {"run": "mine", "network": "UNet_2D"}, ("background", "synapse"))
+    assert "run      mine\nnetwork  UNet_2D\n" in text
+    for key in ("balanced_accuracy", "foreground_f1", "average_precision", "threshold", "mean_f1", "mean_iou"):
+        assert f"{scores[key]:.4f}" in text
+    table = [line for line in text.splitlines() if line.startswith(("background", "synapse"))]
+    assert len(table) == 4
+    assert len({len(line) for line in table[:2]}) == len({len(line) for line in table[2:]}) == 1
+    assert f"{scores['confusion'][0][0]:,}" in text
+    assert "class 2" in metrics_report(voxel_scores.split_metrics(random_counts(3), 0.5), {})
+
+
+def test_the_report_without_an_annotation_says_so():
+    assert "No annotation for test" in metrics_report(None, {"run": "mine"})
+
+
+def test_the_warning_for_a_network_that_predicts_only_background_counts_the_missed_voxels():
+    counts = VoxelCounts.zeros()
+    counts.add(np.full(100, 0.3), np.zeros(100, int), np.array([0] * 98 + [1] * 2))
+    warning = only_background_warning(counts, "synapse")
+    assert "none of 100 voxels as synapse, although 2 of them (2.00%) are" in warning
+    assert "accuracy of 98.00% therefore means nothing" in warning

@@ -1,0 +1,29 @@
+"""What the tests of stores share."""
+
+import numpy as np
+import pytest
+
+from kasthuri_ray.geometry import Box
+from kasthuri_ray.volumes.volume import Volume
+
+
+@pytest.fixture
+def voxels() -> np.ndarray:
+    return np.random.default_rng(0).integers(1, 250, (12, 40, 50), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def check():
+    """Return a function that checks that a volume holds exactly some voxels."""
+
+    def check_voxels(volume: Volume, voxels: np.ndarray) -> None:
+        """Read all voxels at once, and a box that crosses chunks."""
+        assert volume.bounds.shape == voxels.shape
+        np.testing.assert_array_equal(volume.read(volume.bounds), voxels)
+        box = Box(tuple(a + 3 for a in volume.bounds.start), tuple(b - 2 for b in volume.bounds.stop))
+        cut = volume.read(box)
+        np.testing.assert_array_equal(cut, voxels[3:-2, 3:-2, 3:-2])
+        assert cut.flags.c_contiguous
+        assert cut.dtype == volume.dtype
+
+    return check_voxels
