@@ -31,10 +31,8 @@ def actor_memory_bytes(
 
     Parameters
     ----------
-    network : torch.nn.Module
-        The network.
-    dim : int
-        2 or 3.
+    network, dim : torch.nn.Module, int
+        As for `choose_inference_settings`.
     settings : InferenceSettings
         How the network is run.
     block, halo : tuple of int

@@ -45,7 +45,7 @@ def precision_recall_curve(counts: VoxelCounts) -> tuple[np.ndarray, np.ndarray,
     Parameters
     ----------
     counts : VoxelCounts
-        Counts of the voxels to score.
+        Counts whose histogram is scored.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def average_precision(counts: VoxelCounts) -> float:
     Parameters
     ----------
     counts : VoxelCounts
-        Counts of the voxels to score.
+        Counts whose histogram is scored, as for `precision_recall_curve`.
 
     Returns
     -------
@@ -110,10 +110,8 @@ def precision_recall_at(counts: VoxelCounts, threshold: float) -> tuple[float, f
 
     Parameters
     ----------
-    counts : VoxelCounts
-        Counts of the voxels to score.
-    threshold : float
-        A voxel is predicted as foreground if p >= threshold. It is rounded to the nearest edge of a bin.
+    counts, threshold : VoxelCounts, float
+        As for `foreground_f1`.
 
     Returns
     -------
@@ -123,7 +121,7 @@ def precision_recall_at(counts: VoxelCounts, threshold: float) -> tuple[float, f
     Raises
     ------
     ValueError
-        If the threshold is not between 0 and 1.
+        As `foreground_f1`.
     """
     (true_positive, false_positive), (false_negative, _) = foreground_counts(counts, threshold)
     precision = _ratio(true_positive, true_positive + false_positive)
@@ -135,10 +133,8 @@ def foreground_counts(counts: VoxelCounts, threshold: float) -> tuple[tuple[int,
 
     Parameters
     ----------
-    counts : VoxelCounts
-        Counts of the voxels to score.
-    threshold : float
-        A voxel is predicted as foreground if p >= threshold. It is rounded to the nearest edge of a bin.
+    counts, threshold : VoxelCounts, float
+        As for `precision_recall_at`, which is computed from the result.
 
     Returns
     -------
@@ -150,7 +146,7 @@ def foreground_counts(counts: VoxelCounts, threshold: float) -> tuple[tuple[int,
     Raises
     ------
     ValueError
-        If the threshold is not between 0 and 1.
+        As `foreground_f1`.
     """
     edge = _bin_of_threshold(threshold)
     false_positives, true_positives = (int(row[edge:].sum()) for row in counts.histogram)
@@ -164,7 +160,7 @@ def best_threshold(counts: VoxelCounts) -> tuple[float, float]:
     Parameters
     ----------
     counts : VoxelCounts
-        Counts of the voxels to score.
+        Counts whose histogram is searched.
 
     Returns
     -------
@@ -184,7 +180,7 @@ def split_metrics(counts: VoxelCounts, threshold: float) -> dict[str, Any]:
     Parameters
     ----------
     counts : VoxelCounts
-        Counts of the voxels to score.
+        Counts of all voxels of the split.
     threshold : float
         Threshold of `foreground_f1`.
 
@@ -209,7 +205,7 @@ def predicts_only_background(counts: VoxelCounts) -> bool:
     Parameters
     ----------
     counts : VoxelCounts
-        Counts of the voxels to score.
+        Counts whose confusion is checked.
 
     Returns
     -------

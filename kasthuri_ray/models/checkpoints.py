@@ -100,10 +100,8 @@ def read_weights(data: bytes, source: str) -> dict[str, Tensor]:
 
     Parameters
     ----------
-    data : bytes
-        A checkpoint, or a bare state dict.
-    source : str
-        Path or URL of `data`, for messages.
+    data, source : bytes, str
+        As for `read_checkpoint`.
 
     Returns
     -------

@@ -201,10 +201,8 @@ def read_components(ledger: Ledger, name: str) -> Components:
 
     Parameters
     ----------
-    ledger : Ledger
-        Ledger of the output.
-    name : str
-        Name of the block.
+    ledger, name : Ledger, str
+        As for `write_components`.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Outputs to write and read: their spec, random voxels, and writing all of them."""
+"""Outputs to write and read: their paths, their spec, random voxels, and writing all of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,15 @@ from kasthuri_ray.output.pyramid import plan_levels
 SHAPE = (10, 600, 90)
 VOXEL_SIZE_NM = (30.0, 12.0, 12.0)
 START = (2, 10, 7)
+
+
+@pytest.fixture(params=["disk", "s3"])
+def output(request, tmp_path):
+    """Return the path of an output, on the disk or on S3."""
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+        return "s3://some-bucket/deep/out.zarr"
+    return str(tmp_path / "deep/out.zarr")
 
 
 @pytest.fixture(scope="session")

@@ -13,15 +13,6 @@ import pytest
 from kasthuri_ray.output.ledger import Ledger
 
 
-@pytest.fixture(params=["disk", "s3"])
-def output(request, tmp_path):
-    """Return the path of an output, on the disk or on S3."""
-    if request.param == "s3":
-        request.getfixturevalue("s3")
-        return "s3://some-bucket/deep/out.zarr"
-    return str(tmp_path / "deep/out.zarr")
-
-
 def test_recorded_blocks_are_done(output):
     ledger = Ledger.beside(output)
     assert ledger.storage.path == f"{output}.ledger"

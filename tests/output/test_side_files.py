@@ -3,19 +3,8 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from kasthuri_ray.output.side_files import object_table_path, remove_side_files, write_plan, write_progress
 from kasthuri_ray.storage.folder import open_storage
-
-
-@pytest.fixture(params=["disk", "s3"])
-def output(request, tmp_path):
-    """Return the path of an output, on the disk or on S3."""
-    if request.param == "s3":
-        request.getfixturevalue("s3")
-        return "s3://some-bucket/deep/out.zarr"
-    return str(tmp_path / "deep/out.zarr")
 
 
 def test_the_table_of_objects_is_named_after_what_it_holds():
