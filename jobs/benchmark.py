@@ -115,9 +115,9 @@ def main(arguments: Sequence[str]) -> None:
             options["out"], {"benchmark": "phantom", "machine": harness.machine_description(), **figures}
         )
     else:
-        from kasthuri_ray.benchmarks import vnc
+        from kasthuri_ray.benchmarks import vnc_dataset
 
-        vnc.convert_vnc(options["source"], options["output"])
+        vnc_dataset.convert_vnc(options["source"], options["output"])
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def make_parser() -> cli.SettingsParser:
 def main(arguments: Sequence[str]) -> int:
     flags = make_parser().parse_settings(arguments).get("check", {})
     from kasthuri_ray.config.settings import CheckSettings
-    from kasthuri_ray.ray_cluster.fitness_check import check_cluster
+    from kasthuri_ray.ray_cluster.cluster_check import check_cluster
 
     return cli.DONE if check_cluster(CheckSettings(**flags)) else cli.FAILED
 

@@ -1,6 +1,6 @@
 """Accuracy of the defaults on real EM: U-Nets trained on VNC with the defaults of each task, beside the seed's recipe.
 
-The networks are tested on sections that they never saw. See `vnc` for where to get VNC.
+The networks are tested on sections that they never saw. See `vnc_dataset` for where to get VNC.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kasthuri_ray.benchmarks import vnc
+from kasthuri_ray.benchmarks import vnc_dataset
 from kasthuri_ray.benchmarks.harness import BenchmarkLine, report_lines, run_part
 from kasthuri_ray.config.loading import resolve_settings
 
@@ -47,14 +47,14 @@ def run_accuracy(
     seed_recipe : str
         `steps` times some steps of the seed's recipe and computes the time of a training from them; `full` trains it.
     out : str
-        Path of the JSON file.
+        JSON file to write: the scores of each training.
     verbose : bool
-        Show the output of the parts.
+        Show what the trainings print.
 
     Returns
     -------
     list of BenchmarkLine
-        The lines of the table.
+        Medians of F1 and of the training times.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def run_accuracy(
         If `data` is not VNC; the message says where to get it.
     """
     store = find_store(data)
-    print(f"{store}: {vnc.CITATION}; {vnc.SOURCE}, {vnc.LICENCE}", flush=True)
+    print(f"{store}: {vnc_dataset.CITATION}; {vnc_dataset.SOURCE}, {vnc_dataset.LICENCE}", flush=True)
     lines, results = [], {}
     with tempfile.TemporaryDirectory(prefix="kasthuri_ray_benchmark_") as scratch:
         for task in tasks:
@@ -77,7 +77,7 @@ def find_store(data: str) -> str:
     for path in (Path(data), Path(data) / "vnc.zarr"):
         if (path / "em").is_dir():
             return str(path)
-    raise FileNotFoundError(f"{data} holds no vnc.zarr. {vnc.DOWNLOAD_HINT}")
+    raise FileNotFoundError(f"{data} holds no vnc.zarr. {vnc_dataset.DOWNLOAD_HINT}")
 
 
 def accuracy_settings(task: str, store: str, seed: int, storage: str) -> dict[str, Any]:

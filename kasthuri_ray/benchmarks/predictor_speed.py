@@ -41,14 +41,14 @@ def run_predictor_benchmark(
     quick : bool
         Use small blocks, to try whether the benchmark works.
     out : str
-        Path of the JSON file.
+        JSON file to write: voxels/s, and the work of each layer.
     verbose : bool
-        Show the output of the parts.
+        Show what the processes of the networks print.
 
     Returns
     -------
     list of BenchmarkLine
-        The lines of the table.
+        Speed of each network, and the limits of the device.
 
     Raises
     ------

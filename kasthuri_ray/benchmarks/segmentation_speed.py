@@ -101,14 +101,14 @@ def run_segmentation_benchmark(
     quick : bool
         Segment few voxels, to try whether the benchmark works.
     out : str
-        Path of the JSON file.
+        Path of the JSON file, with the results of every turn.
     verbose : bool
-        Show the output of the parts.
+        Show the progress of the segmentations.
 
     Returns
     -------
     list of BenchmarkLine
-        The lines of the table.
+        Speed and memory of segmentation.
     """
     size, results = QUICK if quick else SegmentationSize(), SegmentationResults()
     with tempfile.TemporaryDirectory(prefix="kasthuri_ray_benchmark_") as scratch:

@@ -20,6 +20,12 @@ from kasthuri_ray.config.settings import MIN_BATCH_SIZE
 
 SWEEP_PARTS = "kasthuri_ray.benchmarks.sweep_processes"
 
+# Goals. The spread between the best trial and the median shows that the search has something to find.
+MIN_SPREAD = 0.05
+MAX_SCORE_LOSS = 0.01
+MAX_EPOCH_SHARE = 0.5
+MAX_TRIAL_OVERHEAD_S = 5.0
+
 SPACE = {
     "network.learning_rate": {"loguniform": [1e-6, 3e-2]},
     "network.loss": {"choice": ["dice_ce", "cross_entropy", "focal"]},
@@ -27,12 +33,6 @@ SPACE = {
     "network.augmentations": {"choice": ["none", "basic"]},
     "network.normalization": {"choice": ["batch", "group"]},
 }
-
-# Goals. The spread between the best trial and the median shows that the search has something to find.
-MIN_SPREAD = 0.05
-MAX_SCORE_LOSS = 0.01
-MAX_EPOCH_SHARE = 0.5
-MAX_TRIAL_OVERHEAD_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ def run_sweep_benchmark(
     quick : bool
         Run few short trials, to try whether the benchmark works.
     out : str
-        Path of the JSON file.
+        Path of the JSON file, with both leaderboards.
     verbose : bool
-        Show the output of the parts.
+        Show the progress of the sweeps.
 
     Returns
     -------
     list of BenchmarkLine
-        The lines of the table.
+        Scores and durations of the sweeps.
     """
     size, results = QUICK if quick else SweepSize(), SweepResults()
     with tempfile.TemporaryDirectory(prefix="kasthuri_ray_benchmark_") as scratch:

@@ -85,14 +85,14 @@ def run_training_benchmark(
     quick : bool
         Measure little, to try whether the benchmark works.
     out : str
-        Path of the JSON file.
+        Path of the JSON file, with tiles/s of every epoch.
     verbose : bool
-        Show the output of the parts.
+        Show the progress of the trainings.
 
     Returns
     -------
     list of BenchmarkLine
-        The lines of the table.
+        Speed and memory of training.
     """
     size = QUICK if quick else TrainingSize()
     results = TrainingResults()

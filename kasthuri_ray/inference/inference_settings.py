@@ -11,16 +11,17 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from kasthuri_ray.geometry import Zyx, per_axis
+from kasthuri_ray.geometry import Box, Zyx, per_axis
 from kasthuri_ray.hardware import Machine, choose_actor_threads, count_parameters, should_compile_inference
-from kasthuri_ray.inference.activations import OVERHEAD, measure_activations
+from kasthuri_ray.inference.memory import (
+    OVERHEAD,
+    OVERHEAD_COMPILED,
+    PROCESS_BYTES,
+    activation_bytes_per_voxel,
+    max_voxels_at_once,
+)
 from kasthuri_ray.inference.tiling import check_tile_shape, choose_tile_shape
 from kasthuri_ray.models.receptive_field import ReceptiveField
-
-# Voxels of a batch of tiles. Larger tiles would compute hardly fewer voxels twice. In 3D margins are a larger part.
-MAX_VOXELS = {"cpu": {2: 5_000_000, 3: 16_000_000}, "cuda": {2: 16_000_000, 3: 32_000_000}}
-MAX_ELEMENTS = 2**31 - 1  # of one tensor: above this, libraries switch to slower kernels or fail
-MEMORY_SHARE = {"cpu": 0.4, "cuda": 0.7}  # for activations, of an actor's part of the machine
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def choose_inference_settings(
     if precision == "auto":
         precision = "bf16" if machine.bf16 else "float32"
     threads = choose_actor_threads(machine.cpus) if machine.device == "cpu" else 1
-    max_voxels = _max_voxels_at_once(network, dim, precision, machine, threads, gpu_share)
+    max_voxels = max_voxels_at_once(network, dim, precision, machine, threads, gpu_share)
     if tile is None:
         chosen = choose_tile_shape(block, margin, receptive_field.factors, max_voxels, dim, phase)
     else:
@@ -144,15 +145,40 @@ def tile_margin(receptive_field: ReceptiveField, halo: Zyx | None) -> Zyx:
     return receptive_field.margin if halo is None else per_axis(min, receptive_field.margin, halo)
 
 
-def _max_voxels_at_once(
-    network: nn.Module, dim: int, precision: str, machine: Machine, threads: int, gpu_share: float
+def inference_memory_bytes(network: nn.Module, dim: int, settings: InferenceSettings) -> int:
+    """Return the memory of activations and weights, on the CPU or the GPU, for a batch of the largest tiles."""
+    num_voxels = math.prod(settings.tile) * settings.batch
+    overhead = (OVERHEAD_COMPILED if settings.compile else OVERHEAD)[settings.device]
+    activations = overhead * activation_bytes_per_voxel(network, settings.precision, dim) * num_voxels
+    return int(activations) + 8 * count_parameters(network)  # weights, and copies in bf16 or another memory format
+
+
+def actor_memory_bytes(
+    network: nn.Module, dim: int, settings: InferenceSettings, block: Zyx, halo: Zyx, classes: int, itemsize: int = 1
 ) -> int:
-    """Return how many voxels may go through the network at once."""
-    live_bytes, elements = measure_activations(network, precision, dim)
-    actors = max(1, machine.cpus // threads) if machine.device == "cpu" else 1 / gpu_share
-    memory_bytes = machine.memory_bytes * MEMORY_SHARE[machine.device] / actors
-    return min(
-        MAX_VOXELS[machine.device][dim],
-        int(MAX_ELEMENTS / elements),
-        int(memory_bytes / (OVERHEAD[machine.device] * live_bytes)),
-    )
+    """Return the peak memory of an actor's process on its node.
+
+    At the peak one block is computed, the next is read and the last is written.
+
+    Parameters
+    ----------
+    network, dim : torch.nn.Module, int
+        As for `choose_inference_settings`.
+    settings : InferenceSettings
+        How the network is run.
+    block, halo : tuple of int
+        Shape of a block, and the context around it, z, y, x.
+    classes : int
+        Number of classes, background included.
+    itemsize : int
+        Bytes of a voxel of the image.
+
+    Returns
+    -------
+    int
+        Bytes; on a GPU without the memory of the GPU.
+    """
+    read = Box((0, 0, 0), block).grown(halo).num_voxels * (itemsize + (itemsize > 1))
+    written = math.prod(block) * (classes - 1)
+    inference = inference_memory_bytes(network, dim, settings) if settings.device == "cpu" else 0
+    return PROCESS_BYTES[settings.device] + inference + 2 * (read + written)

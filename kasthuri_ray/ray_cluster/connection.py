@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from kasthuri_ray.ray_cluster.nodes import check_same_package, living_nodes
+from kasthuri_ray.ray_cluster.nodes import living_nodes
+from kasthuri_ray.ray_cluster.package_versions import check_same_package
 from kasthuri_ray.ray_cluster.resources import ClusterResources, cluster_resources, format_resource
 
 OBJECT_STORE_BYTES = 512 * 2**20  # of a Ray that we start: tiles pass through it, none stay

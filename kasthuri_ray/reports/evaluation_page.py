@@ -82,7 +82,7 @@ def evaluation_page(report: EvaluationReport) -> str:
     """
     context = [report.foreground.plural.capitalize(), "evaluation", report.name]
     paragraphs = [_measurement(report), _matching_rule(report), _better_threshold(report)]
-    body = [
+    parts = [
         rendering.page_header(context, _headline(report), paragraphs),
         rendering.warning_notes([*_background_warning(report), *report.notes]),
         rendering.score_cells(_scores(report), "Scores"),
@@ -91,7 +91,7 @@ def evaluation_page(report: EvaluationReport) -> str:
         rendering.next_steps([(report.next_text, report.next_command)]),
         rendering.settings_tables(report.settings),
     ]
-    return rendering.html_document(f"{report.name}: {report.foreground.plural}", "\n".join(filter(None, body)))
+    return rendering.html_document(f"{report.name}: {report.foreground.plural}", parts)
 
 
 def _headline(report: EvaluationReport) -> str:

@@ -62,7 +62,7 @@ def plot_learning_curve(history: History, best_epoch: int | None = None) -> Figu
     Returns
     -------
     matplotlib.figure.Figure
-        The figure, not shown.
+        Two panels of 4.8 x 3.6 inches.
     """
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     left, right = np.ravel(figure.subfigures(1, 2, squeeze=False))
@@ -105,7 +105,7 @@ def plot_precision_recall(
     Returns
     -------
     matplotlib.figure.Figure
-        The figure, not shown.
+        The curve, 4.4 x 4.0 inches.
     """
     figure = Figure(figsize=(4.4, 4.0), layout="constrained")
     axes = figure.subplots()
@@ -175,7 +175,7 @@ def plot_section_scores(sections: Sequence[tuple[int, float, int]], overall_f1: 
     Returns
     -------
     matplotlib.figure.Figure
-        The figure, not shown.
+        A point for each section, over z.
     """
     figure = Figure(figsize=(4.4, 4.0), layout="constrained")
     axes = figure.subplots()
@@ -215,7 +215,7 @@ def plot_section(
     Returns
     -------
     matplotlib.figure.Figure
-        The figure, not shown.
+        A row of panels, 4.2 inches wide each.
     """
     panels = section.panels(threshold)
     height = 4.4 * section.image.shape[0] / section.image.shape[1]

@@ -141,8 +141,9 @@ class Gallery:
         return f'<span class="bar" style="width: {100 * bar_nm / width_nm:.2f}%">{label}</span>'
 
 
-def html_document(title: str, body: str) -> str:
-    """Return a whole HTML document in our style. title: text; body: HTML."""
+def html_document(title: str, parts: Iterable[str]) -> str:
+    """Return a whole HTML document in our style. title: text; parts: HTML, empty ones are left out."""
+    body = "\n".join(filter(None, parts))
     style = resources.files("kasthuri_ray.reports").joinpath("page.css").read_text(encoding="utf-8")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -98,7 +98,7 @@ def run_page(report: RunReport) -> str:
         A whole HTML document.
     """
     context = [report.foreground.plural.capitalize(), report.network, report.name]
-    body = [
+    parts = [
         rendering.page_header(context, _headline(report), [_measurement(report), _training(report)]),
         _warnings(report),
         _scores(report),
@@ -108,7 +108,7 @@ def run_page(report: RunReport) -> str:
         rendering.next_steps([(report.next_text, report.next_command)]),
         rendering.settings_tables(report.settings),
     ]
-    return rendering.html_document(f"{report.name}: {report.foreground.plural}", "\n".join(filter(None, body)))
+    return rendering.html_document(f"{report.name}: {report.foreground.plural}", parts)
 
 
 def _headline(report: RunReport) -> str:

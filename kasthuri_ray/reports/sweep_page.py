@@ -105,7 +105,7 @@ def sweep_page(report: SweepReport) -> str:
     """
     context = [report.foreground.plural.capitalize(), "hyperparameter search", report.name]
     paragraphs = [_winner_settings(report), _effort(report), _faster_trial(report)]
-    body = [
+    parts = [
         rendering.page_header(context, _headline(report), paragraphs),
         rendering.warning_notes(_warnings(report)),
         _winner_scores(report),
@@ -115,7 +115,7 @@ def sweep_page(report: SweepReport) -> str:
         rendering.next_steps(report.commands),
         rendering.settings_tables(_shared_settings(report)),
     ]
-    return rendering.html_document(f"{report.name}: {report.foreground.plural}", "\n".join(filter(None, body)))
+    return rendering.html_document(f"{report.name}: {report.foreground.plural}", parts)
 
 
 def _headline(report: SweepReport) -> str:

@@ -11,7 +11,7 @@ from kasthuri_ray.config.settings import SegmentSettings
 from kasthuri_ray.errors import WorkFailed
 from kasthuri_ray.geometry import Box, Zyx, ceil_div, per_axis
 from kasthuri_ray.hardware import Machine
-from kasthuri_ray.inference import memory
+from kasthuri_ray.inference import inference_settings
 from kasthuri_ray.inference.inference_settings import InferenceSettings, choose_inference_settings
 from kasthuri_ray.inference.tiling import pooling_phase
 from kasthuri_ray.ray_cluster.connection import RAY_ENVIRONMENT
@@ -94,7 +94,7 @@ def check_actor_memory(
     """Raise ValueError if so many actors do not fit in the memory of one machine."""
     if machine.device != "cpu":
         return  # its memory is the GPU's, for which tile and batch were chosen
-    bytes_per_actor = memory.actor_memory_bytes(
+    bytes_per_actor = inference_settings.actor_memory_bytes(
         inputs.network,
         inputs.settings.network.dim,
         inference,

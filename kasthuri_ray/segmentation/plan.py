@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from kasthuri_ray.geometry import Zyx, per_axis
-from kasthuri_ray.inference.memory import actor_memory_bytes
+from kasthuri_ray.inference.inference_settings import actor_memory_bytes
 from kasthuri_ray.inference.tiling import count_computed_voxels
 from kasthuri_ray.output.block_grid import BlockGrid
 from kasthuri_ray.progress import format_count, format_duration

@@ -75,9 +75,9 @@ def train_worker(job: TrainingJob, context: WorkerContext) -> None:
             trackers.close()
     if answer == STOP:
         return
-    from kasthuri_ray.training import final_report  # loads the figures, which nothing needs before
+    from kasthuri_ray.training import run_report  # loads the figures, which nothing needs before
 
-    final_report.write_final_report(job, context, learner, folder, progress)
+    run_report.write_run_report(job, context, learner, folder, progress)
 
 
 def make_learner(job: TrainingJob, context: WorkerContext, saved: dict[str, Any] | None) -> Learner:

@@ -19,7 +19,7 @@ import requests
 from blosc.blosc_extension import error as BloscError
 
 from kasthuri_ray.errors import VolumeError
-from kasthuri_ray.volumes.threads import call_with_timeout
+from kasthuri_ray.volumes.parallel_calls import call_with_timeout
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

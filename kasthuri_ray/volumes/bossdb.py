@@ -20,7 +20,7 @@ from requests.utils import get_environ_proxies
 
 from kasthuri_ray.geometry import Box, Nm, Zyx, ceil_div, per_axis
 from kasthuri_ray.volumes.boss_requests import BossServer, RetryPolicy, request_with_retries
-from kasthuri_ray.volumes.threads import map_threads
+from kasthuri_ray.volumes.parallel_calls import map_threads
 from kasthuri_ray.volumes.volume import Volume
 
 Resource = TypeVar("Resource", ChannelResource, CoordinateFrameResource, ExperimentResource)

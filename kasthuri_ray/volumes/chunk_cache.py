@@ -21,7 +21,7 @@ import numpy as np
 from numcodecs.zstd import Zstd
 
 from kasthuri_ray.geometry import Box
-from kasthuri_ray.volumes.threads import map_threads
+from kasthuri_ray.volumes.parallel_calls import map_threads
 from kasthuri_ray.volumes.volume import Volume
 
 log = logging.getLogger(__name__)

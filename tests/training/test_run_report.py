@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
-from kasthuri_ray.training.final_report import TileScore, _final_metrics, _warnings, choose_example_tiles
+from kasthuri_ray.training.run_report import TileScore, _final_metrics, _warnings, choose_example_tiles
 from kasthuri_ray.training.training_job import TrainingProgress
 
 

@@ -10,18 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from kasthuri_ray.config.settings import DEFAULT_CHECK_IMAGE, CheckSettings
-from kasthuri_ray.ray_cluster import fitness_findings
+from kasthuri_ray.ray_cluster import cluster_findings
+from kasthuri_ray.ray_cluster.cluster_findings import MARKER, Finding, InspectionRequest, NodeReport, inspect_node
 from kasthuri_ray.ray_cluster.connection import attach_ray
-from kasthuri_ray.ray_cluster.fitness_findings import MARKER, Finding, InspectionRequest, NodeReport, inspect_node
-from kasthuri_ray.ray_cluster.nodes import (
-    ClusterNode,
-    ask_nodes,
-    living_nodes,
-    node_fingerprint,
-    package_differences,
-    package_fingerprint,
-)
+from kasthuri_ray.ray_cluster.nodes import ClusterNode, ask_nodes, living_nodes
 from kasthuri_ray.ray_cluster.output_paths import resolve_output_path
+from kasthuri_ray.ray_cluster.package_versions import node_fingerprint, package_differences, package_fingerprint
 from kasthuri_ray.ray_cluster.ray_errors import root_cause
 from kasthuri_ray.ray_cluster.resources import ResourceDemand, cluster_resources, require_resources
 from kasthuri_ray.storage.folder import open_storage
@@ -62,25 +56,25 @@ def check_cluster(options: CheckSettings) -> bool:
     total, nodes = cluster_resources(), living_nodes()
     storage = resolve_output_path(options.storage, total)
     uri = None if options.image == "none" else options.image or DEFAULT_CHECK_IMAGE
-    findings = [fitness_findings.size_finding(total.nodes, total.cpus, total.gpus, shortage)]
+    findings = [cluster_findings.size_finding(total.nodes, total.cpus, total.gpus, shortage)]
     with _MarkerFolder(storage) as folder:
         request = InspectionRequest(folder.storage.path, uri, boss, options.cache, options.cache_size)
         reports, unanswered = _inspect_nodes(nodes, request)
         lost = [node.name for node in nodes if node.name in reports and not folder.holds(node.id)]
     findings += [
-        fitness_findings.unanswered_finding(unanswered),
+        cluster_findings.unanswered_finding(unanswered),
         _check_packages(nodes),
-        fitness_findings.access_finding([node.address for node in nodes], os.environ.get("RAY_AUTH_MODE", "")),
-        fitness_findings.gpu_finding(reports),
+        cluster_findings.access_finding([node.address for node in nodes], os.environ.get("RAY_AUTH_MODE", "")),
+        cluster_findings.gpu_finding(reports),
         Finding("storage", f"{storage}: {folder.error}", "give a --storage that this job can write to")
         if folder.error
-        else fitness_findings.storage_finding(storage, reports, lost),
-        fitness_findings.image_finding(None if uri is None else redact_secrets(uri), reports),
-        fitness_findings.shared_memory_finding(reports),
-        fitness_findings.cache_finding(reports, cache_bytes),
+        else cluster_findings.storage_finding(storage, reports, lost),
+        cluster_findings.image_finding(None if uri is None else redact_secrets(uri), reports),
+        cluster_findings.shared_memory_finding(reports),
+        cluster_findings.cache_finding(reports, cache_bytes),
         _measure_bandwidth([node for node in nodes if node.name in reports]),
     ]
-    for line in fitness_findings.findings_table(findings):
+    for line in cluster_findings.findings_table(findings):
         print(line, flush=True)
     return not any(finding.fix for finding in findings)
 
@@ -151,13 +145,13 @@ def _check_packages(nodes: Sequence[ClusterNode]) -> Finding:
     expected = package_fingerprint()
     answers = [answer for answer in ask_nodes(nodes, node_fingerprint()) if answer.error is None]
     differences = package_differences(expected, {answer.node.name: answer.value for answer in answers})
-    return fitness_findings.package_finding(differences, expected)
+    return cluster_findings.package_finding(differences, expected)
 
 
 def _measure_bandwidth(nodes: Sequence[ClusterNode]) -> Finding:
     """Measure the transfer from each node to the next, in a ring, one after the other."""
     if len(nodes) < 2:
-        return fitness_findings.bandwidth_finding({})
+        return cluster_findings.bandwidth_finding({})
     rates = {}
     for source, target in zip(nodes, [*nodes[1:], nodes[0]], strict=True):
         rate = _measure_rate(source, target)
@@ -165,7 +159,7 @@ def _measure_bandwidth(nodes: Sequence[ClusterNode]) -> Finding:
             rates[f"{source.name} to {target.name}"] = rate
     if not rates:
         return Finding("bandwidth", "no object was transferred", "let the nodes reach each other at all ports")
-    return fitness_findings.bandwidth_finding(rates)
+    return cluster_findings.bandwidth_finding(rates)
 
 
 def _measure_rate(source: ClusterNode, target: ClusterNode) -> float | None:

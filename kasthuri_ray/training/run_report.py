@@ -34,7 +34,7 @@ class TileScore:
     false_positives: int
 
 
-def write_final_report(
+def write_run_report(
     job: TrainingJob, context: WorkerContext, learner: Learner, folder: RunFolder, progress: TrainingProgress
 ) -> None:
     """Test `best.pt` on the test box, else the validation box, on all ranks; write metrics and page on rank 0."""

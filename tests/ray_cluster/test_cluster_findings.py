@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from kasthuri_ray.ray_cluster import fitness_findings
-from kasthuri_ray.ray_cluster.fitness_findings import (
+from kasthuri_ray.ray_cluster import cluster_findings
+from kasthuri_ray.ray_cluster.cluster_findings import (
     MARKER,
     Finding,
     InspectionRequest,
@@ -41,66 +41,66 @@ def nodes(gpus: float = 0, **changes) -> dict[str, NodeReport]:
 @pytest.mark.parametrize(
     ("finding", "result", "fix"),
     [
-        (fitness_findings.size_finding(0 + 1, 0, 0, ""), "1 node, 0 CPUs, 0 GPUs", "no node takes work"),
+        (cluster_findings.size_finding(0 + 1, 0, 0, ""), "1 node, 0 CPUs, 0 GPUs", "no node takes work"),
         (
-            fitness_findings.size_finding(3, 4, 0, "2 workers need 2 GPUs, the cluster has 0"),
+            cluster_findings.size_finding(3, 4, 0, "2 workers need 2 GPUs, the cluster has 0"),
             "3 nodes",
             "2 workers need 2 GPUs",
         ),
         (
-            fitness_findings.unanswered_finding({"bert": "no answer in 60 s"}),
+            cluster_findings.unanswered_finding({"bert": "no answer in 60 s"}),
             "bert: no answer in 60 s",
             "ray list nodes",
         ),
         (
-            fitness_findings.package_finding(["bert has torch 2.9 instead of 2.13"], {"torch": "2.13"}),
+            cluster_findings.package_finding(["bert has torch 2.9 instead of 2.13"], {"torch": "2.13"}),
             "bert has torch 2.9",
             "one image",
         ),
         (
-            fitness_findings.access_finding(["10.0.0.1"], "disabled"),
+            cluster_findings.access_finding(["10.0.0.1"], "disabled"),
             "no token: anyone who reaches a port",
             "RAY_AUTH_TOKEN_PATH",
         ),
         (
-            fitness_findings.access_finding(["10.0.0.1", "8.8.8.8"], "token"),
+            cluster_findings.access_finding(["10.0.0.1", "8.8.8.8"], "token"),
             "public addresses: 8.8.8.8",
             "private addresses",
         ),
-        (fitness_findings.gpu_finding(nodes(gpus=1)), "does not see the GPUs of bert", "CUDA build"),
+        (cluster_findings.gpu_finding(nodes(gpus=1)), "does not see the GPUs of bert", "CUDA build"),
         (
-            fitness_findings.gpu_finding(nodes(num_gpus=2, gpu_names=("L4", "L4"), gpus=1)),
+            cluster_findings.gpu_finding(nodes(num_gpus=2, gpu_names=("L4", "L4"), gpus=1)),
             "Ray counts fewer GPUs.* bert",
             "--num-gpus",
         ),
         (
-            fitness_findings.storage_finding("/data", nodes(storage="it does not see"), []),
+            cluster_findings.storage_finding("/data", nodes(storage="it does not see"), []),
             "bert: it does not see",
             "--storage s3://",
         ),
-        (fitness_findings.storage_finding("s3://b/r", nodes(storage="access is refused"), []), "bert: access", "keys"),
+        (cluster_findings.storage_finding("s3://b/r", nodes(storage="access is refused"), []), "bert: access", "keys"),
         (
-            fitness_findings.storage_finding("/data", nodes(), ["anna"]),
+            cluster_findings.storage_finding("/data", nodes(), ["anna"]),
             "anna: the others do not see what it writes",
             "all nodes mount",
         ),
         (
-            fitness_findings.image_finding("bossdb://a/b/c", nodes(image="no way")),
+            cluster_findings.image_finding("bossdb://a/b/c", nodes(image="no way")),
             "bossdb://a/b/c: bert: no way",
             "443",
         ),
         (
-            fitness_findings.shared_memory_finding(nodes(shm_bytes=GB // 16)),
+            cluster_findings.shared_memory_finding(nodes(shm_bytes=GB // 16)),
             r"/dev/shm of bert .*\(0.1 GB, 4.0 GB\)",
             "--shm-size",
         ),
         (
-            fitness_findings.cache_finding(nodes(cache_free_bytes=3 * GB), 20 * GB),
+            cluster_findings.cache_finding(nodes(cache_free_bytes=3 * GB), 20 * GB),
             r"bert \(3 GB free\)",
             "--cache-size",
         ),
         (
-            fitness_findings.bandwidth_finding({"anna to bert": 5e6, "bert to anna": 9e8}),
+            cluster_findings.bandwidth_finding({"anna to bert": 5e6, "bert to anna": 9e8}),
             r"5 MB/s .*anna to bert",
             "one node",
         ),
@@ -114,22 +114,22 @@ def test_a_finding_that_is_not_fit_names_the_node_and_the_fix(finding, result, f
 @pytest.mark.parametrize(
     "finding",
     [
-        fitness_findings.size_finding(3, 4, 0, ""),
-        fitness_findings.unanswered_finding({}),
-        fitness_findings.package_finding([], {"torch": "2.13"}),
-        fitness_findings.access_finding(["10.0.0.1", "10.0.0.2"], "token"),
-        fitness_findings.access_finding(["127.0.0.1"], "disabled"),
-        fitness_findings.gpu_finding(nodes()),
-        fitness_findings.gpu_finding(nodes(num_gpus=1, gpu_names=("L4",), gpus=1)),
-        fitness_findings.storage_finding("s3://b/r", nodes(), []),
-        fitness_findings.image_finding(None, nodes(image="not checked")),
-        fitness_findings.image_finding("phantom://em", nodes()),
-        fitness_findings.shared_memory_finding(nodes()),
-        fitness_findings.shared_memory_finding({"mac": NodeReport(0, GB, inspection(shm_bytes=None))}),
-        fitness_findings.cache_finding(nodes(), 20 * GB),
-        fitness_findings.cache_finding({"anna": NodeReport(0, GB, inspection(cache_free_bytes=None))}, 20 * GB),
-        fitness_findings.bandwidth_finding({}),
-        fitness_findings.bandwidth_finding({"anna to bert": 1e9}),
+        cluster_findings.size_finding(3, 4, 0, ""),
+        cluster_findings.unanswered_finding({}),
+        cluster_findings.package_finding([], {"torch": "2.13"}),
+        cluster_findings.access_finding(["10.0.0.1", "10.0.0.2"], "token"),
+        cluster_findings.access_finding(["127.0.0.1"], "disabled"),
+        cluster_findings.gpu_finding(nodes()),
+        cluster_findings.gpu_finding(nodes(num_gpus=1, gpu_names=("L4",), gpus=1)),
+        cluster_findings.storage_finding("s3://b/r", nodes(), []),
+        cluster_findings.image_finding(None, nodes(image="not checked")),
+        cluster_findings.image_finding("phantom://em", nodes()),
+        cluster_findings.shared_memory_finding(nodes()),
+        cluster_findings.shared_memory_finding({"mac": NodeReport(0, GB, inspection(shm_bytes=None))}),
+        cluster_findings.cache_finding(nodes(), 20 * GB),
+        cluster_findings.cache_finding({"anna": NodeReport(0, GB, inspection(cache_free_bytes=None))}, 20 * GB),
+        cluster_findings.bandwidth_finding({}),
+        cluster_findings.bandwidth_finding({"anna to bert": 1e9}),
     ],
 )
 def test_a_finding_that_is_fit_has_no_fix(finding):
@@ -139,8 +139,8 @@ def test_a_finding_that_is_fit_has_no_fix(finding):
 
 def test_the_last_line_of_the_table_is_the_result_of_all_findings():
     fit, unfit = Finding("nodes", "3 nodes"), Finding("storage", "bert does not see it", "share it")
-    assert fitness_findings.findings_table([fit]) == ["ok    nodes  3 nodes", "fit"]
-    lines = fitness_findings.findings_table([fit, unfit])
+    assert cluster_findings.findings_table([fit]) == ["ok    nodes  3 nodes", "fit"]
+    lines = cluster_findings.findings_table([fit, unfit])
     assert lines[0] == "ok    nodes    3 nodes"
     assert lines[1] == "fix   storage  bert does not see it"
     assert lines[2].split("->")[1] == " share it"

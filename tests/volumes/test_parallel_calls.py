@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from kasthuri_ray.volumes.threads import call_with_timeout, map_threads
+from kasthuri_ray.volumes.parallel_calls import call_with_timeout, map_threads
 
 
 def test_a_call_that_ends_in_time_returns_or_raises_as_usual():

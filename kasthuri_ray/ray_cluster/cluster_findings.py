@@ -17,7 +17,7 @@ from kasthuri_ray.geometry import Box
 from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.volumes.chunk_cache import open_cache
 from kasthuri_ray.volumes.opening import open_volume
-from kasthuri_ray.volumes.threads import call_with_timeout
+from kasthuri_ray.volumes.parallel_calls import call_with_timeout
 
 GB = 1e9
 SHM = Path("/dev/shm")
