@@ -30,18 +30,23 @@ def make_parser() -> argparse.ArgumentParser:
         dest="kind", required=True, metavar="train|segment|predictor|tune|accuracy|phantom|vnc"
     )
 
-    train = kinds.add_parser("train", help="speed and memory of training, compared with goals")
+    train = kinds.add_parser(
+        "train", help="speed and memory of training, compared with the original challenge code and with target values"
+    )
     train.add_argument("--data", metavar="DIR", help="a zarr with em and synapse (default: made from the phantom)")
-    train.add_argument("--quick", action="store_true", help="few steps, to try whether the benchmark works")
+    train.add_argument("--quick", action="store_true", help="few steps, to test that the benchmark runs")
 
-    segment = kinds.add_parser("segment", help="speed and memory of segmentation, compared with goals")
+    segment = kinds.add_parser(
+        "segment",
+        help="speed and memory of segmentation, compared with the original challenge code and with target values",
+    )
     segment.add_argument("--data", metavar="DIR", help="a zarr with em and labels (default: the phantom is segmented)")
     segment.add_argument(
         "--weights",
         metavar="RUN",
         help="folder of a run of UNet_2D on those labels: measures the effect of reduced precision too",
     )
-    segment.add_argument("--quick", action="store_true", help="few voxels, to try whether the benchmark works")
+    segment.add_argument("--quick", action="store_true", help="few voxels, to test that the benchmark runs")
 
     predictor = kinds.add_parser("predictor", help="speed of each network, compared with the limits of the device")
     predictor.add_argument(
@@ -51,15 +56,28 @@ def make_parser() -> argparse.ArgumentParser:
     predictor.add_argument(
         "--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME", help=names
     )
-    predictor.add_argument("--quick", action="store_true", help="small blocks, to try whether the benchmark works")
+    predictor.add_argument("--quick", action="store_true", help="small blocks, to test that the benchmark runs")
 
-    tune = kinds.add_parser("tune", help="what stopping poor trials early saves and loses, and what a trial costs")
-    tune.add_argument("--quick", action="store_true", help="few short trials, to try whether the benchmark works")
+    tune = kinds.add_parser("tune", help="time saved and score lost by early stopping (ASHA), overhead per trial")
+    tune.add_argument("--quick", action="store_true", help="few short trials, to test that the benchmark runs")
 
     accuracy = kinds.add_parser("accuracy", help="accuracy and training time of the defaults on real EM (VNC)")
     accuracy.add_argument("--data", metavar="DIR", default="vnc.zarr", help="vnc.zarr, or the folder that holds it")
-    accuracy.add_argument("--task", nargs="+", choices=["membrane", "synapse"], default=["membrane", "synapse"])
-    accuracy.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
+    accuracy.add_argument(
+        "--task",
+        nargs="+",
+        choices=["membrane", "synapse"],
+        default=["membrane", "synapse"],
+        help="tasks to train (default: both)",
+    )
+    accuracy.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[0, 1, 2],
+        metavar="N",
+        help="one training per task and seed (default: 0 1 2)",
+    )
     accuracy.add_argument(
         "--seed-recipe",
         choices=["steps", "full"],
@@ -67,18 +85,25 @@ def make_parser() -> argparse.ArgumentParser:
         help="the recipe of the challenge, for comparison: time a few of its steps, or train it to the end",
     )
 
-    phantom = kinds.add_parser("phantom", help="difficulty of the phantom, and the speed of painting it")
-    phantom.add_argument("--seed", type=int, default=0, metavar="N")
+    phantom = kinds.add_parser(
+        "phantom", help="how hard the synthetic volume is to segment, and how fast it is generated"
+    )
+    phantom.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the synthetic volume (default: 0)")
 
-    vnc = kinds.add_parser("vnc", help="make vnc.zarr from a checkout of groundtruth-drosophila-vnc")
-    vnc.add_argument("--source", required=True, metavar="CHECKOUT", help="the folder that holds stack1")
-    vnc.add_argument("--output", default="vnc.zarr", metavar="DIR")
+    vnc = kinds.add_parser("vnc", help="make vnc.zarr from a git checkout of groundtruth-drosophila-vnc")
+    vnc.add_argument(
+        "--source",
+        required=True,
+        metavar="CHECKOUT",
+        help="git checkout of groundtruth-drosophila-vnc (contains stack1/)",
+    )
+    vnc.add_argument("--output", default="vnc.zarr", metavar="DIR", help="zarr to write (default: vnc.zarr)")
 
     for kind in (train, segment, predictor, tune, accuracy, phantom):
         name = kind.prog.split()[-1]
         kind.add_argument("--out", metavar="FILE", default=f"benchmark_{name}.json", help="default: %(default)s")
     for kind in (train, segment, predictor, tune, accuracy, phantom, vnc):
-        kind.add_argument("--verbose", action="store_true", help="show the output of the parts, and tracebacks")
+        kind.add_argument("--verbose", action="store_true", help="show the output of the subprocesses, and tracebacks")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Check whether a cluster is ready for the jobs: `python jobs/check.py --address HOST:6379 --storage s3://...`."""
+"""Check whether a cluster is fit for the jobs: `python jobs/check.py --address HOST:6379 --storage s3://...`."""
 
 import sys
 from collections.abc import Sequence

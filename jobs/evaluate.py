@@ -19,20 +19,23 @@ def make_parser() -> cli.SettingsParser:
         "--prediction", required=True, metavar="URI", help="probabilities, as floats or as uint8 (255 is 1)"
     )
     group.add_setting(
-        "--annotation", required=True, metavar="URI", help="ground truth; compared where the two overlap in nm"
+        "--annotation",
+        required=True,
+        metavar="URI",
+        help="ground truth; only the overlapping region (aligned in nm) is compared",
     )
     group.add_setting(
         "--task", metavar="NAME|FILE", help="task that defines the labels (default: from the prediction's provenance)"
     )
     group.add_setting("--instances", metavar="URI", help="cell ids, for ARAND and VOI of the cells between membranes")
     group.add_setting(
-        "--box", metavar="Z0:Z1,Y0:Y1,X0:X1", help="half-open, in voxels of the annotation (default: all)"
+        "--box", metavar="Z0:Z1,Y0:Y1,X0:X1", help="half-open, in voxels of the annotation (default: the whole overlap)"
     )
     group.add_setting(
         "--threshold",
         type=float,
         metavar="P",
-        help="lowest foreground probability (default: from the prediction's provenance, else 0.5)",
+        help="probability from which a voxel is foreground (default: from the prediction's provenance, else 0.5)",
     )
     group = parser.add_group("output")
     group.add_setting(

@@ -40,8 +40,12 @@ def _add_input_flags(parser: cli.SettingsParser) -> None:
     group = parser.add_group("input", "order of axes: z,y,x")
     group.add_setting("--weights", metavar="RUN|FILE", help="run folder or .pt file; path, https:// or s3://")
     group.add_setting("--image", metavar="URI", help="image (default: the one that the run was trained on)")
-    group.add_flag("--network", metavar="NAME|FILE", help="network of a bare .pt file (default: the run's)")
-    group.add_flag("--task", metavar="NAME|FILE", help="task of a bare .pt file (default: the run's)")
+    group.add_flag(
+        "--network", metavar="NAME|FILE", help="network; required if --weights is a bare .pt file (default: the run's)"
+    )
+    group.add_flag(
+        "--task", metavar="NAME|FILE", help="task; required if --weights is a bare .pt file (default: the run's)"
+    )
     group.add_setting(
         "--box", metavar="Z0:Z1,Y0:Y1,X0:X1", help="half-open region; : for a whole axis (default: the whole image)"
     )
@@ -64,8 +68,8 @@ def _add_output_flags(parser: cli.SettingsParser) -> None:
     group.add_setting(
         "--threshold", type=float, metavar="P", help="threshold of mask and objects (default: the run's, else 0.5)"
     )
-    group.add_setting("--shard", metavar=ZYX, help="shape of a shard, one file each (default: 64,1024,1024)")
-    group.add_setting("--chunk", metavar=ZYX, help="shape of a chunk, read at once (default: 64,256,256)")
+    group.add_setting("--shard", metavar=ZYX, help="shape of a shard, one file each (default: at most 64,1024,1024)")
+    group.add_setting("--chunk", metavar=ZYX, help="shape of a chunk, read at once (default: at most 64,256,256)")
 
 
 def _add_processing_flags(parser: cli.SettingsParser) -> None:
@@ -87,7 +91,7 @@ def _add_planning_flags(parser: cli.SettingsParser) -> None:
     group.add_setting(
         "--dry-run", action="store_true", help="estimate time, memory and cost; write only OUTPUT.plan.json"
     )
-    price_help = "price of one GPU; without GPUs, of one actor's share of a machine"
+    price_help = "price of one GPU-hour; on CPUs: hourly machine price divided by the number of actors on it"
     group.add_setting("--price-per-hour", type=float, metavar="PRICE", help=price_help)
 
 

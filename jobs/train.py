@@ -17,14 +17,18 @@ def make_parser() -> cli.SettingsParser:
     group = parser.add_group("input")
     cli.add_task_flags(group)
     group.add_flag(
-        "--network", metavar="NAME|FILE", help="built-in network (UNet_3D, ...) or network file (default: UNet_2D)"
+        "--network",
+        metavar="NAME|FILE",
+        help="built-in network (UNet_2D, UNet_2D_attention, UNet_3D, ...) or network file (default: UNet_2D)",
     )
     group.add_setting(
         "--weights", metavar="FILE|RUN", help="initial weights: a run folder or .pt file; path, https:// or s3://"
     )
     group = parser.add_group("output")
     group.add_setting("--storage", metavar="DIR|s3://...", help="folder of all runs (default: outputs)")
-    group.add_setting("--name", help="name of the run; an existing one is resumed (default: TASK_NETWORK_TIME)")
+    group.add_setting(
+        "--name", help="name of the run; an unfinished run of this name is resumed (default: TASK_NETWORK_TIME)"
+    )
     cli.add_settings_flags(parser)
     cli.add_data_access_flags(parser)
     group = cli.add_compute_flags(parser, precision="network")

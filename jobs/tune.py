@@ -67,7 +67,12 @@ def _add_search_flags(parser: cli.SettingsParser) -> None:
     group.add_setting(
         "--grace", type=int, metavar="EPOCHS", help="epochs before a trial may be stopped (default: network.epochs / 9)"
     )
-    group.add_setting("--samples", type=int, metavar="N", help="total number of trials (default: 20; grid: all)")
+    group.add_setting(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="total number of trials (default: 20; with --hours: as many as fit; grid: all)",
+    )
     group.add_setting(
         "--hours", type=float, metavar="H", help="time limit of the sweep, resumed sessions included (default: none)"
     )
@@ -81,9 +86,11 @@ def _add_output_flags(parser: cli.SettingsParser) -> None:
     group = parser.add_group("output")
     group.add_setting("--storage", "train", metavar="DIR|s3://...", help="folder of all sweeps (default: outputs)")
     group.add_setting(
-        "--name", "train", help="name of the sweep; an existing one is resumed (default: TASK_sweep_TIME)"
+        "--name",
+        "train",
+        help="name of the sweep; an unfinished one of this name is resumed (default: TASK_sweep_TIME)",
     )
-    group.add_setting("--keep", type=int, metavar="N", help="number of best trials to keep weights of (default: 3)")
+    group.add_setting("--keep", type=int, metavar="N", help="keep the weights of the N best trials (default: 3)")
 
 
 if __name__ == "__main__":

@@ -175,7 +175,10 @@ def add_compute_flags(parser: SettingsParser, section: str | None = None, precis
         "--precision", precision, choices=["auto", "float32", "bf16"], help="precision of the network (default: auto)"
     )
     group.add_setting(
-        "--compile", section, choices=["auto", "on", "off"], help="torch.compile; auto: if it pays off (default: auto)"
+        "--compile",
+        section,
+        choices=["auto", "on", "off"],
+        help="torch.compile; auto: if the run is long enough (default: auto)",
     )
     add_wait_flag(group, section)
     return group
@@ -193,7 +196,8 @@ def add_wait_flag(group: FlagGroup, section: str | None = None) -> None:
     """
     group.add_setting(
         "--wait-for-resources", section, nargs="?", const=DEFAULT_WAIT_S, type=float, metavar="SECONDS",
-        help=f"wait for the cluster to grow ({DEFAULT_WAIT_S:.0f} s if no number is given; default: do not wait)",
+        help=f"wait for the cluster to grow ({DEFAULT_WAIT_S:.0f} s if no number is given; default: fail at once if "
+        "it is too small, wait 60 s if it is only busy)",
     )  # fmt: skip
 
 

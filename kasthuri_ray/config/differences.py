@@ -20,7 +20,7 @@ _MISSING = object()
 
 
 def fill_defaults(section: str, written: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a section that an older version wrote, with the defaults of the newer settings.
+    """Fill settings of a section that did not exist when it was written with their defaults.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def fill_defaults(section: str, written: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fill_record_defaults(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """Return a record in which the settings of task and network that are newer than it have their defaults.
+    """Fill settings of task and network that did not exist when the record was written with their defaults.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def setting_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> li
     Parameters
     ----------
     before, now : mapping
-        Settings by section. A setting that is newer than `before` had its default.
+        Settings by section. A setting that did not exist when `before` was written had its default.
 
     Returns
     -------

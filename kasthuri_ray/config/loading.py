@@ -1,7 +1,7 @@
 """Loading of settings: files, `--config`, `--set` and flags become one `Settings` object.
 
-Precedence, highest first: flags, `--set`, the `--config` file, the task and network files, the defaults. What is wrong
-is a ValueError that names the file, the key, the value and what is allowed.
+Precedence, highest first: flags, `--set`, the `--config` file, the task and network files, the defaults. Invalid
+settings raise a ValueError that names the file, the key, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ DEFAULT_NETWORK = "UNet_2D"
 UNUSED_KEYS = {"encoder_name", "encoder_weights", "outputdir", "eval_threshold", "eval_reduction"}
 # Keys of settings.json that are not sections; it can be used as a --config file all the same.
 RECORD_KEYS = {"versions", "git_commit", "seed", "kept", "sweep"}
+
+_JSON_KINDS = {type(None): "null", list: "a list", str: "a string", bool: "true or false"}  # in messages
 
 Layer = dict[str, dict[str, Any]]  # settings by section and key
 NamedLayer = tuple[str, Layer]  # the name is the one in errors
@@ -104,7 +106,8 @@ def read_json_file(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error.msg} in line {error.lineno}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a JSON {type(content).__name__}, not an object")
+        kind = _JSON_KINDS.get(type(content), "a number")
+        raise ValueError(f"{path} must contain a JSON object {{...}}, not {kind}")
     return content
 
 

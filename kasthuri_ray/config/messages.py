@@ -93,8 +93,8 @@ def check_volumes_used(task: TaskSettings, typed: Sequence[tuple[str, Mapping[st
         if unused and names:
             flag = names[-1] if names[-1].startswith("--") else f"--{kind}"
             raise ValueError(
-                f"{flag} would have no effect: every region of task.boxes names an {kind} of its own. Change it there, "
-                f'or leave "{kind}" out of the regions that {flag} is meant for'
+                f"{flag} has no effect: every region in task.boxes sets its own {kind}. Change it there, or remove "
+                f'"{kind}" from the regions that {flag} is meant for'
             )
 
 

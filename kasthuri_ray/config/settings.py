@@ -40,7 +40,11 @@ DEFAULT_CHECK_IMAGE = "bossdb://Kasthuri/ac4/em"
 
 
 class NetworkSettings(SettingsSection):
-    """The network and how it is trained. The defaults are what the files of the Kasthuri Challenge leave out."""
+    """The network and how it is trained.
+
+    The defaults listed here apply only where a network file does not set the value; the built-in files set most of
+    them. They are those of the Kasthuri Challenge, whose files leave such values out.
+    """
 
     # Import path of your own torch.nn.Module, such as my_package.MyNet. A name without a dot means our U-Net.
     model: str = "UNet"
@@ -189,7 +193,7 @@ class SegmentSettings(SettingsSection):
     gpus_per_actor: Annotated[float, Field(gt=0, le=1)] = 1.0  # 0.5: two actors share a GPU
     wait_for_resources: NotNegative | None = None  # seconds to wait until the cluster is large enough; None: an error
     dry_run: bool = False  # estimate time, memory and cost, and write only OUTPUT.plan.json
-    price_per_hour: NotNegative | None = None  # price of one GPU; without GPUs of one actor's share of a machine
+    price_per_hour: NotNegative | None = None  # of one GPU-hour; on CPUs: hourly machine price / actors on it
     overwrite: bool = False  # delete an existing output and start over
     boss: str | None = None  # JSON file with protocol, host and token of a BossDB; its token is never written anywhere
     cache: str | None = None  # folder for chunks of remote volumes, or "none"; None: as in `train`

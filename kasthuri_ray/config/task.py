@@ -58,8 +58,8 @@ class TaskSettings(SettingsSection):
     """
 
     name: str = "task"  # name of the task in reports
-    # synapse (half of the tiles are drawn around a synapse, and synapses are counted as objects too), membrane, or any
-    # other word.
+    # synapse (half of the training tiles are drawn around a synapse), membrane, or any other word. For all but membrane
+    # an evaluation also matches objects.
     task_type: str = "membrane"
     image_chan: str | None = None  # URI of the image volume
     annotation_chan: str | None = None  # URI of the annotation volume, on the same voxels as the image
@@ -69,13 +69,15 @@ class TaskSettings(SettingsSection):
     z_val: VoxelRange | None = None  # sections that the best epoch is chosen on
     z_test: VoxelRange | None = None  # sections that the final figures are measured on; None: no test
     boxes: SplitBoxes | None = None  # boxes of each split, in place of the five ranges
-    z_gap: NotNegativeInt = 0  # sections to leave out where one split follows another
+    # The start of a split is moved so that at least `z_gap` sections separate it from the previous one.
+    z_gap: NotNegativeInt = 0
     volume_z: Count = 1  # sections in a tile, the piece that the network sees at once; 1 for 2D networks
     # Size of a tile in voxels along x, y.
     tile_size: Annotated[list[Count], Field(min_length=2, max_length=2)] = Field(default=[256, 256])
     threshold: bool = False  # true: values above threshold_value are class 1; false: values are the classes 0, 1, ...
     threshold_value: float = 0.0  # a value of the annotation
-    ignore_label: int | None = None  # value of the annotation whose voxels neither train nor count; None: no such value
+    # Value of the annotation whose voxels are ignored in training and evaluation; None: no such value.
+    ignore_label: int | None = None
     # Gray values that become black and white: [low, high], or {"percentiles": [low, high]}. None: 0 and 255 for an
     # image of uint8, percentiles 0.5 and 99.5 for other integers; an image of floats needs a value.
     image_intensity: Annotated[list[float], Field(min_length=2, max_length=2)] | dict[str, list[float]] | None = None
@@ -115,7 +117,10 @@ class TaskSettings(SettingsSection):
         return f"task.z_{split}", "task.yrange_vol", "task.xrange_vol"
 
     def _z_ranges(self) -> dict[str, list[int] | None]:
-        """Return the z range of each split; one that starts within `z_gap` sections of another loses its first."""
+        """Return the z range of each split.
+
+        The start of a split is moved so that at least `z_gap` sections separate it from the previous one.
+        """
         settings = {"train": self.z_train, "val": self.z_val, "test": self.z_test}
         ranges = {split: list(z) if z else None for split, z in settings.items()}
         in_order = sorted(filter(None, ranges.values()))
@@ -143,7 +148,9 @@ class TaskSettings(SettingsSection):
     def _check_gap(self) -> None:
         if self.boxes is not None:
             if self.z_gap:
-                raise ValueError("z_gap goes with z_train, z_val and z_test; leave the gap between the boxes yourself")
+                raise ValueError(
+                    "z_gap applies only to z_train, z_val and z_test; leave the gap between the boxes yourself"
+                )
             return
         for split, z in self._z_ranges().items():
             if z is not None and z[0] >= z[1]:

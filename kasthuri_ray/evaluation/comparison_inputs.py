@@ -124,7 +124,7 @@ def _note_unknown_sizes(prediction: VoxelGrid, annotation: VoxelGrid, add_note: 
     if len(unknown) == 2:
         add_note(f"Neither {unknown[0]} nor {unknown[1]} states its voxel size: voxels are compared by their index.")
     elif unknown:
-        add_note(f"{unknown[0]} does not state its voxel size: it is taken to be that of the other volume.")
+        add_note(f"{unknown[0]} does not state its voxel size: assuming the voxel size of the other volume.")
 
 
 def _open_instances(

@@ -23,9 +23,10 @@ from kasthuri_ray.storage.folder import Storage
 from kasthuri_ray.volumes.volume import Volume
 
 MISSING_GREY = 128  # where no image is known
-NO_CELLS_NOTE = "No voxel is in a cell of both prediction and instances: there is no ARAND and no VOI."
+NO_CELLS_NOTE = "ARAND and VOI were not computed: predicted cells and --instances share no voxel."
 MASK_NOTE = (
-    "The prediction holds nothing above 1 of 255. If it is a mask of 0 and 1, store it as bools, or as 0 and 255."
+    "The largest value in this uint8 prediction is 1 (255 means probability 1). If it is a 0/1 mask, convert it to "
+    "bool, or to 0 and 255."
 )
 NO_IMAGE_NOTE = "The image that was segmented is not known: the sections are shown on grey."
 

@@ -160,8 +160,8 @@ def prediction_start(provenance: Mapping[str, Any], prediction: Volume) -> Zyx |
     box = Box(starts, stops)
     if box.shape != prediction.bounds.shape:
         raise ValueError(
-            f"{prediction.uri} has {prediction.bounds.shape} voxels (z,y,x) but was segmented from {box.shape}; its "
-            "voxel size is unknown, so a coarser level cannot be compared; give the whole group, or its s0"
+            f"{prediction.uri} is a downsampled level, and without a voxel size it cannot be aligned with the "
+            "annotation; give the group or level s0"
         )
     return box.start
 

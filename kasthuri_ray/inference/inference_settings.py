@@ -1,4 +1,4 @@
-"""How a network is run: `InferenceSettings`, chosen once for a whole job by `choose_inference_settings`.
+"""Settings for running a network: `InferenceSettings`, chosen once for a whole job by `choose_inference_settings`.
 
 The settings decide how voxels are rounded. They follow from the network, the job and the kind of machine, never from a
 stopwatch, so that every actor and every resumed run computes the same bytes.
@@ -26,7 +26,7 @@ from kasthuri_ray.models.receptive_field import ReceptiveField
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """How a network is run. `dataclasses.asdict` of it is JSON.
+    """Settings for running a network. `dataclasses.asdict` of them is JSON.
 
     Parameters
     ----------

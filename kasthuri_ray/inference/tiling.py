@@ -22,7 +22,7 @@ Span = tuple[int, int, int, int]  # of a tile along one axis: input start and st
 
 @dataclass(frozen=True)
 class Tile:
-    """What the network sees (`input`, which may extend beyond the volume), and the part that is kept (`core`)."""
+    """A box that the network sees (`input`, which may extend beyond the volume), and the part that is kept (`core`)."""
 
     input: Box
     core: Box

@@ -26,7 +26,8 @@ MAX_SIZE = 1024  # of a tile along the measured axis; a quarter of it along z
 
 TILE_NORMALIZATIONS = (nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)
 NORMALIZES_BY_TILE = (
-    "the network normalizes by the tile ({}): its outputs depend on the size and the position of the tile"
+    "the network uses {} normalization, whose statistics depend on the tile: its outputs depend on the size and the "
+    "position of the tile"
 )
 NO_POOLING_GRID = (
     f"the network's outputs do not shift with the image, by any step of up to {POOLING_FACTORS[-1]} voxels: they "
@@ -117,7 +118,7 @@ def tile_normalization_note(network: nn.Module) -> str:
     """
     for module in network.modules():
         if _normalizes_by_tile(module):
-            return NORMALIZES_BY_TILE.format("group norm" if isinstance(module, nn.GroupNorm) else "instance norm")
+            return NORMALIZES_BY_TILE.format("group" if isinstance(module, nn.GroupNorm) else "instance")
     return ""
 
 

@@ -19,7 +19,7 @@ PARTIAL_FILE = re.compile(r"(.+)_[0-9a-f]+\.__lock$")  # tensorstore's name of a
 
 @dataclass(frozen=True)
 class ExistingOutput:
-    """What exists at the path of an output.
+    """A file or folder that exists at the path of an output.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Fitness findings: what each node inspects about itself, and what follows: fit, or what is wrong and how to fix it.
+"""Findings of the cluster check: what each node reports, and how to fix what is wrong.
 
 `inspect_node` runs on every node. The functions that return a `Finding` are pure.
 """
@@ -149,7 +149,7 @@ def write_marker(storage: str, name: str) -> None:
     try:
         folder.read_bytes("driver")
     except FileNotFoundError:
-        raise FileNotFoundError("it does not see what the other nodes write there") from None
+        raise FileNotFoundError("this node cannot read a file that another node wrote there") from None
     folder.write_bytes(name, MARKER)
 
 
@@ -211,9 +211,7 @@ def size_finding(nodes: int, cpus: float, gpus: float, shortage: str) -> Finding
     """Report the size of the cluster; `shortage` is what it lacks of the requested resources."""
     size = f"{nodes} node{'s' * (nodes != 1)}, {cpus:g} CPUs, {gpus:g} GPUs"
     if not shortage and cpus == 0:
-        shortage = (
-            "no node takes work: start nodes beside the head, or give --wait-for-resources if they start on demand"
-        )
+        shortage = "no worker nodes (the head has 0 CPUs): start worker nodes, or add --wait-for-resources"
     return Finding("nodes", size, shortage)
 
 
@@ -231,7 +229,8 @@ def package_finding(differences: Sequence[str], expected: Mapping[str, str]) -> 
     if not differences:
         return Finding("package", f"{versions} on every node")
     result = f"this process has {versions}; " + "; ".join(differences)
-    return Finding("package", result, "install the same on every node: one image for all")
+    fix = "install the same package versions on every node, for instance from one container image"
+    return Finding("package", result, fix)
 
 
 def access_finding(addresses: Sequence[str], auth_mode: str) -> Finding:
@@ -278,7 +277,7 @@ def storage_finding(path: str, nodes: NodeReports, lost: Sequence[str]) -> Findi
     if not errors:
         return Finding("storage", f"{path}: written and read by every node")
     fix = (
-        "set its keys in the environment of these nodes, and let them reach it"
+        "set its keys in the environment of these nodes, and check their network access to it"
         if path.startswith("s3://")
         else "give --storage s3://bucket/folder, or a folder that all nodes mount at this path"
     )
@@ -291,7 +290,10 @@ def image_finding(uri: str | None, nodes: NodeReports) -> Finding:
         return Finding("image", "not checked (--image none)")
     errors = {name: report.inspection.image for name, report in nodes.items() if report.inspection.image}
     if errors:
-        fix = "allow outgoing connections (port 443) from these nodes, or give --image, --boss, or a copy"
+        fix = (
+            "allow outgoing connections (port 443) from these nodes, or test another volume with --image, pass "
+            "credentials with --boss, or copy the data to storage that the nodes can reach"
+        )
         return Finding("image", f"{uri}: {_join_by_node(errors)}", fix)
     slowest = max((report.inspection.image_seconds for report in nodes.values()), default=0.0)
     return Finding("image", f"{uri}: read by every node, the first voxel within {slowest:.1f} s")

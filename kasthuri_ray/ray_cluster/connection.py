@@ -16,7 +16,7 @@ from kasthuri_ray.ray_cluster.nodes import living_nodes
 from kasthuri_ray.ray_cluster.package_versions import check_same_package
 from kasthuri_ray.ray_cluster.resources import ClusterResources, cluster_resources, format_resource
 
-OBJECT_STORE_BYTES = 512 * 2**20  # of a Ray that we start: tiles pass through it, none stay
+OBJECT_STORE_BYTES = 512 * 2**20  # of a local Ray: tiles pass through it, none stay
 START_ATTEMPTS = 3
 WORKER_CPUS = 0.5  # logical: two workers fit on a CPU, beside the Ray Data tasks that read tiles
 
@@ -33,8 +33,8 @@ RAY_ENVIRONMENT = {
     # A preempted node is noticed when it is gone: a run resumes from its last epoch either way.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Ray starts workers with niceness 15, so that even processes that idle in a loop win. Applies to a Ray that we
-    # start.
+    # Ray starts workers with niceness 15: otherwise any busy process is preferred over Ray's workers. Applies to a
+    # local Ray.
     "RAY_worker_niceness": "0",
     # Waiting threads yield their core, but not at once: that would cost a sixth of the speed on an idle machine.
     "GOMP_SPINCOUNT": "30000",
@@ -43,7 +43,7 @@ RAY_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
 }
 
-# For a Ray that we start, which has no dashboard. A helper of Ray Train looks for the dashboard's address for 20 s, and
+# For a local Ray, which has no dashboard. A helper of Ray Train looks for the dashboard's address for 20 s, and
 # a run that ends earlier waits 12 s for the helper. With this value the helper gives up at once.
 NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "none://none"}
 
@@ -106,7 +106,7 @@ def attach_ray(verbose: bool = False) -> ClusterResources:
 def choose_auth_token(attach: bool) -> None:
     """Set the token for Ray, unless the environment decides.
 
-    A Ray that we start obeys this process alone: its token is generated here and written to no file. To attach, Ray
+    A local Ray obeys this process alone: its token is generated here and written to no file. To attach, Ray
     reads the token from ~/.ray/auth_token; if there is no such file, the cluster must be one without a token.
 
     Parameters
@@ -129,8 +129,8 @@ def check_port_answers(address: str, timeout_s: float = 5.0) -> None:
     """Raise a ValueError if nothing answers at HOST:PORT; Ray itself would try for many minutes."""
     if address.startswith(("http://", "https://")):
         raise ValueError(
-            f"RAY_ADDRESS is {address}, a dashboard, which takes jobs (ray job submit); to attach to its cluster, give "
-            "HOST:PORT as ray start printed it, or unset RAY_ADDRESS"
+            f"RAY_ADDRESS={address} is the address of the dashboard, which only `ray job submit` uses. Set HOST:6379 "
+            "as printed by `ray start`, or unset it."
         )
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():

@@ -104,9 +104,9 @@ class ResourceDemand:
         cluster : ClusterResources
             What the cluster has.
         waited : bool
-            Whether the job has waited for more resources in vain.
+            Whether the job has waited for more resources without success.
         """
-        grow = "wait longer" if waited else "let --wait-for-resources SECONDS wait for the cluster to grow"
+        grow = "wait longer" if waited else "add --wait-for-resources SECONDS to wait for the autoscaler"
         if self.gpus and not cluster.gpus:
             return (
                 f"The cluster has {format_resource(cluster.cpus, 'CPU')} and no GPU. Leave {self.gpu_flag} out to "

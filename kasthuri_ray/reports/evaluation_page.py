@@ -30,7 +30,7 @@ class EvaluationReport:
     counts : VoxelCounts
         Voxels of classes 0 and 1, by probability and, in the confusion, at the threshold.
     threshold : float
-        Edge of the bin of the counts that stands for the threshold, 0 to 1.
+        Threshold rounded to the histogram's bin edge, 0 to 1; for floats the threshold itself.
     sections : sequence of (int, float, int)
         z, F1 and number of voxels of foreground, in truth or prediction, of each section that has voxels.
     gallery : sequence of SectionResult
@@ -101,16 +101,16 @@ def _headline(report: EvaluationReport) -> str:
         return "Nothing was compared: every voxel is ignored."
     if not report.counts.confusion[1].sum():
         return (
-            f"The annotation holds no {report.foreground.name} voxels here, so that all voxels which the network marks "
-            f"are errors: {wrong:,} of {report.counts.num_voxels:,} voxels."
+            f"The annotation holds no {report.foreground.name} voxels here, so that all voxels which the prediction "
+            f"marks are errors: {wrong:,} of {report.counts.num_voxels:,} voxels."
         )
     if not objects or not objects["num_true"]:
-        return rendering.voxel_headline(report.counts, report.threshold, report.foreground)
+        return rendering.voxel_headline(report.counts, report.threshold, report.foreground, "The prediction")
     plural, right = report.foreground.plural, round(objects["recall"] * objects["num_true"])
     if not objects["num_predicted"]:
-        return f"The network marks none of the {objects['num_true']:,} {plural}."
+        return f"The prediction finds none of the {objects['num_true']:,} {plural}."
     return (
-        f"The network finds {right:,} of {objects['num_true']:,} {plural}; "
+        f"The prediction finds {right:,} of {objects['num_true']:,} {plural}; "
         f"of the {objects['num_predicted']:,} that it marks, {right:,} {'is' if right == 1 else 'are'} correct."
     )
 

@@ -24,6 +24,8 @@ COMMAND_FLAG = re.compile(r"(?<![\w-])--[a-z]+(-[a-z]+)*")
 # Longest side of a picture in pixels: of the errors of the best and the worst section, and of all others.
 LARGE_PANEL_PIXELS, SMALL_PANEL_PIXELS = 960, 480
 
+IOU_MEANING = "mean IoU of the foreground classes, each voxel assigned its most likely class (argmax, no threshold)"
+
 PLURALS = {"synapse": "synapses", "membrane": "membranes"}
 
 # Shares that are easy to picture, as (so many, of so many).
@@ -86,10 +88,9 @@ class Gallery:
     def _explanation(self, title: str) -> str:
         blue = f"Blue marks {self.foreground.name} voxels; in the prediction, a paler blue means a lower probability."
         if not self._any_truth:
-            return f"{title}: the image and the prediction of the network. {blue}"
+            return f"{title}: the image and the prediction. {blue}"
         return (
-            f"{title}: the image, the annotation (truth), the prediction of the network, and its errors. {blue} "
-            "Colours of the errors:"
+            f"{title}: the image, the annotation (truth), the prediction, and its errors. {blue} Colours of the errors:"
         )
 
     def _legend(self) -> str:
@@ -234,13 +235,15 @@ def _setting_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def voxel_headline(counts: VoxelCounts, threshold: float, foreground: ForegroundName) -> str:
-    """Return a sentence about how many voxels the network finds, and how many of those that it marks are correct."""
+def voxel_headline(
+    counts: VoxelCounts, threshold: float, foreground: ForegroundName, subject: str = "The network"
+) -> str:
+    """Return a sentence about how many voxels the subject finds, and how many of those that it marks are correct."""
     precision, recall = precision_recall_at(counts, threshold)
     if recall == 0:
-        return f"The network finds none of the {foreground.name} voxels."
+        return f"{subject} finds none of the {foreground.name} voxels."
     return (
-        f"The network finds {describe_share(recall)} {foreground.name} voxels; "
+        f"{subject} finds {describe_share(recall)} {foreground.name} voxels; "
         f"of the voxels that it marks, {describe_share(precision)} are correct."
     )
 

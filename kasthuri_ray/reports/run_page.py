@@ -18,6 +18,7 @@ from kasthuri_ray.reports import figures, rendering
 from kasthuri_ray.reports.rendering import ForegroundName, chart_html, only_background_warning
 from kasthuri_ray.reports.section_images import SectionResult
 
+BEST_METRICS = {"val.foreground_f1": "highest F1", "val.loss": "lowest validation loss"}  # network.metric in words
 NO_TEST = "This task has no annotation for test: no score on this page was measured on sections kept for testing."
 
 
@@ -176,7 +177,7 @@ def _scores(report: RunReport) -> str:
         scores += [("precision", precision, "share of the marked voxels that are correct")]
     scores += [("average precision", metrics["average_precision"], "over all thresholds")]
     iou = metrics["iou"][1:]
-    scores += [("IoU", sum(iou) / len(iou), "overlap with the truth, by the most likely class")]
+    scores += [("IoU", sum(iou) / len(iou), rendering.IOU_MEANING)]
     return rendering.score_cells([(name, f"{value:.3f}", text) for name, value, text in scores], f"Scores on {split}")
 
 
@@ -199,9 +200,15 @@ def _training_charts(report: RunReport) -> str:
         figures.plot_validation_scores(report.history, best),
         "Validation scores over the epochs",
         "F1 of the foreground at the best threshold of each epoch, and average precision. The weights of the epoch "
-        "with the highest average precision were kept.",
+        f"with the {_best_metric(report)} were kept.",
     )
     return rendering.charts_html("Training", [loss, scores])
+
+
+def _best_metric(report: RunReport) -> str:
+    """Return by what the best epoch was chosen."""
+    metric = (report.settings.get("network") or {}).get("metric", "")
+    return BEST_METRICS.get(str(metric), "highest average precision")
 
 
 def _error_charts(report: RunReport) -> str:

@@ -40,7 +40,7 @@ class SweepReport:
     space : sequence of SettingAxis
         The settings that were searched.
     importances : mapping
-        Share of each setting, by key, in what decides the score; empty if unknown.
+        Importance of each setting (PED-ANOVA), by key, sums to 1; empty if unknown.
     test : mapping, optional
         Scores of the winner on the test box, as in metrics.json.
     seconds : float
@@ -176,8 +176,8 @@ def _warnings(report: SweepReport) -> list[str]:
     best, notes = report.winner, []
     if best is not None and best["values"].get("network.normalization") in ("instance", "group"):
         notes.append(
-            f"The winner normalizes by the tile ({best['values']['network.normalization']} norm): its segmentation "
-            "changes a little with --block and --tile."
+            f"The winner uses {best['values']['network.normalization']} normalization, whose statistics depend on the "
+            "tile: its segmentation changes a little with --block and --tile."
         )
     if best is not None and best["state"] != "finished":
         notes.append(f"The winner was not trained to the end ({best['why']}): training it again may improve it.")
@@ -202,7 +202,7 @@ def _winner_scores(report: SweepReport) -> str:
     scores = [
         ("F1", test["foreground_f1"], f"at threshold {test['threshold']:.2f}, chosen on the validation box"),
         ("average precision", test["average_precision"], "over all thresholds"),
-        ("IoU", sum(iou) / len(iou), "overlap with the truth, by the most likely class"),
+        ("IoU", sum(iou) / len(iou), rendering.IOU_MEANING),
         ("balanced accuracy", test["balanced_accuracy"], "mean of the recall of foreground and background"),
     ]
     cells = rendering.score_cells([(name, f"{value:.3f}", text) for name, value, text in scores], "Scores on test")
@@ -217,7 +217,7 @@ def _trial_curves(report: SweepReport) -> str:
         sweep_figures.plot_trial_curves(report.rows(), report.winner["id"], report.metric),
         "Learning curves of all trials",
         f"The {report.metric} on the validation box after each epoch, one line a trial. Orange is the winner. A dot "
-        "ends the line of a trial that was stopped early.",
+        "marks trials that did not run to the end.",
         wide=True,
     )
     return rendering.charts_html("Learning curves", [curves])
@@ -231,8 +231,8 @@ def _setting_charts(report: SweepReport) -> str:
     by_setting = chart_html(
         sweep_figures.plot_scores_by_setting(rows, report.space, winner, metric),
         "Score against each setting",
-        "The best score of each trial against each setting. Filled: trained to the end; hollow: stopped early, so that "
-        "the score might have improved. The bar is the median of a choice. Orange is the winner.",
+        "The best score of each trial against each setting. Filled: trained to the end; hollow: not trained to the "
+        "end, so that the score might have improved. The bar is the median of a choice. Orange is the winner.",
         wide=True,
     )
     parallel = chart_html(
@@ -246,8 +246,8 @@ def _setting_charts(report: SweepReport) -> str:
         sweep_figures.plot_scores_by_speed(rows, winner, metric),
         "Score against speed",
         "The best score of each trial against the number of tiles that it trained on in a second during the sweep, "
-        "which may train several networks at once. Trials at the upper right are both good and fast. A slow network "
-        "is a poor choice for a whole volume.",
+        f"which may train several networks at once. Trials at the {'upper' if report.higher else 'lower'} right are "
+        "both good and fast. A slow network is a poor choice for a whole volume.",
     )
     charts = [by_setting, parallel, by_speed, *_importance_chart(report)]
     return rendering.charts_html("Effect of the settings", charts)

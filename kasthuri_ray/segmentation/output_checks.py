@@ -18,9 +18,9 @@ RESERVED_BYTES = 500_000_000  # of a disk, left free for others
 
 
 def check_output_paths(output: str, copy: str | None) -> None:
-    """Raise ValueError for a path where files cannot be stored, and if output and copy are in one another.
+    """Raise ValueError for a path where files cannot be stored, and if output and copy are nested.
 
-    Neither could be removed, or recognized, without the other then.
+    Otherwise neither could be recognized or removed on its own.
     """
     path = open_storage(output).path
     if copy is None:
@@ -29,8 +29,8 @@ def check_output_paths(output: str, copy: str | None) -> None:
     folders = (path, Ledger.beside(path).storage.path)
     if is_inside(path, copy_path) or any(is_inside(copy_path, folder) for folder in folders):
         raise ValueError(
-            f"--precomputed {copy} and --output {output} would be in one another; each needs a folder of its own: "
-            f"give another --precomputed, such as {output.rstrip('/')}.precomputed"
+            f"--output and --precomputed must not be nested ({output}, {copy}); otherwise neither could be "
+            f"recognized or removed on its own; give another --precomputed, such as {output.rstrip('/')}.precomputed"
         )
 
 
@@ -73,8 +73,8 @@ def check_free_space(job: SegmentationJob, plan: SegmentationPlan) -> str:
         raise PermissionError(f"{parent} cannot be written to; choose another --output")
     free = _free_bytes(parent)
     needed = plan.bytes_written * (1 - plan.done / plan.blocks)
-    takes = f"about {needed / 1e9:.2f} GB, compressed" if plan.hours is not None else f"at most {needed / 1e9:.2f} GB"
-    text = f"{parent} has room for {free / 1e9:.2f} GB, and what is left to write takes {takes}"
+    limit = "about" if plan.hours is not None else "at most"
+    text = f"{parent}: {free / 1e9:.2f} GB free, {limit} {needed / 1e9:.2f} GB still to write"
     if needed > free:
         raise ValueError(f"{text}; free some space or choose another --output than {job.output}")
     return text

@@ -51,7 +51,7 @@ class SegmentationPlan:
     voxels : int
         Voxels of the box, each once.
     bytes_read : int
-        Decoded bytes of the image's chunks that blocks and halos meet, each once.
+        Decoded bytes of the image chunks that overlap any block or halo, each once.
     bytes_written : int
         Bytes of all levels, compressed as a sample was; uncompressed, and so an upper limit, if nothing was timed.
     computed_twice : float
@@ -189,7 +189,8 @@ def describe_plan(plan: SegmentationPlan, job: SegmentationJob) -> list[str]:
         f"{plan.voxels / 1e6:,.1f} Mvoxels; reads {_byte_size(plan.bytes_read)}, "
         f"writes {'at most' if plan.hours is None else 'about'} {_byte_size(plan.bytes_written)}",
         f"tiles of {_shape_text(inference.tile)} in {mode}, halo {_shape_text(job.halo)}: "
-        f"{plan.computed_twice:.1%} computed twice; {_byte_size(plan.memory_per_actor_bytes)} of memory per actor",
+        f"{plan.computed_twice:.1%} overhead for overlapping margins; "
+        f"{_byte_size(plan.memory_per_actor_bytes)} of memory per actor",
     ]
     if plan.hours is not None and plan.mvoxels_per_second is not None:
         lines.append(_describe_timing(plan, plan.hours, plan.mvoxels_per_second, inference.compile))
@@ -204,7 +205,7 @@ def _describe_timing(plan: SegmentationPlan, hours: float, mvoxels_per_second: f
         parts.append(f"{plan.gpu_hours:,.1f} GPU-hours")
     if plan.cost is not None:
         parts.append(f"{plan.cost:,.2f} at the given price per {'GPU' if plan.gpu_hours else 'actor'}-hour")
-    faster = "; timed without compilation, which makes it faster" if is_compiled else ""
+    faster = "; measured without torch.compile; the job itself will be faster" if is_compiled else ""
     return f"with {format_count(plan.actors, 'actor')}: about {', '.join(parts)}{faster}"
 
 

@@ -153,7 +153,7 @@ def _make_metrics() -> dict[str, Any]:
 
     descriptions = {
         "blocks_done": "finished blocks of the phase",
-        "set_aside": "blocks of the phase that failed for good",
+        "set_aside": "blocks that failed three times and were set aside",
         "mvoxels_per_second": "million voxels segmented in a second, by all actors",
         "actors": "actors that are ready",
     }

@@ -1,4 +1,7 @@
-"""How an output is started, resumed or started over: what is at its path, and whether it may be continued."""
+"""How an output is started, resumed or started over.
+
+Here are the checks of what already exists at the output path, and of whether it may be continued.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ def check_same_settings(record: dict[str, Any] | None, job: SegmentationJob) -> 
 
 
 def restore_inference_settings(record: dict[str, Any], inputs: SegmentationInputs) -> InferenceSettings:
-    """Return the inference settings of a started segmentation, with those that are requested now in their place.
+    """Return the recorded settings, overridden by those of the command line.
 
     `check_same_settings` finds what differs. Raises ValueError for a record of another version.
     """

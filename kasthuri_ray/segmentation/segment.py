@@ -298,7 +298,9 @@ def _run_phases(
     with ActorPool(lambda options: actor.options(**options).remote(job_ref), actor_plan, reporter.print_line) as pool:
         for phase in job_phases(job):
             if phase == OBJECTS and not tracker.is_complete(SEGMENT):
-                reporter.print_line("objects are joined once every block is done")
+                reporter.print_line(
+                    "the object table is not written yet: some blocks were set aside; run the same command again"
+                )
                 continue
             progress.start_phase(phase)
             set_aside += [(phase, each) for each in _run_phase(pool, phase, tracker, progress, tick)]

@@ -93,7 +93,7 @@ def prepare_segmentation(
 
 def _report_notes(settings: Settings, report: Callable[[str], None]) -> None:
     if settings.kept:
-        report(f"unused keys: {', '.join(sorted(settings.kept))}")
+        report(f"unused keys of the task and network files: {', '.join(sorted(settings.kept))}")
     for section, note in settings.notes.items():
         if section != "train":
             report(note)
@@ -125,7 +125,10 @@ def choose_halo(requested: Sequence[int] | None, receptive_field: ReceptiveField
             "will differ from those of one pass over the whole image"
         )
     elif halo != tuple(requested):
-        report(f"the receptive field ends at {margin} (z,y,x): that is the halo, a larger one would change nothing")
+        report(
+            f"--halo reduced to {margin} (z,y,x), the margin that the receptive field needs; more context cannot "
+            "change the result"
+        )
     return halo
 
 
@@ -233,7 +236,7 @@ class SegmentationInputs:
         )
 
     def make_record(self, inference: InferenceSettings) -> dict[str, Any]:
-        """Return the provenance: all that changes a byte of the output, and no time or host.
+        """Return everything that must be equal for an output to be resumed; no times, no host names.
 
         Parameters
         ----------

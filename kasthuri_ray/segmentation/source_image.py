@@ -65,7 +65,7 @@ def open_source_image(
         report(f"{image.uri} has no voxel size (--voxel-size z,y,x): lengths in the output are in voxels")
         return image
     if trained.voxel_size_nm is None:
-        report("the weights do not name the voxel size of their training, so it is not compared with the image's")
+        report("the training voxel size is not stored with the weights: it is not compared with the image's")
         return image
     if segment.mip is None and voxel_size_nm is None and not _names_resolution(uri):
         image = nearest_mip(image, trained.voxel_size_nm, lambda mip: opener.open(uri, mip))
@@ -129,9 +129,9 @@ def _check_size(image: Volume, training_size_nm: Nm) -> None:
     size = _size(image)
     if any(abs(a / b - 1) > MAX_SIZE_MISMATCH + ROUNDING for a, b in zip(size, training_size_nm, strict=True)):
         raise ValueError(
-            f"the voxels of {image.uri} are {_size_text(size)} nm, those of the training were "
-            f"{_size_text(training_size_nm)} nm (z,y,x), more than 20% off: the network was not trained for that; "
-            "--mip N uses a resolution all the same"
+            f"the voxel size of {image.uri} is {_size_text(size)} nm, but the network was trained at "
+            f"{_size_text(training_size_nm)} nm (z,y,x), a difference above 20%; choose a resolution with --mip N to "
+            "segment anyway"
         )
 
 

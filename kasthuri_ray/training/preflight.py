@@ -77,7 +77,8 @@ def unused_keys_notes(settings: Settings) -> list[str]:
     list of str
         One line, or none.
     """
-    return [f"unused keys: {', '.join(sorted(settings.kept))}"] if settings.kept else []
+    keys = ", ".join(sorted(settings.kept))
+    return [f"unused keys of the task and network files: {keys}"] if settings.kept else []
 
 
 def check_run_location(settings: Settings) -> None:

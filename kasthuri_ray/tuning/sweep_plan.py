@@ -58,8 +58,8 @@ DEFAULT_SPACE_NAME = "the default space"
 CHANGEABLE_TUNE_SETTINGS = {"samples", "hours", "keep", "concurrent", "networks", "space"}
 
 TILE_NORM_NOTE = (
-    "network.normalization is searched: a winner that normalizes by the tile (instance, group) segments a little "
-    "differently with another --block or --tile"
+    "network.normalization is searched: a winner that uses instance or group normalization, whose statistics depend on "
+    "the tile, segments a little differently with another --block or --tile"
 )
 
 CommandLine = tuple[str | None, Mapping[str, Any]]  # --task, and the layers of settings

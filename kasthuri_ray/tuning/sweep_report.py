@@ -23,15 +23,13 @@ NUM_LISTED = 3  # best trials in the table
 def describe_search(plan: SweepPlan) -> list[str]:
     """Return lines that say what the sweep is about to search, and how."""
     tune, trials = plan.tune, f"{plan.num_trials} trials" if plan.num_trials else "as many trials as the time allows"
-    order = f"{plan.num_concurrent} at once" if plan.num_concurrent > 1 else "one after the other"
-    stopping = (
-        "none is stopped early" if tune.scheduler == "none" else f"poor ones are stopped early by {tune.scheduler}"
-    )
-    lines = [f"{trials} by {tune.search} search, {order}; {stopping}; the best by {metric_name(plan.metric)}, among:"]
+    order = f"{plan.num_concurrent} at a time" if plan.num_concurrent > 1 else "one at a time"
+    ranked = f"ranked by {metric_name(plan.metric)}"
+    lines = [f"Search space ({trials}, {tune.search}, {order}, {ranked}, early stopping: {tune.scheduler}):"]
     for key, domain in plan.space.items():
         conjunction = "to" if domain.kind in RANGES else "or"
         values = f" {conjunction} ".join(map(short_value, domain.values))
-        lines.append(f"  {key}: {values}" + ", by its logarithm" * (domain.kind == "loguniform"))
+        lines.append(f"  {key}: {values}" + " (log scale)" * (domain.kind == "loguniform"))
     return lines
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from kasthuri_ray.geometry import Box, Nm, Zyx, per_axis
 from kasthuri_ray.volumes.volume import Volume
 
-VOXEL_SIZE_TOLERANCE = 0.01  # two voxel sizes that differ by less, relatively, are one, written with fewer digits
+VOXEL_SIZE_TOLERANCE = 0.01  # two voxel sizes that differ by less, relatively, are treated as equal (rounded metadata)
 ROUNDING_VOXELS = 1e-6  # rounding error of a position, which must not add a voxel
 
 
@@ -87,9 +87,9 @@ def voxel_shift(one: VoxelGrid, other: VoxelGrid) -> Zyx:
     """
     if one.size_nm and other.size_nm and not np.allclose(one.size_nm, other.size_nm, rtol=VOXEL_SIZE_TOLERANCE):
         raise ValueError(
-            f"voxels of different size cannot be compared: {one.name} has {_size_text(one.size_nm)}, {other.name} "
-            f"{_size_text(other.size_nm)} (z,y,x); name the resolution of the one that fits the other, such as "
-            "bossdb://collection/experiment/channel/1 or x.zarr/s1"
+            f"voxel sizes differ: {one.name} has {_size_text(one.size_nm)}, {other.name} has "
+            f"{_size_text(other.size_nm)} (z,y,x); open the volume with several resolutions at the matching level, "
+            "such as bossdb://collection/experiment/channel/1 or x.zarr/s1"
         )
     return per_axis(_nearest_voxel, per_axis(operator.sub, one.origin, other.origin))
 

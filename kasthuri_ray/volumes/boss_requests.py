@@ -24,7 +24,7 @@ from kasthuri_ray.volumes.parallel_calls import call_with_timeout
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-RETRYABLE_STATUS = {408, 425, 429}  # the statuses below 500 that may pass; every other 4xx is final
+RETRYABLE_STATUS = {408, 425, 429}  # the retryable statuses below 500; every other 4xx is final
 # A longer wait for a retry is logged, at most one line a second for all requests of a process. Python prints it on
 # standard error; Ray writes it to the worker's log.
 LOGGED_PAUSE_S = 1.0
@@ -40,7 +40,7 @@ _last_logged = float("-inf")
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long a request may take, and how often it is retried after a failure that may pass.
+    """How long a request may take, and how often it is retried after a transient failure.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ class BossServer:
 
 
 def request_with_retries(call: Callable[[], T], what: str, boss: BossServer, retry_policy: RetryPolicy) -> T:
-    """Return the answer of a Boss server to a request, retrying after failures that may pass.
+    """Return the answer of a Boss server to a request, retrying after transient failures.
 
     `call` sends the request; it raises requests.HTTPError for every status but 200, and ValueError for an answer that
     is not what was requested. `what` names the request in messages. A final failure raises PermissionError,
@@ -166,7 +166,7 @@ def _log_retry(line: str) -> None:
 
 
 def _describe_status(error: requests.HTTPError, what: str, boss: BossServer) -> str:
-    """Return a message about a status that may pass; raise the error for one that is final."""
+    """Return a message about a retryable status; raise the error for one that is final."""
     if error.response is None:
         return _describe_failure(error)
     status = error.response.status_code
@@ -184,7 +184,9 @@ def _raise_final(status: int, text: str) -> NoReturn:
         raise PermissionError(f"{text}; {advice}") from None
     if status == 404:
         raise FileNotFoundError(f"{text}; check the collection, experiment and channel, and the host") from None
-    advice = "ask for less at once" if status == 413 else "check the box and the resolution against the volume"
+    advice = "check the box and the resolution against the volume"
+    if status == 413:
+        advice = "the request is too large for the server"
     raise ValueError(f"{text}; {advice}") from None
 
 

@@ -31,7 +31,7 @@ REQUEST_VOXELS = math.prod(CUBOID)  # limit of a request, far below the 30 milli
 PARALLEL_REQUESTS = 8
 # At ten tries a server that fails one time in five fails one request in ten million.
 RETRY_POLICY = RetryPolicy()
-MAX_METADATA_TRIES = 6  # fewer: a person waits at the terminal to learn that the host is down
+MAX_METADATA_TRIES = 6  # fewer tries, so that an unreachable host is reported quickly
 
 _URI_FORM = "bossdb://collection/experiment/channel[/resolution]"
 _NANOMETERS = {"nanometers": 1.0, "micrometers": 1e3, "millimeters": 1e6, "centimeters": 1e7}

@@ -101,7 +101,7 @@ class ChunkCache:
     """A folder of chunks, one file each, with a limit on its size.
 
     The chunks used longest ago are deleted first. Any number of processes may share the folder, and any file may be
-    deleted at any time. A disk that is full or read-only costs one line in the log, never a voxel. All files are in a
+    deleted at any time. A disk that is full or read-only only logs a warning; no data is lost. All files are in a
     subfolder of their own, so that nothing else in `folder` is ever touched.
 
     Parameters
@@ -238,7 +238,10 @@ class ChunkCache:
             _paused_until[self.folder] = time.monotonic() + _PAUSE_AFTER_FAILURE_S
         if not logged:
             log.warning(
-                "the cache in %s stores no more chunks (%s); they are fetched again each time", self.folder, error
+                "the cache in %s cannot be written (%s): chunks are downloaded again; it is retried every %.0f s",
+                self.folder,
+                error,
+                _PAUSE_AFTER_FAILURE_S,
             )
 
 

@@ -65,7 +65,7 @@ def open_file_volume(uri: str, mip: int | None = None) -> Volume:
     Without `:dataset` it is the file's only dataset of three axes. Axes of length 1 besides z, y, x are dropped.
     """
     if mip not in (None, 0):
-        raise ValueError(f"{uri} has one resolution, mip 0; mip {mip} was asked for")
+        raise ValueError(f"{uri} has one resolution, mip 0; mip {mip} does not exist")
     match = HDF5.match(uri)
     name, dataset = (match[1], match[2] or "") if match else (uri, "")
     path = _local_path(name, uri)
@@ -86,7 +86,7 @@ def _local_path(name: str, uri: str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{uri}: there is no file {path}")
     if not os.access(path, os.R_OK):
-        raise PermissionError(f"{uri}: {path} may not be read")
+        raise PermissionError(f"{uri}: no permission to read {path}")
     return path
 
 

@@ -92,14 +92,14 @@ def _split_mip(uri: str, mip: int | None) -> tuple[str, int]:
     if match is None:
         return uri, mip or 0
     if mip is not None and mip != int(match[2]):
-        raise ValueError(f"{uri} names mip {match[2]}, but mip {mip} was asked for")
+        raise ValueError(f"{uri} names mip {match[2]}, which conflicts with the requested mip {mip}")
     return match[1], int(match[2])
 
 
 def _check_mip(uri: str, mip: int, num_levels: int) -> None:
     if not 0 <= mip < num_levels:
         levels = "one resolution, mip 0" if num_levels == 1 else f"{num_levels} resolutions, mip 0 to {num_levels - 1}"
-        raise ValueError(f"{uri} has {levels}; mip {mip} was asked for")
+        raise ValueError(f"{uri} has {levels}; mip {mip} does not exist")
 
 
 def _uri_with_mip(uri: str, mip: int) -> str:

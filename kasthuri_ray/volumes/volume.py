@@ -36,7 +36,7 @@ class Volume(ABC):
     chunk_origin : tuple of int
         A voxel at a corner of the chunk grid, z, y, x.
     remote : bool
-        Whether a read crosses the network, so that a cache pays.
+        Whether reads use the network (and are cached).
     fill_value : float
         Value of the voxels that are not stored.
     source_id : str or None

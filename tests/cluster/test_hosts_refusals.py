@@ -41,7 +41,7 @@ def test_nodes_with_another_storage_or_package_are_named_before_the_work(cluster
     )
     assert checked.wait() == "FAILED"
     (line,) = [line for line in checked.log.splitlines() if line.split()[:2] == ["fix", "storage"]]
-    assert "bert: it does not see what the other nodes write there" in line
+    assert "bert: this node cannot read a file that another node wrote there" in line
     cluster.power_off("bert")
     cluster.start("bert")
     tools.wait_until(lambda: cluster.alive_hosts() == {"head", "anna", "bert"}, 60, "bert is back")

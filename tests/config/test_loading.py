@@ -151,7 +151,7 @@ def test_a_missing_task_is_refused_with_a_list_of_the_known_ones():
     ("text", "message"),
     [
         ('{"name": "a",\n}', "own.json is not JSON: Illegal trailing comma|own.json is not JSON: Expecting property"),
-        ("[1, 2]", "own.json holds a JSON list, not an object"),
+        ("[1, 2]", r"own.json must contain a JSON object \{\.\.\.\}, not a list"),
         ("\ufeff\x00", "own.json is not JSON"),
     ],
 )

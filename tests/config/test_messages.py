@@ -76,9 +76,9 @@ def task_with_boxes(files, **left_out) -> str:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"flags": {"task": {"image_chan": "c.zarr"}}}, '--image would have no effect: .* "image" out of the regions'),
-        ({"flags": {"task": {"annotation_chan": "c.zarr"}}}, "--annotation would have no effect"),
-        ({"assignments": ["task.image_chan=c.zarr"]}, "--set task.image_chan=c.zarr would have no effect"),
+        ({"flags": {"task": {"image_chan": "c.zarr"}}}, '--image has no effect: .* "image" from the regions'),
+        ({"flags": {"task": {"annotation_chan": "c.zarr"}}}, "--annotation has no effect"),
+        ({"assignments": ["task.image_chan=c.zarr"]}, "--set task.image_chan=c.zarr has no effect"),
     ],
 )
 def test_an_image_that_no_region_would_use_is_refused(files, overrides, message):

@@ -65,7 +65,10 @@ def refused(tmp_path, **changes) -> str:
             "needs image_chan and annotation_chan for train",
         ),
         ({"z_gap": 4}, "FILE: task: z_gap 4 leaves nothing of z_val [10, 14]"),
-        ({"z_gap": 1, "boxes": {"train": [{"box": ":,:,:"}], "val": [{"box": ":,:,:"}]}}, "z_gap goes with z_train"),
+        (
+            {"z_gap": 1, "boxes": {"train": [{"box": ":,:,:"}], "val": [{"box": ":,:,:"}]}},
+            "z_gap applies only to z_train",
+        ),
     ],
 )
 def test_a_wrong_task_is_refused_with_file_key_value_and_what_is_allowed(tmp_path, changes, message):

@@ -49,7 +49,7 @@ def test_predictions_of_other_tools_may_be_floats_or_masks(synapses, compare, ex
             compare_array(f"{name}.zarr", array)
     ones, notes = compare_array("ones.zarr", mask.astype(np.uint8))
     assert ones["foreground_f1"] == 0
-    assert "nothing above 1 of 255" in notes[0]
+    assert "largest value in this uint8 prediction is 1 (" in notes[0]
 
 
 def test_without_voxel_sizes_the_provenance_says_where_the_prediction_starts(

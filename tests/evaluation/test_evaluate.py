@@ -34,7 +34,7 @@ def test_an_evaluation_writes_the_result_the_figures_and_the_page(evaluated, syn
     page = (folder / "index.html").read_text()
     objects = evaluated["objects"]
     num_found = round(objects["recall"] * objects["num_true"])
-    assert f"The network finds {num_found} of {objects['num_true']} synapses" in page
+    assert f"The prediction finds {num_found} of {objects['num_true']} synapses" in page
     assert "The best section" in page
     assert "The worst section" in page
     assert "on grey" not in page
@@ -59,7 +59,7 @@ def test_the_warnings_of_the_page_are_printed_too(synapses, write_prediction, tm
     evaluate(replace(synapses.settings, prediction=ones, out=str(tmp_path / "evaluation")))
     lines = capsys.readouterr().out.splitlines()
     assert [line[:50] for line in lines[1:3]] == [
-        "The prediction holds nothing above 1 of 255. If it",
+        "The largest value in this uint8 prediction is 1 (2",
         "The image that was segmented is not known: the sec",
     ]
 

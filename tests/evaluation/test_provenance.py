@@ -22,7 +22,9 @@ def test_a_coarser_level_of_unknown_voxel_size_is_refused(synapses, write_predic
     shift = tuple(-a for a in synapses.start)
     assert prepare_comparison(settings).comparison.shift == shift
     assert prepare_comparison(replace(settings, prediction=f"{path}/s0")).comparison.shift == shift
-    with pytest.raises(ValueError, match="so a coarser level cannot be compared; give the whole group, or its s0"):
+    with pytest.raises(
+        ValueError, match=r"is a downsampled level, and without a voxel size .* give the group or level s0"
+    ):
         prepare_comparison(replace(settings, prediction=f"{path}/s1"))
 
 

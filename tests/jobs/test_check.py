@@ -54,7 +54,7 @@ def test_bad_input_is_an_error_before_anything_starts(start_job, tmp_path):
         (("--storage", "ftp://lab/runs"), "expected a path or s3://bucket/prefix"),
         (("--boss", tmp_path / "none.json"), "none.json: there is no such file"),
         (("--cache-size", "much"), "not a positive number of bytes"),
-        (("--address", "http://127.0.0.1:8265"), "a dashboard"),
+        (("--address", "http://127.0.0.1:8265"), "address of the dashboard"),
         (("--address", "127.0.0.1:9"), "no Ray answers there"),
     ):
         start = time.monotonic()

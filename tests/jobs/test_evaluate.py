@@ -166,4 +166,4 @@ def test_an_evaluation_is_written_to_s3(main, folder, s3, monkeypatch, capsys):
     result = json.loads(body)
     assert (result["foreground_f1"], result["arand"], result["threshold"]) == (1.0, 0.0, 0.5)
     page = s3.get_object(Bucket="some-bucket", Key="evaluations/one/index.html")["Body"].read().decode()
-    assert "The network finds all membrane voxels" in page
+    assert "The prediction finds all membrane voxels" in page

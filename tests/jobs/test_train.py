@@ -35,7 +35,7 @@ def test_a_run_writes_the_documented_files(finished_run):
 def test_the_path_is_the_first_and_the_last_line_and_ray_prints_nothing(finished_run):
     lines = finished_run.job.lines
     assert lines[0] == lines[-1] == str(finished_run.folder)
-    assert lines[1] == "unused keys: encoder_name"
+    assert lines[1] == "unused keys of the task and network files: encoder_name"
     assert [line.split("  ")[0] for line in lines if re.match(r"epoch \d+  ", line)] == [
         f"epoch {n}" for n in range(1, 5)
     ]

@@ -232,7 +232,7 @@ def test_a_batch_size_below_the_number_of_workers_is_refused():
 def test_a_wrong_address_of_ray_is_refused(start_job, tiny_flags, tmp_path):
     nowhere = start_job(*tiny_flags, "--storage", tmp_path, env={"RAY_ADDRESS": "127.0.0.1:1"})
     dashboard = start_job(*tiny_flags, "--storage", tmp_path, env={"RAY_ADDRESS": "http://127.0.0.1:8265"})
-    for job, message in ((nowhere, "no Ray answers there"), (dashboard, "a dashboard")):
+    for job, message in ((nowhere, "no Ray answers there"), (dashboard, "address of the dashboard")):
         job.wait()
         assert job.code == 2
         assert message in job.err

@@ -138,7 +138,9 @@ def test_a_network_that_normalizes_by_the_tile_is_not_exact():
     ):
         field = find_receptive_field(network, 2)
         assert not field.exact
-        assert field.note.startswith("the network normalizes by the tile (instance norm): its outputs depend on the si")
+        assert field.note.startswith(
+            "the network uses instance normalization, whose statistics depend on the tile: its"
+        )
         assert field.radius[1] < 20
     assert "group norm" in find_receptive_field(UNet(start_filters=2, n_blocks=2, normalization="group"), 2).note
 

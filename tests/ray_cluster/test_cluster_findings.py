@@ -41,7 +41,7 @@ def nodes(gpus: float = 0, **changes) -> dict[str, NodeReport]:
 @pytest.mark.parametrize(
     ("finding", "result", "fix"),
     [
-        (cluster_findings.size_finding(0 + 1, 0, 0, ""), "1 node, 0 CPUs, 0 GPUs", "no node takes work"),
+        (cluster_findings.size_finding(0 + 1, 0, 0, ""), "1 node, 0 CPUs, 0 GPUs", "no worker nodes"),
         (
             cluster_findings.size_finding(3, 4, 0, "2 workers need 2 GPUs, the cluster has 0"),
             "3 nodes",
@@ -148,7 +148,7 @@ def test_the_last_line_of_the_table_is_the_result_of_all_findings():
 
 
 def test_a_node_that_sees_another_folder_leaves_no_file_in_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="does not see what the other nodes write"):
+    with pytest.raises(FileNotFoundError, match="cannot read a file that another node wrote there"):
         write_marker(str(tmp_path / "other"), "bert")
     assert not list(tmp_path.iterdir())
     storage = open_storage(str(tmp_path / "shared"))
@@ -169,6 +169,6 @@ def test_an_inspection_reports_storage_image_and_cache_and_shows_no_token(tmp_pa
     assert not (tmp_path / "no").exists()
     wrong = InspectionRequest(str(tmp_path / "x"), str(tmp_path / "no.zarr"), None, cache="none")
     unfit = inspect_node(wrong, "anna", has_gpus=False)
-    assert "does not see" in unfit.storage
+    assert "cannot read a file" in unfit.storage
     assert "no.zarr" in unfit.image
     assert unfit.cache_free_bytes is None

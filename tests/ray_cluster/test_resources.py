@@ -63,7 +63,7 @@ def test_fewer_processes_are_suggested_only_if_there_are_several():
     cluster = ClusterResources(2, 0, 1)
     assert "fewer" not in ResourceDemand(1, 3.0).suggest_fix(cluster)
     fix = ResourceDemand(2, 3.0).suggest_fix(cluster)
-    assert fix.startswith("Give fewer with --num-workers, or let --wait")
+    assert fix.startswith("Give fewer with --num-workers, or add --wait")
     assert "Leave --gpus out" in ResourceDemand(4, 0.5, 1, flag="--gpus", gpu_flag="--gpus").suggest_fix(cluster)
 
 

@@ -40,7 +40,7 @@ def make_report(random_prediction):
 
 def test_the_headline_says_how_many_objects_were_found(make_report, page_text):
     text = page_text(evaluation_page(make_report()))
-    assert "The network finds 12 of 20 synapses; of the 16 that it marks, 12 are correct." in text
+    assert "The prediction finds 12 of 20 synapses; of the 16 that it marks, 12 are correct." in text
     assert "share of the 20 synapses that are found" in text
     assert "if the intersection of the two is more than 50% of their union (IoU). Each object counts once." in text
     assert "box 90:96,0:48,0:48 (z,y,x)" in text
@@ -50,7 +50,7 @@ def test_without_objects_the_headline_is_about_voxels(make_report, page_text):
     report = make_report("membrane")
     report.result["arand"], report.result["voi_split"], report.result["voi_merge"] = 0.1234, 0.5678, 0.9101
     text = page_text(evaluation_page(report))
-    assert "The network finds about" in text
+    assert "The prediction finds about" in text
     assert "membrane voxels; of the voxels that it marks," in text
     for score in ("0.123", "0.568", "0.910"):
         assert score in text
@@ -119,7 +119,7 @@ def test_an_annotation_without_foreground_is_not_an_error_of_the_network(make_re
     report.result["objects"] |= {"num_true": 0}
     text = page_text(evaluation_page(report))
     assert (
-        "The annotation holds no synapse voxels here, so that all voxels which the network marks are errors: 100"
+        "The annotation holds no synapse voxels here, so that all voxels which the prediction marks are errors: 100"
         in text
     )
     assert "finds none" not in text

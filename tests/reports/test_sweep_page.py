@@ -128,7 +128,10 @@ def test_a_much_faster_trial_with_nearly_the_best_score_is_named() -> None:
     ("change", "warning"),
     [
         ({"state": "stopped", "why": "asha stopped it after epoch 2"}, "The winner was not trained to the end (asha"),
-        ({"values": {"network.normalization": "group"}}, "The winner normalizes by the tile (group norm)"),
+        (
+            {"values": {"network.normalization": "group"}},
+            "The winner uses group normalization, whose statistics depend on the tile",
+        ),
     ],
 )
 def test_the_page_warns_of_a_winner_that_was_stopped_or_depends_on_the_tile(change, warning) -> None:

@@ -92,4 +92,4 @@ def test_the_plan_is_described_in_a_few_lines(make_plan, changed):
     assert "changes probabilities of a sample by up to 0.125" in lines
     assert "without compilation" not in lines
     compiled = changed(job, inference=changed(job.inference, compile=True))
-    assert "timed without compilation, which makes it faster" in "\n".join(describe_plan(plan, compiled))
+    assert "measured without torch.compile; the job itself will be faster" in "\n".join(describe_plan(plan, compiled))

@@ -46,7 +46,7 @@ def test_bare_weights_need_flags_for_network_and_task_and_get_the_default_thresh
     lines = []
     inputs = prepare(tmp_path / "bare.pt", lines, task="membrane", network=str(tmp_path / "net.json"), image=em)
     assert inputs.threshold == 0.5
-    assert lines == ["the weights do not name the voxel size of their training, so it is not compared with the image's"]
+    assert lines == ["the training voxel size is not stored with the weights: it is not compared with the image's"]
 
 
 def test_weights_of_another_network_or_task_are_refused(run, em, prepare):
@@ -97,7 +97,7 @@ def test_a_smaller_halo_is_used_with_a_warning_and_a_larger_one_is_reduced_to_th
     assert f"smaller than the receptive field, {margin}" in lines[0]
     larger = prepare(run, lines, image=em, halo=[0, 64, 64])
     assert larger.halo == margin
-    assert "a larger one would change nothing" in lines[1]
+    assert "more context cannot change the result" in lines[1]
 
 
 def test_the_record_changes_with_every_setting_that_changes_the_output_and_with_no_other(run, em, prepare):

@@ -148,7 +148,7 @@ def test_a_plan_has_a_folder_a_demand_and_the_command_that_resumes(plan_phantom_
 
 def test_a_network_that_normalizes_by_the_tile_causes_a_warning(plan_phantom_sweep):
     _, notes = plan_phantom_sweep("network.normalization=group")
-    assert [note for note in notes if "normalizes by the tile (group norm)" in note and "--block" in note]
+    assert [note for note in notes if "uses group normalization, whose statistics" in note and "--block" in note]
 
 
 def write_sweep(plan, *trials: TrialRecord, finished: bool = True, seconds: float = 10.0) -> None:

@@ -190,7 +190,7 @@ def test_a_failure_that_stays_is_an_error_with_cutout_tries_and_cause(boss_serve
         ("401", PermissionError, 'HTTP 401, "Invalid token.".*BOSSDB_TOKEN or by --boss'),
         ("403", PermissionError, 'HTTP 403, "User does not have the permission.*BOSSDB_TOKEN or by --boss'),
         ("404", FileNotFoundError, 'HTTP 404, "Collection does not exist".*check the collection'),
-        ("413", ValueError, 'HTTP 413, "Cutout request is over 500 MB.*ask for less at once'),
+        ("413", ValueError, 'HTTP 413, "Cutout request is over 500 MB.*the request is too large for the server'),
     ],
 )
 @pytest.mark.parametrize("requested", ["metadata", "cutout"])

@@ -109,7 +109,7 @@ def test_an_hdf5_file_with_several_datasets_needs_a_dataset_name(tmp_path, voxel
         open_file_volume(f"{path}:g/two")
     with pytest.raises(ValueError, match=r"y.h5:numbers has 1 axes, shape \(5,\)"):
         open_file_volume(f"{path}:numbers")
-    with pytest.raises(ValueError, match="has one resolution, mip 0; mip 1 was asked for"):
+    with pytest.raises(ValueError, match="has one resolution, mip 0; mip 1 does not exist"):
         open_file_volume(f"{path}:one", mip=1)
 
 
