@@ -90,7 +90,7 @@ def test_an_image_is_accepted_if_one_region_uses_it(files):
     flags = {"task": {"image_chan": "c.zarr"}}
     task = resolve_settings(task_with_boxes(files, val="image"), None, flags=flags).task
     assert [task.regions(split)[0].image for split in ("train", "val")] == ["a.zarr", "c.zarr"]
-    with pytest.raises(ValueError, match=r"every region of task\.boxes names an annotation of its own"):
+    with pytest.raises(ValueError, match=r"every region in task\.boxes sets its own annotation"):
         resolve_settings(task_with_boxes(files, val="image"), None, flags={"task": {"annotation_chan": "c.zarr"}})
     resolve_settings(task_with_boxes(files), None)
 

@@ -55,7 +55,7 @@ def nodes(gpus: float = 0, **changes) -> dict[str, NodeReport]:
         (
             cluster_findings.package_finding(["bert has torch 2.9 instead of 2.13"], {"torch": "2.13"}),
             "bert has torch 2.9",
-            "one image",
+            "one container image",
         ),
         (
             cluster_findings.access_finding(["10.0.0.1"], "disabled"),
