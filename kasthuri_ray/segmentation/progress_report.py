@@ -11,7 +11,7 @@ from kasthuri_ray.output.block_grid import block_name
 from kasthuri_ray.output.side_files import write_progress
 from kasthuri_ray.progress import Reporter, format_count, format_duration
 from kasthuri_ray.segmentation.actor_pool import PhaseProgress
-from kasthuri_ray.segmentation.block_tracker import BlockTracker
+from kasthuri_ray.segmentation.finished_blocks import FinishedBlocks
 from kasthuri_ray.segmentation.phases import SEGMENT, phase_grid, phase_label
 from kasthuri_ray.segmentation.segmentation_job import SegmentationJob
 
@@ -28,19 +28,19 @@ class SegmentationProgress:
     ----------
     job : SegmentationJob
         The job.
-    tracker : BlockTracker
+    finished : FinishedBlocks
         Its finished blocks.
     reporter : Reporter
         Shows lines of text.
     """
 
-    def __init__(self, job: SegmentationJob, tracker: BlockTracker, reporter: Reporter) -> None:
-        self.job, self.tracker, self.reporter = job, tracker, reporter
+    def __init__(self, job: SegmentationJob, finished: FinishedBlocks, reporter: Reporter) -> None:
+        self.job, self.finished, self.reporter = job, finished, reporter
         self.state: dict[str, Any] = {
             "state": "running",
             "blocks": len(phase_grid(job, SEGMENT)),
-            "done": len(tracker.done(SEGMENT)),
-            "skipped": tracker.num_blank(SEGMENT),
+            "done": len(finished.done(SEGMENT)),
+            "skipped": finished.num_blank(SEGMENT),
             "set_aside": [],
             "mvoxels_per_second": None,
             "seconds_left": None,
@@ -52,7 +52,7 @@ class SegmentationProgress:
     def start_phase(self, phase: str) -> None:
         """Note that a phase starts."""
         self.phase, self.num_blocks = phase, len(phase_grid(self.job, phase))
-        self.num_done_before = len(self.tracker.done(phase))
+        self.num_done_before = len(self.finished.done(phase))
         self._phase_started_at = time.monotonic()
         self._actors_since: float | None = None
         num_left = self.num_blocks - self.num_done_before
@@ -79,12 +79,12 @@ class SegmentationProgress:
         if progress.actors and self._actors_since is None:
             self._actors_since = now
         seconds = now - self._actors_since if self._actors_since is not None else 0.0
-        num_done = len(self.tracker.done(self.phase))
+        num_done = len(self.finished.done(self.phase))
         seconds_left = self._seconds_left(progress, num_done, seconds)
         if self.phase == SEGMENT:
             self.state.update(
                 done=num_done,
-                skipped=self.tracker.num_blank(SEGMENT),
+                skipped=self.finished.num_blank(SEGMENT),
                 mvoxels_per_second=self._mvoxels_per_second(),
             )
         self.state.update(seconds_left=seconds_left)
@@ -116,7 +116,7 @@ class SegmentationProgress:
 
     def _end(self, state: str, seconds_left: float | None) -> None:
         self.reporter.end()
-        num_done, num_blank = len(self.tracker.done(SEGMENT)), self.tracker.num_blank(SEGMENT)
+        num_done, num_blank = len(self.finished.done(SEGMENT)), self.finished.num_blank(SEGMENT)
         self.state.update(state=state, done=num_done, skipped=num_blank, seconds_left=seconds_left)
         self._write()
 

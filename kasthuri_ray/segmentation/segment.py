@@ -40,7 +40,7 @@ from kasthuri_ray.segmentation.actor_resources import (
     wait_for_actors,
 )
 from kasthuri_ray.segmentation.block_history import SetAsideBlock
-from kasthuri_ray.segmentation.block_tracker import BlockTracker
+from kasthuri_ray.segmentation.finished_blocks import FinishedBlocks
 from kasthuri_ray.segmentation.phases import OBJECTS, SEGMENT, job_phases, phase_grid, phase_label
 from kasthuri_ray.segmentation.plan import SegmentationPlan, describe_plan, plan_segmentation
 from kasthuri_ray.segmentation.progress_report import SegmentationProgress
@@ -253,10 +253,10 @@ def _run_segmentation(
     """Run all phases, from the metadata of the output to the last lines. Raise WorkFailed if the work stops."""
     progress = None
     try:
-        tracker = _start_output(job, overwrite)
-        progress = SegmentationProgress(job, tracker, reporter)
-        set_aside = _run_phases(job, actor_plan, tracker, progress, reporter, lease)
-        return _finish(job, tracker, set_aside, progress, reporter)
+        finished = _start_output(job, overwrite)
+        progress = SegmentationProgress(job, finished, reporter)
+        set_aside = _run_phases(job, actor_plan, finished, progress, reporter, lease)
+        return _finish(job, finished, set_aside, progress, reporter)
     except BaseException as error:
         reporter.end()
         if progress is not None and not lease.lost.is_set():
@@ -269,7 +269,7 @@ def _run_segmentation(
         raise WorkFailed(f"{text}\nto resume: {resume_command}") from error
 
 
-def _start_output(job: SegmentationJob, overwrite: bool) -> BlockTracker:
+def _start_output(job: SegmentationJob, overwrite: bool) -> FinishedBlocks:
     """Create the output and its ledger, or complete those of a segmentation that is resumed."""
     if overwrite:
         resume.remove_segmentation(job)
@@ -279,13 +279,13 @@ def _start_output(job: SegmentationJob, overwrite: bool) -> BlockTracker:
     if job.precomputed:
         resume.prepare_copy_ledger(job, ledger)
         PrecomputedCopy.create(job.precomputed, job.spec)
-    return BlockTracker(job, ledger)
+    return FinishedBlocks(job, ledger)
 
 
 def _run_phases(
     job: SegmentationJob,
     actor_plan: ActorPlan,
-    tracker: BlockTracker,
+    finished: FinishedBlocks,
     progress: SegmentationProgress,
     reporter: Reporter,
     lease: Lease,
@@ -297,13 +297,13 @@ def _run_phases(
     tick = _make_tick(progress, lease)
     with ActorPool(lambda options: actor.options(**options).remote(job_ref), actor_plan, reporter.print_line) as pool:
         for phase in job_phases(job):
-            if phase == OBJECTS and not tracker.is_complete(SEGMENT):
+            if phase == OBJECTS and not finished.is_complete(SEGMENT):
                 reporter.print_line(
                     "the object table is not written yet: some blocks were set aside; run the same command again"
                 )
                 continue
             progress.start_phase(phase)
-            set_aside += [(phase, each) for each in _run_phase(pool, phase, tracker, progress, tick)]
+            set_aside += [(phase, each) for each in _run_phase(pool, phase, finished, progress, tick)]
     lease.check()
     return set_aside
 
@@ -311,15 +311,15 @@ def _run_phases(
 def _run_phase(
     pool: ActorPool,
     phase: str,
-    tracker: BlockTracker,
+    finished: FinishedBlocks,
     progress: SegmentationProgress,
     tick: Callable[[PhaseProgress], None],
 ) -> list[SetAsideBlock]:
-    ledger, grid = tracker.ledger, phase_grid(tracker.job, phase)
+    ledger, grid = finished.ledger, phase_grid(finished.job, phase)
     known_bad = {block_index(name) for name in ledger.blocks_set_aside(phase)}
 
     def on_done(index: Any, info: dict[str, Any]) -> None:
-        tracker.note_done(phase, index, not info["blank"])
+        finished.note_done(phase, index, not info["blank"])
         progress.note_done(index, info.get("computed", False))
         if index in known_bad:
             ledger.clear_set_aside(phase, block_name(index))
@@ -330,7 +330,7 @@ def _run_phase(
         ledger.set_aside(phase, block_name(index), info)
         progress.note_set_aside(index)
 
-    pending = tracker.pending(phase)
+    pending = finished.pending(phase)
     outcome = pool.run(phase, pending, known_bad=known_bad, on_done=on_done, on_set_aside=on_set_aside, tick=tick)
     return outcome.set_aside
 
@@ -350,15 +350,15 @@ def _make_tick(progress: SegmentationProgress, lease: Lease) -> Callable[[PhaseP
 
 def _finish(
     job: SegmentationJob,
-    tracker: BlockTracker,
+    finished: FinishedBlocks,
     set_aside: list[tuple[str, SetAsideBlock]],
     progress: SegmentationProgress,
     reporter: Reporter,
 ) -> SegmentResult:
     """Write the table of objects, and report the last lines."""
     reporter.end()
-    if job.objects and tracker.is_complete(OBJECTS):
-        reporter.print_line(_write_objects(job, tracker))
+    if job.objects and finished.is_complete(OBJECTS):
+        reporter.print_line(_write_objects(job, finished))
     progress.finish()
     for phase, each in set_aside:
         index = cast(Zyx, each.block)
@@ -367,17 +367,17 @@ def _finish(
     if set_aside:
         are, them = ("s are", "them") if len(set_aside) > 1 else (" is", "it")
         reporter.print_line(
-            f"{len(set_aside)} block{are} set aside, with tracebacks in {tracker.ledger.set_aside_path}; the same "
+            f"{len(set_aside)} block{are} set aside, with tracebacks in {finished.ledger.set_aside_path}; the same "
             f"command retries {them}"
         )
     print(job.output, flush=True)
     return SegmentResult(job.output, len(set_aside))
 
 
-def _write_objects(job: SegmentationJob, tracker: BlockTracker) -> str:
+def _write_objects(job: SegmentationJob, finished: FinishedBlocks) -> str:
     """Write the table of objects; return a line about it."""
     path, finest = object_table_path(job.output, job.task_type), job.levels[0]
-    table = join_objects(read_components(tracker.ledger, name) for name in tracker.written(OBJECTS))
+    table = join_objects(read_components(finished.ledger, name) for name in finished.written(OBJECTS))
     voxel_size_nm = finest.scale if job.spec.nanometers else None
     write_object_table(table, path, voxel_size_nm, finest.translation, start=job.box.start)
     return f"{format_count(len(table), 'object')}: {path}"

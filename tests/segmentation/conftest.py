@@ -226,23 +226,23 @@ def make_worker(monkeypatch) -> Callable[..., Any]:
 
 @pytest.fixture
 def run_job_here(make_worker) -> Callable[..., Any]:
-    """Return `run_job_here(job)`: runs the job's phases in this process without Ray; returns the BlockTracker."""
+    """Return `run_job_here(job)`: runs the job's phases in this process without Ray; returns the FinishedBlocks."""
     from kasthuri_ray.output.ome_zarr import OmeZarrOutput
     from kasthuri_ray.output.precomputed import PrecomputedCopy
-    from kasthuri_ray.segmentation.block_tracker import BlockTracker
+    from kasthuri_ray.segmentation.finished_blocks import FinishedBlocks
     from kasthuri_ray.segmentation.phases import job_phases
 
     def run(job, worker=None):
         worker = worker or make_worker(job)
-        tracker = BlockTracker(job, worker.ledger)
+        finished = FinishedBlocks(job, worker.ledger)
         worker.ledger.start(job.record)
         OmeZarrOutput.create(job.output, job.spec)
         if job.precomputed:
             PrecomputedCopy.create(job.precomputed, job.spec)
         for phase in job_phases(job):
-            for index in tracker.pending(phase):
-                tracker.note_done(phase, index, not worker.work(phase, index)["blank"])
-        return tracker
+            for index in finished.pending(phase):
+                finished.note_done(phase, index, not worker.work(phase, index)["blank"])
+        return finished
 
     return run
 

@@ -165,15 +165,15 @@ def test_blank_blocks_are_neither_computed_nor_read_by_later_phases(
         return predict(voxels, box, block, *more, **others)
 
     worker.predictor.predict = logged_predict
-    tracker = run_job_here(job, worker)
-    blank = [index for index in phase_grid(job, SEGMENT) if not tracker.done(SEGMENT)["_".join(map(str, index))]]
+    finished = run_job_here(job, worker)
+    blank = [index for index in phase_grid(job, SEGMENT) if not finished.done(SEGMENT)["_".join(map(str, index))]]
     assert len(blank) > 10
     assert len(computed) == len(phase_grid(job, SEGMENT)) - len(blank)
     assert not {phase_grid(job, SEGMENT).box(index) for index in blank} & set(computed)
     stored = {name for name in read_files(tmp_path / "out.zarr/s0") if name.startswith("c/")}
     assert len(stored) == len(computed)
-    assert tracker.num_blank("s1") > 0
-    assert len(tracker.ledger.done("s1")) == len(phase_grid(job, "s1")) - tracker.num_blank("s1")
+    assert finished.num_blank("s1") > 0
+    assert len(finished.ledger.done("s1")) == len(phase_grid(job, "s1")) - finished.num_blank("s1")
 
 
 def test_blocks_outside_a_mask_of_another_resolution_are_not_segmented(
@@ -183,8 +183,8 @@ def test_blocks_outside_a_mask_of_another_resolution_are_not_segmented(
     mask[1, 10, 20] = 7  # voxels 40:44 and 80:84
     mask_path = stores.zarr(tmp_path / "mask.zarr", mask, voxel_size_nm=(30, 24, 24))
     job = make_job(run, tmp_path / "out.zarr", image=em, mask=mask_path, shard=[1, 16, 16], block=[1, 16, 16])
-    tracker = run_job_here(job)
-    computed = [name for name, wrote in tracker.done(SEGMENT).items() if wrote]
+    finished = run_job_here(job)
+    computed = [name for name, wrote in finished.done(SEGMENT).items() if wrote]
     assert computed == ["1_2_5"]
     assert job.record["mask"] == mask_path
     expected = one_pass(tiny_network(), image)[:, 1, 32:48, 80:96]
@@ -192,18 +192,18 @@ def test_blocks_outside_a_mask_of_another_resolution_are_not_segmented(
     rest = read_array(job).copy()
     rest[:, 1, 32:48, 80:96] = 0
     assert not rest.any()
-    assert tracker.ledger.read(SEGMENT, "0_0_0") == {"outside": True}
+    assert finished.ledger.read(SEGMENT, "0_0_0") == {"outside": True}
 
 
 def test_label_image_and_objects_are_those_of_the_whole_image(run, em, make_job, run_job_here, tmp_path):
     extras = {"save_mask": True, "objects": True, "threshold": 0.7}
     job = make_job(run, tmp_path / "out.zarr", image=em, shard=[1, 32, 32], block=[2, 32, 64], **extras)
-    tracker = run_job_here(job)
+    finished = run_job_here(job)
     mask = read_array(job)[0] >= 0.7 * 255
     assert 0 < mask.mean() < 1
     assert (read_array(job, "labels/synapse/s0") == mask).all()
     labels, number = cc3d.connected_components(mask, connectivity=26, return_N=True)
-    table = join_objects(read_components(tracker.ledger, name) for name in tracker.written("objects"))
+    table = join_objects(read_components(finished.ledger, name) for name in finished.written("objects"))
     assert len(table) == number > 3
     assert sorted(table.size_voxels) == sorted(np.bincount(labels.ravel())[1:])
 

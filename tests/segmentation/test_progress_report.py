@@ -10,7 +10,7 @@ from kasthuri_ray.output.ledger import Ledger
 from kasthuri_ray.progress import Reporter
 from kasthuri_ray.segmentation import progress_report
 from kasthuri_ray.segmentation.actor_pool import PhaseProgress
-from kasthuri_ray.segmentation.block_tracker import BlockTracker
+from kasthuri_ray.segmentation.finished_blocks import FinishedBlocks
 from kasthuri_ray.segmentation.phases import phase_grid
 from kasthuri_ray.segmentation.progress_report import SegmentationProgress
 
@@ -32,7 +32,7 @@ def image(stores):
 
 @pytest.fixture
 def report(tmp_path, run, em, make_job, monkeypatch):
-    """Return the progress of a job of 8 blocks, of which two are done, its tracker, its text, and a clock to set."""
+    """Return the progress of a job of 8 blocks, of which two are done, its finished, its text, and a clock to set."""
     from ray.util import metrics
 
     monkeypatch.setattr(metrics, "Gauge", Gauge)
@@ -40,10 +40,10 @@ def report(tmp_path, run, em, make_job, monkeypatch):
     ledger = Ledger.beside(job.output)
     ledger.record("s0", "0_0_0")
     ledger.record("s0", "0_0_1", blank=True)
-    tracker, text = BlockTracker(job, ledger), io.StringIO()
+    finished, text = FinishedBlocks(job, ledger), io.StringIO()
     now = [100.0]
     monkeypatch.setattr(progress_report.time, "monotonic", lambda: now[0])
-    return SegmentationProgress(job, tracker, Reporter(text, plain_period_s=60)), tracker, text, now
+    return SegmentationProgress(job, finished, Reporter(text, plain_period_s=60)), finished, text, now
 
 
 def make_progress(done=0, set_aside=0, actors=2):
@@ -55,7 +55,7 @@ def read_state(progress):
 
 
 def test_the_file_holds_what_scripts_watch(report):
-    progress, tracker, _, now = report
+    progress, finished, _, now = report
     blocks = len(phase_grid(progress.job, "s0"))
     progress.start_phase("s0")
     assert read_state(progress) == {
@@ -64,9 +64,9 @@ def test_the_file_holds_what_scripts_watch(report):
     }
     progress.tick(make_progress())
     now[0] += 10
-    tracker.note_done("s0", (0, 1, 0), wrote=True)
+    finished.note_done("s0", (0, 1, 0), wrote=True)
     progress.note_done((0, 1, 0), computed=True)
-    tracker.note_done("s0", (0, 1, 1), wrote=False)
+    finished.note_done("s0", (0, 1, 1), wrote=False)
     progress.note_done((0, 1, 1), computed=False)
     progress.note_set_aside((0, 1, 2))
     assert read_state(progress)["set_aside"] == ["0_1_2"]
@@ -94,12 +94,12 @@ def test_the_file_says_how_the_job_ended(report):
 
 
 def test_the_live_line_and_the_metrics_show_blocks_actors_and_rate(report):
-    progress, tracker, _, now = report
+    progress, finished, _, now = report
     blocks = len(phase_grid(progress.job, "s0"))
     progress.start_phase("s0")
     progress.tick(make_progress())
     now[0] += 2
-    tracker.note_done("s0", (0, 1, 0), wrote=True)
+    finished.note_done("s0", (0, 1, 0), wrote=True)
     progress.note_done((0, 1, 0), computed=True)
     progress.state["set_aside"].append("0_1_3")
     progress.tick(make_progress(done=1))

@@ -68,7 +68,9 @@ def test_grids_of_different_voxel_sizes_are_refused_and_rounded_sizes_are_not(ar
         for size in (4.6, 4.63, 4.7)
     )
     assert voxel_shift(one, close) == (0, 0, 0)
-    with pytest.raises(ValueError, match=r"array://4.6 has 30 x 4.6 x 4.6 nm, array://4.7 has 30 x 4.7 x 4.7 nm \(z,y,x\)"):
+    with pytest.raises(
+        ValueError, match=r"array://4.6 has 30 x 4.6 x 4.6 nm, array://4.7 has 30 x 4.7 x 4.7 nm \(z,y,x\)"
+    ):
         voxel_shift(one, other)
 
 

@@ -11,7 +11,7 @@ from kasthuri_ray.segmentation.phases import COPY_PREFIX, OBJECTS, SEGMENT, leve
 from kasthuri_ray.segmentation.segmentation_job import SegmentationJob
 
 
-class BlockTracker:
+class FinishedBlocks:
     """Finished blocks of a job: those in the ledger when a phase is first asked for, and those of `note_done`.
 
     Parameters
