@@ -83,8 +83,6 @@ class ActorPool:
         Takes a line of text for people.
     timeouts : PoolTimeouts or None
         How long the pool waits; None for the defaults.
-    unsuitable_errors : tuple of exception types
-        Errors that mean the same as NodeUnsuitable.
     on_ready : callable
         Takes what each actor's `ready` returned.
     """
@@ -96,12 +94,10 @@ class ActorPool:
         report: Callable[[str], Any] = print,
         *,
         timeouts: PoolTimeouts | None = None,
-        unsuitable_errors: tuple[type[BaseException], ...] = (),
         on_ready: Callable[[dict[str, Any]], Any] = lambda machine: None,
     ) -> None:
         self.plan, self.report = plan, report
         self._on_ready = on_ready
-        self._unsuitable_errors: tuple[type[BaseException], ...] = (NodeUnsuitable, *unsuitable_errors)
         self._supervisor = ActorSupervisor(make_actor, plan, timeouts or PoolTimeouts(), report)
         self._scheduler = self._supervisor.scheduler
         self._phase = ""
@@ -253,7 +249,7 @@ class ActorPool:
         if actor is None:
             return  # of an actor that was removed
         cause = getattr(error, "cause", None) if isinstance(error, ray.exceptions.RayTaskError) else None
-        if isinstance(cause, self._unsuitable_errors):
+        if isinstance(cause, NodeUnsuitable):
             self._supervisor.exclude_node(actor, str(cause))
         elif is_disk_full(cause):
             raise ActorPoolStopped(f"no space is left: {getattr(cause, 'strerror', None) or cause}", strip_ansi(error))

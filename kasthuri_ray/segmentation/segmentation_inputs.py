@@ -74,7 +74,7 @@ def prepare_segmentation(
     layout = plan_layout(box.shape, _zyx(segment.shard), _zyx(segment.chunk))
     block = _zyx(segment.block) or default_block_shape(box.shape, layout, receptive_field.margin)
     check_block_shape(block, layout.shard, box.shape)
-    levels = plan_levels(box.shape, image.voxel_size_nm, box.start, getattr(image, "translation_nm", (0.0, 0.0, 0.0)))
+    levels = plan_levels(box.shape, image.voxel_size_nm, box.start, image.translation_nm)
     return SegmentationInputs(
         settings=settings,
         trained=trained,
