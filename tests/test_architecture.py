@@ -14,8 +14,9 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init_
 ROOMS = sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
 PURE = [
     "models.unet", "models.losses", "models.receptive_field", "models.checkpoints", "models.user_network",
-    "metrics.voxel_counts", "metrics.voxel_scores", "metrics.components", "metrics.objects", "metrics.matching",
-    "metrics.instances", "inference.predictor", "inference.tiling", "inference.memory", "inference.inference_settings",
+    "metrics.voxel_counts", "metrics.thresholds", "metrics.voxel_scores", "metrics.components", "metrics.objects",
+    "metrics.matching", "metrics.instances", "inference.predictor", "inference.tiling", "inference.tile_memory",
+    "inference.inference_settings",
     "phantom.section", "labels", "geometry", "hardware", "tiles.augmentation", "tiles.transforms",
     "training.learner", "training.optimizer",
 ]  # fmt: skip

@@ -244,8 +244,8 @@ def compare_precisions(data: str, weights: str) -> dict[str, Any]:
 
 
 def _f1(probabilities: np.ndarray, labels: np.ndarray, threshold: float) -> float:
+    from kasthuri_ray.metrics.thresholds import foreground_f1
     from kasthuri_ray.metrics.voxel_counts import VoxelCounts
-    from kasthuri_ray.metrics.voxel_scores import foreground_f1
 
     foreground = np.minimum(probabilities.sum(axis=0, dtype=np.float64) / 255, 1.0)
     counts = VoxelCounts.zeros()

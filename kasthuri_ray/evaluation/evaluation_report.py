@@ -14,7 +14,7 @@ from kasthuri_ray.evaluation.comparison_inputs import ComparisonInputs
 from kasthuri_ray.evaluation.provenance import storage_path
 from kasthuri_ray.geometry import Box, Zyx
 from kasthuri_ray.labels import intensity_window, to_uint8
-from kasthuri_ray.metrics import voxel_counts, voxel_scores
+from kasthuri_ray.metrics import thresholds, voxel_counts, voxel_scores
 from kasthuri_ray.metrics.components import lowest_foreground_value
 from kasthuri_ray.reports import figures
 from kasthuri_ray.reports.evaluation_page import EvaluationReport, evaluation_page
@@ -35,16 +35,16 @@ def evaluation_metrics(inputs: ComparisonInputs, totals: ComparisonTotals) -> di
     """Return the content of evaluation.json: plain numbers, zero where a ratio has no denominator."""
     comparison, counts = inputs.comparison, totals.counts
     (_, wrong), (missed, found) = counts.confusion.tolist()
-    best_threshold, best_f1 = voxel_scores.best_threshold(counts)
+    best_threshold, best_f1 = thresholds.best_threshold(counts)
     result = {
         "prediction": comparison.prediction.uri,
         "annotation": comparison.annotation.uri,
         "box": str(comparison.box),
         "threshold": comparison.threshold,
-        "foreground_f1": safe_ratio(2 * found, 2 * found + wrong + missed),
-        "precision": safe_ratio(found, found + wrong),
-        "recall": safe_ratio(found, found + missed),
-        "iou": safe_ratio(found, found + wrong + missed),
+        "foreground_f1": _ratio(2 * found, 2 * found + wrong + missed),
+        "precision": _ratio(found, found + wrong),
+        "recall": _ratio(found, found + missed),
+        "iou": _ratio(found, found + wrong + missed),
         "best_threshold": best_threshold,
         "best_foreground_f1": best_f1,
         "average_precision": voxel_scores.average_precision(counts),
@@ -59,7 +59,7 @@ def evaluation_metrics(inputs: ComparisonInputs, totals: ComparisonTotals) -> di
     return result
 
 
-def safe_ratio(numerator: int, denominator: int) -> float:
+def _ratio(numerator: int, denominator: int) -> float:
     return numerator / denominator if denominator else 0.0
 
 
@@ -70,7 +70,7 @@ def section_scores(totals: ComparisonTotals) -> list[tuple[int, float, int]]:
     for z, section in enumerate(sums, start=totals.comparison.box.start[0]):
         found, missed, wrong = section[FOUND], section[MISSED], section[WRONG]
         if section[COUNTED]:
-            scores.append((z, safe_ratio(2 * found, 2 * found + missed + wrong), found + missed + wrong))
+            scores.append((z, _ratio(2 * found, 2 * found + missed + wrong), found + missed + wrong))
     return scores
 
 

@@ -14,6 +14,7 @@ from kasthuri_ray.config.loading import builtin_tasks, resolve_settings
 from kasthuri_ray.config.task import TaskSettings
 from kasthuri_ray.geometry import Box, Zyx
 from kasthuri_ray.output.ome_zarr import OmeZarrOutput
+from kasthuri_ray.output.side_files import read_progress
 from kasthuri_ray.progress import format_count
 from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.volumes.opening import VolumeOpener
@@ -171,9 +172,8 @@ def unfinished_warning(uri: str) -> str:
     path = output_group_path(uri)
     if path is None:
         return ""
-    folder, _, name = path.rpartition("/")
     try:
-        progress = json.loads(open_storage(folder or ".").read_bytes(f"{name}.progress.json"))
+        progress = read_progress(path)
         state, done, blocks = progress["state"], progress["done"], progress["blocks"]
     except (OSError, ValueError, KeyError, TypeError):
         return ""

@@ -13,7 +13,7 @@ from torch import nn
 
 from kasthuri_ray.geometry import Box, Zyx, per_axis
 from kasthuri_ray.hardware import Machine, choose_actor_threads, count_parameters, should_compile_inference
-from kasthuri_ray.inference.memory import (
+from kasthuri_ray.inference.tile_memory import (
     OVERHEAD,
     OVERHEAD_COMPILED,
     PROCESS_BYTES,

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from kasthuri_ray.labels import IGNORE_LABEL
 
@@ -120,6 +121,11 @@ class VoxelCounts:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, VoxelCounts) and np.array_equal(self.to_array(), other.to_array())
 
+    def positives_by_bin(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the true positives and the false positives at the lower edge of each bin, int64 [BINS]."""
+        false_positives, true_positives = np.cumsum(self.histogram[:, ::-1], axis=1)[:, ::-1]
+        return true_positives, false_positives
+
     def to_array(self) -> np.ndarray:
         """Return all counts as one vector, int64 [classes * classes + 2 * BINS], which ranks can sum."""
         return np.concatenate([self.confusion.ravel(), self.histogram.ravel()]).astype(np.int64)
@@ -170,3 +176,21 @@ def _count_bytes(probability: np.ndarray, predicted: np.ndarray, labels: np.ndar
     histogram = np.zeros((2, BINS), np.int64)
     histogram[:, probability_bins(np.arange(256) / 255)] = by_value
     return VoxelCounts(confusion, histogram)
+
+
+def safe_ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> np.ndarray:
+    """Return the quotient, float64.
+
+    Parameters
+    ----------
+    numerator, denominator : array_like
+        Numbers or arrays whose shapes broadcast.
+
+    Returns
+    -------
+    ndarray of float64
+        0 where the denominator is 0.
+    """
+    numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
+    zeros = np.zeros(np.broadcast(numerator, denominator).shape)
+    return np.divide(numerator, denominator, out=zeros, where=denominator != 0)

@@ -1,7 +1,4 @@
-"""Scores of voxels, computed from `VoxelCounts`.
-
-Scores of the foreground at a threshold are exact at the edges of the histogram's bins.
-"""
+"""Scores of voxels that need no threshold, computed from `VoxelCounts`, and the entry of a split in metrics.json."""
 
 from __future__ import annotations
 
@@ -9,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from kasthuri_ray.metrics.voxel_counts import BINS, VoxelCounts, histogram_edges
+from kasthuri_ray.metrics.thresholds import foreground_f1
+from kasthuri_ray.metrics.voxel_counts import VoxelCounts, histogram_edges, safe_ratio
 
 
 def argmax_scores(counts: VoxelCounts) -> dict[str, Any]:
@@ -24,15 +22,15 @@ def argmax_scores(counts: VoxelCounts) -> dict[str, Any]:
     confusion = counts.confusion
     tp = np.diag(confusion)
     fp, fn = confusion.sum(0) - tp, confusion.sum(1) - tp
-    f1, iou = _ratio(2 * tp, 2 * tp + fp + fn), _ratio(tp, tp + fp + fn)
-    sensitivity = _ratio(confusion[1:, 1:].sum(), confusion[1:].sum())
-    specificity = _ratio(confusion[0, 0], confusion[0].sum())
+    f1, iou = safe_ratio(2 * tp, 2 * tp + fp + fn), safe_ratio(tp, tp + fp + fn)
+    sensitivity = safe_ratio(confusion[1:, 1:].sum(), confusion[1:].sum())
+    specificity = safe_ratio(confusion[0, 0], confusion[0].sum())
     return {
         "f1": f1,
         "mean_f1": float(f1.mean()),
         "iou": iou,
         "mean_iou": float(iou.mean()),
-        "accuracy": _ratio(confusion.sum() - fp - fn, confusion.sum()),
+        "accuracy": safe_ratio(confusion.sum() - fp - fn, confusion.sum()),
         "balanced_accuracy": float((sensitivity + specificity) / 2),
     }
 
@@ -56,9 +54,9 @@ def precision_recall_curve(counts: VoxelCounts) -> tuple[np.ndarray, np.ndarray,
     threshold : ndarray of float64, (BINS,)
         Rising from 0 by 1 / BINS.
     """
-    tp, fp = _positives_by_bin(counts)
-    precision = np.where(tp + fp > 0, _ratio(tp, tp + fp), 1.0)
-    return precision, _ratio(tp, counts.histogram[1].sum()), histogram_edges()
+    tp, fp = counts.positives_by_bin()
+    precision = np.where(tp + fp > 0, safe_ratio(tp, tp + fp), 1.0)
+    return precision, safe_ratio(tp, counts.histogram[1].sum()), histogram_edges()
 
 
 def average_precision(counts: VoxelCounts) -> float:
@@ -80,98 +78,6 @@ def average_precision(counts: VoxelCounts) -> float:
     """
     precision, recall, _ = precision_recall_curve(counts)
     return float(0.0 - np.sum(np.diff(recall, append=0.0) * precision))  # never -0.0
-
-
-def foreground_f1(counts: VoxelCounts, threshold: float) -> float:
-    """Return the F1 score of the foreground at a threshold.
-
-    Parameters
-    ----------
-    counts : VoxelCounts
-        Counts of the voxels to score.
-    threshold : float
-        A voxel is predicted as foreground if p >= threshold. It is rounded to the nearest edge of a bin.
-
-    Returns
-    -------
-    float
-        0 if there is nothing to divide by.
-
-    Raises
-    ------
-    ValueError
-        If the threshold is not between 0 and 1.
-    """
-    return float(_f1_by_bin(counts)[_bin_of_threshold(threshold)])
-
-
-def precision_recall_at(counts: VoxelCounts, threshold: float) -> tuple[float, float]:
-    """Return precision and recall of the foreground at a threshold.
-
-    Parameters
-    ----------
-    counts, threshold : VoxelCounts, float
-        As for `foreground_f1`.
-
-    Returns
-    -------
-    precision, recall : float
-        0 if there is nothing to divide by.
-
-    Raises
-    ------
-    ValueError
-        As `foreground_f1`.
-    """
-    (true_positive, false_positive), (false_negative, _) = foreground_counts(counts, threshold)
-    precision = _ratio(true_positive, true_positive + false_positive)
-    return float(precision), float(_ratio(true_positive, true_positive + false_negative))
-
-
-def foreground_counts(counts: VoxelCounts, threshold: float) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the confusion of the foreground at a threshold.
-
-    Parameters
-    ----------
-    counts, threshold : VoxelCounts, float
-        As for `precision_recall_at`, which is computed from the result.
-
-    Returns
-    -------
-    predicted_foreground : tuple of int
-        True positives, false positives.
-    predicted_background : tuple of int
-        False negatives, true negatives.
-
-    Raises
-    ------
-    ValueError
-        As `foreground_f1`.
-    """
-    edge = _bin_of_threshold(threshold)
-    false_positives, true_positives = (int(row[edge:].sum()) for row in counts.histogram)
-    num_background, num_foreground = (int(row.sum()) for row in counts.histogram)
-    return (true_positives, false_positives), (num_foreground - true_positives, num_background - false_positives)
-
-
-def best_threshold(counts: VoxelCounts) -> tuple[float, float]:
-    """Return the threshold with the highest F1 score of the foreground.
-
-    Parameters
-    ----------
-    counts : VoxelCounts
-        Counts whose histogram is searched.
-
-    Returns
-    -------
-    threshold : float
-        An edge of a bin above 0; among equally good ones the nearest to 0.5.
-    f1 : float
-        F1 score at this threshold.
-    """
-    f1, edges = _f1_by_bin(counts)[1:], histogram_edges()[1:]
-    ties = edges[f1 == f1.max()]
-    return float(ties[np.argmin(np.abs(ties - 0.5))]), float(f1.max())
 
 
 def split_metrics(counts: VoxelCounts, threshold: float) -> dict[str, Any]:
@@ -213,28 +119,3 @@ def predicts_only_background(counts: VoxelCounts) -> bool:
         False for counts of no voxels.
     """
     return bool(counts.confusion[1:].sum() > 0 and counts.confusion[:, 1:].sum() == 0)
-
-
-def _positives_by_bin(counts: VoxelCounts) -> tuple[np.ndarray, np.ndarray]:
-    """Return the true positives and the false positives at the lower edge of each bin, int64 [BINS]."""
-    false_positives, true_positives = np.cumsum(counts.histogram[:, ::-1], axis=1)[:, ::-1]
-    return true_positives, false_positives
-
-
-def _f1_by_bin(counts: VoxelCounts) -> np.ndarray:
-    tp, fp = _positives_by_bin(counts)
-    return _ratio(2 * tp, tp + fp + counts.histogram[1].sum())
-
-
-def _bin_of_threshold(threshold: float) -> int:
-    """Return the bin whose lower edge is nearest to `threshold`."""
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"a threshold must be between 0 and 1, got {threshold}")
-    return min(round(threshold * BINS), BINS - 1)
-
-
-def _ratio(numerator: Any, denominator: Any) -> np.ndarray:
-    """Return the quotient, 0 where the denominator is 0."""
-    numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
-    zeros = np.zeros(np.broadcast(numerator, denominator).shape)
-    return np.divide(numerator, denominator, out=zeros, where=denominator != 0)

@@ -89,6 +89,30 @@ def progress_path(output: str) -> str:
     return f"{open_storage(output).path}.progress.json"
 
 
+def read_progress(output: str) -> dict[str, Any]:
+    """Return what `<output>.progress.json` holds.
+
+    Parameters
+    ----------
+    output : str
+        Path or URL of the output.
+
+    Returns
+    -------
+    dict
+        The JSON object.
+
+    Raises
+    ------
+    OSError
+        If there is no such file, or it cannot be read.
+    ValueError
+        If it is not JSON.
+    """
+    storage, name = _split_path(progress_path(output))
+    return json.loads(storage.read_bytes(name))
+
+
 def write_progress(output: str, progress: Mapping[str, Any]) -> None:
     """Write `<output>.progress.json`, whole or not at all, without waiting for the disk.
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from kasthuri_ray.metrics import voxel_counts, voxel_scores
+from kasthuri_ray.metrics import thresholds, voxel_counts, voxel_scores
 from kasthuri_ray.reports.section_images import LEGEND, SectionResult
 
 History = Sequence[Mapping[str, Any]]  # rows of history.csv
@@ -116,12 +116,12 @@ def plot_precision_recall(
     precision, recall, _ = voxel_scores.precision_recall_curve(counts)
     any_marked = counts.histogram[:, ::-1].cumsum(1)[:, ::-1].sum(0) > 0
     axes.plot(recall[any_marked], precision[any_marked], color=FIRST)
-    y, x = voxel_scores.precision_recall_at(counts, threshold)
+    y, x = thresholds.precision_recall_at(counts, threshold)
     axes.plot(x, y, "o", markersize=8, color=SECOND)
     on_right = x < 0.6  # a falling curve leaves space above it on the right, below it on the left
     axes.annotate(
         f"threshold {threshold if shown_threshold is None else shown_threshold:.2f}\n"
-        f"F1 {voxel_scores.foreground_f1(counts, threshold):.2f}",
+        f"F1 {thresholds.foreground_f1(counts, threshold):.2f}",
         (x, y),
         xytext=(8, 6) if on_right else (-8, -6),
         textcoords="offset points",

@@ -14,8 +14,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from kasthuri_ray.metrics.thresholds import precision_recall_at
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
-from kasthuri_ray.metrics.voxel_scores import precision_recall_at
 from kasthuri_ray.reports import figures
 from kasthuri_ray.reports.section_images import LEGEND, SectionResult, encode_jpeg, rank_sections
 

@@ -6,13 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kasthuri_ray.metrics.thresholds import foreground_counts, precision_recall_at
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
-from kasthuri_ray.metrics.voxel_scores import (
-    average_precision,
-    foreground_counts,
-    precision_recall_at,
-    predicts_only_background,
-)
+from kasthuri_ray.metrics.voxel_scores import average_precision, predicts_only_background
 from kasthuri_ray.progress import format_count, format_duration
 from kasthuri_ray.reports import figures, rendering
 from kasthuri_ray.reports.rendering import ForegroundName, chart_html, only_background_warning

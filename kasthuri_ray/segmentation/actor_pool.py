@@ -22,7 +22,7 @@ from kasthuri_ray.ray_cluster.ray_errors import error_line, strip_ansi
 from kasthuri_ray.segmentation.actor_plan import ActorPlan, PoolTimeouts
 from kasthuri_ray.segmentation.actor_supervisor import ActorSupervisor
 from kasthuri_ray.segmentation.actors import ActorHandle, MakeActor, collect_results
-from kasthuri_ray.segmentation.block_history import Block, SetAsideBlock
+from kasthuri_ray.segmentation.block_failures import Block, SetAsideBlock
 from kasthuri_ray.segmentation.block_scheduler import BlockScheduler
 
 POLL_PERIOD_S = 0.1  # how long the loop waits for results

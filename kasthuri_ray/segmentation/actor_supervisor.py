@@ -18,7 +18,7 @@ from kasthuri_ray.ray_cluster.resources import ClusterView
 from kasthuri_ray.segmentation.actor_plan import ActorPlan, PoolTimeouts
 from kasthuri_ray.segmentation.actor_scaling import ActorScaling
 from kasthuri_ray.segmentation.actors import ActorHandle, MakeActor, kill_actor, start_actor
-from kasthuri_ray.segmentation.block_history import ActorDeath, Place, SetAsideBlock
+from kasthuri_ray.segmentation.block_failures import ActorDeath, Place, SetAsideBlock
 from kasthuri_ray.segmentation.block_scheduler import BlockScheduler
 
 PLACEMENT_TIMEOUT_S = 10.0  # to fetch the placement of an actor that has answered already

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kasthuri_ray.segmentation.actor_plan import ActorPlan
-from kasthuri_ray.segmentation.block_history import Block
+from kasthuri_ray.segmentation.block_failures import Block
 
 RESULT_TIMEOUT_S = 60.0  # to fetch results that are ready
 

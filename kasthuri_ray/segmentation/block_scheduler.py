@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable
 from itertools import islice
 
 from kasthuri_ray.errors import ActorPoolStopped
-from kasthuri_ray.segmentation.block_history import (
+from kasthuri_ray.segmentation.block_failures import (
     MAX_FAILURES_PER_BLOCK,
     ActorDeath,
     Block,

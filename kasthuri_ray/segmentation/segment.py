@@ -39,7 +39,7 @@ from kasthuri_ray.segmentation.actor_resources import (
     time_tiles,
     wait_for_actors,
 )
-from kasthuri_ray.segmentation.block_history import SetAsideBlock
+from kasthuri_ray.segmentation.block_failures import SetAsideBlock
 from kasthuri_ray.segmentation.finished_blocks import FinishedBlocks
 from kasthuri_ray.segmentation.phases import OBJECTS, SEGMENT, job_phases, phase_grid, phase_label
 from kasthuri_ray.segmentation.plan import SegmentationPlan, describe_plan, plan_segmentation

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from kasthuri_ray import hardware
-from kasthuri_ray.metrics import voxel_counts, voxel_scores
+from kasthuri_ray.metrics import thresholds, voxel_counts, voxel_scores
 from kasthuri_ray.models.checkpoints import Checkpoint
 from kasthuri_ray.models.unet import build_network, load_weights
 from kasthuri_ray.storage.folder import open_storage
@@ -163,7 +163,7 @@ def _run_epoch(
     loss = learner.train_epoch(progress.epoch, stream.batches(), val_losses, reporter.report)
     training_seconds = time.perf_counter() - start
     counts, val_loss = learner.evaluate(val_stream.batches())
-    _, f1 = voxel_scores.best_threshold(counts)
+    _, f1 = thresholds.best_threshold(counts)
     progress.epoch += 1
     progress.waited += stream.waited_seconds - waited_before
     _add_blank_chunks(context, progress, stream.blank_chunks | val_stream.blank_chunks)
@@ -211,7 +211,7 @@ def _update_best(progress: TrainingProgress, counts: voxel_counts.VoxelCounts, m
     row = progress.history[-1]
     best_row = progress.history[progress.best["epoch"] - 1] if progress.best else None
     if best_row is None or epoch_sort_key(row, metric) > epoch_sort_key(best_row, metric):
-        threshold, _ = voxel_scores.best_threshold(counts)
+        threshold, _ = thresholds.best_threshold(counts)
         progress.best = {
             "epoch": progress.epoch,
             "average_precision": row["val.average_precision"],

@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics as sk
 
 from kasthuri_ray.labels import IGNORE_LABEL
-from kasthuri_ray.metrics import voxel_counts, voxel_scores
+from kasthuri_ray.metrics import thresholds, voxel_counts, voxel_scores
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -45,38 +45,6 @@ def test_precision_and_recall_equal_those_of_scikit_learn_at_each_of_its_thresho
     np.testing.assert_allclose(recall[at], expected_recall[:-1])
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.125, 0.5, 0.75, 1023 / 1024])
-def test_scores_at_a_bin_edge_are_exact_for_any_probabilities(random_voxels, count_voxels, threshold):
-    probability, predicted, labels = random_voxels()
-    kept = labels != IGNORE_LABEL
-    predicted_foreground, truth = probability[kept] >= threshold, labels[kept]
-    counts = count_voxels(probability, predicted, labels)
-    assert voxel_scores.foreground_f1(counts, threshold) == pytest.approx(
-        sk.f1_score(truth, predicted_foreground), abs=1e-12
-    )
-    precision, recall = voxel_scores.precision_recall_at(counts, threshold)
-    assert precision == pytest.approx(sk.precision_score(truth, predicted_foreground, zero_division=0))
-    assert recall == pytest.approx(sk.recall_score(truth, predicted_foreground))
-    (tp, fp), (fn, tn) = voxel_scores.foreground_counts(counts, threshold)
-    np.testing.assert_array_equal([[tn, fp], [fn, tp]], sk.confusion_matrix(truth, predicted_foreground))
-
-
-def test_the_best_threshold_has_the_highest_f1_of_all_bin_edges(random_voxels, count_voxels):
-    probability, predicted, labels = random_voxels()
-    kept = labels != IGNORE_LABEL
-    threshold, f1 = voxel_scores.best_threshold(count_voxels(probability, predicted, labels))
-    f1_at_edges = [sk.f1_score(labels[kept], probability[kept] >= t) for t in voxel_counts.histogram_edges()[1:]]
-    assert f1 == pytest.approx(max(f1_at_edges))
-    assert sk.f1_score(labels[kept], probability[kept] >= threshold) == pytest.approx(f1)
-
-
-@pytest.mark.parametrize(("low", "high", "expected"), [(0.1, 0.9, 0.5), (0.6015, 0.9, 616 / 1024), (0.1, 0.25, 0.25)])
-def test_of_equally_good_thresholds_the_nearest_to_a_half_is_chosen(count_voxels, low, high, expected):
-    probability = np.array([low, low, high])
-    counts = count_voxels(probability, probability >= 0.5, np.array([0, 0, 1]))
-    assert voxel_scores.best_threshold(counts) == (expected, 1.0)
-
-
 def test_scores_with_nothing_to_divide_by_are_zero_and_never_nan(count_voxels):
     empty = voxel_scores.split_metrics(voxel_counts.VoxelCounts.zeros(), 0.5)
     assert empty["f1"] == [0.0, 0.0]
@@ -87,7 +55,7 @@ def test_scores_with_nothing_to_divide_by_are_zero_and_never_nan(count_voxels):
     assert f"{scores['average_precision']:.4f}" == f"{empty['average_precision']:.4f}" == "0.0000"  # and not -0.0000
     for entry in (empty, scores):
         assert "NaN" not in json.dumps(entry)
-    assert voxel_scores.best_threshold(voxel_counts.VoxelCounts.zeros()) == (0.5, 0.0)
+    assert thresholds.best_threshold(voxel_counts.VoxelCounts.zeros()) == (0.5, 0.0)
 
 
 def test_the_metrics_of_a_split_have_the_documented_keys_and_survive_json(random_voxels, count_voxels):
@@ -101,7 +69,7 @@ def test_the_metrics_of_a_split_have_the_documented_keys_and_survive_json(random
     }  # fmt: skip
     assert [len(scores[key]) for key in ("f1", "iou", "accuracy", "confusion")] == [2, 2, 2, 2]
     assert scores["threshold"] == 0.25
-    assert scores["foreground_f1"] == voxel_scores.foreground_f1(counts, 0.25)
+    assert scores["foreground_f1"] == thresholds.foreground_f1(counts, 0.25)
 
 
 def test_a_network_that_predicts_only_background_is_recognized(count_voxels):
@@ -110,8 +78,3 @@ def test_a_network_that_predicts_only_background_is_recognized(count_voxels):
     assert not voxel_scores.predicts_only_background(count_voxels(np.full(100, 0.3), labels, labels))
     assert not voxel_scores.predicts_only_background(count_voxels(np.zeros(9), np.zeros(9, int), np.zeros(9, int)))
     assert not voxel_scores.predicts_only_background(voxel_counts.VoxelCounts.zeros())
-
-
-def test_a_threshold_outside_of_0_to_1_is_refused():
-    with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
-        voxel_scores.foreground_f1(voxel_counts.VoxelCounts.zeros(), 1.5)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from kasthuri_ray.metrics import voxel_scores
+from kasthuri_ray.metrics import thresholds, voxel_scores
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
 from kasthuri_ray.reports.evaluation_page import EvaluationReport, evaluation_page
 
@@ -13,12 +13,12 @@ from kasthuri_ray.reports.evaluation_page import EvaluationReport, evaluation_pa
 def make_report(random_prediction):
     def make(task_type="synapse", threshold=0.5, **changes):
         counts, gallery = random_prediction(threshold)
-        precision, recall = voxel_scores.precision_recall_at(counts, threshold)
-        best, best_f1 = voxel_scores.best_threshold(counts)
+        precision, recall = thresholds.precision_recall_at(counts, threshold)
+        best, best_f1 = thresholds.best_threshold(counts)
         result = {
             "box": "90:96,0:48,0:48",
             "threshold": threshold,
-            "foreground_f1": voxel_scores.foreground_f1(counts, threshold),
+            "foreground_f1": thresholds.foreground_f1(counts, threshold),
             "precision": precision,
             "recall": recall,
             "iou": 0.51234,

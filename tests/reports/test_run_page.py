@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from kasthuri_ray.metrics import voxel_scores
+from kasthuri_ray.metrics import thresholds, voxel_scores
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
 from kasthuri_ray.reports.rendering import describe_share
 from kasthuri_ray.reports.run_page import RunReport, run_page
@@ -99,7 +99,7 @@ def test_the_page_is_well_formed_and_has_no_links(make_report):
 def test_the_page_shows_the_scores_and_the_voxel_counts(make_report, page_text):
     report = make_report()
     text = page_text(run_page(report))
-    precision, recall = voxel_scores.precision_recall_at(report.counts, 0.5)
+    precision, recall = thresholds.precision_recall_at(report.counts, 0.5)
     assert f"The network finds {describe_share(recall)} synapse voxels" in text
     assert f"of the voxels that it marks, {describe_share(precision)} are correct" in text
     for value in (
@@ -111,7 +111,7 @@ def test_the_page_shows_the_scores_and_the_voxel_counts(make_report, page_text):
         assert f"{value:.3f}" in text
     assert "bossdb://Kasthuri/ac4/em (sections 0 to 80) for 8 epochs (1,792 tiles in total) in 7 min" in text
     assert "The weights are those of epoch 7" in text
-    (found, wrong), (missed, right) = voxel_scores.foreground_counts(report.counts, 0.5)
+    (found, wrong), (missed, right) = thresholds.foreground_counts(report.counts, 0.5)
     for count in (found, wrong, missed, right, found + wrong + missed + right):
         assert f"{count:,}" in text
     assert "python jobs/train.py --name my_run" in text

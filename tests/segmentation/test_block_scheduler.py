@@ -2,7 +2,7 @@
 
 import pytest
 
-from kasthuri_ray.segmentation.block_history import MAX_FAILURES_PER_BLOCK, SetAsideBlock
+from kasthuri_ray.segmentation.block_failures import MAX_FAILURES_PER_BLOCK, SetAsideBlock
 from kasthuri_ray.segmentation.block_scheduler import BlockScheduler
 
 LATE = 1e9  # after every pause

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from kasthuri_ray.segmentation.block_history import MAX_FAILURES_PER_BLOCK, ActorDeath
+from kasthuri_ray.segmentation.block_failures import MAX_FAILURES_PER_BLOCK, ActorDeath
 from kasthuri_ray.segmentation.block_scheduler import BlockScheduler
 
 

@@ -1,6 +1,6 @@
 """The memory that a network takes, measured on small tiles."""
 
-from kasthuri_ray.inference.memory import activation_bytes_per_voxel, measure_activations
+from kasthuri_ray.inference.tile_memory import activation_bytes_per_voxel, measure_activations
 from kasthuri_ray.models.unet import UNet
 
 
