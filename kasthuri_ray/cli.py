@@ -9,19 +9,17 @@ import re
 import shlex
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from kasthuri_ray.errors import WorkFailed
+from kasthuri_ray.errors import InputError, WorkFailed
 from kasthuri_ray.storage.uris import in_ray_job, redact_secrets
 
 # Exit codes. A shell expects 130 after Ctrl-C: 128 + SIGINT.
 DONE, FAILED, BAD_INPUT, SET_ASIDE, INTERRUPTED = 0, 1, 2, 3, 130
-
-# Errors that are raised before any work and that the user can fix on the command line.
-INPUT_ERRORS = (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 DEFAULT_WAIT_S = 600.0  # of --wait-for-resources without a number
 
@@ -246,12 +244,13 @@ def run_job(main: Callable[[Sequence[str]], int | None], arguments: Sequence[str
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the cleanup at exit
         print("\nstopped", file=sys.stderr)
         return INTERRUPTED
-    except INPUT_ERRORS as error:
+    except InputError as error:
         return _report_error(f"{error}{_missing_file_hint(error)}", error, BAD_INPUT, flags)
     except OSError as error:
         return _report_error(str(error), error, FAILED, flags)
     except Exception as error:
-        return _report_error(f"{type(error).__name__}: {error} (--verbose shows where)", error, FAILED, flags)
+        text = f"{type(error).__name__}: {error} (a bug; its traceback is in {_write_traceback(error)})"
+        return _report_error(redact_secrets(text), error, FAILED, flags)
 
 
 def resume_command(program: str, arguments: Sequence[str], name: str) -> str:
@@ -309,6 +308,14 @@ def _missing_file_hint(error: Exception) -> str:
         ". A Ray job looks for a relative path in its copy of --working-dir: put the file there, or give s3://... "
         "or an absolute path that every node can read"
     )
+
+
+def _write_traceback(error: Exception) -> str:
+    """Write the traceback of an error to a new file, without secrets, and return the path."""
+    text = redact_secrets("".join(traceback.format_exception(error)))
+    with tempfile.NamedTemporaryFile("w", prefix="kasthuri_ray_error_", suffix=".txt", delete=False) as file:
+        file.write(text)
+    return file.name
 
 
 def _report_error(message: str, error: Exception, code: int, flags: Sequence[str]) -> int:

@@ -3,15 +3,52 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class InputError(ValueError):
+    """Bad input, which a person can correct: a flag, a setting, a file, a volume, or a place to write to."""
+
+
+class InputNotFound(InputError, FileNotFoundError):
+    """A file, folder, bucket or volume that was named does not exist."""
+
+
+class InputDenied(InputError, PermissionError):
+    """A file, folder, bucket or volume that was named may not be read or written."""
+
+
+@contextmanager
+def missing_is_bad_input() -> Iterator[None]:
+    """Turn the system's errors about missing and forbidden files into bad input: nothing was begun yet.
+
+    Yields
+    ------
+    None
+
+    Raises
+    ------
+    InputNotFound, InputDenied
+        For a FileNotFoundError, or a PermissionError, IsADirectoryError or NotADirectoryError, with its message.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputNotFound(str(error)) from error
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        raise InputDenied(str(error)) from error
 
 
 class WorkFailed(Exception):
     """Work that had started could not be finished; the message says why, and how to resume."""
 
 
-class LeaseHeld(ValueError):
+class LeaseHeld(InputError):
     """Another live run holds the lease."""
 
 

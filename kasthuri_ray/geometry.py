@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from kasthuri_ray.errors import InputError
+
 Zyx = tuple[int, int, int]
 Nm = tuple[float, float, float]
 AXES = "zyx"
@@ -32,7 +34,7 @@ def per_axis(function: Callable[..., T], *values: Sequence[Any]) -> tuple[T, T, 
 
     Raises
     ------
-    ValueError
+    InputError
         If there are not three axes.
     """
     z, y, x = (function(*each) for each in zip(*values, strict=True))
@@ -66,7 +68,7 @@ class Box:
 
     Raises
     ------
-    ValueError
+    InputError
         If `start` or `stop` does not have three axes.
     """
 
@@ -168,12 +170,12 @@ def parse_box(text: str, bounds: Box) -> Box:
 
     Raises
     ------
-    ValueError
+    InputError
         If the text is not three ranges, or the box is empty, negative where `bounds` is not, or outside `bounds`.
     """
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 3 or any(part.count(":") != 1 for part in parts):
-        raise ValueError(f"box {text!r} is not three ranges z,y,x such as 0:100,1000:3000,: (half-open, in voxels)")
+        raise InputError(f"box {text!r} is not three ranges z,y,x such as 0:100,1000:3000,: (half-open, in voxels)")
     whole = zip(parts, AXES, bounds.start, bounds.stop, strict=True)
     start, stop = zip(*(_parse_range(text, *axis) for axis in whole), strict=True)
     return check_inside(Box(start, stop), bounds, f"box {text!r}")
@@ -184,9 +186,9 @@ def _parse_range(text: str, part: str, axis: str, low: int, high: int) -> tuple[
     try:
         start, stop = int(first) if first else low, int(last) if last else high
     except ValueError:
-        raise ValueError(f"box {text!r}: {part!r} along {axis} is not a range of whole voxels") from None
+        raise InputError(f"box {text!r}: {part!r} along {axis} is not a range of whole voxels") from None
     if min(start, stop) < min(0, low):
-        raise ValueError(f"box {text!r}: negative indices are refused, along {axis} it has {part!r}")
+        raise InputError(f"box {text!r}: negative indices are refused, along {axis} it has {part!r}")
     return start, stop
 
 
@@ -207,13 +209,13 @@ def check_inside(box: Box, bounds: Box, what: str) -> Box:
 
     Raises
     ------
-    ValueError
+    InputError
         If the box is empty or outside; the message shows `bounds`.
     """
     if box.num_voxels == 0:
-        raise ValueError(f"{what} holds no voxels: {box}")
+        raise InputError(f"{what} holds no voxels: {box}")
     if not bounds.contains(box):
-        raise ValueError(f"{what} is outside the volume: {box} is not within {bounds} (z,y,x)")
+        raise InputError(f"{what} is outside the volume: {box} is not within {bounds} (z,y,x)")
     return box
 
 
@@ -222,11 +224,11 @@ def tile_starts(start: int, stop: int, size: int) -> list[int]:
 
     Raises
     ------
-    ValueError
+    InputError
         If the range is smaller than a tile.
     """
     if stop - start < size:
-        raise ValueError(f"a range of {stop - start} voxels is smaller than the tile, {size}")
+        raise InputError(f"a range of {stop - start} voxels is smaller than the tile, {size}")
     starts = list(range(start, stop - size + 1, size))
     if starts[-1] + size < stop:
         starts.append(stop - size)
@@ -248,14 +250,14 @@ class TileGrid(Sequence[tuple[Box, Box]]):
 
     Raises
     ------
-    ValueError
+    InputError
         If the box is smaller than a tile.
     """
 
     def __init__(self, box: Box, tile: Zyx) -> None:
         for axis in range(3):
             if box.shape[axis] < tile[axis]:
-                raise ValueError(
+                raise InputError(
                     f"box {box} is smaller than a tile along {AXES[axis]}: "
                     f"it has {box.shape[axis]} voxels, the tile {tile[axis]}"
                 )

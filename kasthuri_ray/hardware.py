@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from kasthuri_ray.errors import InputError
+
 # Voxels times parameters from which compiling saves more time than it takes. In training: 100 steps of 8 x 256 x 256
 # voxels of UNet_2D, which save 0.5 s each, against 20-35 s.
 COMPILE_PAYS_TRAINING = 100 * 8 * 256 * 256 * 2_000_000
@@ -299,11 +301,11 @@ class Machine:
 
         Raises
         ------
-        ValueError
+        InputError
             If `device` is `cuda` and torch finds no GPU.
         """
         if device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device is cuda, and torch finds no CUDA GPU on this machine; use cpu")
+            raise InputError("device is cuda, and torch finds no CUDA GPU on this machine; use cpu")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         shared: dict[str, Any] = {

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from kasthuri_ray.errors import InputError
+
 IGNORE_LABEL = 255  # the class of a voxel that counts neither in training nor in evaluation
 DEFAULT_PERCENTILES = (0.5, 99.5)
 VOXELS_AT_ONCE = 1 << 20  # so that a float32 copy of a whole cutout is never made
@@ -37,18 +39,18 @@ def to_classes(
 
     Raises
     ------
-    ValueError
+    InputError
         If a label is not a class; the message shows the values, and what is allowed.
     """
     if labels.dtype.kind not in "buif":
-        raise ValueError(f"{where}: an annotation holds integers, this one holds {labels.dtype}")
+        raise InputError(f"{where}: an annotation holds integers, this one holds {labels.dtype}")
     if threshold_value is None and labels.dtype.kind == "f":
-        raise ValueError(
+        raise InputError(
             f"{where}: an annotation holds integers, this one holds {labels.dtype}; "
             "set `threshold` to true in the task to take the voxels above its `threshold_value` as class 1"
         )
     if labels.dtype.kind == "f" and np.isnan(labels).any():
-        raise ValueError(f"{where}: the annotation holds nan, which is neither above nor below the threshold")
+        raise InputError(f"{where}: the annotation holds nan, which is neither above nor below the threshold")
     if labels.dtype == bool:
         labels = labels.view(np.uint8)
     if threshold_value is None:
@@ -68,7 +70,7 @@ def _exact_threshold(dtype: np.dtype, threshold: float) -> Any:
 
 
 def _check_classes(labels: np.ndarray, num_classes: int, ignore_label: int | None, where: str) -> np.ndarray:
-    """Return `labels` as uint8; raise a ValueError if one is neither a class nor `ignore_label`."""
+    """Return `labels` as uint8; raise an InputError if one is neither a class nor `ignore_label`."""
     classes = labels.astype(np.uint8)
     wrong = (labels < 0) | (labels >= num_classes)
     if ignore_label is not None:
@@ -77,7 +79,7 @@ def _check_classes(labels: np.ndarray, num_classes: int, ignore_label: int | Non
         values = np.unique(labels[wrong])
         shown = ", ".join(str(value) for value in values[:5]) + (", ..." if len(values) > 5 else "")
         ignored = "" if ignore_label is None else f" and {ignore_label} (ignore_label)"
-        raise ValueError(
+        raise InputError(
             f"{where}: the annotation holds {shown}; allowed are 0 to {num_classes - 1}{ignored}. If these are the "
             "ids of objects, set `threshold` to true in the task: labels above its `threshold_value` are class 1"
         )
@@ -106,30 +108,30 @@ def intensity_window(
 
     Raises
     ------
-    ValueError
+    InputError
         If an image of floats, whose range is not known, has no setting; if the setting is malformed; or if both
         percentiles of the image are the same.
     """
     if dtype.kind not in "uif":
-        raise ValueError(f"the image holds {dtype}; images are uint8, uint16 or other numbers")
+        raise InputError(f"the image holds {dtype}; images are uint8, uint16 or other numbers")
     if dtype.kind == "f" and setting is None:
-        raise ValueError(f"the image holds {dtype}, whose range is not known; give image_intensity as [low, high]")
+        raise InputError(f"the image holds {dtype}, whose range is not known; give image_intensity as [low, high]")
     if setting is None and dtype == np.uint8:
         return 0.0, 255.0
     if setting is None:
         return _percentiles(sample, DEFAULT_PERCENTILES)
     if isinstance(setting, Mapping):
         if set(setting) != {"percentiles"}:
-            raise ValueError(
+            raise InputError(
                 f'image_intensity {dict(setting)} is neither [low, high] nor {{"percentiles": [low, high]}}'
             )
         low, high = _parse_pair(setting["percentiles"])
         if not 0 <= low < high <= 100:
-            raise ValueError(f"image_intensity: percentiles {[low, high]} are not two rising numbers from 0 to 100")
+            raise InputError(f"image_intensity: percentiles {[low, high]} are not two rising numbers from 0 to 100")
         return _percentiles(sample, (low, high))
     low, high = _parse_pair(setting)
     if not low < high:
-        raise ValueError(f"image_intensity {[low, high]}: the low value is not below the high one")
+        raise InputError(f"image_intensity {[low, high]}: the low value is not below the high one")
     return low, high
 
 
@@ -137,16 +139,16 @@ def _parse_pair(setting: Sequence[float]) -> tuple[float, float]:
     values = list(setting) if isinstance(setting, Sequence) else [setting]
     numbers = [float(value) for value in values if isinstance(value, (int, float)) and np.isfinite(value)]
     if len(values) != 2 or len(numbers) != 2:
-        raise ValueError(f"image_intensity {setting!r} is not two numbers [low, high]")
+        raise InputError(f"image_intensity {setting!r} is not two numbers [low, high]")
     return numbers[0], numbers[1]
 
 
 def _percentiles(sample: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float]:
     if sample.size == 0:
-        raise ValueError("image_intensity: there are no voxels to take percentiles of")
+        raise InputError("image_intensity: there are no voxels to take percentiles of")
     low, high = (float(value) for value in np.percentile(sample, percentiles))
     if low >= high:
-        raise ValueError(
+        raise InputError(
             f"image_intensity: the percentiles {percentiles[0]} and {percentiles[1]} of the image are both {low:g}: "
             "the sample has no contrast; give image_intensity as [low, high]"
         )
@@ -170,12 +172,12 @@ def to_uint8(image: np.ndarray, intensity: tuple[float, float]) -> np.ndarray:
 
     Raises
     ------
-    ValueError
+    InputError
         If the image holds nan.
     """
     low, high = intensity
     if image.dtype.kind == "f" and np.isnan(image).any():
-        raise ValueError("the image holds nan, which has no grey level")
+        raise InputError("the image holds nan, which has no grey level")
     if image.dtype == np.uint8 and (low, high) == (0, 255):
         return image
     grey = np.empty(image.shape, np.uint8)

@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,7 +17,14 @@ from kasthuri_ray.cli import (
     run_job,
     segment_resume_command,
 )
-from kasthuri_ray.errors import VolumeError, WorkFailed
+from kasthuri_ray.errors import (
+    InputDenied,
+    InputError,
+    InputNotFound,
+    VolumeError,
+    WorkFailed,
+    missing_is_bad_input,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = str(ROOT / "jobs" / "train.py")
@@ -32,15 +40,14 @@ def raising(error: BaseException):
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (ValueError("no such thing"), 2, "error: no such thing\n"),
-        (FileNotFoundError("not there"), 2, "error: not there\n"),
-        (PermissionError("not yours"), 2, "error: not yours\n"),
+        (InputError("no such thing"), 2, "error: no such thing\n"),
+        (InputNotFound("not there"), 2, "error: not there\n"),
+        (InputDenied("not yours"), 2, "error: not yours\n"),
         (WorkFailed("half way\nto resume: again"), 1, "error: half way\nto resume: again\n"),
         (VolumeError("the server is down"), 1, "error: the server is down\n"),
         (OSError("disk full"), 1, "error: disk full\n"),
-        (KeyError("x"), 1, "error: KeyError: 'x' (--verbose shows where)\n"),
-        (RuntimeError(), 1, "error: RuntimeError:  (--verbose shows where)\n"),
-        (ValueError(), 2, "error: ValueError\n"),
+        (FileNotFoundError("gone"), 1, "error: gone\n"),
+        (InputError(), 2, "error: InputError\n"),
         (KeyboardInterrupt(), 130, "\nstopped\n"),
     ],
 )
@@ -49,22 +56,41 @@ def test_an_error_sets_the_exit_code_and_prints_a_message_without_traceback(caps
     assert capsys.readouterr().err == message
 
 
+@pytest.mark.parametrize("error", [ValueError("https://lab/x?token=abc is odd"), KeyError("x")])
+def test_an_error_in_the_program_exits_with_1_and_leaves_its_traceback_in_a_file(capsys, tmp_path, monkeypatch, error):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert run_job(raising(error), []) == 1
+    (file,) = tmp_path.iterdir()
+    stderr, text = capsys.readouterr().err, file.read_text()
+    assert str(file) in stderr
+    assert "Traceback" not in stderr
+    assert "raise error" in text
+    assert "abc" not in text + stderr  # the query of a URL may be a secret
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError])
+def test_missing_and_forbidden_files_become_bad_input_of_the_same_kind(error):
+    with pytest.raises(InputError, match=r"^/data/x$") as raised, missing_is_bad_input():
+        raise error("/data/x")
+    assert isinstance(raised.value, FileNotFoundError) == (error is FileNotFoundError)
+
+
 def test_verbose_also_prints_the_traceback(capsys):
-    assert run_job(raising(ValueError("no such thing")), ["--verbose"]) == 2
+    assert run_job(raising(InputError("no such thing")), ["--verbose"]) == 2
     stderr = capsys.readouterr().err
     assert "Traceback (most recent call last)" in stderr
     assert stderr.endswith("error: no such thing\n")
 
 
 def test_a_ray_job_says_where_to_put_a_missing_file(capsys, monkeypatch):
-    missing = raising(FileNotFoundError("there is no file mine.json"))
+    missing = raising(InputNotFound("there is no file mine.json"))
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert run_job(missing, []) == 2
     stderr = capsys.readouterr().err
     assert stderr.startswith("error: there is no file mine.json. A Ray job looks for a relative path in its copy of")
     assert "an absolute path that every node can read" in stderr
-    run_job(raising(FileNotFoundError("s3://lab/mine.json is not there")), [])
-    run_job(raising(ValueError("no such key")), [])
+    run_job(raising(InputNotFound("s3://lab/mine.json is not there")), [])
+    run_job(raising(InputError("no such key")), [])
     assert "--working-dir" not in capsys.readouterr().err
 
 

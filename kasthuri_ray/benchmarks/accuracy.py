@@ -15,6 +15,7 @@ from typing import Any
 from kasthuri_ray.benchmarks import vnc_dataset
 from kasthuri_ray.benchmarks.harness import BenchmarkLine, report_lines, run_part
 from kasthuri_ray.config.loading import resolve_settings
+from kasthuri_ray.errors import InputNotFound
 
 MIN_F1 = {"membrane": 0.885, "synapse": 0.55}
 MAX_TIME_RATIO = 0.4  # to the seed's recipe
@@ -58,7 +59,7 @@ def run_accuracy(
 
     Raises
     ------
-    FileNotFoundError
+    InputNotFound
         If `data` is not VNC; the message says where to get it.
     """
     store = find_store(data)
@@ -77,7 +78,7 @@ def find_store(data: str) -> str:
     for path in (Path(data), Path(data) / "vnc.zarr"):
         if (path / "em").is_dir():
             return str(path)
-    raise FileNotFoundError(f"{data} holds no vnc.zarr. {vnc_dataset.DOWNLOAD_HINT}")
+    raise InputNotFound(f"{data} holds no vnc.zarr. {vnc_dataset.DOWNLOAD_HINT}")
 
 
 def accuracy_settings(task: str, store: str, seed: int, storage: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kasthuri_ray.benchmarks.harness import BenchmarkLine, report_lines, run_part
+from kasthuri_ray.errors import InputError
 
 PREDICTOR_PARTS = "kasthuri_ray.benchmarks.predictor_processes"
 NETWORKS = ("UNet_2D", "UNet_2D_attention", "UNet_2D_residual", "UNet_2D_depth", "UNet_3D")
@@ -52,7 +53,7 @@ def run_predictor_benchmark(
 
     Raises
     ------
-    ValueError
+    InputError
         If the device is cuda and there is no CUDA GPU.
     """
     import torch
@@ -62,7 +63,7 @@ def run_predictor_benchmark(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, and torch finds no CUDA GPU on this machine; use cpu")
+        raise InputError("device is cuda, and torch finds no CUDA GPU on this machine; use cpu")
     seconds, precision = 0.1 if quick else SECONDS, choose_precision("auto", torch.device(device))
     arguments: dict[str, Any] = {"device": device, "precision": precision, "seconds": seconds / 2}
     ceilings, _ = run_part("ceilings", arguments, verbose=verbose, module=PREDICTOR_PARTS)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from kasthuri_ray.errors import InputError, InputNotFound
+
 SOURCE = "https://github.com/unidesigner/groundtruth-drosophila-vnc"
 LICENCE = "CC BY-NC-SA 3.0"
 CITATION = (
@@ -48,18 +50,18 @@ def convert_vnc(source: str, output: str) -> None:
 
     Raises
     ------
-    FileNotFoundError
+    InputNotFound
         If a folder holds no sections.
-    ValueError
+    InputError
         If `output` exists already, or if the sections or annotations do not fit together.
     """
     stack = Path(source) / "stack1" if (Path(source) / "stack1").is_dir() else Path(source)
     if Path(output).exists():
-        raise ValueError(f"{output} already exists; give another --output")
+        raise InputError(f"{output} already exists; give another --output")
     arrays = {name: read_sections(stack / folder) for name, folder in FOLDERS.items()}
     for name, array in arrays.items():
         if array.shape != arrays["em"].shape:
-            raise ValueError(f"{stack / FOLDERS[name]} is {array.shape}, the images are {arrays['em'].shape} (z,y,x)")
+            raise InputError(f"{stack / FOLDERS[name]} is {array.shape}, the images are {arrays['em'].shape} (z,y,x)")
     for name, values in CLASSES.items():
         arrays[name] = label_foreground(arrays[name], np.isin(arrays["labels"], values), str(stack / FOLDERS[name]))
     write_vnc(arrays, output)
@@ -70,12 +72,12 @@ def read_sections(folder: Path) -> np.ndarray:
     """Return the sections in a folder, one file (.tif, .png) each, by their numbers; uint8 z, y, x."""
     files = [file for file in folder.glob("*") if file.suffix.lower() in (".tif", ".tiff", ".png")]
     if not files:
-        raise FileNotFoundError(f"{folder} holds no sections (.tif, .png). {DOWNLOAD_HINT}")
+        raise InputNotFound(f"{folder} holds no sections (.tif, .png). {DOWNLOAD_HINT}")
     files.sort(key=lambda file: int((re.findall(r"\d+", file.stem) or ["0"])[-1]))
     sections = [_read(file) for file in files]
     shapes = {section.shape for section in sections}
     if len(shapes) > 1:
-        raise ValueError(f"the sections in {folder} have different sizes: {', '.join(map(str, sorted(shapes)))}")
+        raise InputError(f"the sections in {folder} have different sizes: {', '.join(map(str, sorted(shapes)))}")
     return np.stack(sections)
 
 
@@ -86,7 +88,7 @@ def _read(file: Path) -> np.ndarray:
         with Image.open(file) as image:
             return np.asarray(image.convert("L"))
     except UnidentifiedImageError:
-        raise ValueError(f"{file} is not an image; is it a pointer of Git LFS? {DOWNLOAD_HINT}") from None
+        raise InputError(f"{file} is not an image; is it a pointer of Git LFS? {DOWNLOAD_HINT}") from None
 
 
 def label_foreground(drawn: np.ndarray, labelled: np.ndarray, name: str) -> np.ndarray:
@@ -97,7 +99,7 @@ def label_foreground(drawn: np.ndarray, labelled: np.ndarray, name: str) -> np.n
     white = drawn > 127
     agreement = float((white == labelled).mean())
     if 0.25 < agreement < 0.75:
-        raise ValueError(
+        raise InputError(
             f"{name} and the merged labels agree in {agreement:.0%} of the voxels: they do not belong together"
         )
     return (white if agreement > 0.5 else ~white).astype(np.uint8)

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from kasthuri_ray.errors import InputError
+
 
 class SettingsSection(BaseModel):
     """A section of settings; an unknown key, a value of another type, infinity and NaN are errors."""
@@ -17,7 +19,7 @@ class SettingsSection(BaseModel):
 
 def _check_rising(limits: list[int]) -> list[int]:
     if limits[0] >= limits[1]:
-        raise ValueError("it holds no voxels; a range is [start, stop], stop not included")
+        raise InputError("it holds no voxels; a range is [start, stop], stop not included")
     return limits
 
 
@@ -27,7 +29,7 @@ def _split_three(value: Any) -> Any:
         return value
     parts = value.split(",")
     if len(parts) != 3 or not all(re.fullmatch(r"\s*(0|[1-9][0-9]*)(\.[0-9]+)?\s*", part) for part in parts):
-        raise ValueError("expected three numbers z,y,x, none below 0, such as 64,512,512")
+        raise InputError("expected three numbers z,y,x, none below 0, such as 64,512,512")
     return [json.loads(part) for part in parts]
 
 
@@ -57,11 +59,11 @@ Compile = Literal["auto", "on", "off"]
 
 
 def check_number_range(value: Any) -> Any:
-    """Return `N` as a number and `MIN-MAX` as it is written; raise a ValueError for anything else but None."""
+    """Return `N` as a number and `MIN-MAX` as it is written; raise an InputError for anything else but None."""
     low, dash, high = (str(value) if value is not None else "1").partition("-")
     whole = all(re.fullmatch("[0-9]+", part) for part in ([low, high] if dash else [low]))
     if not whole or not 1 <= int(low) <= int(high or low):
-        raise ValueError("expected N or MIN-MAX, such as 4 or 2-8")
+        raise InputError("expected N or MIN-MAX, such as 4 or 2-8")
     return value if value is None or dash else int(low)
 
 

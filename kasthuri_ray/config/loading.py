@@ -1,7 +1,7 @@
 """Loading of settings: files, `--config`, `--set` and flags become one `Settings` object.
 
 Precedence, highest first: flags, `--set`, the `--config` file, the task and network files, the defaults. Invalid
-settings raise a ValueError that names the file, the key, the value and what is allowed.
+settings raise an InputError that names the file, the key, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from kasthuri_ray.config import messages
 from kasthuri_ray.config.field_types import SettingsSection
 from kasthuri_ray.config.settings import SECTIONS, Settings
 from kasthuri_ray.config.task import RANGES
+from kasthuri_ray.errors import InputError, InputNotFound
 
 PACKAGE_FOLDER = Path(__file__).parents[1]
 DEFAULT_NETWORK = "UNet_2D"
@@ -49,7 +50,7 @@ def find_config_file(name: str, kind: str) -> Path:
 
     Raises
     ------
-    FileNotFoundError
+    InputNotFound
         If there is no such file; the message lists the names.
     """
     if Path(name).is_file():
@@ -61,7 +62,7 @@ def find_config_file(name: str, kind: str) -> Path:
     if stem in builtin and Path(name).name == name:
         return builtin[stem]
     names, hint = ", ".join(builtin), messages.nearest_hint(stem, builtin)
-    raise FileNotFoundError(f"no {kind} {name!r}: it is neither a file nor one of {names}{hint}")
+    raise InputNotFound(f"no {kind} {name!r}: it is neither a file nor one of {names}{hint}")
 
 
 def builtin_tasks() -> list[str]:
@@ -90,28 +91,28 @@ def read_json_file(path: Path) -> dict[str, Any]:
 
     Raises
     ------
-    FileNotFoundError
+    InputNotFound
         If there is no such file.
-    ValueError
+    InputError
         If it does not hold a JSON object, or one with a key twice; the message names the line or the key.
     """
     try:
         content = json.loads(path.read_text(), object_pairs_hook=_reject_duplicate_keys)
     except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file {path}") from None
+        raise InputNotFound(f"there is no file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        raise InputError(f"{path} cannot be read: {error}") from None
     except _DuplicateKey as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error.msg} in line {error.lineno}") from None
+        raise InputError(f"{path} is not JSON: {error.msg} in line {error.lineno}") from None
     if not isinstance(content, dict):
         kind = _JSON_KINDS.get(type(content), "a number")
-        raise ValueError(f"{path} must contain a JSON object {{...}}, not {kind}")
+        raise InputError(f"{path} must contain a JSON object {{...}}, not {kind}")
     return content
 
 
-class _DuplicateKey(ValueError):
+class _DuplicateKey(InputError):
     """A JSON object that holds a key twice; Python's reader would silently use the last."""
 
 
@@ -130,9 +131,9 @@ def read_config(path: Path) -> Layer:
     layer = {key: value for key, value in read_json_file(path).items() if key not in RECORD_KEYS}
     for section, values in layer.items():
         if section not in SECTIONS:
-            raise ValueError(f"{path}: no section {section!r}; the sections are {', '.join(SECTIONS)}")
+            raise InputError(f"{path}: no section {section!r}; the sections are {', '.join(SECTIONS)}")
         if not isinstance(values, dict):
-            raise ValueError(f"{path}: {section} is not an object of settings")
+            raise InputError(f"{path}: {section} is not an object of settings")
     return layer
 
 
@@ -145,13 +146,13 @@ def parse_assignment(text: str) -> Layer:
     target, equals, value = text.partition("=")
     section, dot, key = target.strip().partition(".")
     if not (equals and dot and key):
-        raise ValueError(f"--set {text}: expected section.key=value, such as network.epochs=30")
+        raise InputError(f"--set {text}: expected section.key=value, such as network.epochs=30")
     if section not in SECTIONS:
-        raise ValueError(f"--set {text}: no section {section!r}; the sections are {', '.join(SECTIONS)}")
+        raise InputError(f"--set {text}: no section {section!r}; the sections are {', '.join(SECTIONS)}")
     try:
         parsed = _parse_value(value.strip())
     except _DuplicateKey as error:
-        raise ValueError(f"--set {text}: {error}") from None
+        raise InputError(f"--set {text}: {error}") from None
     field = SECTIONS[section].model_fields.get(key)
     is_text = field is not None and field.annotation in (str, str | None)
     return {section: {key: value.strip() if is_text and isinstance(parsed, list | int | float) else parsed}}
@@ -195,9 +196,9 @@ def resolve_settings(
 
     Raises
     ------
-    ValueError
+    InputError
         If a setting is unknown, missing or not allowed, or if a file is malformed.
-    FileNotFoundError
+    InputNotFound
         If there is no such file.
     """
     overrides = override_layers(config, assignments, flags)
@@ -209,7 +210,7 @@ def resolve_settings(
         path = find_config_file(task, "task")
         files.append((str(path), {"task": read_json_file(path)}))
     elif base is None and not any("task" in layer for _, layer in overrides):
-        raise ValueError(f"no task: give --task, one of {', '.join(builtin_tasks())} or a file of your own")
+        raise InputError(f"no task: give --task, one of {', '.join(builtin_tasks())} or a file of your own")
     merged = _merge(files, overrides)
     sections: dict[str, Any] = {section: _validate(section, merged) for section in SECTIONS}
     settings = Settings(kept=merged.unused, **sections)
@@ -282,7 +283,7 @@ def override_settings(settings: Settings, values: Mapping[str, Any], origin: str
 
     Raises
     ------
-    ValueError
+    InputError
         If a setting is unknown or its value not allowed.
     """
     changes: Layer = {}
@@ -337,7 +338,7 @@ def _validate(section: str, merged: _Merged) -> SettingsSection:
     try:
         return SECTIONS[section].model_validate(merged.values[section])
     except ValidationError as error:
-        raise ValueError("\n".join(messages.describe_errors(section, error, merged.origins))) from None
+        raise InputError("\n".join(messages.describe_errors(section, error, merged.origins))) from None
 
 
 def _valid_sections(merged: _Merged) -> dict[str, SettingsSection]:
@@ -352,4 +353,4 @@ def _valid_sections(merged: _Merged) -> dict[str, SettingsSection]:
 def _check_key(section: str, key: str, origin: str) -> None:
     known = SECTIONS[section].model_fields
     if key not in known:
-        raise ValueError(f"{origin}: no setting {section}.{key}{messages.nearest_hint(key, known)}")
+        raise InputError(f"{origin}: no setting {section}.{key}{messages.nearest_hint(key, known)}")

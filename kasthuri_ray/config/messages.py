@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from kasthuri_ray.config.field_types import SettingsSection
 from kasthuri_ray.config.settings import SECTIONS, Settings
 from kasthuri_ray.config.task import SPLITS, TaskSettings
+from kasthuri_ray.errors import InputError
 
 TASK_TYPES = ("synapse", "membrane")  # task types with defaults of their own
 RUN_LOCATION = ("name", "storage")
@@ -77,7 +78,7 @@ def nearest_hint(word: str, known: Iterable[str]) -> str:
 
 
 def check_volumes_used(task: TaskSettings, typed: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    """Raise a ValueError for an image or an annotation on the command line that no region of the task would use.
+    """Raise an InputError for an image or an annotation on the command line that no region of the task would use.
 
     `typed` are layers of settings from the command line, each with its name, the lowest first.
     """
@@ -92,7 +93,7 @@ def check_volumes_used(task: TaskSettings, typed: Sequence[tuple[str, Mapping[st
         names = [name for name, layer in typed if layer.get("task", {}).get(f"{kind}_chan")]
         if unused and names:
             flag = names[-1] if names[-1].startswith("--") else f"--{kind}"
-            raise ValueError(
+            raise InputError(
                 f"{flag} has no effect: every region in task.boxes sets its own {kind}. Change it there, or remove "
                 f'"{kind}" from the regions that {flag} is meant for'
             )

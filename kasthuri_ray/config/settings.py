@@ -32,6 +32,7 @@ from kasthuri_ray.config.field_types import (
     parse_number_range,
 )
 from kasthuri_ray.config.task import TaskSettings
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.storage.uris import redact_secrets
 
 MIN_BATCH_SIZE = 2  # tiles, where batch_size is None
@@ -110,7 +111,7 @@ class NetworkSettings(SettingsSection):
     @model_validator(mode="after")
     def _check_class_weights(self) -> NetworkSettings:
         if self.class_weights is not None and len(self.class_weights) != self.classes:
-            raise ValueError(f"class_weights has {len(self.class_weights)} values for {self.classes} classes")
+            raise InputError(f"class_weights has {len(self.class_weights)} values for {self.classes} classes")
         return self
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_serializer, model_serializer, model_validator
 
 from kasthuri_ray.config.field_types import Count, LossName, NotNegativeInt, SettingsSection, Share, VoxelRange
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Zyx, parse_box
 from kasthuri_ray.storage.uris import redact_secrets
 
@@ -134,27 +135,27 @@ class TaskSettings(SettingsSection):
     def _check_complete(self) -> TaskSettings:
         ranges = [key for key in RANGES if getattr(self, key) is not None]
         if self.boxes is not None and ranges:
-            raise ValueError(f"boxes and {', '.join(ranges)} are both set; boxes replace the ranges")
+            raise InputError(f"boxes and {', '.join(ranges)} are both set; boxes replace the ranges")
         missing = [key for key in RANGES if key not in (*ranges, "z_test")]
         if self.boxes is None and missing:
-            raise ValueError(f"needs {', '.join(missing)} (or boxes)")
+            raise InputError(f"needs {', '.join(missing)} (or boxes)")
         self._check_gap()
         for split in SPLITS:
             for region in self.regions(split):
                 if region.image is None or (region.annotation is None and split != "test"):
-                    raise ValueError(f"needs image_chan and annotation_chan for {split} (or --image and --annotation)")
+                    raise InputError(f"needs image_chan and annotation_chan for {split} (or --image and --annotation)")
         return self
 
     def _check_gap(self) -> None:
         if self.boxes is not None:
             if self.z_gap:
-                raise ValueError(
+                raise InputError(
                     "z_gap applies only to z_train, z_val and z_test; leave the gap between the boxes yourself"
                 )
             return
         for split, z in self._z_ranges().items():
             if z is not None and z[0] >= z[1]:
-                raise ValueError(f"z_gap {self.z_gap} leaves nothing of z_{split} {getattr(self, f'z_{split}')}")
+                raise InputError(f"z_gap {self.z_gap} leaves nothing of z_{split} {getattr(self, f'z_{split}')}")
 
 
 def region_box(region: Region, bounds: Box, what: str) -> Box:
@@ -176,11 +177,11 @@ def region_box(region: Region, bounds: Box, what: str) -> Box:
 
     Raises
     ------
-    ValueError
+    InputError
         If the box is malformed, empty or not inside `bounds`. The message starts with `what` and names the range that
         is wrong.
     """
     try:
         return parse_box(region.box_text(), bounds)
     except ValueError as error:
-        raise ValueError(f"{what}: {error}") from None
+        raise InputError(f"{what}: {error}") from None

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Zyx, ceil_div, per_axis
 from kasthuri_ray.labels import IGNORE_LABEL, to_classes
 from kasthuri_ray.metrics.components import Components, UnionFind, label_mask_components, lowest_foreground_value
@@ -66,12 +67,12 @@ class Comparison:
     def read_probability(self, box: Box) -> np.ndarray:
         """Return the probability of foreground, z, y, x, as uint8 (255 is 1) or float.
 
-        `box` is in voxels of the annotation. Raise a ValueError for floats that are no probabilities.
+        `box` is in voxels of the annotation. Raise an InputError for floats that are no probabilities.
         """
         prediction_box = box.shifted(self.shift)
         voxels = self.prediction.read(prediction_box)
         if voxels.dtype.kind == "f" and not (voxels.min() >= 0 and voxels.max() <= 1 + 1e-6):
-            raise ValueError(
+            raise InputError(
                 f"{self.prediction.uri} {prediction_box} holds {voxels.min():.4g} to {voxels.max():.4g}; expected "
                 "probabilities: floats from 0 to 1, or uint8 where 255 is 1"
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kasthuri_ray.config.settings import DEFAULT_THRESHOLD, EvaluateSettings
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.evaluation.comparison import Comparison
 from kasthuri_ray.evaluation.provenance import (
     AnnotationRule,
@@ -55,7 +56,7 @@ class ComparisonInputs:
 def prepare_comparison(settings: EvaluateSettings) -> ComparisonInputs:
     """Open and check everything.
 
-    Raise ValueError, FileNotFoundError, PermissionError or VolumeError, with what was wrong.
+    Raise InputError or VolumeError, with what was wrong.
     """
     notes: list[str] = []
     _check_threshold(settings.threshold)
@@ -93,12 +94,12 @@ def prepare_comparison(settings: EvaluateSettings) -> ComparisonInputs:
 
 def _check_threshold(threshold: float | None) -> None:
     if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"--threshold {threshold} is not a probability; expected a number from 0 to 1")
+        raise InputError(f"--threshold {threshold} is not a probability; expected a number from 0 to 1")
 
 
 def _check_annotation(annotation: Volume, rule: AnnotationRule) -> None:
     if annotation.dtype.kind not in "bui" and rule.threshold_value is None:
-        raise ValueError(
+        raise InputError(
             f"{annotation.uri} holds {annotation.dtype}; an annotation holds integers, or the task {rule.name} sets "
             "`threshold` to true, to take the voxels above its `threshold_value`"
         )
@@ -111,7 +112,7 @@ def _choose_box(text: str | None, annotation: VoxelGrid, overlap: Box, add_note:
     requested = parse_box(text, annotation.bounds)
     box = requested.intersect(overlap)
     if box.num_voxels == 0:
-        raise ValueError(
+        raise InputError(
             f"--box {requested} is outside the prediction: prediction and annotation overlap in {overlap} (z,y,x)"
         )
     if box != requested:
@@ -133,19 +134,19 @@ def _open_instances(
     if settings.instances is None:
         return None
     if rule.task_type != "membrane":
-        raise ValueError(
+        raise InputError(
             "--instances are the cells that membranes enclose and need a membrane task; "
             f"the task {rule.name} is {rule.task_type}"
         )
     instances = opener.open(settings.instances)
     if instances.bounds != annotation.bounds:
-        raise ValueError(
+        raise InputError(
             f"instances and annotation have different shapes: {instances.uri} is {instances.bounds}, "
             f"{annotation.uri} is {annotation.bounds} (z,y,x)"
         )
     voxel_shift(VoxelGrid.of(instances), VoxelGrid.of(annotation))  # raises if the voxel sizes differ
     if instances.dtype.kind not in "ui":
-        raise ValueError(f"{instances.uri} holds {instances.dtype}; instances are integers, one for each cell")
+        raise InputError(f"{instances.uri} holds {instances.dtype}; instances are integers, one for each cell")
     return instances
 
 

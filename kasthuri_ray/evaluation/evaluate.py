@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kasthuri_ray.config.settings import EvaluateSettings
-from kasthuri_ray.errors import WorkFailed
+from kasthuri_ray.errors import InputError, WorkFailed, missing_is_bad_input
 from kasthuri_ray.evaluation.comparison import BlockResult, Comparison, ComparisonTotals, compare_block
 from kasthuri_ray.evaluation.comparison_inputs import prepare_comparison
 from kasthuri_ray.evaluation.evaluation_report import (
@@ -35,6 +35,7 @@ BLOCK_CPUS = 0.5  # logical: while one block is read, another is counted
 MAX_RETRIES = 5  # of a block whose worker died, or whose volume could not be read
 
 
+@missing_is_bad_input()
 def evaluate(settings: EvaluateSettings, block_shape: Zyx | None = None) -> dict[str, Any]:
     """Compare a prediction with an annotation, and write the result and its page.
 
@@ -52,7 +53,7 @@ def evaluate(settings: EvaluateSettings, block_shape: Zyx | None = None) -> dict
 
     Raises
     ------
-    ValueError
+    InputError
         For bad input, before anything is written. Files that cannot be opened raise FileNotFoundError,
         PermissionError or VolumeError.
     WorkFailed
@@ -86,16 +87,16 @@ def evaluate(settings: EvaluateSettings, block_shape: Zyx | None = None) -> dict
 def default_out(settings: EvaluateSettings) -> str:
     """Return `--out`, else a folder next to the prediction.
 
-    Raise a ValueError for a folder inside the prediction, and if a prediction without `--out` is not on a disk or S3.
+    Raise an InputError for a folder inside the prediction, and if a prediction without `--out` is not on a disk or S3.
     """
     path, group = storage_path(settings.prediction), output_group_path(settings.prediction)
     if settings.out is not None:
         out = open_storage(settings.out).path
         if group is not None and is_inside(out, open_storage(group).path):
-            raise ValueError(f"--out {settings.out} is inside the prediction {group}; give a folder outside of it")
+            raise InputError(f"--out {settings.out} is inside the prediction {group}; give a folder outside of it")
         return settings.out
     if path is None or group is None:
-        raise ValueError(f"there is no folder next to {settings.prediction} to write an evaluation to: give --out")
+        raise InputError(f"there is no folder next to {settings.prediction} to write an evaluation to: give --out")
     level = path.removeprefix(group).replace("/", ".")  # of an array in the group
     return f"{group}{level}.evaluation"
 
@@ -125,7 +126,7 @@ def compare_blocks(comparison: Comparison, blocks: list[Box], reporter: Reporter
 
 
 def _to_input_error(error: Exception, block: Box) -> Exception:
-    """Return a ValueError for bad input, such as a label that is no class, and WorkFailed for any other error."""
-    if isinstance(user_error(error), ValueError):
-        return ValueError(root_cause(error))
+    """Return an InputError for bad input, such as a label that is no class, and WorkFailed for any other error."""
+    if isinstance(user_error(error), InputError):
+        return InputError(root_cause(error))
     return WorkFailed(f"the block {block} could not be compared: {root_cause(error)}")

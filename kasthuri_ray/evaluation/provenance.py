@@ -12,6 +12,7 @@ import numpy as np
 
 from kasthuri_ray.config.loading import builtin_tasks, resolve_settings
 from kasthuri_ray.config.task import TaskSettings
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Zyx
 from kasthuri_ray.output.ome_zarr import OmeZarrOutput
 from kasthuri_ray.output.side_files import read_progress
@@ -59,12 +60,12 @@ class AnnotationRule:
 
 
 def find_annotation_rule(task: str | None, prediction: str, provenance: Mapping[str, Any]) -> AnnotationRule:
-    """Return the rule of the task `task`, else of the provenance's task. Raise a ValueError if neither exists."""
+    """Return the rule of the task `task`, else of the provenance's task. Raise an InputError if neither exists."""
     if task is not None:
         return AnnotationRule.of(resolve_settings(task, None).task.model_dump())
     recorded = provenance.get("task")
     if recorded is None:
-        raise ValueError(
+        raise InputError(
             f"{prediction} does not say which task it was made for: give --task, one of "
             f"{', '.join(builtin_tasks())} or a task file"
         )
@@ -120,13 +121,13 @@ class ForegroundVolume(Volume):
 
 
 def open_prediction(uri: str, opener: VolumeOpener, num_classes: int) -> Volume:
-    """Return the probability of foreground as a volume of uint8, float or bool. Raise a ValueError for other types."""
+    """Return the probability of foreground as a volume of uint8, float or bool. Raise an InputError for other types."""
     path = storage_path(uri)
     if num_classes > 2 and path is not None:
         return _open_foreground(path)
     volume = opener.open(uri)
     if volume.dtype not in (np.uint8, bool) and volume.dtype.kind != "f":
-        raise ValueError(
+        raise InputError(
             f"{volume.uri} holds {volume.dtype}; a prediction holds probabilities (uint8 where 255 is 1, or floats "
             "from 0 to 1) or is a mask of bools"
         )
@@ -152,7 +153,7 @@ def _open_foreground(path: str) -> ForegroundVolume:
 def prediction_start(provenance: Mapping[str, Any], prediction: Volume) -> Zyx | None:
     """Return the image voxel of the first voxel of a segmentation, which an OME-Zarr without a unit cannot store.
 
-    None if the volume has a voxel size, or no such provenance. Raise a ValueError for a coarser level of the output:
+    None if the volume has a voxel size, or no such provenance. Raise an InputError for a coarser level of the output:
     its voxel size is unknown, so its voxels cannot be found in the annotation.
     """
     if prediction.voxel_size_nm is not None or not re.fullmatch(r"[-\d:,]+", str(provenance.get("box", ""))):
@@ -160,7 +161,7 @@ def prediction_start(provenance: Mapping[str, Any], prediction: Volume) -> Zyx |
     starts, stops = zip(*(map(int, part.split(":")) for part in provenance["box"].split(",")), strict=True)
     box = Box(starts, stops)
     if box.shape != prediction.bounds.shape:
-        raise ValueError(
+        raise InputError(
             f"{prediction.uri} is a downsampled level, and without a voxel size it cannot be aligned with the "
             "annotation; give the group or level s0"
         )

@@ -113,7 +113,7 @@ def choose_inference_settings(
 
     Raises
     ------
-    ValueError
+    InputError
         If the network cannot take the tile of the user.
     """
     receptive_field = receptive_field.widened_for_tta() if tta else receptive_field

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import AXES, Box, Zyx, ceil_div, per_axis
 
 Span = tuple[int, int, int, int]  # of a tile along one axis: input start and stop, core start and stop
@@ -55,7 +56,7 @@ def choose_tile_shape(
 def check_tile_shape(tile: Sequence[int], margin: Zyx, factors: Zyx, dim: int) -> Zyx:
     """Return a tile shape (z, y, x, margins included) if the network can take it.
 
-    Raises ValueError with the nearest good sizes if it cannot.
+    Raises InputError with the nearest good sizes if it cannot.
     """
     for axis, (n, m, f) in enumerate(zip(tile, margin_on_grid(margin, factors), factors, strict=True)):
         smallest = 2 * m + f
@@ -64,7 +65,7 @@ def check_tile_shape(tile: Sequence[int], margin: Zyx, factors: Zyx, dim: int) -
         if dim == 2 and axis == 0:
             reason, nearest = "sections are computed one by one", [1]
         if n not in nearest:
-            raise ValueError(
+            raise InputError(
                 f"tile {tuple(tile)} has {n} voxels along {AXES[axis]}: {reason}; use {' or '.join(map(str, nearest))}"
             )
     return per_axis(int, tile)
@@ -231,7 +232,7 @@ def blank_chunk_mask(
 
     Raises
     ------
-    ValueError
+    InputError
         If `box` does not hold all voxels that the chunks depend on.
     """
     boxes = chunk_grid(block, chunk, chunk_origin)

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kasthuri_ray.errors import InputError
+
 WRAPPER_KEYS = ("weights", "state_dict", "model_state_dict", "model")  # under which checkpoints store their weights
 PLAIN_TYPES = (type(None), bool, int, float, str, bytes)
 
@@ -84,7 +86,7 @@ def read_checkpoint(data: bytes, source: str) -> Checkpoint:
 
     Raises
     ------
-    ValueError
+    InputError
         If `data` holds no weights, and as `load_checkpoint_bytes`.
     """
     content = load_checkpoint_bytes(data, source)
@@ -110,7 +112,7 @@ def read_weights(data: bytes, source: str) -> dict[str, Tensor]:
 
     Raises
     ------
-    ValueError
+    InputError
         As `read_checkpoint`.
     """
     return read_checkpoint(data, source).weights
@@ -128,13 +130,13 @@ def check_finite_weights(weights: Mapping[str, Tensor], source: str) -> None:
 
     Raises
     ------
-    ValueError
+    InputError
         If a weight is nan or infinite. The message names the first tensor that holds one.
     """
     broken = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
-        raise ValueError(
+        raise InputError(
             f"{source} holds weights that are not finite (nan or infinity), in {broken[0]}{more}: their training "
             "diverged; use other weights"
         )
@@ -164,13 +166,13 @@ def hash_weights(weights: Mapping[str, Tensor]) -> str:
 def load_checkpoint_bytes(data: bytes, source: str) -> dict[str, Any]:
     """Return the dict that `checkpoint_bytes` or `torch.save` serialized, with tensors on the CPU.
 
-    No code in `data` is run: anything but tensors and plain values is refused. Raises ValueError, which names
+    No code in `data` is run: anything but tensors and plain values is refused. Raises InputError, which names
     `source`, for such content and for bytes that are truncated, damaged, a web page or of another format.
     """
     _check_bytes(data, source)
     content = _load_safely(data, source)
     if not isinstance(content, dict):
-        raise ValueError(f"{source} holds {_describe_type(content)} instead of a state dict; {_EXPECTED}")
+        raise InputError(f"{source} holds {_describe_type(content)} instead of a state dict; {_EXPECTED}")
     return content
 
 
@@ -189,7 +191,7 @@ def checkpoint_bytes(content: Checkpoint | Mapping[str, Any]) -> bytes:
 
     Raises
     ------
-    ValueError
+    InputError
         If `content` holds a value that could not be read again safely. The message says where.
     """
     if isinstance(content, Checkpoint):
@@ -202,13 +204,13 @@ def checkpoint_bytes(content: Checkpoint | Mapping[str, Any]) -> bytes:
 def _check_bytes(data: bytes, source: str) -> None:
     start = data[:200].lstrip()
     if not data:
-        raise ValueError(f"{source} is empty; {_EXPECTED}")
+        raise InputError(f"{source} is empty; {_EXPECTED}")
     if start.startswith(b"<"):
-        raise ValueError(f"{source} is a web page or an XML document, not weights; it starts with {start[:60]!r}")
+        raise InputError(f"{source} is a web page or an XML document, not weights; it starts with {start[:60]!r}")
     if data.startswith(ZIP_MAGIC):
         _check_archive(data, source)
     elif not data.startswith(LEGACY_MAGIC):
-        raise ValueError(f"{source} is not a file that torch.save wrote; it starts with {data[:16]!r}; {_EXPECTED}")
+        raise InputError(f"{source} is not a file that torch.save wrote; it starts with {data[:16]!r}; {_EXPECTED}")
 
 
 def _check_archive(data: bytes, source: str) -> None:
@@ -216,9 +218,9 @@ def _check_archive(data: bytes, source: str) -> None:
     try:
         broken = zipfile.ZipFile(io.BytesIO(data)).testzip()
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise ValueError(f"{source} is truncated or damaged ({len(data)} bytes): {error}. Fetch it again") from error
+        raise InputError(f"{source} is truncated or damaged ({len(data)} bytes): {error}. Fetch it again") from error
     if broken:
-        raise ValueError(f"{source} is damaged: the checksum of {broken} is wrong. Fetch it again")
+        raise InputError(f"{source} is damaged: the checksum of {broken} is wrong. Fetch it again")
 
 
 def _load_safely(data: bytes, source: str) -> Any:
@@ -227,22 +229,22 @@ def _load_safely(data: bytes, source: str) -> Any:
     except pickle.UnpicklingError as error:
         class_name = re.search(r"GLOBAL (\S+)", str(error))
         detail = f" ({class_name[1]})" if class_name else ""
-        raise ValueError(
+        raise InputError(
             f"{source} holds more than weights{detail} and is refused, since reading it could run arbitrary code; "
             f"{_EXPECTED}"
         ) from error
     except (RuntimeError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).strip().partition("\n")[0]
         message = f"{source} cannot be read as weights: {reason or type(error).__name__}; {_EXPECTED}"
-        raise ValueError(message) from error
+        raise InputError(message) from error
 
 
 def _check_state_dict(content: Any, source: str) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not content:
-        raise ValueError(f"{source} holds {_describe_type(content)} instead of weights; {_EXPECTED}")
+        raise InputError(f"{source} holds {_describe_type(content)} instead of weights; {_EXPECTED}")
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ValueError(
+            raise InputError(
                 f"{source} is not a state dict: {key!r} is {_describe_type(value)}, not a tensor; {_EXPECTED}"
             )
     return dict(content)

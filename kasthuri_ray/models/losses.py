@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, nll_loss
 
+from kasthuri_ray.errors import InputError
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 LOSSES = ("cross_entropy", "dice_ce", "focal", "tversky", "weighted_cross_entropy")
 
@@ -45,15 +47,15 @@ def make_loss(
     callable
         Function of logits (N, classes, [z], y, x) and labels (N, [z], y, x) that returns a scalar: the mean over the
         voxels of the batch that are not ignored (for Dice and Tversky a ratio of sums over them). If all voxels are
-        ignored it is 0 and its gradients are 0. It raises ValueError for shapes that do not match.
+        ignored it is 0 and its gradients are 0. It raises InputError for shapes that do not match.
 
     Raises
     ------
-    ValueError
+    InputError
         If there is no such loss, or the class weights do not fit the loss or the number of classes.
     """
     if name not in LOSSES:
-        raise ValueError(f"network.loss is {name!r}; it can be {', '.join(LOSSES)}")
+        raise InputError(f"network.loss is {name!r}; it can be {', '.join(LOSSES)}")
     if class_weights is not None:
         _check_class_weights(name, classes, class_weights)
     losses: dict[str, Callable[..., Tensor]] = {
@@ -148,8 +150,8 @@ def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
 
 def _check_class_weights(name: str, classes: int, class_weights: Sequence[float]) -> None:
     if name != "weighted_cross_entropy":
-        raise ValueError(f"class weights are for the loss weighted_cross_entropy, and network.loss is {name!r}")
+        raise InputError(f"class weights are for the loss weighted_cross_entropy, and network.loss is {name!r}")
     if len(class_weights) != classes:
-        raise ValueError(f"{len(class_weights)} class weights for {classes} classes: {list(class_weights)}")
+        raise InputError(f"{len(class_weights)} class weights for {classes} classes: {list(class_weights)}")
     if not all(math.isfinite(weight) and weight >= 0 for weight in class_weights) or not any(class_weights):
-        raise ValueError(f"class weights must be 0 or more, and at least one more than 0; got {list(class_weights)}")
+        raise InputError(f"class weights must be 0 or more, and at least one more than 0; got {list(class_weights)}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Zyx, ceil_div
 from kasthuri_ray.models.unet import DownBlock, UNet, UpBlock
 
@@ -95,7 +96,7 @@ def find_receptive_field(network: nn.Module, dim: int, channels: int = 1) -> Rec
 
     Raises
     ------
-    ValueError
+    InputError
         If the network takes no tile of up to 128 voxels along each axis.
     """
     if isinstance(network, UNet) and type(network).forward is UNet.forward:
@@ -305,7 +306,7 @@ class _Probe:
             sizes = [max(side, 2 * POOLING_FACTORS[-1])] * self.dim
             if all(self._try_run(self._random_image(axis, n)) is not None for axis, n in enumerate(sizes)):
                 return side
-        raise ValueError(
+        raise InputError(
             f"the network takes no tile of {', '.join(map(str, SIDES))} voxels along each axis; sizes must be "
             f"multiples of at most {POOLING_FACTORS[-1]}"
         )

@@ -15,18 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import ceil_div
 from kasthuri_ray.models.user_network import check_network_output, import_network
 
 MODEL_TYPES = ("unet", "attention", "residual", "depth")
 NORMALIZATIONS = ("batch", "instance", "group", "none")
 ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky": nn.LeakyReLU,
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-}
+    "relu": nn.ReLU, "leaky": nn.LeakyReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU,
+}  # fmt: skip
 MAX_GROUPS = 8  # of a group norm; fewer where they do not divide the channels
 DEPTH_BLOCKS = 5  # default n_blocks for the model_type "depth"
 PLAIN_BLOCKS = 4  # default n_blocks otherwise
@@ -75,7 +72,7 @@ def check_shape(shape: Sequence[int], factors: Sequence[int]) -> None:
 
     Raises
     ------
-    ValueError
+    InputError
         If it is not. The message names the nearest sizes that work.
     """
     if all(n > 0 and n % f == 0 for n, f in zip(shape, factors, strict=True)):
@@ -84,7 +81,7 @@ def check_shape(shape: Sequence[int], factors: Sequence[int]) -> None:
     smaller = tuple(max(f, n // f * f) for n, f in zip(shape, factors, strict=True))
     larger = tuple(max(f, ceil_div(n, f) * f) for n, f in zip(shape, factors, strict=True))
     nearest = f"{smaller} or {larger}" if smaller != larger else f"{larger}"
-    raise ValueError(
+    raise InputError(
         f"a tile of {axes} = {tuple(shape)} cannot be pooled: the network takes multiples of {tuple(factors)}; "
         f"{nearest} would work"
     )
@@ -218,7 +215,7 @@ class UNet(nn.Module):
 
     Raises
     ------
-    ValueError
+    InputError
         If a setting has another value.
     """
 
@@ -302,7 +299,7 @@ def build_network(settings: Mapping[str, Any], tile_shape: Sequence[int] | None 
 
     Raises
     ------
-    ValueError
+    InputError
         If a setting is wrong, or the class cannot be imported, called or run.
     """
     model = str(settings.get("model") or "")
@@ -329,7 +326,7 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
     Raises
     ------
-    ValueError
+    InputError
         If keys or shapes differ. The message names the first of them.
     """
     network_keys = {_unwrapped_key(key): key for key in network.state_dict()}
@@ -343,7 +340,7 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor]) -> None:
         _list_first("other shapes", shapes),
     ]
     if any(problems):
-        raise ValueError(
+        raise InputError(
             "these are weights of another network: " + "; ".join(filter(None, problems)) + ". Give the network file "
             "that they were trained with (model_type, n_blocks, dim, start_filters, classes)"
         )
@@ -372,7 +369,7 @@ def _make_norm(name: str, channels: int, dim: int) -> nn.Module:
         return nn.Identity()
     if name == "group" or (name.startswith("group") and groups.isdecimal() and int(groups) > 0):
         return nn.GroupNorm(math.gcd(int(groups or MAX_GROUPS), channels), channels)
-    raise ValueError(f"network.normalization is {name!r}; it can be {', '.join(NORMALIZATIONS)}")
+    raise InputError(f"network.normalization is {name!r}; it can be {', '.join(NORMALIZATIONS)}")
 
 
 def _initialize(module: nn.Module) -> None:
@@ -384,17 +381,17 @@ def _initialize(module: nn.Module) -> None:
 
 def _check_one_of(name: str, value: object, allowed: tuple) -> None:
     if value not in allowed:
-        raise ValueError(f"network.{name} is {value!r}; it can be {', '.join(map(str, allowed))}")
+        raise InputError(f"network.{name} is {value!r}; it can be {', '.join(map(str, allowed))}")
 
 
 def _check_at_least(name: str, value: int, minimum: int) -> None:
     if not isinstance(value, int) or value < minimum:
-        raise ValueError(f"network.{name} is {value!r}; it must be a whole number of at least {minimum}")
+        raise InputError(f"network.{name} is {value!r}; it must be a whole number of at least {minimum}")
 
 
 def _check_conv_mode(conv_mode: str) -> None:
     if conv_mode == "valid":
-        raise ValueError(
+        raise InputError(
             "network.conv_mode is 'valid', whose output would be smaller than the tile and its labels; use 'same'"
         )
     _check_one_of("conv_mode", conv_mode, ("same",))

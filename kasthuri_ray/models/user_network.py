@@ -10,52 +10,54 @@ from typing import Any
 import torch
 from torch import nn
 
+from kasthuri_ray.errors import InputError
+
 
 def import_network(path: str, model_args: Any) -> nn.Module:
     """Import the `torch.nn.Module` class at `path` (`my_package.MyNet`) and call it with `model_args`.
 
-    Raises ValueError if it cannot be imported, is not such a class, or does not take these arguments.
+    Raises InputError if it cannot be imported, is not such a class, or does not take these arguments.
     """
     module_name, _, class_name = path.rpartition(".")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise InputError(
             f"network.model is {path!r}, and importing {module_name!r} failed: {error}. Install it, or put the folder "
             "that holds it on PYTHONPATH"
         ) from error
     except (Exception, SystemExit) as error:  # a user's module may raise anything
-        raise ValueError(
+        raise InputError(
             f"network.model is {path!r}, and importing {module_name!r} failed: {type(error).__name__}: {error}"
         ) from error
     network_class = getattr(module, class_name, None)
     if network_class is None:
         similar = difflib.get_close_matches(class_name, dir(module), n=1)
         hint = f"; did you mean {similar[0]!r}?" if similar else ""
-        raise ValueError(f"network.model is {path!r}, but {module_name!r} has no {class_name!r}{hint}")
+        raise InputError(f"network.model is {path!r}, but {module_name!r} has no {class_name!r}{hint}")
     if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
-        raise ValueError(f"network.model is {path!r}, which is not a subclass of torch.nn.Module")
+        raise InputError(f"network.model is {path!r}, which is not a subclass of torch.nn.Module")
     if not isinstance(model_args, Mapping):
-        raise ValueError(f"network.model_args is {model_args!r}; it must be an object of arguments for {path}")
+        raise InputError(f"network.model_args is {model_args!r}; it must be an object of arguments for {path}")
     try:
         return network_class(**model_args)
     except (Exception, SystemExit) as error:
-        raise ValueError(f"{path} cannot be called with network.model_args {dict(model_args)!r}: {error}") from error
+        raise InputError(f"{path} cannot be called with network.model_args {dict(model_args)!r}: {error}") from error
 
 
 def check_network_output(network: nn.Module, path: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    """Raise ValueError unless `network` turns a blank tile of `shape` into logits of shape `expected`."""
+    """Raise InputError unless `network` turns a blank tile of `shape` into logits of shape `expected`."""
     network.eval()
     try:
         with torch.no_grad():
             logits = network(torch.zeros(shape))
     except Exception as error:  # a user's network may raise anything
-        raise ValueError(f"{path} failed on a tile of shape {shape}: {error}") from error
+        raise InputError(f"{path} failed on a tile of shape {shape}: {error}") from error
     finally:
         network.train()
     got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if got != expected:
-        raise ValueError(
+        raise InputError(
             f"{path} returns {got} for a tile of shape {shape}; expected logits of shape {expected} "
             "(N, classes and the size of the tile)"
         )

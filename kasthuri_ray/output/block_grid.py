@@ -8,6 +8,7 @@ import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Zyx, ceil_div, per_axis
 from kasthuri_ray.output.layout import ArrayLayout, check_multiple
 
@@ -26,11 +27,11 @@ def check_block_shape(block: Zyx, shard: Zyx, shape: Zyx) -> None:
 
     Raises
     ------
-    ValueError
+    InputError
         If it is not. The message names the nearest good sizes.
     """
     if min(block) < 1:
-        raise ValueError(f"block {tuple(block)}: expected three sizes z,y,x of at least 1")
+        raise InputError(f"block {tuple(block)}: expected three sizes z,y,x of at least 1")
     check_multiple("block", block, "shard", shard, exempt=per_axis(operator.ge, block, shape))
 
 
@@ -108,7 +109,7 @@ class BlockGrid(Sequence[Zyx]):
     def index(self, index: Any, start: int = 0, stop: int | None = None) -> int:
         """Return the number of the block with the index z, y, x."""
         if index not in self:
-            raise ValueError(f"there is no block {index}; the grid has {self.shape} (z,y,x)")
+            raise InputError(f"there is no block {index}; the grid has {self.shape} (z,y,x)")
         _, rows, columns = self.shape
         z, y, x = index
         rest = y * columns + (columns - 1 - x if y % 2 else x)
@@ -167,12 +168,12 @@ def block_index(name: str) -> Zyx:
 
     Raises
     ------
-    ValueError
+    InputError
         If it is not the name of a block.
     """
     parts = name.split("_")
     if len(parts) != 3 or not all(part.isdecimal() for part in parts):
-        raise ValueError(f"{name!r} is not the name of a block; expected z_y_x, such as 0_12_7")
+        raise InputError(f"{name!r} is not the name of a block; expected z_y_x, such as 0_12_7")
     return per_axis(int, parts)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.output.ome_metadata import PROVENANCE_KEY
 from kasthuri_ray.storage.folder import open_storage
 
@@ -83,14 +84,14 @@ def remove_output(path: str) -> None:
 
     Raises
     ------
-    ValueError
+    InputError
         If no segmentation wrote it.
     """
     existing, storage = find_existing_output(path), open_storage(path)
     if existing is None:
         return
     if not existing.is_segmentation:
-        raise ValueError(f"{existing.description}: it is not removed; choose another output")
+        raise InputError(f"{existing.description}: it is not removed; choose another output")
     names = storage.list_folder()
     folders = [name for name in names if re.fullmatch(r"s\d+|labels|[0-9.e+-]+(_[0-9.e+-]+){2}", name)]
     for name in folders:

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import AXES, Zyx, ceil_div, per_axis
 
 SHARD: Zyx = (64, 1024, 1024)
@@ -46,12 +47,12 @@ def plan_layout(shape: Zyx, shard: Zyx | None = None, chunk: Zyx | None = None) 
 
     Raises
     ------
-    ValueError
+    InputError
         If a size is less than 1, the chunk does not divide the shard, or no chunk is found for the shard.
     """
     for name, sizes in (("shard", shard), ("chunk", chunk)):
         if sizes is not None and min(sizes) < 1:
-            raise ValueError(f"{name} {tuple(sizes)}: expected three sizes z,y,x of at least 1")
+            raise InputError(f"{name} {tuple(sizes)}: expected three sizes z,y,x of at least 1")
     if shard is None:
         shard = SHARD if chunk is None else per_axis(lambda s, c: max(s // c, 1) * c, SHARD, chunk)
         chunk = chunk or CHUNK
@@ -70,7 +71,7 @@ def fit_layout(layout: ArrayLayout, shape: Zyx) -> ArrayLayout:
 def check_multiple(
     name: str, sizes: Zyx, part_name: str, part: Zyx, exempt: Sequence[bool] = (False, False, False)
 ) -> None:
-    """Raise ValueError, with the nearest good sizes, if `sizes` is not a multiple of `part` along an axis."""
+    """Raise InputError, with the nearest good sizes, if `sizes` is not a multiple of `part` along an axis."""
     remainder = per_axis(operator.mod, sizes, part)
     wrong = [
         f"{AXES[axis]}; use {nearest_multiples(sizes[axis], part[axis])}"
@@ -79,7 +80,7 @@ def check_multiple(
     ]
     if wrong:
         axes = ", nor along ".join(wrong)
-        raise ValueError(f"{name} {tuple(sizes)} is not a multiple of the {part_name} {tuple(part)} along {axes}")
+        raise InputError(f"{name} {tuple(sizes)} is not a multiple of the {part_name} {tuple(part)} along {axes}")
 
 
 def nearest_multiples(size: int, part: int) -> str:
@@ -93,7 +94,7 @@ def _largest_chunk(shard: Zyx, axis: int) -> int:
     size, max_chunk = shard[axis], CHUNK[axis]
     divisor = next(n for n in range(min(size, max_chunk), 0, -1) if size % n == 0)
     if divisor < min(size, MIN_CHUNK):
-        raise ValueError(
+        raise InputError(
             f"shard {tuple(shard)}: no chunk of {MIN_CHUNK} to {max_chunk} divides it along {AXES[axis]}; "
             f"use {nearest_multiples(size, max_chunk)}, or set a chunk"
         )

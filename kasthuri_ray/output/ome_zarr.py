@@ -23,7 +23,7 @@ import numpy as np
 import tensorstore as ts
 from numcodecs.zstd import Zstd
 
-from kasthuri_ray.errors import disk_full_error
+from kasthuri_ray.errors import InputError, InputNotFound, disk_full_error
 from kasthuri_ray.geometry import AXES, Box, Zyx
 from kasthuri_ray.output import ome_metadata
 from kasthuri_ray.output.block_grid import BlockGrid
@@ -65,7 +65,7 @@ class OutputSpec:
 
     Raises
     ------
-    ValueError
+    InputError
         If `mask` cannot be the name of a zarr node.
     """
 
@@ -79,7 +79,7 @@ class OutputSpec:
 
     def __post_init__(self) -> None:
         if self.mask is not None and not ome_metadata.is_node_name(self.mask):
-            raise ValueError(f"{self.mask!r} cannot name a label image; expected letters, digits, . _ and -")
+            raise InputError(f"{self.mask!r} cannot name a label image; expected letters, digits, . _ and -")
 
     def level_layout(self, level: int) -> ArrayLayout:
         """Return the shards and chunks of a level."""
@@ -143,17 +143,17 @@ class OmeZarrOutput:
 
     @classmethod
     def open(cls, path: str) -> OmeZarrOutput:
-        """Open an output. Raises FileNotFoundError if there is none, and ValueError for anything else."""
+        """Open an output. Raises FileNotFoundError if there is none, and InputError for anything else."""
         storage = open_storage(path)
         try:
             group, finest = (json.loads(storage.read_bytes(name)) for name in ("zarr.json", "s0/zarr.json"))
         except FileNotFoundError:
-            raise FileNotFoundError(f"{storage.path}: there is no output of a segmentation") from None
+            raise InputNotFound(f"{storage.path}: there is no output of a segmentation") from None
         labels = _read_or_none(storage, "labels/zarr.json")
         try:
             return cls(storage.path, _spec_from_metadata(group, finest, json.loads(labels or b"{}")))
         except (KeyError, TypeError, IndexError, ValueError) as error:
-            raise ValueError(f"{storage.path} is not an output of a segmentation: {error!r}") from None
+            raise InputError(f"{storage.path} is not an output of a segmentation: {error!r}") from None
 
     def grid(self, level: int, block: Zyx | None = None) -> BlockGrid:
         """Return the blocks of a level, by default of one shard each."""
@@ -162,7 +162,7 @@ class OmeZarrOutput:
     def write_block(self, level: int, box: Box, probabilities: np.ndarray) -> bool:
         """Write whole shards, uint8 [c, *box.shape]. Return whether any voxel is not 0.
 
-        Raises ValueError for a box that cuts a shard.
+        Raises InputError for a box that cuts a shard.
         """
         assert probabilities.shape == (len(self.spec.channels), *box.shape), (probabilities.shape, box)
         return self._write(level, box, probabilities, mask=False)
@@ -244,7 +244,7 @@ class OmeZarrOutput:
         shape, shard = self.spec.levels[level].shape, self.spec.level_layout(level).shard
         for axis, (a, b, n, size) in enumerate(zip(box.start, box.stop, shape, shard, strict=True)):
             if a % size or (b % size and b != n) or not 0 <= a < b <= n:
-                raise ValueError(
+                raise InputError(
                     f"{self.path}: the block {box} of s{level} is not whole shards {shard} along {AXES[axis]}, where "
                     f"the level has {n} voxels"
                 )
@@ -321,7 +321,7 @@ def _read_or_none(storage: Storage, name: str) -> bytes | None:
 
 
 def _spec_from_metadata(group: dict[str, Any], finest: dict[str, Any], labels: dict[str, Any]) -> OutputSpec:
-    """Return the spec of an output. Raises KeyError, TypeError, IndexError or ValueError if these are not its files."""
+    """Return the spec of an output. Raises KeyError, TypeError, IndexError or InputError if these are not its files."""
     record = group["attributes"][ome_metadata.PROVENANCE_KEY]
     levels, nanometers, channels = ome_metadata.read_image(group, tuple(finest["shape"][1:]))
     names = labels.get("attributes", {}).get("ome", {}).get("labels", [None])

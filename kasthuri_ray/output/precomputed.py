@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Zyx, per_axis
 from kasthuri_ray.output.existing_output import remove_partial_files
 from kasthuri_ray.output.ome_metadata import PROVENANCE_KEY
@@ -58,7 +59,7 @@ class PrecomputedCopy:
     def create(cls, path: str, spec: OutputSpec, encoding: str = "raw") -> PrecomputedCopy:
         """Create the copy of an output, or complete one that was created in part, as `OmeZarrOutput.create`."""
         if encoding not in ENCODINGS:
-            raise ValueError(f"precomputed encoding {encoding!r}: expected one of {', '.join(ENCODINGS)}")
+            raise InputError(f"precomputed encoding {encoding!r}: expected one of {', '.join(ENCODINGS)}")
         storage = open_storage(path)
         documents = {"provenance": provenance_json(spec), "info": info_json(spec, encoding)}
         for name, document in documents.items():

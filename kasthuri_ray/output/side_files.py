@@ -106,7 +106,7 @@ def read_progress(output: str) -> dict[str, Any]:
     ------
     OSError
         If there is no such file, or it cannot be read.
-    ValueError
+    InputError
         If it is not JSON.
     """
     storage, name = _split_path(progress_path(output))

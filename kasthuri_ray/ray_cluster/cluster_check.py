@@ -44,7 +44,7 @@ def check_cluster(options: CheckSettings) -> bool:
 
     Raises
     ------
-    ValueError
+    InputError
         If an option is wrong.
     """
     boss, cache_bytes = read_boss_options(options.boss), parse_byte_size(options.cache_size)

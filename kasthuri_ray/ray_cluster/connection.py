@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.ray_cluster.nodes import living_nodes
 from kasthuri_ray.ray_cluster.package_versions import check_same_package
 from kasthuri_ray.ray_cluster.resources import ClusterResources, cluster_resources, format_resource
@@ -72,7 +73,7 @@ def connect_ray(verbose: bool = False) -> ClusterResources:
 
     Raises
     ------
-    ValueError
+    InputError
         If nothing answers at the address, if the cluster rejects the token, or if a node has other versions of the
         package or of its libraries than this process.
     TimeoutError
@@ -126,9 +127,9 @@ def choose_auth_token(attach: bool) -> None:
 
 
 def check_port_answers(address: str, timeout_s: float = 5.0) -> None:
-    """Raise a ValueError if nothing answers at HOST:PORT; Ray itself would try for many minutes."""
+    """Raise an InputError if nothing answers at HOST:PORT; Ray itself would try for many minutes."""
     if address.startswith(("http://", "https://")):
-        raise ValueError(
+        raise InputError(
             f"RAY_ADDRESS={address} is the address of the dashboard, which only `ray job submit` uses. Set HOST:6379 "
             "as printed by `ray start`, or unset it."
         )
@@ -138,7 +139,7 @@ def check_port_answers(address: str, timeout_s: float = 5.0) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout_s).close()
     except OSError as error:
-        raise ValueError(
+        raise InputError(
             f"RAY_ADDRESS is {address}, and no Ray answers there ({error}): start it (ray start --head), or unset "
             "RAY_ADDRESS to work on this machine alone"
         ) from None
@@ -152,13 +153,13 @@ def _attach(address: str, verbose: bool, level: int) -> None:
         ray.init(log_to_driver=verbose, logging_level=level)
     except Exception as error:
         if "No node info found" in str(error):
-            raise ValueError(
+            raise InputError(
                 f"this machine is not a node of the Ray cluster at {address}: submit the job (ray job submit --address "
                 "http://HEAD:8265 ...), or type the command on one of its nodes"
             ) from error
         if not isinstance(error, ray.exceptions.AuthenticationError) and not WRONG_TOKEN.search(str(error)):
             raise
-        raise ValueError(
+        raise InputError(
             f"the Ray cluster at {address} rejects this process's token: put the cluster's token into a file that only "
             "you can read (chmod 600) and name it by RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token"
         ) from error

@@ -6,6 +6,7 @@ import os
 import uuid
 from pathlib import Path
 
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.ray_cluster.nodes import ask_nodes, living_nodes
 from kasthuri_ray.ray_cluster.resources import ClusterResources
 from kasthuri_ray.storage.folder import open_storage
@@ -37,7 +38,7 @@ def resolve_output_path(path: str, cluster: ClusterResources, flag: str = "--sto
 
     Raises
     ------
-    ValueError
+    InputError
         If the path is relative in a Ray job on several nodes without `KASTHURI_STORAGE`: all nodes must share it.
     """
     path = open_storage(path).path if path.startswith("file://") else os.path.expanduser(path)
@@ -50,7 +51,7 @@ def resolve_output_path(path: str, cluster: ClusterResources, flag: str = "--sto
         return f"{open_storage(base).path}/{path}"
     if cluster.nodes == 1:
         return str(Path.home() / "kasthuri_ray" / path)
-    raise ValueError(
+    raise InputError(
         f"the output {path!r} is relative, and this cluster has {cluster.nodes} nodes, which must all share it: give "
         f"{flag} s3://bucket/folder or {flag} /a/shared/folder, or set KASTHURI_STORAGE for the job "
         '(--runtime-env-json \'{"env_vars": {"KASTHURI_STORAGE": "/a/shared/folder"}}\')'
@@ -58,7 +59,7 @@ def resolve_output_path(path: str, cluster: ClusterResources, flag: str = "--sto
 
 
 def check_writable_path(path: str, flag: str = "--storage") -> None:
-    """Raise a ValueError if a local path cannot become a folder of files.
+    """Raise an InputError if a local path cannot become a folder of files.
 
     The check creates a file in the nearest existing folder above the path, and removes it.
 
@@ -71,25 +72,25 @@ def check_writable_path(path: str, flag: str = "--storage") -> None:
 
     Raises
     ------
-    ValueError
+    InputError
         If the path is a file or below a file, or no file can be created.
     """
     if "://" in path:
         return
     existing = _nearest_existing(path)
     if not existing.is_dir():
-        raise ValueError(f"{path} cannot be a folder, since {existing} is a file; give another {flag}")
+        raise InputError(f"{path} cannot be a folder, since {existing} is a file; give another {flag}")
     try:
         _create_probe(existing).unlink()
     except OSError as error:
         reason = "" if isinstance(error, FileNotFoundError) else f" ({error.strerror})"  # /proc raises the former
-        raise ValueError(
+        raise InputError(
             f"{path} cannot be written: no file can be created in {existing}{reason}; give another {flag}"
         ) from None
 
 
 def check_shared_path(path: str, cluster: ClusterResources, flag: str = "--storage") -> None:
-    """Raise a ValueError if a local path is not the same folder on every node of the cluster.
+    """Raise an InputError if a local path is not the same folder on every node of the cluster.
 
     A node that does not answer is ignored: it is shutting down, or the work will find it out.
 
@@ -104,7 +105,7 @@ def check_shared_path(path: str, cluster: ClusterResources, flag: str = "--stora
 
     Raises
     ------
-    ValueError
+    InputError
         If a node does not see a file that this process creates; the message names the nodes.
     """
     if "://" in path or cluster.nodes == 1:
@@ -116,7 +117,7 @@ def check_shared_path(path: str, cluster: ClusterResources, flag: str = "--stora
         probe.unlink()
     blind = [answer.node.name for answer in answers if answer.error is None and not answer.value]
     if blind:
-        raise ValueError(
+        raise InputError(
             f"{path} is not a folder that all {len(answers)} nodes share: {', '.join(blind)} cannot see it; give "
             f"{flag} s3://bucket/folder or a shared folder"
         )

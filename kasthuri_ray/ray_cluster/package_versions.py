@@ -9,6 +9,7 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.ray_cluster.nodes import ClusterNode, ask_nodes
 
 PACKAGE = Path(__file__).parents[1]
@@ -18,7 +19,7 @@ NOT_INSTALLED = "not installed"
 
 
 def check_same_package(nodes: Sequence[ClusterNode]) -> None:
-    """Raise a ValueError that names the nodes with another package than this process.
+    """Raise an InputError that names the nodes with another package than this process.
 
     A node that does not answer is ignored: it is shutting down, or the work will find it out.
     """
@@ -26,7 +27,7 @@ def check_same_package(nodes: Sequence[ClusterNode]) -> None:
     answers = [answer for answer in ask_nodes(nodes, node_fingerprint()) if answer.error is None]
     differences = package_differences(expected, {answer.node.name: answer.value for answer in answers})
     if differences:
-        raise ValueError(
+        raise InputError(
             "nodes of this cluster run other packages than this job, and would compute other results:\n  "
             + "\n  ".join(differences)
             + "\nInstall the same on every node (one image for all), or submit the job with --working-dir and the "

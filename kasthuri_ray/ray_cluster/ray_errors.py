@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from kasthuri_ray.errors import InputError
+
 MAX_LINE_LENGTH = 250
 MAX_REASON_LENGTH = 400
 MAX_DEPTH = 20  # of errors inside errors
@@ -30,11 +32,11 @@ def root_cause(error: BaseException) -> str:
     Returns
     -------
     str
-        The message; after the name of the error's class unless it is a ValueError, OSError or FloatingPointError.
+        The message; after the name of the error's class unless it is an InputError, OSError or FloatingPointError.
     """
     cause = user_error(error)
     message = str(cause).strip()
-    is_plain = isinstance(cause, ValueError | OSError | FloatingPointError) and message
+    is_plain = isinstance(cause, InputError | OSError | FloatingPointError) and message
     return message if is_plain else f"{type(cause).__name__}: {message}"
 
 

@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from kasthuri_ray.errors import InputError
+
 NODES_MAX_AGE_S = 1.0  # of a cached list of nodes
 BUSY_WAIT_S = 60.0  # for resources that others hold: a run that was killed releases them within seconds
 UNLIMITED_ACTORS = 1_000_000  # of actors that need no resource
@@ -153,14 +155,14 @@ def require_resources(demand: ResourceDemand, wait_s: float | None, report: Call
 
     Raises
     ------
-    ValueError
+    InputError
         If the cluster is too small and `wait_s` is None or 0; if it is still too small after `wait_s`; or if others
         hold its resources for as long (for 60 s without `wait_s`). The message shows both numbers.
     """
     total = cluster_resources()
     shortage = demand.describe_shortage(total)
     if shortage and not wait_s:
-        raise ValueError(f"{shortage}. {demand.suggest_fix(total)}")
+        raise InputError(f"{shortage}. {demand.suggest_fix(total)}")
     timeout_s, is_too_small = wait_s or BUSY_WAIT_S, bool(shortage)
     if is_too_small:
         _request_from_autoscaler(demand)
@@ -171,7 +173,7 @@ def require_resources(demand: ResourceDemand, wait_s: float | None, report: Call
             _request_from_autoscaler(None)
     if shortage:
         fix = demand.suggest_fix(cluster_resources(), waited=True)
-        raise ValueError(f"{shortage} (waited {timeout_s:g} s). {fix}")
+        raise InputError(f"{shortage} (waited {timeout_s:g} s). {fix}")
 
 
 def _request_from_autoscaler(demand: ResourceDemand | None) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from kasthuri_ray.config.settings import SegmentSettings
-from kasthuri_ray.errors import WorkFailed
+from kasthuri_ray.errors import InputError, WorkFailed
 from kasthuri_ray.geometry import Box, Zyx, ceil_div, per_axis
 from kasthuri_ray.hardware import Machine
 from kasthuri_ray.inference import inference_settings
@@ -49,7 +49,7 @@ def choose_settings_on_cluster(
 ) -> tuple[InferenceSettings, Machine]:
     """Return how blocks are computed on the kind of machine that the cluster has, and that machine.
 
-    Raises ValueError if the cluster has no such machine, or for a tile that the network cannot work with.
+    Raises InputError if the cluster has no such machine, or for a tile that the network cannot work with.
     """
     requested, network = inputs.settings.segment, inputs.network
     use_gpu = requested.device == "cuda" or (requested.device == "auto" and cluster.gpus >= 1)
@@ -91,7 +91,7 @@ def _describe_machine(device: str) -> Machine:
 def check_actor_memory(
     inputs: SegmentationInputs, inference: InferenceSettings, machine: Machine, num_actors: int
 ) -> None:
-    """Raise ValueError if so many actors do not fit in the memory of one machine."""
+    """Raise InputError if so many actors do not fit in the memory of one machine."""
     if machine.device != "cpu":
         return  # its memory is the GPU's, for which tile and batch were chosen
     bytes_per_actor = inference_settings.actor_memory_bytes(
@@ -105,7 +105,7 @@ def check_actor_memory(
     )
     if bytes_per_actor * num_actors > machine.memory_bytes:
         is_one = num_actors == 1
-        raise ValueError(
+        raise InputError(
             f"{'an actor' if is_one else f'{num_actors} actors'} with blocks of {inputs.largest_block} and tiles of "
             f"{inference.tile} (z,y,x) need{'s' if is_one else ''} {bytes_per_actor * num_actors / 1e9:.1f} GB, and "
             f"the machine has {machine.memory_bytes / 1e9:.1f} GB; give a smaller --block, or --tile"
@@ -138,7 +138,7 @@ def _plan_resources(requested: SegmentSettings, inference: InferenceSettings, cl
 
 
 def wait_for_actors(plan: ActorPlan, wait_seconds: float | None, report: Callable[[str], None]) -> None:
-    """Return once the cluster has room for the least number of actors; ValueError, with both numbers, if it has not."""
+    """Return once the cluster has room for the least number of actors; InputError, with both numbers, if it has not."""
     demand = ResourceDemand(plan.min_actors, plan.num_cpus, plan.num_gpus, noun="actors", flag="--actors")
     require_resources(demand, wait_seconds, report)
 

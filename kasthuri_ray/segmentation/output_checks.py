@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from kasthuri_ray.errors import InputDenied, InputError
 from kasthuri_ray.output.ledger import Ledger
 from kasthuri_ray.segmentation.plan import SegmentationPlan, bytes_written
 from kasthuri_ray.segmentation.segmentation_job import SegmentationJob
@@ -18,7 +19,7 @@ RESERVED_BYTES = 500_000_000  # of a disk, left free for others
 
 
 def check_output_paths(output: str, copy: str | None) -> None:
-    """Raise ValueError for a path where files cannot be stored, and if output and copy are nested.
+    """Raise InputError for a path where files cannot be stored, and if output and copy are nested.
 
     Otherwise neither could be recognized or removed on its own.
     """
@@ -28,14 +29,14 @@ def check_output_paths(output: str, copy: str | None) -> None:
     copy_path = open_storage(copy).path
     folders = (path, Ledger.beside(path).storage.path)
     if is_inside(path, copy_path) or any(is_inside(copy_path, folder) for folder in folders):
-        raise ValueError(
+        raise InputError(
             f"--output and --precomputed must not be nested ({output}, {copy}); otherwise neither could be "
             f"recognized or removed on its own; give another --precomputed, such as {output.rstrip('/')}.precomputed"
         )
 
 
 def check_outside_volumes(output: str, copy: str | None, volumes: Mapping[str, Volume | None]) -> None:
-    """Raise ValueError if the output or its copy is in the folder of a volume that is read.
+    """Raise InputError if the output or its copy is in the folder of a volume that is read.
 
     volumes: by what messages call them.
     """
@@ -43,7 +44,7 @@ def check_outside_volumes(output: str, copy: str | None, volumes: Mapping[str, V
         real_path = path and _real_path(path)
         for name, volume in volumes.items():
             if real_path and volume is not None and volume.folder is not None and is_inside(real_path, volume.folder):
-                raise ValueError(
+                raise InputError(
                     f"{flag} {path} is in the folder of the {name}, {volume.folder}; choose another {flag}"
                 )
 
@@ -63,20 +64,20 @@ def fits_uncompressed(job: SegmentationJob) -> bool:
 def check_free_space(job: SegmentationJob, plan: SegmentationPlan) -> str:
     """Return a line about free space and what is left to write; empty on S3.
 
-    Raises ValueError if the disk has too little space, PermissionError if the folder cannot be written to.
+    Raises InputError if the disk has too little space, PermissionError if the folder cannot be written to.
     """
     folder = open_storage(job.output).folder
     if folder is None:
         return ""
     parent = _existing_parent(folder)
     if not os.access(parent, os.W_OK):
-        raise PermissionError(f"{parent} cannot be written to; choose another --output")
+        raise InputDenied(f"{parent} cannot be written to; choose another --output")
     free = _free_bytes(parent)
     needed = plan.bytes_written * (1 - plan.done / plan.blocks)
     limit = "about" if plan.hours is not None else "at most"
     text = f"{parent}: {free / 1e9:.2f} GB free, {limit} {needed / 1e9:.2f} GB still to write"
     if needed > free:
-        raise ValueError(f"{text}; free some space or choose another --output than {job.output}")
+        raise InputError(f"{text}; free some space or choose another --output than {job.output}")
     return text
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from kasthuri_ray.config.differences import fill_record_defaults, record_differences
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.inference.inference_settings import InferenceSettings
 from kasthuri_ray.output.existing_output import find_existing_output, remove_output
 from kasthuri_ray.output.ledger import Ledger
@@ -20,34 +21,34 @@ from kasthuri_ray.segmentation.segmentation_job import SegmentationJob
 def read_existing_record(output: str, overwrite: bool) -> dict[str, Any] | None:
     """Return the record of the segmentation that was started at `output`; None to start one.
 
-    Raises ValueError if anything else is there, or only a part of a segmentation.
+    Raises InputError if anything else is there, or only a part of a segmentation.
     """
     ledger, existing = Ledger.beside(output), find_existing_output(output)
     if existing is not None and not existing.is_segmentation:
-        raise ValueError(f"{existing.description}; choose another --output")
+        raise InputError(f"{existing.description}; choose another --output")
     record = None if overwrite else ledger.settings()
     if overwrite or (existing is None and record is None):
         return None
     if record is None:
-        raise ValueError(
+        raise InputError(
             f"{output} is a segmentation whose ledger, {ledger.storage.path}, is gone, so it is not known which blocks "
             "are done; --overwrite starts over"
         )
     if existing is None and ledger.done(SEGMENT):
-        raise ValueError(
+        raise InputError(
             f"the ledger {ledger.storage.path} lists finished blocks, but {output} is gone; --overwrite starts over"
         )
     return record
 
 
 def check_same_settings(record: dict[str, Any] | None, job: SegmentationJob) -> None:
-    """Raise ValueError, with the differences, if the output was started with other settings."""
+    """Raise InputError, with the differences, if the output was started with other settings."""
     if record is None:
         return
     differences = record_differences(fill_record_defaults(record, job.record), job.record)
     if differences:
         lines = "\n  ".join(differences)
-        raise ValueError(
+        raise InputError(
             f"{job.output} was started with other settings:\n  {lines}\nGive another --output, or the same settings; "
             "--overwrite starts over"
         )
@@ -56,7 +57,7 @@ def check_same_settings(record: dict[str, Any] | None, job: SegmentationJob) -> 
 def restore_inference_settings(record: dict[str, Any], inputs: SegmentationInputs) -> InferenceSettings:
     """Return the recorded settings, overridden by those of the command line.
 
-    `check_same_settings` finds what differs. Raises ValueError for a record of another version.
+    `check_same_settings` finds what differs. Raises InputError for a record of another version.
     """
     segment = inputs.settings.segment
     requested = {
@@ -71,18 +72,18 @@ def restore_inference_settings(record: dict[str, Any], inputs: SegmentationInput
     try:
         return InferenceSettings(**record["arithmetic"] | changes)
     except (KeyError, TypeError):
-        raise ValueError("the output was started by another version of this program; --overwrite starts over") from None
+        raise InputError("the output was started by another version of this program; --overwrite starts over") from None
 
 
 def check_precomputed_copy(job: SegmentationJob, overwrite: bool) -> None:
-    """Raise ValueError if the precomputed copy would be written over something else."""
+    """Raise InputError if the precomputed copy would be written over something else."""
     existing = find_existing_output(job.precomputed) if job.precomputed else None
     if existing is None:
         return
     if not existing.is_segmentation:
-        raise ValueError(f"{existing.description}; choose another path for --precomputed")
+        raise InputError(f"{existing.description}; choose another path for --precomputed")
     if fill_record_defaults(existing.record or {}, job.record) != job.record and not overwrite:
-        raise ValueError(
+        raise InputError(
             f"{existing.description}, with other settings; choose another path for --precomputed, or --overwrite"
         )
 

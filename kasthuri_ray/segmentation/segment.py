@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from kasthuri_ray.config.loading import explicit_value, override_layers, resolve_settings
 from kasthuri_ray.config.settings import Settings
-from kasthuri_ray.errors import ActorPoolStopped, WorkFailed
+from kasthuri_ray.errors import ActorPoolStopped, InputError, WorkFailed, missing_is_bad_input
 from kasthuri_ray.geometry import Zyx
 from kasthuri_ray.metrics.objects import join_objects
 from kasthuri_ray.output.block_grid import block_index, block_name
@@ -71,6 +71,7 @@ class SegmentResult:
     num_set_aside: int = 0
 
 
+@missing_is_bad_input()
 def segment_from_flags(
     task: str | None, network: str | None, layers: Mapping[str, Any], resume_command: str = RESUME_COMMAND
 ) -> SegmentResult:
@@ -92,7 +93,7 @@ def segment_from_flags(
 
     Raises
     ------
-    ValueError
+    InputError
         If weights or output are missing, or if `segment` raises it.
     WorkFailed
         If `segment` raises it.
@@ -100,12 +101,12 @@ def segment_from_flags(
     above = override_layers(**layers)
     path, output = (explicit_value("segment", key, above) for key in ("weights", "output"))
     if not path:
-        raise ValueError("no weights: give --weights with the folder of a run, or with a file of weights")
+        raise InputError("no weights: give --weights with the folder of a run, or with a file of weights")
     if not output:
-        raise ValueError("no output: give --output with a path or s3://bucket/name.zarr for the probabilities")
+        raise InputError("no output: give --output with a path or s3://bucket/name.zarr for the probabilities")
     trained = read_trained_network(path)
     if trained.settings is None and (network is None or task is None):
-        raise ValueError(
+        raise InputError(
             f"{trained.where} holds only weights, without the settings of their network and task: give --network and "
             "--task, or the folder of a run"
         )
@@ -113,6 +114,7 @@ def segment_from_flags(
     return segment(resolve_settings(task, network, base=base, **layers), trained, resume_command)
 
 
+@missing_is_bad_input()
 def segment(settings: Settings, trained: TrainedNetwork, resume_command: str = RESUME_COMMAND) -> SegmentResult:
     """Segment a volume, or only plan it if `segment.dry_run` is set.
 
@@ -132,7 +134,7 @@ def segment(settings: Settings, trained: TrainedNetwork, resume_command: str = R
 
     Raises
     ------
-    ValueError, FileNotFoundError, PermissionError
+    InputError
         If a setting or an input does not fit; nothing was written then.
     WorkFailed
         If the segmentation stops after it started; the message shows `resume_command`.
@@ -188,7 +190,7 @@ def _plan_job(
     cluster: ClusterResources,
     reporter: Reporter,
 ) -> tuple[SegmentationJob, ActorPlan]:
-    """Return the job and the plan of its actors, once the cluster has room for them; ValueError if it never has."""
+    """Return the job and the plan of its actors, once the cluster has room for them; InputError if it never has."""
     requested, machine = inputs.settings.segment, None
     if record is not None:
         inference = resume.restore_inference_settings(record, inputs)

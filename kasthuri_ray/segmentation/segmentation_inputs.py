@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from kasthuri_ray.config.settings import DEFAULT_THRESHOLD, Settings
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import AXES, Box, Zyx, parse_box, per_axis
 from kasthuri_ray.inference.inference_settings import InferenceSettings
 from kasthuri_ray.models.checkpoints import hash_weights
@@ -54,7 +55,7 @@ def prepare_segmentation(
 
     Raises
     ------
-    ValueError, FileNotFoundError, PermissionError, VolumeError
+    InputError, VolumeError
         If an input is missing or does not fit; the message says which.
     """
     segment = settings.segment
@@ -106,7 +107,7 @@ def _zyx(values: Sequence[int] | None) -> Zyx | None:
 def choose_halo(requested: Sequence[int] | None, receptive_field: ReceptiveField, report: Callable[[str], None]) -> Zyx:
     """Return the halo of a block: the receptive field's margin, or the smaller one that was requested.
 
-    Raises ValueError for one that is not whole cells of the pooling grid, and reports one that changes probabilities.
+    Raises InputError for one that is not whole cells of the pooling grid, and reports one that changes probabilities.
     """
     margin, factors = receptive_field.margin, receptive_field.factors
     if requested is None:
@@ -114,7 +115,7 @@ def choose_halo(requested: Sequence[int] | None, receptive_field: ReceptiveField
     for axis in range(3):
         if requested[axis] % factors[axis]:
             low = requested[axis] // factors[axis] * factors[axis]
-            raise ValueError(
+            raise InputError(
                 f"--halo {','.join(map(str, requested))} is not a multiple of the network's pooling, {factors[axis]}, "
                 f"along {AXES[axis]}; use {low} or {low + factors[axis]}"
             )

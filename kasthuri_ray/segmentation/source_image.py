@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from kasthuri_ray.config.settings import Settings
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Nm, Zyx, per_axis
 from kasthuri_ray.labels import intensity_window
 from kasthuri_ray.segmentation.trained_network import TrainedNetwork
@@ -53,7 +54,7 @@ def open_source_image(
 
     Raises
     ------
-    ValueError
+    InputError
         If its voxel size differs by more than 20% from the training's and no mip is requested, or if the task names
         several images and `segment.image` none.
     """
@@ -75,10 +76,10 @@ def open_source_image(
 
 
 def _only_image(settings: Settings) -> str:
-    """Return the URI of the task's image; ValueError if it names several."""
+    """Return the URI of the task's image; InputError if it names several."""
     images = {region.image for split in ("train", "val", "test") for region in settings.task.regions(split)}
     if len(images) != 1:
-        raise ValueError(f"the task {settings.task.name} names {len(images)} images; choose one with --image")
+        raise InputError(f"the task {settings.task.name} names {len(images)} images; choose one with --image")
     return next(iter(images))  # type: ignore[return-value]
 
 
@@ -96,7 +97,7 @@ def nearest_mip(image: Volume, training_size_nm: Nm, open_mip: Callable[[int], V
     training_size_nm : tuple of float
         Voxel size of the training image, z, y, x.
     open_mip : callable
-        Returns a coarser resolution; raises ValueError or FileNotFoundError if there is none.
+        Returns a coarser resolution; raises InputError or FileNotFoundError if there is none.
 
     Returns
     -------
@@ -128,7 +129,7 @@ def _mismatch(image: Volume, training_size_nm: Nm) -> float:
 def _check_size(image: Volume, training_size_nm: Nm) -> None:
     size = _size(image)
     if any(abs(a / b - 1) > MAX_SIZE_MISMATCH + ROUNDING for a, b in zip(size, training_size_nm, strict=True)):
-        raise ValueError(
+        raise InputError(
             f"the voxel size of {image.uri} is {_size_text(size)} nm, but the network was trained at "
             f"{_size_text(training_size_nm)} nm (z,y,x), a difference above 20%; choose a resolution with --mip N to "
             "segment anyway"
@@ -161,7 +162,7 @@ def image_intensity(image: Volume, settings: Settings, trained: TrainedNetwork) 
 
     Raises
     ------
-    ValueError
+    InputError
         If the image's type cannot hold such grey levels, or the task's setting is malformed.
     """
     setting = settings.task.image_intensity
@@ -177,18 +178,18 @@ def image_intensity(image: Volume, settings: Settings, trained: TrainedNetwork) 
 
 
 def _check_type(image: Volume, intensity: tuple[float, float]) -> None:
-    """Raise ValueError if an image of this type cannot hold the grey levels of the training."""
+    """Raise InputError if an image of this type cannot hold the grey levels of the training."""
     low, high = intensity
     mismatch = f"{image.uri} holds {image.dtype}, and the network was trained on"
     if image.dtype.kind not in "uif":
-        raise ValueError(f"{mismatch} grey levels {low:g} to {high:g}; give an image of numbers")
+        raise InputError(f"{mismatch} grey levels {low:g} to {high:g}; give an image of numbers")
     if image.dtype != np.uint8 and intensity == (0.0, 255.0):
-        raise ValueError(
+        raise InputError(
             f"{mismatch} uint8, grey levels 0 to 255; convert the image, or give its range with "
             "--set task.image_intensity=LOW,HIGH"
         )
     if image.dtype.kind in "ui" and np.iinfo(image.dtype).max < high / 2:
-        raise ValueError(
+        raise InputError(
             f"{mismatch} grey levels {low:g} to {high:g}, which it cannot hold; give an image that can, or the range "
             "of this one with --set task.image_intensity=LOW,HIGH"
         )
@@ -201,16 +202,16 @@ def _draw_sample_box(box: Box, rng: np.random.Generator) -> Box:
 
 
 def check_mask(mask: Volume, image: Volume, box: Box) -> None:
-    """Raise ValueError if a mask cannot be aligned with the image, or covers no voxel of `box`."""
+    """Raise InputError if a mask cannot be aligned with the image, or covers no voxel of `box`."""
     if mask.dtype.kind not in "bui":
-        raise ValueError(f"--mask {mask.uri} holds {mask.dtype}; a mask holds integers, 0 outside")
+        raise InputError(f"--mask {mask.uri} holds {mask.dtype}; a mask holds integers, 0 outside")
     if mask.bounds != image.bounds and (mask.voxel_size_nm is None or image.voxel_size_nm is None):
-        raise ValueError(
+        raise InputError(
             f"--mask {mask.uri} is {mask.bounds}, the image {image.bounds} (z,y,x); to align them, both must have a "
             "voxel size"
         )
     if mask_box(box, mask, image).num_voxels == 0:
-        raise ValueError(
+        raise InputError(
             f"--mask {mask.uri} covers nothing of what is to be segmented, {box} of {image.uri} (z,y,x), so no block "
             "would be segmented; check the voxel size and the offset of both"
         )

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kasthuri_ray.config.settings import Settings
+from kasthuri_ray.errors import InputError, InputNotFound
 from kasthuri_ray.geometry import Nm, per_axis
 from kasthuri_ray.models.checkpoints import check_finite_weights, find_weights_file, read_checkpoint
 from kasthuri_ray.models.unet import build_network, load_weights
@@ -60,16 +61,16 @@ def read_trained_network(path: str) -> TrainedNetwork:
 
     Raises
     ------
-    ValueError
+    InputError
         If the file holds no weights, or weights that are not finite.
-    FileNotFoundError, PermissionError, ConnectionError
+    InputNotFound, InputDenied, ConnectionError
         If the file cannot be read.
     """
     where = find_weights_file(path)
     try:
         checkpoint = read_checkpoint(read_uri(where), where)
     except FileNotFoundError:
-        raise FileNotFoundError(f"--weights {path}: there is no {where}") from None
+        raise InputNotFound(f"--weights {path}: there is no {where}") from None
     check_finite_weights(checkpoint.weights, where)
     extra, settings = checkpoint.extra, checkpoint.settings
     intensity, voxel_size_nm = extra.get("image_intensity"), extra.get("voxel_size_nm")
@@ -105,12 +106,12 @@ def build_trained_network(settings: Settings, trained: TrainedNetwork) -> nn.Mod
 
     Raises
     ------
-    ValueError
+    InputError
         If the weights belong to another network or another type of task; the message names their file.
     """
     task, trained_task = settings.task, (trained.settings or {}).get("task", {})
     if trained_task and trained_task["task_type"] != task.task_type:
-        raise ValueError(
+        raise InputError(
             f"--task is {task.name}, for {task.task_type}, but {trained.where} was trained for "
             f"{trained_task['task_type']} ({trained_task['name']}); leave --task out, or give weights of that task"
         )
@@ -118,5 +119,5 @@ def build_trained_network(settings: Settings, trained: TrainedNetwork) -> nn.Mod
     try:
         load_weights(network, trained.weights)
     except ValueError as error:
-        raise ValueError(f"--weights {trained.where}: {error}") from None
+        raise InputError(f"--weights {trained.where}: {error}") from None
     return network.eval()

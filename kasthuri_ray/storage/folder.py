@@ -28,7 +28,14 @@ from urllib.parse import urlsplit
 
 import tensorstore as ts
 
-from kasthuri_ray.errors import disk_full_error, is_disk_full
+from kasthuri_ray.errors import (
+    InputDenied,
+    InputError,
+    InputNotFound,
+    disk_full_error,
+    is_disk_full,
+    missing_is_bad_input,
+)
 from kasthuri_ray.storage.kvstore import (
     tensorstore_context,
     translate_tensorstore_errors,
@@ -217,23 +224,24 @@ def open_storage(path_or_url: str) -> Storage:
 
     Raises
     ------
-    ValueError
+    InputError
         If the path is empty, or a URL of another kind, or if the name of the bucket is malformed.
     """
     if path_or_url.startswith("s3://"):
         bucket, _, key = path_or_url.removeprefix("s3://").partition("/")
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
-            raise ValueError(f"{path_or_url!r}: {bucket!r} is not the name of a bucket; expected s3://bucket/prefix")
+            raise InputError(f"{path_or_url!r}: {bucket!r} is not the name of a bucket; expected s3://bucket/prefix")
         return Storage("/".join(["s3:/", bucket, *(part for part in key.split("/") if part)]))
     if path_or_url.startswith("file://"):
         path_or_url = parse_file_url(path_or_url)
     elif "://" in path_or_url:
-        raise ValueError(f"{path_or_url!r}: files are stored on a disk or on S3; expected a path or s3://bucket/prefix")
+        raise InputError(f"{path_or_url!r}: files are stored on a disk or on S3; expected a path or s3://bucket/prefix")
     if not path_or_url:
-        raise ValueError("the storage path is empty; expected a path or s3://bucket/prefix")
+        raise InputError("the storage path is empty; expected a path or s3://bucket/prefix")
     return Storage(os.path.abspath(Path(path_or_url).expanduser()))
 
 
+@missing_is_bad_input()
 def read_uri(path_or_url: str) -> bytes:
     """Return the content of one file.
 
@@ -250,13 +258,13 @@ def read_uri(path_or_url: str) -> bytes:
 
     Raises
     ------
-    FileNotFoundError
+    InputNotFound
         If there is no such file.
-    PermissionError
-        If the server refuses access.
+    InputDenied
+        If access is refused.
     ConnectionError
         If the server does not answer.
-    ValueError
+    InputError
         If the path is a folder, or the URL is malformed.
 
     Notes
@@ -269,9 +277,9 @@ def read_uri(path_or_url: str) -> bytes:
         return _read_http(path_or_url)
     path = Path(open_storage(path_or_url).path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; a file is expected")
+        raise InputError(f"{path} is a folder; a file is expected")
     if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise InputNotFound(f"there is no file {path}")
     return path.read_bytes()
 
 
@@ -279,7 +287,7 @@ def _read_s3_uri(location: Storage) -> bytes:
     key = location.path.removeprefix("s3://")
     bucket, slash, _ = key.partition("/")
     if not slash:
-        raise ValueError(f"{location.path} is a bucket; a file is expected")
+        raise InputError(f"{location.path} is a bucket; a file is expected")
     with contextlib.suppress(PermissionError), translate_s3_errors(location.path):
         return _read_s3_file(s3_filesystem(bucket, anonymous=True), key)
     with translate_s3_errors(location.path):
@@ -303,9 +311,9 @@ def _read_http(url: str) -> bytes:
                 return bytes(response.read())
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
-                raise PermissionError(f"{shown} refuses access ({error.code})") from error
+                raise InputDenied(f"{shown} refuses access ({error.code})") from error
             if error.code < 500 and error.code != 429:
-                raise FileNotFoundError(f"{shown} does not exist ({error.code} {error.reason})") from error
+                raise InputNotFound(f"{shown} does not exist ({error.code} {error.reason})") from error
             reason = f"{error.code} {error.reason}"
         except (OSError, http.client.HTTPException) as error:
             reason = str(error)
@@ -314,7 +322,7 @@ def _read_http(url: str) -> bytes:
 
 def _check_name(name: str) -> str:
     if not name or name.startswith("/") or ".." in name.split("/"):
-        raise ValueError(f"{name!r} is not the name of a file in a storage; expected one such as checkpoint/best.pt")
+        raise InputError(f"{name!r} is not the name of a file in a storage; expected one such as checkpoint/best.pt")
     return name
 
 

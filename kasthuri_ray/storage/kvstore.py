@@ -21,7 +21,7 @@ from urllib.parse import unquote
 
 import tensorstore as ts
 
-from kasthuri_ray.errors import VolumeError
+from kasthuri_ray.errors import InputDenied, InputError, VolumeError
 from kasthuri_ray.storage.s3 import s3_endpoint_and_region
 from kasthuri_ray.storage.uris import parse_file_url
 
@@ -142,7 +142,7 @@ def locate_store(uri: str) -> StoreLocation:
 
     Raises
     ------
-    ValueError
+    InputError
         If the URI is malformed.
     """
     base, bar, last = uri.rpartition("|")
@@ -150,7 +150,7 @@ def locate_store(uri: str) -> StoreLocation:
         return StoreLocation(uri, _parse_kvstore(uri, uri)).at("")
     scheme, colon, path = last.partition(":")
     if not colon or scheme not in DRIVERS:
-        raise ValueError(
+        raise InputError(
             f"{uri}: {last!r} is not a format; expected one of {', '.join(DRIVERS)} and a colon after the last |"
         )
     return StoreLocation(uri, _parse_kvstore(base, uri), DRIVERS[scheme]).at("").at(unquote(path))
@@ -165,7 +165,7 @@ def _parse_kvstore(base: str, uri: str) -> Json:
     try:
         return ts.KvStore.Spec(base).to_json()
     except ValueError as error:
-        raise ValueError(f"{uri} cannot be read: {first_error_line(error)}") from None
+        raise InputError(f"{uri} cannot be read: {first_error_line(error)}") from None
 
 
 def credential_variants(kvstore: Json) -> Iterator[Json]:
@@ -238,11 +238,11 @@ def read_json_documents(location: StoreLocation, names: Iterable[str]) -> tuple[
 
     Raises
     ------
-    PermissionError
+    InputDenied
         If access is refused, with and without credentials.
     VolumeError
         If the store does not answer.
-    ValueError
+    InputError
         If a document is not a JSON object.
     """
     for kvstore in credential_variants(location.kvstore):
@@ -250,7 +250,7 @@ def read_json_documents(location: StoreLocation, names: Iterable[str]) -> tuple[
         values, refusal = _read_values(readable, list(names))
         if values or refusal is None:
             return readable, {name: _parse_document(value, name, location) for name, value in values.items()}
-    raise PermissionError(f"{location.uri} refuses access: {refusal}; check the credentials (AWS_ACCESS_KEY_ID, ...)")
+    raise InputDenied(f"{location.uri} refuses access: {refusal}; check the credentials (AWS_ACCESS_KEY_ID, ...)")
 
 
 def _read_values(location: StoreLocation, keys: list[str]) -> tuple[dict[str, bytes], str | None]:
@@ -279,9 +279,9 @@ def _parse_document(value: bytes, name: str, location: StoreLocation) -> Json:
     try:
         document = json.loads(value)
     except ValueError as error:
-        raise ValueError(f"{location.uri}: its {name} is not JSON ({error})") from None
+        raise InputError(f"{location.uri}: its {name} is not JSON ({error})") from None
     if not isinstance(document, dict):
-        raise ValueError(f"{location.uri}: its {name} is not a JSON object")
+        raise InputError(f"{location.uri}: its {name} is not a JSON object")
     return document
 
 
@@ -304,7 +304,7 @@ def translate_tensorstore_errors(uri: str, verb: str) -> Iterator[None]:
     ------
     VolumeError
         If the store does not answer, or fails.
-    PermissionError, FileNotFoundError, ValueError
+    PermissionError, FileNotFoundError, InputError
         If access is refused, nothing exists, or the request makes no sense.
     """
     what = f"{uri} could not be {verb}"
@@ -326,7 +326,7 @@ def _translated(error: Exception, what: str) -> Exception:
     if status == "NOT_FOUND":
         return FileNotFoundError(message)
     if status in ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "OUT_OF_RANGE", "UNIMPLEMENTED"):
-        return ValueError(message)
+        return InputError(message)
     return VolumeError(message)
 
 

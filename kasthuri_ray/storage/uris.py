@@ -6,6 +6,8 @@ import os
 import re
 from urllib.parse import unquote, urlsplit
 
+from kasthuri_ray.errors import InputError
+
 
 def in_ray_job() -> bool:
     """Return whether this process is the driver of a submitted Ray job.
@@ -75,8 +77,8 @@ def absolute_uri(uri: str) -> str:
 
 
 def parse_file_url(url: str) -> str:
-    """Return the path of a `file://` URL, or raise a ValueError if it is not absolute."""
+    """Return the path of a `file://` URL, or raise an InputError if it is not absolute."""
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-        raise ValueError(f"{url}: file:// needs an absolute path, such as file:///data/runs")
+        raise InputError(f"{url}: file:// needs an absolute path, such as file:///data/runs")
     return unquote(parts.path)

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.tiles import transforms
 from kasthuri_ray.tiles.transforms import PROBABILITIES, AugmentationStrength, TileRandom, make_strength
 
@@ -77,12 +78,12 @@ class Augment:
         axes = "z, y, x" if self.dim == 3 else "y, x"
         expected = (len(images), *images.shape[2:])
         if images.ndim != self.dim + 2 or images.shape[1] != 1 or tuple(labels.shape) != expected:
-            raise ValueError(
+            raise InputError(
                 f"augmentation in {self.dim}D takes images N, 1, {axes} and labels N, {axes}; "
                 f"got {tuple(images.shape)} and {tuple(labels.shape)}"
             )
         if not images.is_floating_point():
-            raise ValueError(f"augmentation takes images as floats in 0..1, got {images.dtype}; divide by 255 first")
+            raise InputError(f"augmentation takes images as floats in 0..1, got {images.dtype}; divide by 255 first")
 
 
 def _tile_seeds(seed: torch.Generator | int | Sequence[int], num_tiles: int) -> Sequence[int]:
@@ -91,7 +92,7 @@ def _tile_seeds(seed: torch.Generator | int | Sequence[int], num_tiles: int) -> 
     if isinstance(seed, torch.Generator):
         return torch.randint(2**62, (num_tiles,), generator=seed).tolist()
     if len(seed) != num_tiles:
-        raise ValueError(f"{len(seed)} seeds for {num_tiles} tiles; give one seed for each tile, or one for the batch")
+        raise InputError(f"{len(seed)} seeds for {num_tiles} tiles; give one seed for each tile, or one for the batch")
     return seed
 
 

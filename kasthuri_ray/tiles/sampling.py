@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, TileGrid, Zyx, ceil_div, per_axis
 from kasthuri_ray.labels import IGNORE_LABEL, to_classes, to_uint8
 from kasthuri_ray.volumes.volume import Volume
@@ -169,7 +170,7 @@ class TrainTiles:
         return None
 
     def check_foreground(self) -> None:
-        """Raise a ValueError if a search of at most MAX_SEARCH_VOXELS voxels finds no foreground in any source."""
+        """Raise an InputError if a search of at most MAX_SEARCH_VOXELS voxels finds no foreground in any source."""
         rng = np.random.default_rng([self.seed, 0, 0])
         num_searched = 0
         for boxes in itertools.zip_longest(*(_search_boxes(source, self.tile, rng) for source in self.sources)):
@@ -177,11 +178,11 @@ class TrainTiles:
                 if box is None:
                     continue
                 if num_searched + box.num_voxels > MAX_SEARCH_VOXELS:
-                    raise ValueError(self._no_foreground_message(num_searched))
+                    raise InputError(self._no_foreground_message(num_searched))
                 num_searched += box.num_voxels
                 if _draw_foreground_voxel(source, box, rng) is not None:
                     return
-        raise ValueError(self._no_foreground_message(num_searched))
+        raise InputError(self._no_foreground_message(num_searched))
 
     def _no_foreground_message(self, num_searched: int) -> str:
         boxes = "; ".join(f"{s.annotation.uri if s.annotation else '-'} {s.box}" for s in self.sources)
@@ -259,7 +260,7 @@ def read_tile(sources: tuple[TileSource, ...], address: TileAddress) -> tuple[np
 
     Raises
     ------
-    ValueError
+    InputError
         If the annotation holds a value that is no class; the message names the tile's box.
     VolumeError
         If a volume cannot be read.

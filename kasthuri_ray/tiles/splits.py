@@ -10,6 +10,7 @@ import numpy as np
 
 from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.config.task import SPLITS, Region, TaskSettings, region_box
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, TileGrid, per_axis
 from kasthuri_ray.labels import intensity_window
 from kasthuri_ray.tiles.sampling import GridTiles, LabelRule, TileSource, TrainTiles
@@ -49,9 +50,9 @@ def open_task_tiles(settings: Settings, add_note: Callable[[str], None]) -> Task
 
     Raises
     ------
-    ValueError
+    InputError
         If boxes, volumes and tiles do not fit; the message names the split, the volume and the numbers.
-    FileNotFoundError, PermissionError, VolumeError
+    InputNotFound, InputDenied, VolumeError
         If a volume cannot be opened or read.
     """
     task = settings.task
@@ -76,18 +77,18 @@ def open_task_tiles(settings: Settings, add_note: Callable[[str], None]) -> Task
 
 
 def check_splits_disjoint(sources: SplitSources, task: TaskSettings) -> None:
-    """Raise a ValueError if two splits share voxels, or if two boxes of val or of test do."""
+    """Raise an InputError if two splits share voxels, or if two boxes of val or of test do."""
     for split in ("val", "test"):
         for (i, a), (j, b) in itertools.combinations(enumerate(sources[split]), 2):
             if overlap := describe_overlap(a, b):
                 keys = _box_keys(task, (split, i), (split, j))
-                raise ValueError(
+                raise InputError(
                     f"two boxes of {split} share voxels, which would count twice: {overlap}; change {keys}"
                 )
     for (split_a, sources_a), (split_b, sources_b) in itertools.combinations(sources.items(), 2):
         for (i, a), (j, b) in itertools.product(enumerate(sources_a), enumerate(sources_b)):
             if overlap := describe_overlap(a, b):
-                raise ValueError(
+                raise InputError(
                     f"{split_a} and {split_b} share voxels: {overlap}; a network must not be evaluated on voxels that "
                     f"it was trained on: change {_box_keys(task, (split_a, i), (split_b, j))}"
                 )
@@ -117,15 +118,15 @@ def describe_overlap(a: TileSource, b: TileSource) -> str:
 
 
 def check_same_grid(image: Volume, annotation: Volume) -> None:
-    """Raise a ValueError if image and annotation are not on the same voxel grid."""
+    """Raise an InputError if image and annotation are not on the same voxel grid."""
     if image.bounds != annotation.bounds:
-        raise ValueError(
+        raise InputError(
             f"image and annotation have different shapes: {image.uri} is {image.bounds}, "
             f"{annotation.uri} is {annotation.bounds} (z,y,x)"
         )
     image_size, label_size = image.voxel_size_nm, annotation.voxel_size_nm
     if image_size and label_size and not np.allclose(image_size, label_size, rtol=VOXEL_SIZE_TOLERANCE):
-        raise ValueError(
+        raise InputError(
             f"image and annotation have different voxel sizes: {image.uri} {tuple(image_size)} nm, "
             f"{annotation.uri} {tuple(label_size)} nm (z,y,x)"
         )
@@ -144,7 +145,7 @@ def choose_intensity(sources: tuple[TileSource, ...], task: TaskSettings, seed: 
 
 
 def _open_sources(settings: Settings) -> dict[str, tuple[TileSource, ...]]:
-    """Open the boxes of all splits, each volume once; raise a ValueError if they do not fit."""
+    """Open the boxes of all splits, each volume once; raise an InputError if they do not fit."""
     task, train = settings.task, settings.train
     opener = VolumeOpener(train.boss, train.cache, train.cache_size)
     sources = {
@@ -169,7 +170,7 @@ def _open_source(opener: VolumeOpener, task: TaskSettings, split: str, number: i
     try:
         return TileSource(image, annotation, region_box(region, image.bounds, f"the {split} box of {image.uri}"))
     except ValueError as error:
-        raise ValueError(f"{_settings_outside(task, split, number, region, image.bounds)}: {error}") from None
+        raise InputError(f"{_settings_outside(task, split, number, region, image.bounds)}: {error}") from None
 
 
 def _settings_outside(task: TaskSettings, split: str, number: int, region: Region, bounds: Box) -> str:
@@ -194,15 +195,15 @@ def _check_tile_fits(task: TaskSettings, split: str, number: int, source: TileSo
         size_keys = ("task.volume_z", "task.tile_size", "task.tile_size")
         axis = next(axis for axis in range(3) if source.box.shape[axis] < task.tile[axis])
         box_key = task.range_keys(split, number)[axis]
-        raise ValueError(f"{split}: {error}; change {size_keys[axis]} or {box_key}") from None
+        raise InputError(f"{split}: {error}; change {size_keys[axis]} or {box_key}") from None
 
 
 def _check_data_types(sources: SplitSources, task: TaskSettings) -> None:
-    """Raise a ValueError for images of several data types, unless the task sets the range of grey levels."""
+    """Raise an InputError for images of several data types, unless the task sets the range of grey levels."""
     uris = {str(source.image.dtype): source.image.uri for split in sources.values() for source in split}
     if len(uris) > 1 and not isinstance(task.image_intensity, list):
         images = ", ".join(f"{uri} {dtype}" for dtype, uri in uris.items())
-        raise ValueError(
+        raise InputError(
             f"the images have different data types, and no single range of grey levels fits them: {images}; give "
             "task.image_intensity as [low, high], or convert one of them"
         )

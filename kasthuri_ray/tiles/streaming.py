@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Zyx
 from kasthuri_ray.tiles.sampling import GridTiles, TileAddress, TileSource, TrainTiles, read_tile
 
@@ -87,10 +88,10 @@ class TilePlan:
 def rank_share(batch_size: int, rank: int, world_size: int) -> range:
     """Return the positions of `rank`'s tiles in a global batch; ranks differ by at most one tile.
 
-    Raises a ValueError if the batch is smaller than the number of ranks.
+    Raises an InputError if the batch is smaller than the number of ranks.
     """
     if batch_size < world_size:
-        raise ValueError(f"network.batch_size {batch_size} is smaller than the {world_size} workers that share it")
+        raise InputError(f"network.batch_size {batch_size} is smaller than the {world_size} workers that share it")
     tiles_per_rank, remainder = divmod(batch_size, world_size)
     start = rank * tiles_per_rank + min(rank, remainder)
     return range(start, start + tiles_per_rank + (rank < remainder))
@@ -178,7 +179,7 @@ class TileStream:
         rows = self._prefetcher.get()
         self.waited_seconds += time.perf_counter() - start
         if rows is _NO_PLAN_LEFT:
-            raise ValueError("the stream has no plan left")
+            raise InputError("the stream has no plan left")
         return rows
 
     def close(self) -> None:

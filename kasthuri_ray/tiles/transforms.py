@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, pad
 
+from kasthuri_ray.errors import InputError
+
 AUGMENTATIONS = ("none", "basic", "em")
 PROBABILITIES = (
     *("flip_x", "flip_y", "flip_z", "transpose", "rotate", "elastic", "shift"),
@@ -64,7 +66,7 @@ class AugmentationStrength:
             low = 1 if field.name == "elastic_spacing" else 0
             high = 1.0 if field.name in PROBABILITIES else math.inf
             if not low <= value <= high:
-                raise ValueError(f"augmentation strength {field.name} is {value!r}; it can be {low} to {high}")
+                raise InputError(f"augmentation strength {field.name} is {value!r}; it can be {low} to {high}")
 
 
 # Tissue has no up or left: flips and rotations by 90 degrees are realistic and leave every voxel as it was measured, so
@@ -98,7 +100,7 @@ def make_strength(kind: str, task_type: str = "membrane") -> AugmentationStrengt
     tiles by up to 30 degrees (synapse).
     """
     if kind not in AUGMENTATIONS:
-        raise ValueError(f"network.augmentations is {kind!r}; it can be {', '.join(AUGMENTATIONS)}")
+        raise InputError(f"network.augmentations is {kind!r}; it can be {', '.join(AUGMENTATIONS)}")
     if kind == "basic":
         synapse = task_type == "synapse"
         return AugmentationStrength(flip_x=0.5, rotate=0.5 if synapse else 1.0, max_degrees=30.0 if synapse else 10.0)

@@ -14,6 +14,7 @@ from kasthuri_ray import hardware
 from kasthuri_ray.config.differences import setting_differences
 from kasthuri_ray.config.settings import NetworkSettings, Settings, default_batch_size
 from kasthuri_ray.config.task import SPLITS
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.models.checkpoints import check_finite_weights, find_weights_file, read_weights
 from kasthuri_ray.models.receptive_field import tile_normalization_note
 from kasthuri_ray.models.unet import (
@@ -82,7 +83,7 @@ def unused_keys_notes(settings: Settings) -> list[str]:
 
 
 def check_run_location(settings: Settings) -> None:
-    """Raise a ValueError if the storage cannot be written to, or if a name is not a valid file name.
+    """Raise an InputError if the storage cannot be written to, or if a name is not a valid file name.
 
     Parameters
     ----------
@@ -92,11 +93,11 @@ def check_run_location(settings: Settings) -> None:
     open_storage(settings.train.storage)
     name, task = settings.train.name, settings.task
     if name is not None and not is_file_name(name):
-        raise ValueError(f"--name {name!r} is not a valid folder name; --storage sets the folder that holds it")
+        raise InputError(f"--name {name!r} is not a valid folder name; --storage sets the folder that holds it")
     names = {"task.name": task.name, "task.task_type": task.task_type}
     for key, value in {**names, "network.outweightfilename": settings.network.outweightfilename}.items():
         if not is_file_name(value):
-            raise ValueError(
+            raise InputError(
                 f"{key} is {value!r}, but it becomes a part of file names: it must be one line without /, of at most "
                 f"{MAX_NAME_BYTES} bytes"
             )
@@ -125,13 +126,13 @@ def build_checked_network(settings: Settings) -> nn.Module:
 
     Raises
     ------
-    ValueError
+    InputError
         If it cannot be built, has no trainable parameters, does not fit into memory, or pools more often than the tiles
         can be halved.
     """
     network, tile = settings.network, settings.task.tile
     if network.dim == 2 and tile[0] != 1:
-        raise ValueError(f"a 2D network (network.dim 2) takes single sections: task.volume_z is {tile[0]}, use 1")
+        raise InputError(f"a 2D network (network.dim 2) takes single sections: task.volume_z is {tile[0]}, use 1")
     shape = tile[-network.dim :]
     if "." not in network.model:
         blocks = network.n_blocks or (DEPTH_BLOCKS if network.model_type == "depth" else PLAIN_BLOCKS)
@@ -139,11 +140,11 @@ def build_checked_network(settings: Settings) -> nn.Module:
             check_shape(shape, pooling_factors(blocks, network.dim, network.pool_z)[-network.dim :])
         except ValueError as error:
             values = f"network.n_blocks {blocks}, task.volume_z {tile[0]}, task.tile_size {settings.task.tile_size}"
-            raise ValueError(f"{values}: {error}") from None
+            raise InputError(f"{values}: {error}") from None
         _check_fits_memory(network, blocks)
     built = build_network(network.model_dump(), shape)
     if not any(parameter.requires_grad for parameter in built.parameters()):
-        raise ValueError(f"network.model {network.model} has no trainable parameters; expected at least one")
+        raise InputError(f"network.model {network.model} has no trainable parameters; expected at least one")
     return built
 
 
@@ -179,9 +180,9 @@ def read_initial_weights(settings: Settings) -> dict[str, Tensor] | None:
 
     Raises
     ------
-    ValueError
+    InputError
         If they are weights of another network, or not finite.
-    FileNotFoundError
+    InputNotFound
         If there is no such file.
     """
     path = settings.train.weights
@@ -192,7 +193,7 @@ def read_initial_weights(settings: Settings) -> dict[str, Tensor] | None:
     try:
         load_weights(build_network(settings.network.model_dump()), weights)
     except ValueError as error:
-        raise ValueError(f"--weights {path}: {error}") from None
+        raise InputError(f"--weights {path}: {error}") from None
     check_finite_weights(weights, path)
     return weights
 
@@ -285,14 +286,14 @@ def plan_workers(settings: Settings, cluster: ClusterResources) -> tuple[tuple[i
 
     Raises
     ------
-    ValueError
+    InputError
         If the batch size is smaller than the number of workers.
     """
     gpu = uses_gpus(settings, cluster)
     all_gpus = min(max(1, int(cluster.gpus)), settings.network.batch)  # each needs at least one tile
     fewest, most = settings.train.worker_range or ((all_gpus,) * 2 if gpu else (1, 1))
     if settings.network.batch < most:
-        raise ValueError(
+        raise InputError(
             f"network.batch_size {settings.network.batch} is smaller than the {most} workers that share it "
             "(--num-workers); each needs at least one tile"
         )
@@ -300,7 +301,7 @@ def plan_workers(settings: Settings, cluster: ClusterResources) -> tuple[tuple[i
 
 
 def check_run_resumable(folder: RunFolder, settings: Settings) -> None:
-    """Raise a ValueError if the run is finished, or was started with other settings; more epochs extend a run."""
+    """Raise an InputError if the run is finished, or was started with other settings; more epochs extend a run."""
     before = folder.read_settings()
     if before is None:
         return
@@ -313,24 +314,24 @@ def check_run_resumable(folder: RunFolder, settings: Settings) -> None:
     extended = ended and more_epochs and [line.split(":")[0] for line in differences] == ["network.epochs"]
     if differences and not extended:
         lines = "\n  ".join(differences)
-        raise ValueError(
+        raise InputError(
             f"the run {name} was started with other settings:\n  {lines}\nGive another --name, or the earlier settings."
         )
     if metrics and early:
-        raise ValueError(
+        raise InputError(
             f"the run {name} is finished: it stopped early after {format_count(metrics['epochs'], 'epoch')}, because "
             f"the validation loss no longer fell (network.early_stopping {settings.network.early_stopping}): {path}. "
             f"To train further, start another run with --weights {path}"
         )
     if metrics and not extended and metrics["epochs"] >= epochs:
-        raise ValueError(
+        raise InputError(
             f"the run {name} is finished, after {format_count(metrics['epochs'], 'epoch')}: {path}. To train it for "
             f"longer, add --set network.epochs={2 * epochs}"
         )
 
 
 def _check_fits_memory(network: NetworkSettings, blocks: int) -> None:
-    """Raise a ValueError, with the numbers, if training needs more memory than this machine has.
+    """Raise an InputError, with the numbers, if training needs more memory than this machine has.
 
     If the workers are on another machine, only the weights must fit here, where the network is built once.
     """
@@ -342,7 +343,7 @@ def _check_fits_memory(network: NetworkSettings, blocks: int) -> None:
     needed, available = FLOAT_BYTES * num_parameters * copies, hardware.total_memory_bytes()
     if needed > available:
         what = "they" if copies == 1 else "with gradients and the optimizer's state they"
-        raise ValueError(
+        raise InputError(
             f"network.start_filters {network.start_filters} with network.n_blocks {blocks} makes "
             f"{num_parameters / 1e6:,.0f} million parameters; {what} take {needed / 2**30:,.0f} GiB, and this machine "
             f"has {available / 2**30:,.0f} GiB. Use fewer filters (the network files of this package have 32)"

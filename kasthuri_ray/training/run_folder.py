@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kasthuri_ray.config.settings import Settings
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.models.checkpoints import Checkpoint, checkpoint_bytes, read_checkpoint
 from kasthuri_ray.storage.folder import Storage
 
@@ -40,10 +41,10 @@ class RunFolder:
     storage: Storage
 
     def read_settings(self) -> dict[str, Any] | None:
-        """Return the content of settings.json; None if there is no run. Raise a ValueError if it is not a run's."""
+        """Return the content of settings.json; None if there is no run. Raise an InputError if it is not a run's."""
         content = self._read_json("settings.json")
         if content is not None and not (isinstance(content, dict) and {"task", "network", "train"} <= content.keys()):
-            raise ValueError(f"{self.storage.path}/settings.json is not that of a training run; give another --name")
+            raise InputError(f"{self.storage.path}/settings.json is not that of a training run; give another --name")
         return content
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
@@ -64,7 +65,7 @@ class RunFolder:
         except ValueError as error:
             if name != "last":
                 raise
-            raise ValueError(
+            raise InputError(
                 f"{error}. Or start another run from the best epoch: --weights {folder}/best.pt"
             ) from error
 
@@ -104,7 +105,7 @@ class RunFolder:
         try:
             return None if data is None else json.loads(data)
         except ValueError as error:
-            raise ValueError(f"{self.storage.path}/{name} is not JSON ({error}); give another --name") from None
+            raise InputError(f"{self.storage.path}/{name} is not JSON ({error}); give another --name") from None
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         self.storage.write_bytes(name, (json.dumps(content, indent=2) + "\n").encode())

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kasthuri_ray.config.settings import Settings, TrainSettings
+from kasthuri_ray.errors import InputError
 
 
 def check_trackers(train: TrainSettings) -> None:
-    """Raise a ValueError if the settings name a tracker that is not installed.
+    """Raise an InputError if the settings name a tracker that is not installed.
 
     Parameters
     ----------
@@ -20,7 +21,7 @@ def check_trackers(train: TrainSettings) -> None:
     """
     for name in ("mlflow", "wandb"):
         if getattr(train, name) is not None and importlib.util.find_spec(name) is None:
-            raise ValueError(f"--{name} needs the package {name}: pip install 'kasthuri_ray[{name}]'")
+            raise InputError(f"--{name} needs the package {name}: pip install 'kasthuri_ray[{name}]'")
 
 
 @dataclass

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from kasthuri_ray.config.settings import Settings
-from kasthuri_ray.errors import WorkFailed
+from kasthuri_ray.errors import WorkFailed, missing_is_bad_input
 from kasthuri_ray.progress import Reporter
 from kasthuri_ray.ray_cluster.connection import WORKER_CPUS, connect_ray
 from kasthuri_ray.ray_cluster.driver import exit_on_sigterm, guard_ray_work, run_in_thread, scratch_folder
@@ -39,6 +39,7 @@ from kasthuri_ray.training.training_job import TrainingJob
 RESUME_COMMAND = "the same command with --name {}".format  # for callers that do not know the command
 
 
+@missing_is_bad_input()
 def train(settings: Settings, resume_command: Callable[[str], str] = RESUME_COMMAND) -> str:
     """Train a network on Ray's workers.
 
@@ -56,7 +57,7 @@ def train(settings: Settings, resume_command: Callable[[str], str] = RESUME_COMM
 
     Raises
     ------
-    ValueError
+    InputError
         For bad input, before anything is written.
     WorkFailed
         If the work fails after it has started.

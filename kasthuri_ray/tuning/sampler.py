@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.tuning.search_space import LISTS, SearchDomain, SearchSpace, grid_size
 from kasthuri_ray.tuning.trial_record import FAILED, FINISHED, RUNNING, TrialRecord
 
@@ -41,10 +42,10 @@ def propose_trial(
 
 
 def check_grid(space: SearchSpace, origin: str) -> None:
-    """Raise a ValueError for a grid search over a continuous range. `origin` names the space in the message."""
+    """Raise an InputError for a grid search over a continuous range. `origin` names the space in the message."""
     continuous = [key for key, domain in space.items() if domain.listed is None]
     if continuous:
-        raise ValueError(
+        raise InputError(
             f"{origin}: a grid search needs a list of values, but {', '.join(continuous)} has a continuous range; list "
             'its values ({"grid": [...]}), or use --search random or optuna'
         )

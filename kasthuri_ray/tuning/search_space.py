@@ -20,6 +20,7 @@ import numpy as np
 from kasthuri_ray.config.differences import CHANGEABLE_SETTINGS
 from kasthuri_ray.config.loading import override_settings
 from kasthuri_ray.config.settings import SECTIONS, Settings, default_batch_size
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.models.unet import check_shape, pooling_factors
 
 NETWORK_KEY = "network"  # the key of the network's name
@@ -95,7 +96,7 @@ def grid_size(space: SearchSpace) -> int | None:
 def parse_space(content: Mapping[str, Any], base: Settings, origin: str) -> SearchSpace:
     """Return the space that a JSON object describes, after checking each value against the settings `base`.
 
-    Raise a ValueError that names every mistake; `origin` names the space in it.
+    Raise an InputError that names every mistake; `origin` names the space in it.
     """
     space, errors = SearchSpace(), list[str]()
     for key, description in content.items():
@@ -107,23 +108,23 @@ def parse_space(content: Mapping[str, Any], base: Settings, origin: str) -> Sear
         except ValueError as error:
             errors.append(str(error) if str(error).startswith(origin) else f"{origin}: {error}")
     if errors:
-        raise ValueError("\n".join(errors))
+        raise InputError("\n".join(errors))
     return space
 
 
 def _check_key(key: str) -> None:
     known = [f"{section}.{name}" for section in SEARCHED_SECTIONS for name in SECTIONS[section].model_fields]
     if key == NETWORK_KEY:
-        raise ValueError("--networks names the networks to choose from; remove the key network")
+        raise InputError("--networks names the networks to choose from; remove the key network")
     if key not in known:
         same = [name for name in known if name.partition(".")[2] == key]
         near = same or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        raise ValueError(f"no setting {key}" + (f"; did you mean {near[0]}?" if near else ""))
+        raise InputError(f"no setting {key}" + (f"; did you mean {near[0]}?" if near else ""))
     section, _, name = key.partition(".")
     if name in CHANGEABLE_SETTINGS.get(section, set()):
-        raise ValueError(f"{key} does not change what a network learns; remove it from the space")
+        raise InputError(f"{key} does not change what a network learns; remove it from the space")
     if key in SHARED_SETTINGS:
-        raise ValueError(f"{key} cannot be searched: {SHARED_SETTINGS[key]}")
+        raise InputError(f"{key} cannot be searched: {SHARED_SETTINGS[key]}")
 
 
 def _parse_domain(key: str, description: Any) -> SearchDomain:
@@ -131,12 +132,12 @@ def _parse_domain(key: str, description: Any) -> SearchDomain:
     shown = f"{key} is {json.dumps(description)}"
     if not (isinstance(description, dict) and len(description) == 1):
         hint = f', such as {{"choice": {json.dumps(description)}}}' if isinstance(description, list) else ""
-        raise ValueError(f"{shown}: expected an object with one of {kinds}{hint}")
+        raise InputError(f"{shown}: expected an object with one of {kinds}{hint}")
     ((kind, values),) = description.items()
     if kind not in (*LISTS, *RANGES):
         near = difflib.get_close_matches(kind, (*LISTS, *RANGES), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{shown}: unknown kind {kind!r}, expected one of {kinds}{hint}")
+        raise InputError(f"{shown}: unknown kind {kind!r}, expected one of {kinds}{hint}")
     if kind in LISTS:
         _check_list(shown, values)
         return SearchDomain(kind, tuple(values))
@@ -146,9 +147,9 @@ def _parse_domain(key: str, description: Any) -> SearchDomain:
 
 def _check_list(shown: str, values: Any) -> None:
     if not isinstance(values, list) or not values:
-        raise ValueError(f"{shown}: expected a list of at least one value")
+        raise InputError(f"{shown}: expected a list of at least one value")
     if repeated := [value for index, value in enumerate(values) if value in values[:index]]:
-        raise ValueError(f"{shown}: {json.dumps(repeated[0])} is listed twice; keep one of them")
+        raise InputError(f"{shown}: {json.dumps(repeated[0])} is listed twice; keep one of them")
 
 
 def _check_range(shown: str, kind: str, values: Any) -> None:
@@ -156,18 +157,18 @@ def _check_range(shown: str, kind: str, values: Any) -> None:
     is_pair = isinstance(values, list) and len(values) == 2
     if not (is_pair and all(isinstance(value, numbers) and not isinstance(value, bool) for value in values)):
         noun = "whole numbers" if kind == "int" else "numbers"
-        raise ValueError(f"{shown}: expected two {noun}, the lowest and the highest value")
+        raise InputError(f"{shown}: expected two {noun}, the lowest and the highest value")
     if not values[0] < values[1]:
-        raise ValueError(f"{shown}: the first must be lower than the second")
+        raise InputError(f"{shown}: the first must be lower than the second")
     if kind == "loguniform" and values[0] <= 0:
-        raise ValueError(f"{shown}: loguniform needs numbers above 0")
+        raise InputError(f"{shown}: loguniform needs numbers above 0")
 
 
 def check_not_fixed(space: Mapping[str, Any], fixed: Iterable[str], origin: str) -> None:
-    """Raise a ValueError for a setting that is both searched and set for all trials."""
+    """Raise an InputError for a setting that is both searched and set for all trials."""
     both = sorted(set(space) & set(fixed))
     if both:
-        raise ValueError(
+        raise InputError(
             f"{origin}: {', '.join(both)} is searched here and set on the command line; remove one of them"
         )
 

@@ -16,6 +16,7 @@ from typing import Any
 from kasthuri_ray.config.differences import fill_defaults, section_differences, setting_differences
 from kasthuri_ray.config.loading import Layer, explicit_value, override_layers, read_json_file, resolve_settings
 from kasthuri_ray.config.settings import Settings, TrainSettings, TuneSettings
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.ray_cluster.connection import WORKER_CPUS, connect_ray
 from kasthuri_ray.ray_cluster.output_paths import check_shared_path, resolve_output_path
 from kasthuri_ray.ray_cluster.resources import ClusterResources, ResourceDemand
@@ -139,7 +140,7 @@ def plan_sweep(
 
     `task` is the value of `--task`; `layers` are config, assignments and flags, as `resolve_settings` takes them.
     `resume_command` returns the command that resumes the sweep of a name. `add_note` receives notes for the user.
-    Raise ValueError, FileNotFoundError or PermissionError for every mistake that can be found before the work starts.
+    Raise InputError, FileNotFoundError or PermissionError for every mistake that can be found before the work starts.
     """
     task, layers = restore_command_line(task, layers)
     bases = {name: absolute_volume_paths(base) for name, base in resolve_networks(task, layers).items()}
@@ -231,24 +232,24 @@ def resolve_networks(task: str | None, layers: Mapping[str, Any]) -> dict[str, S
     for file in names:
         name = Path(file).name.removesuffix(".json")
         if name in networks:
-            raise ValueError(f"--networks names {name} twice")
+            raise InputError(f"--networks names {name} twice")
         networks[name] = resolve_settings(task, file, **layers)
     return networks
 
 
 def check_comparable(bases: Mapping[str, Settings]) -> None:
-    """Raise a ValueError for networks whose trials cannot be compared epoch by epoch."""
+    """Raise an InputError for networks whose trials cannot be compared epoch by epoch."""
     for key in ("epochs", "metric"):
         values = {name: getattr(base.network, key) for name, base in bases.items()}
         if len(set(values.values())) > 1:
             shown = ", ".join(f"{value} for {name}" for name, value in values.items())
-            raise ValueError(
+            raise InputError(
                 f"network.{key} is {shown}: trials are compared by it; --set network.{key}=... sets it for all"
             )
     settings = next(iter(bases.values()))
     grace, epochs = settings.tune.grace, settings.network.epochs
     if grace is not None and grace >= epochs and settings.tune.scheduler != "none":
-        raise ValueError(
+        raise InputError(
             f"--grace {grace}: a trial has {epochs} epochs (network.epochs), so none would be stopped early; give a "
             "smaller number, or --scheduler none"
         )
@@ -277,7 +278,7 @@ def read_search_space(bases: Mapping[str, Settings], num_workers: int, fixed: se
     if len(bases) > 1:
         space = {NETWORK_KEY: SearchDomain("choice", tuple(bases)), **space}
     if not space:
-        raise ValueError(f"{origin} is empty, and there is one network: there is nothing to search")
+        raise InputError(f"{origin} is empty, and there is one network: there is nothing to search")
     if settings.tune.search == "grid":
         check_grid(space, origin)
     return space
@@ -316,7 +317,7 @@ def sweep_description(
 def check_sweep_resumable(plan: SweepPlan) -> Leaderboard:
     """Return the sweep's leaderboard, an empty one for a new sweep.
 
-    Raise a ValueError if the sweep is finished, or was started with other settings.
+    Raise an InputError if the sweep is finished, or was started with other settings.
     """
     storage, leaderboard = plan.storage, Leaderboard.read(plan.storage, plan.metric)
     before = _read_settings(storage)
@@ -325,12 +326,12 @@ def check_sweep_resumable(plan: SweepPlan) -> Leaderboard:
     differences = sweep_differences(before, plan.description)
     if differences:
         shown = "\n  ".join(differences)
-        raise ValueError(
+        raise InputError(
             f"the sweep {storage.name} was started with other settings:\n  {shown}\n"
             "Give another --name, or the earlier settings."
         )
     if leaderboard.finished and (reason := explain_finished(plan, leaderboard)):
-        raise ValueError(f"the sweep {storage.name} is finished: {reason}: {storage.path}")
+        raise InputError(f"the sweep {storage.name} is finished: {reason}: {storage.path}")
     return leaderboard
 
 
@@ -357,7 +358,7 @@ def _read_settings(storage: Storage) -> dict[str, Any] | None:
     except ValueError:
         settings = None
     if not (isinstance(settings, dict) and "sweep" in settings):
-        raise ValueError(f"{storage.path}/settings.json is not that of a sweep; give another --name")
+        raise InputError(f"{storage.path}/settings.json is not that of a sweep; give another --name")
     return settings
 
 

@@ -93,7 +93,7 @@ class TrialPlan:
 def prepare_trial(id: str, settings: Settings, path: str, workers: TrialWorkers, deadline: float | None) -> TrialPlan:
     """Check a trial as jobs/train.py checks a run, and write its settings to its folder `path`.
 
-    Raise a ValueError for settings that contradict each other.
+    Raise an InputError for settings that contradict each other.
     """
     network = build_checked_network(settings)
     weights = read_initial_weights(settings)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kasthuri_ray.config.loading import override_settings
-from kasthuri_ray.errors import WorkFailed
+from kasthuri_ray.errors import WorkFailed, missing_is_bad_input
 from kasthuri_ray.progress import Reporter, Throttle
 from kasthuri_ray.ray_cluster.driver import exit_on_sigterm, guard_ray_work, run_in_thread, scratch_folder
 from kasthuri_ray.ray_cluster.ray_errors import failure_reason
@@ -80,6 +80,7 @@ TUNE_ENVIRONMENT = {
 RESULT_FIELDS = ("score", "best_epoch", "epochs", "seconds", "tiles_per_second", "state", "why")
 
 
+@missing_is_bad_input()
 def tune(task: str | None, layers: Mapping[str, Any], resume_command: Callable[[str], str] = RESUME_COMMAND) -> str:
     """Search the network and the settings that suit a task.
 
@@ -99,7 +100,7 @@ def tune(task: str | None, layers: Mapping[str, Any], resume_command: Callable[[
 
     Raises
     ------
-    ValueError
+    InputError
         For bad input, before anything is written.
     WorkFailed
         If the work fails after it has started, or if no trial finishes.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Nm, Zyx, per_axis
 from kasthuri_ray.volumes.volume import Volume
 
@@ -82,11 +83,11 @@ def voxel_shift(one: VoxelGrid, other: VoxelGrid) -> Zyx:
 
     Raises
     ------
-    ValueError
+    InputError
         If both voxel sizes are known and differ by more than 1%.
     """
     if one.size_nm and other.size_nm and not np.allclose(one.size_nm, other.size_nm, rtol=VOXEL_SIZE_TOLERANCE):
-        raise ValueError(
+        raise InputError(
             f"voxel sizes differ: {one.name} has {_size_text(one.size_nm)}, {other.name} has "
             f"{_size_text(other.size_nm)} (z,y,x); open the volume with several resolutions at the matching level, "
             "such as bossdb://collection/experiment/channel/1 or x.zarr/s1"
@@ -111,13 +112,13 @@ def overlap_box(one: VoxelGrid, other: VoxelGrid, shift: Zyx) -> Box:
 
     Raises
     ------
-    ValueError
+    InputError
         If there are none; the message shows the positions of both volumes.
     """
     box = one.bounds.intersect(other.bounds.relative_to(shift))
     if box.num_voxels == 0:
         size = one.size_nm or other.size_nm
-        raise ValueError(
+        raise InputError(
             f"nothing to compare: {one.name} and {other.name} do not overlap. The first covers "
             f"{_position_text(one, size)}, the second {_position_text(other, size)} (z,y,x)"
         )

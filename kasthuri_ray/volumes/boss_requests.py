@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import requests
 from blosc.blosc_extension import error as BloscError
 
-from kasthuri_ray.errors import VolumeError
+from kasthuri_ray.errors import InputDenied, InputError, InputNotFound, VolumeError
 from kasthuri_ray.volumes.parallel_calls import call_with_timeout
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ RETRYABLE_STATUS = {408, 425, 429}  # the retryable statuses below 500; every ot
 # standard error; Ray writes it to the worker's log.
 LOGGED_PAUSE_S = 1.0
 
-_RETRYABLE_ERRORS = (requests.RequestException, BloscError, TimeoutError, ValueError)
+_RETRYABLE_ERRORS = (requests.RequestException, BloscError, TimeoutError, InputError)
 _INVALID_REQUESTS = (
     requests.exceptions.InvalidURL,
     requests.exceptions.InvalidSchema,
@@ -102,7 +102,7 @@ class BossServer:
 
         Raises
         ------
-        ValueError
+        InputError
             If a key is unknown or a value malformed.
         """
         if options is None:
@@ -110,7 +110,7 @@ class BossServer:
             options = {"token": token} if token else {}
         unknown = sorted(set(options) - {"protocol", "host", "token"})
         if unknown:
-            raise ValueError(f"BossDB options have no {', '.join(map(repr, unknown))}; they are protocol, host, token")
+            raise InputError(f"BossDB options have no {', '.join(map(repr, unknown))}; they are protocol, host, token")
         boss = cls(**{key: str(value).strip() for key, value in options.items()})
         boss._check()
         return boss
@@ -126,19 +126,19 @@ class BossServer:
 
     def _check(self) -> None:
         if self.protocol not in ("http", "https"):
-            raise ValueError(f"BossDB protocol {self.protocol!r} is neither https nor http")
+            raise InputError(f"BossDB protocol {self.protocol!r} is neither https nor http")
         if not re.fullmatch(r"([\w.-]+|\[[0-9a-fA-F:]+\])(:\d+)?", self.host):
-            raise ValueError(f"BossDB host {self.host!r} is not a name with an optional port, such as api.bossdb.io")
+            raise InputError(f"BossDB host {self.host!r} is not a name with an optional port, such as api.bossdb.io")
         if not re.fullmatch(r"[\x21-\x7e]+", self.token):
-            raise ValueError("the BossDB token is empty or holds characters that no token has; copy it again")
+            raise InputError("the BossDB token is empty or holds characters that no token has; copy it again")
 
 
 def request_with_retries(call: Callable[[], T], what: str, boss: BossServer, retry_policy: RetryPolicy) -> T:
     """Return the answer of a Boss server to a request, retrying after transient failures.
 
-    `call` sends the request; it raises requests.HTTPError for every status but 200, and ValueError for an answer that
+    `call` sends the request; it raises requests.HTTPError for every status but 200, and InputError for an answer that
     is not what was requested. `what` names the request in messages. A final failure raises PermissionError,
-    FileNotFoundError or ValueError at once; if the last try fails as well, it is a VolumeError.
+    FileNotFoundError or InputError at once; if the last try fails as well, it is a VolumeError.
     """
     cause, start = "", time.monotonic()
     for number, pause in enumerate(retry_policy.pauses(), 1):
@@ -149,7 +149,7 @@ def request_with_retries(call: Callable[[], T], what: str, boss: BossServer, ret
         try:
             return call_with_timeout(retry_policy.deadline_s, call)
         except _INVALID_REQUESTS as error:
-            raise ValueError(boss.without_token(f"{what}: {error}")) from None
+            raise InputError(boss.without_token(f"{what}: {error}")) from None
         except requests.HTTPError as error:
             cause = _describe_status(error, what, boss)
         except _RETRYABLE_ERRORS as error:
@@ -181,13 +181,13 @@ def _describe_status(error: requests.HTTPError, what: str, boss: BossServer) -> 
 def _raise_final(status: int, text: str) -> NoReturn:
     if status in (401, 403):
         advice = "give a token that may read it, in BOSSDB_TOKEN or by --boss FILE"
-        raise PermissionError(f"{text}; {advice}") from None
+        raise InputDenied(f"{text}; {advice}") from None
     if status == 404:
-        raise FileNotFoundError(f"{text}; check the collection, experiment and channel, and the host") from None
+        raise InputNotFound(f"{text}; check the collection, experiment and channel, and the host") from None
     advice = "check the box and the resolution against the volume"
     if status == 413:
         advice = "the request is too large for the server"
-    raise ValueError(f"{text}; {advice}") from None
+    raise InputError(f"{text}; {advice}") from None
 
 
 def _response_message(response: requests.Response) -> str:

@@ -18,6 +18,7 @@ from requests.adapters import HTTPAdapter
 from requests.exceptions import JSONDecodeError
 from requests.utils import get_environ_proxies
 
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Nm, Zyx, ceil_div, per_axis
 from kasthuri_ray.volumes.boss_requests import BossServer, RetryPolicy, request_with_retries
 from kasthuri_ray.volumes.parallel_calls import map_threads
@@ -69,7 +70,7 @@ class BossVolume(Volume):
             client = _boss_client(self.boss, self.retry_policy.timeout_s, os.getpid())
             voxels = client.get_cutout(channel, self.resolution, list(x), list(y), list(z), parallel=False)
             if voxels.shape != box.shape or voxels.dtype != self.dtype:
-                raise ValueError(
+                raise InputError(
                     f"the answer holds {voxels.dtype} voxels of shape {voxels.shape}, expected {self.dtype} voxels of "
                     f"shape {box.shape}"
                 )
@@ -126,7 +127,7 @@ def _parse_uri(uri: str) -> tuple[tuple[str, str, str], int | None]:
     """Return the names of collection, experiment and channel, and the resolution if the URI holds one."""
     match = re.fullmatch(r"bossdb://([\w.-]+)/([\w.-]+)/([\w.-]+)(?:/(\d+))?/?", uri)
     if not match:
-        raise ValueError(f"{uri!r} is not of the form {_URI_FORM}, such as bossdb://Kasthuri/ac4/em/0")
+        raise InputError(f"{uri!r} is not of the form {_URI_FORM}, such as bossdb://Kasthuri/ac4/em/0")
     collection, experiment, channel, resolution = match.groups()
     return (collection, experiment, channel), None if resolution is None else int(resolution)
 
@@ -134,7 +135,7 @@ def _parse_uri(uri: str) -> tuple[tuple[str, str, str], int | None]:
 def _check_resolution(resolution: int, channel: ChannelResource, experiment: ExperimentResource, uri: str) -> None:
     levels = range(channel.base_resolution, channel.base_resolution + max(1, experiment.num_hierarchy_levels))
     if resolution not in levels:
-        raise ValueError(f"{uri}: there is no resolution {resolution}; it has {levels[0]} to {levels[-1]}")
+        raise InputError(f"{uri}: there is no resolution {resolution}; it has {levels[0]} to {levels[-1]}")
 
 
 def _downsampling_factors(hierarchy_method: str, resolution: int) -> Zyx:
@@ -153,7 +154,7 @@ def _readable_bounds(frame: CoordinateFrameResource, resolution: int, factors: Z
     start, stop = per_axis(operator.floordiv, native.start, factors), per_axis(ceil_div, native.stop, factors)
     bounds = Box(start, stop).intersect(native)
     if bounds.num_voxels == 0:
-        raise ValueError(f"{uri}: the Boss has no voxels at resolution {resolution}, since its frame is {native}")
+        raise InputError(f"{uri}: the Boss has no voxels at resolution {resolution}, since its frame is {native}")
     return bounds
 
 
@@ -189,7 +190,7 @@ def _fetch_metadata(resource: Resource, uri: str, boss: BossServer, retry_policy
         except ValueError as error:  # intern's own: a datatype, unit or hierarchy that it does not know
             raise _UnknownValue(str(error)) from None
         except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"the answer is not the metadata of {resource.name!r} ({error!r})") from None
+            raise InputError(f"the answer is not the metadata of {resource.name!r} ({error!r})") from None
 
     kind = type(resource).__name__.removesuffix("Resource").lower()
     what = f"the metadata of {kind} {resource.name!r} of {uri}"
@@ -197,7 +198,7 @@ def _fetch_metadata(resource: Resource, uri: str, boss: BossServer, retry_policy
         policy = replace(retry_policy, tries=min(retry_policy.tries, MAX_METADATA_TRIES))
         return request_with_retries(get_project, what, boss, policy)
     except _UnknownValue as error:
-        raise ValueError(f"{uri}: intern cannot read its {kind} {resource.name!r}: {error}") from None
+        raise InputError(f"{uri}: intern cannot read its {kind} {resource.name!r}: {error}") from None
 
 
 class _UnknownValue(Exception):
@@ -225,6 +226,6 @@ def _open_cloudvolume(channel: Mapping[str, Any], uri: str, resolution: int) -> 
     from kasthuri_ray.volumes.stores import open_store
 
     if not channel.get("bucket") or not channel.get("cv_path"):
-        raise ValueError(f"{uri} is stored as a CloudVolume, but its metadata name no bucket and path")
+        raise InputError(f"{uri} is stored as a CloudVolume, but its metadata name no bucket and path")
     url = bucket_url(channel["bucket"], channel["cv_path"])
     return replace(open_store(url, mip=resolution), uri=uri, source_id=f"{url}@{resolution}")

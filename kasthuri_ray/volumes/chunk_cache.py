@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numcodecs.zstd import Zstd
 
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.volumes.parallel_calls import map_threads
 from kasthuri_ray.volumes.volume import Volume
@@ -61,7 +62,7 @@ def open_cache(folder: str | None, size: str) -> ChunkCache | None:
 
     Raises
     ------
-    ValueError
+    InputError
         If the size is malformed.
     """
     size_limit_bytes = parse_byte_size(size)
@@ -86,13 +87,13 @@ def parse_byte_size(text: str) -> int:
 
     Raises
     ------
-    ValueError
+    InputError
         If the text is anything else.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*", text)
     unit = _BYTES_PER_UNIT.get(match[2].upper()) if match else None
     if match is None or unit is None or (size := int(float(match[1]) * unit)) < 1:
-        raise ValueError(f"size {text!r} is not a positive number of bytes with a unit, such as 20GB, 500MB or 1.5TiB")
+        raise InputError(f"size {text!r} is not a positive number of bytes with a unit, such as 20GB, 500MB or 1.5TiB")
     return size
 
 

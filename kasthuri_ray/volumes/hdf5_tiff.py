@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from kasthuri_ray.errors import VolumeError
+from kasthuri_ray.errors import InputDenied, InputError, InputNotFound, VolumeError
 from kasthuri_ray.geometry import Box, Nm, Zyx, ceil_div, per_axis
 from kasthuri_ray.volumes.store_metadata import in_nanometers
 from kasthuri_ray.volumes.volume import Volume, make_opening_id
@@ -65,7 +65,7 @@ def open_file_volume(uri: str, mip: int | None = None) -> Volume:
     Without `:dataset` it is the file's only dataset of three axes. Axes of length 1 besides z, y, x are dropped.
     """
     if mip not in (None, 0):
-        raise ValueError(f"{uri} has one resolution, mip 0; mip {mip} does not exist")
+        raise InputError(f"{uri} has one resolution, mip 0; mip {mip} does not exist")
     match = HDF5.match(uri)
     name, dataset = (match[1], match[2] or "") if match else (uri, "")
     path = _local_path(name, uri)
@@ -74,19 +74,19 @@ def open_file_volume(uri: str, mip: int | None = None) -> Volume:
     except (FileNotFoundError, PermissionError):
         raise
     except OSError as error:
-        raise ValueError(f"{uri} is not a complete {'HDF5' if match else 'TIFF'} file: {error}") from error
+        raise InputError(f"{uri} is not a complete {'HDF5' if match else 'TIFF'} file: {error}") from error
 
 
 def _local_path(name: str, uri: str) -> Path:
     if name.startswith("file://"):
         name = unquote(name.removeprefix("file://"))
     elif "://" in name:
-        raise ValueError(f"{uri}: HDF5 and TIFF are read from a local disk only; copy the file, or convert it to zarr")
+        raise InputError(f"{uri}: HDF5 and TIFF are read from a local disk only; copy the file, or convert it to zarr")
     path = Path(name).expanduser().absolute()
     if not path.is_file():
-        raise FileNotFoundError(f"{uri}: there is no file {path}")
+        raise InputNotFound(f"{uri}: there is no file {path}")
     if not os.access(path, os.R_OK):
-        raise PermissionError(f"{uri}: no permission to read {path}")
+        raise InputDenied(f"{uri}: no permission to read {path}")
     return path
 
 
@@ -98,10 +98,10 @@ def _open_hdf5(uri: str, path: Path, name: str) -> Volume:
         if not name:
             if len(datasets) != 1:
                 listed = _listed(path, datasets)
-                raise ValueError(f"{uri} holds {len(datasets)} datasets of three axes; name one: {listed}")
+                raise InputError(f"{uri} holds {len(datasets)} datasets of three axes; name one: {listed}")
             name = datasets[0]
         if not isinstance(file.get(name), h5py.Dataset):
-            raise ValueError(f"{uri}: {path.name} has no dataset {name!r}; name one: {_listed(path, datasets)}")
+            raise InputError(f"{uri}: {path.name} has no dataset {name!r}; name one: {_listed(path, datasets)}")
         stored = file[name]
         axes = _last_three_axes(stored.shape, uri)
         chunks = stored.chunks or (1,) * (len(stored.shape) - 2) + stored.shape[-2:]
@@ -128,7 +128,7 @@ def _listed(path: Path, names: list[str]) -> str:
 def _last_three_axes(shape: tuple[int, ...], uri: str) -> Zyx:
     if len(shape) < 3 or any(n != 1 for n in shape[:-3]):
         channels = f"{shape[-4]} channels" if len(shape) > 3 else f"{len(shape)} axes"
-        raise ValueError(f"{uri} has {channels}, shape {shape}; a volume has one channel and three axes: z, y, x")
+        raise InputError(f"{uri} has {channels}, shape {shape}; a volume has one channel and three axes: z, y, x")
     return len(shape) - 3, len(shape) - 2, len(shape) - 1
 
 
@@ -148,7 +148,7 @@ def _open_tiff(uri: str, path: Path) -> Volume:
     with _open_tiff_file(path) as file:
         if len(file.series) != 1:
             shapes = ", ".join(str(series.shape) for series in file.series[:5])
-            raise ValueError(f"{uri} holds {len(file.series)} images, shapes {shapes}; a volume is one stack of pages")
+            raise InputError(f"{uri} holds {len(file.series)} images, shapes {shapes}; a volume is one stack of pages")
         series = file.series[0]
         axes = _tiff_axes(series, uri)
         _check_codec(series, uri)
@@ -179,7 +179,7 @@ def _tiff_axes(series: tifffile.TiffPageSeries, uri: str) -> Zyx:
     y, x = names.find("Y"), names.find("X")
     longer = [axis for axis in range(len(names)) if axis not in (y, x) and shape[axis] > 1]
     if min(y, x) < 0 or len(longer) > 1 or any(names[axis] in "CS" for axis in longer):
-        raise ValueError(f"{uri} has axes {names} of shape {shape}; a volume has one channel and three axes: z, y, x")
+        raise InputError(f"{uri} has axes {names} of shape {shape}; a volume has one channel and three axes: z, y, x")
     others = [axis for axis in range(len(names)) if axis not in (y, x, *longer) and names[axis] not in "CS"]
     return (*longer, *others, -1)[0], y, x
 
@@ -190,7 +190,7 @@ def _check_codec(series: tifffile.TiffPageSeries, uri: str) -> None:
     try:
         tifffile.TIFF.DECOMPRESSORS[series.keyframe.compression]
     except KeyError as error:
-        raise ValueError(
+        raise InputError(
             f"{uri}: {error.args[0]}: install it (pip install imagecodecs), or convert the file"
         ) from error
 
@@ -242,7 +242,7 @@ def _make_volume(
     uri: str, path: Path, dataset: str, axes: Zyx, shape: Any, dtype: np.dtype, chunk: Zyx, size: Nm | None
 ) -> Volume:
     if dtype.kind not in "buif":
-        raise ValueError(f"{uri} holds {dtype}; a volume holds integers or floats")
+        raise InputError(f"{uri} holds {dtype}; a volume holds integers or floats")
     return FileVolume(
         uri=uri,
         bounds=Box((0, 0, 0), per_axis(lambda axis: 1 if axis < 0 else shape[axis], axes)),

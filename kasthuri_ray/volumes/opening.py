@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kasthuri_ray.errors import InputError, InputNotFound, missing_is_bad_input
 from kasthuri_ray.geometry import Nm
 from kasthuri_ray.volumes.chunk_cache import CachedVolume, ChunkCache, open_cache
 from kasthuri_ray.volumes.volume import Volume
 
 
+@missing_is_bad_input()
 def open_volume(
     uri: str,
     *,
@@ -45,11 +47,11 @@ def open_volume(
 
     Raises
     ------
-    ValueError
+    InputError
         If the URI is malformed or names something that is not a volume.
-    FileNotFoundError
+    InputNotFound
         If there is nothing at the URI.
-    PermissionError
+    InputDenied
         If access is refused.
     VolumeError
         If the source does not answer.
@@ -93,9 +95,9 @@ class VolumeOpener:
 
     Raises
     ------
-    ValueError
+    InputError
         If the file of options or the size is malformed.
-    FileNotFoundError
+    InputNotFound
         If there is no such file of options.
     """
 
@@ -127,9 +129,9 @@ def read_boss_options(path: str | None) -> dict[str, Any] | None:
 
     Raises
     ------
-    FileNotFoundError
+    InputNotFound
         If there is no such file.
-    ValueError
+    InputError
         If it does not hold a JSON object. The message does not show the text, which holds a token.
     """
     if path is None:
@@ -137,9 +139,9 @@ def read_boss_options(path: str | None) -> dict[str, Any] | None:
     try:
         options = json.loads(Path(path).read_text())
     except FileNotFoundError:
-        raise FileNotFoundError(f"--boss {path}: there is no such file") from None
+        raise InputNotFound(f"--boss {path}: there is no such file") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"--boss {path} is not readable as JSON ({type(error).__name__})") from None
+        raise InputError(f"--boss {path} is not readable as JSON ({type(error).__name__})") from None
     if not isinstance(options, dict):
-        raise ValueError(f"--boss {path} does not hold a JSON object with protocol, host and token")
+        raise InputError(f"--boss {path} does not hold a JSON object with protocol, host and token")
     return options

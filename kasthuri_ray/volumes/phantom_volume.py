@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Zyx, per_axis
 from kasthuri_ray.phantom.section import CHANNELS, SQUARE, VOXEL_NM, paint_section
 from kasthuri_ray.volumes.volume import Volume
@@ -67,16 +68,16 @@ def open_phantom(uri: str, mip: int | None = None) -> Volume:
 
     Raises
     ------
-    ValueError
+    InputError
         If there is no such channel, parameter, shape, seed or resolution; the message says what there is.
     """
     parts = urlsplit(uri)
     if parts.scheme != "phantom" or parts.netloc not in CHANNELS or parts.path.strip("/") or parts.fragment:
-        raise ValueError(
+        raise InputError(
             f"{uri!r} is not a phantom; in phantom://CHANNEL?shape=z,y,x&seed=n CHANNEL is one of {', '.join(CHANNELS)}"
         )
     if mip not in (None, 0):
-        raise ValueError(f"resolution {mip} of {uri!r}: a phantom has one resolution, 0")
+        raise InputError(f"resolution {mip} of {uri!r}: a phantom has one resolution, 0")
     parameters = _parse_parameters(uri, parts.query)
     shape = _parse_shape(uri, parameters["shape"]) if "shape" in parameters else DEFAULT_SHAPE
     seed = _parse_seed(uri, parameters.get("seed", "0"))
@@ -96,23 +97,23 @@ def _parse_parameters(uri: str, query: str) -> dict[str, str]:
     pairs = parse_qsl(query, keep_blank_values=True)
     for key, _ in pairs:
         if key not in ("shape", "seed"):
-            raise ValueError(f"{uri!r}: a phantom has no parameter {key!r}; it has shape and seed")
+            raise InputError(f"{uri!r}: a phantom has no parameter {key!r}; it has shape and seed")
     if len(dict(pairs)) != len(pairs):
-        raise ValueError(f"{uri!r} names a parameter twice")
+        raise InputError(f"{uri!r} names a parameter twice")
     return dict(pairs)
 
 
 def _parse_shape(uri: str, text: str) -> Zyx:
     parts = text.split(",")
     if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise ValueError(f"{uri!r}: shape {text!r} is not three sizes in voxels, z,y,x, such as 100,1024,1024")
+        raise InputError(f"{uri!r}: shape {text!r} is not three sizes in voxels, z,y,x, such as 100,1024,1024")
     shape = per_axis(int, parts)
     if not all(1 <= length <= limit for length, limit in zip(shape, MAX_SHAPE, strict=True)):
-        raise ValueError(f"{uri!r}: shape {text} is not between 1,1,1 and {','.join(map(str, MAX_SHAPE))} (z,y,x)")
+        raise InputError(f"{uri!r}: shape {text} is not between 1,1,1 and {','.join(map(str, MAX_SHAPE))} (z,y,x)")
     return shape
 
 
 def _parse_seed(uri: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) < 2**32):
-        raise ValueError(f"{uri!r}: seed {text!r} is not a whole number from 0 to {2**32 - 1}")
+        raise InputError(f"{uri!r}: seed {text!r} is not a whole number from 0 to {2**32 - 1}")
     return int(text)

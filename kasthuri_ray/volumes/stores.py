@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from kasthuri_ray.errors import VolumeError
+from kasthuri_ray.errors import InputError, InputNotFound, VolumeError
 from kasthuri_ray.geometry import Box, Nm, Zyx, per_axis
 from kasthuri_ray.storage.kvstore import (
     ANSWER_TIMEOUT_S,
@@ -64,13 +64,13 @@ def open_store(uri: str, mip: int | None = None) -> Volume:
 
     `mip` is a level of a pyramid (OME-Zarr group, N5 with s0, s1, ..., precomputed); `#mip=1` at the end of the URI
     names it too. Zarr starts at voxel 0 whatever its translation, precomputed at its `voxel_offset`. Axes of length 1
-    besides z, y, x are dropped; more than one channel is a ValueError.
+    besides z, y, x are dropped; more than one channel is an InputError.
     """
     name, mip = _split_mip(uri, mip)
     location = locate_store(name)
     folder = location.folder
     if folder is not None and folder.is_file():
-        raise ValueError(f"{name} is a file; a zarr, N5 or precomputed volume is a folder")
+        raise InputError(f"{name} is a file; a zarr, N5 or precomputed volume is a folder")
     place, documents = read_json_documents(location, DOCUMENTS)
     node = find_node(documents, location.driver)
     if node is None:
@@ -92,14 +92,14 @@ def _split_mip(uri: str, mip: int | None) -> tuple[str, int]:
     if match is None:
         return uri, mip or 0
     if mip is not None and mip != int(match[2]):
-        raise ValueError(f"{uri} names mip {match[2]}, which conflicts with the requested mip {mip}")
+        raise InputError(f"{uri} names mip {match[2]}, which conflicts with the requested mip {mip}")
     return match[1], int(match[2])
 
 
 def _check_mip(uri: str, mip: int, num_levels: int) -> None:
     if not 0 <= mip < num_levels:
         levels = "one resolution, mip 0" if num_levels == 1 else f"{num_levels} resolutions, mip 0 to {num_levels - 1}"
-        raise ValueError(f"{uri} has {levels}; mip {mip} does not exist")
+        raise InputError(f"{uri} has {levels}; mip {mip} does not exist")
 
 
 def _uri_with_mip(uri: str, mip: int) -> str:
@@ -107,7 +107,7 @@ def _uri_with_mip(uri: str, mip: int) -> str:
 
 
 def _open_pyramid(place: StoreLocation, group: StoreNode, documents: dict[str, Any], mip: int) -> Volume:
-    """Open a level of a group; raise a ValueError that lists its arrays if the group is not a pyramid."""
+    """Open a level of a group; raise an InputError that lists its arrays if the group is not a pyramid."""
     levels: list[OmeLevel] | None = None
     if group.driver == "n5":
         paths = _n5_levels(place, documents)
@@ -117,12 +117,12 @@ def _open_pyramid(place: StoreLocation, group: StoreNode, documents: dict[str, A
             return open_store(f"{place.uri.rstrip('/')}{'' if place.uri.endswith(':') else '/'}0", mip)
         paths = [level.path for level in levels or []]
     if not paths:
-        raise ValueError(f"{place.uri} is a group, not an array; {_name_array_advice(place, group)}")
+        raise InputError(f"{place.uri} is a group, not an array; {_name_array_advice(place, group)}")
     _check_mip(place.uri, mip, len(paths))
     inner = place.at(paths[mip])
     node = find_node(read_json_documents(inner, DOCUMENTS)[1], group.driver)
     if node is None or node.kind != ARRAY:
-        raise FileNotFoundError(f"{place.uri} says that its mip {mip} is {paths[mip]!r}, but there is no array")
+        raise InputNotFound(f"{place.uri} says that its mip {mip} is {paths[mip]!r}, but there is no array")
     volume = _open_array(
         inner, node, group.attributes, levels[mip] if levels else None, mip, _uri_with_mip(place.uri, mip)
     )
@@ -227,18 +227,18 @@ def _source_id(spec: dict[str, Any]) -> str:
 
 def _check_axes(raw: ts.TensorStore, axes: Zyx, uri: str) -> None:
     if raw.rank < 3:
-        raise ValueError(f"{uri} has {raw.rank} axes, shape {tuple(raw.shape)}; a volume has three: z, y, x")
+        raise InputError(f"{uri} has {raw.rank} axes, shape {tuple(raw.shape)}; a volume has three: z, y, x")
     for axis in set(range(raw.rank)) - set(axes):
         if raw.shape[axis] != 1:
             name = raw.domain.labels[axis]
             what = f"{raw.shape[axis]} channels" if name in ("", "c", "channel") else f"{raw.shape[axis]} of {name!r}"
-            raise ValueError(f"{uri} has {what} along axis {axis} of its shape {tuple(raw.shape)}; a volume has one")
+            raise InputError(f"{uri} has {what} along axis {axis} of its shape {tuple(raw.shape)}; a volume has one")
 
 
 def _numeric_dtype(raw: ts.TensorStore, uri: str) -> np.dtype:
     dtype = raw.dtype.numpy_dtype
     if dtype.kind not in "buif":
-        raise ValueError(f"{uri} holds {raw.dtype.name}; a volume holds integers or floats")
+        raise InputError(f"{uri} holds {raw.dtype.name}; a volume holds integers or floats")
     return dtype
 
 
@@ -274,16 +274,14 @@ def _no_array_error(place: StoreLocation) -> Exception:
     looked = f"looked for {', '.join(name for name, driver in DOCUMENTS.items() if place.driver in (None, driver))}"
     parent = place.at("..")
     if place.folder is None:
-        return FileNotFoundError(
-            f"{place.uri}: nothing was found ({looked}){_listing(_folders_in_bucket(parent), parent)}"
-        )
+        return InputNotFound(f"{place.uri}: nothing was found ({looked}){_listing(_folders_in_bucket(parent), parent)}")
     if place.folder.is_dir():
-        return ValueError(
+        return InputError(
             f"{place.uri} is not an array or a pyramid: {looked}{_listing(_arrays_in_folder(place.folder), place)}"
         )
     if parent.folder is None or not parent.folder.is_dir():
-        return FileNotFoundError(f"{place.uri}: there is no {place.folder}")
-    return FileNotFoundError(
+        return InputNotFound(f"{place.uri}: there is no {place.folder}")
+    return InputNotFound(
         f"{place.uri}: nothing was found ({looked}){_listing(_arrays_in_folder(parent.folder), parent)}"
     )
 

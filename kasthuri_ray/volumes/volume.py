@@ -83,7 +83,7 @@ class Volume(ABC):
 
         Raises
         ------
-        ValueError
+        InputError
             If the box is outside the bounds or empty.
         VolumeError
             If the source fails; the message names the volume and the box.
