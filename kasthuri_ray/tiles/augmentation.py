@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,6 +85,22 @@ class Augment:
             )
         if not images.is_floating_point():
             raise InputError(f"augmentation takes images as floats in 0..1, got {images.dtype}; divide by 255 first")
+
+
+def tile_seed(*numbers: int) -> int:
+    """Return the seed of the augmentation of a tile.
+
+    Parameters
+    ----------
+    *numbers : int
+        Seed of the run, epoch, and number of the tile in it.
+
+    Returns
+    -------
+    int
+        From 0 to 2**63 - 1.
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _tile_seeds(seed: torch.Generator | int | Sequence[int], num_tiles: int) -> Sequence[int]:

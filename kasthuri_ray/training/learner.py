@@ -16,7 +16,7 @@ from kasthuri_ray import hardware
 from kasthuri_ray.labels import IGNORE_LABEL
 from kasthuri_ray.metrics.voxel_counts import BINS, VoxelCounts
 from kasthuri_ray.models.losses import make_loss
-from kasthuri_ray.tiles.augmentation import Augment
+from kasthuri_ray.tiles.augmentation import Augment, tile_seed
 from kasthuri_ray.training.optimizer import (
     OptimizerSettings,
     PlateauSchedule,
@@ -164,7 +164,7 @@ class Learner:
             If the loss is no longer finite.
         """
         # Random numbers of a user's network (dropout) depend on seed, epoch and rank alone, so that a run can resume.
-        torch.manual_seed(_derive_seed(self.settings.seed, epoch, process_rank()))
+        torch.manual_seed(tile_seed(self.settings.seed, epoch, process_rank()))
         self.training_network.train()
         total, num_tiles = torch.zeros(2, device=self.device, dtype=torch.float64), 0
         plateau_factor = self.plateau.factor(val_losses)
@@ -191,7 +191,7 @@ class Learner:
         return self.optimizer.param_groups[0]["lr"]
 
     def _step(self, epoch: int, batch: TileBatchLike) -> Tensor:
-        seeds = [_derive_seed(self.settings.seed, epoch, int(number)) for number in batch.number]
+        seeds = [tile_seed(self.settings.seed, epoch, int(number)) for number in batch.number]
         images, labels = self.load(batch)
         images, labels = self.augment(images, labels, seeds)
         with hardware.autocast(self.plan.precision, self.device):
@@ -392,7 +392,3 @@ def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def _derive_seed(*entropy: int) -> int:
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kasthuri_ray.geometry import Box, Nm, Zyx, check_inside
+from kasthuri_ray.errors import InputError
+from kasthuri_ray.geometry import Box, Nm, Zyx, check_inside, per_axis
 
 _opening_numbers = itertools.count()
 
@@ -93,6 +94,26 @@ class Volume(ABC):
         assert voxels.shape == box.shape, (self.uri, box, voxels.shape)
         assert voxels.dtype == self.dtype, (self.uri, box, voxels.dtype)
         return voxels
+
+    @property
+    def shape(self) -> Zyx:
+        """Number of voxels along z, y, x."""
+        return self.bounds.shape
+
+    def __getitem__(self, ranges: slice | tuple[slice, ...]) -> np.ndarray:
+        """Return the voxels of up to three slices along z, y, x, in voxels of the volume, its own offset included.
+
+        `volume[0:10, 100:200]` reads ten sections of 100 rows. Steps, single numbers and negative indices that count
+        from the end are refused with an InputError: an index of a volume may itself be negative.
+        """
+        given = ranges if isinstance(ranges, tuple) else (ranges,)
+        if len(given) > 3 or not all(isinstance(each, slice) and each.step in (None, 1) for each in given):
+            raise InputError(f"{self.uri}: a volume is read by up to three slices without steps, such as [0:10, 5:9]")
+        given += (slice(None),) * (3 - len(given))
+        low, high = self.bounds.start, self.bounds.stop
+        start = per_axis(lambda each, default: default if each.start is None else int(each.start), given, low)
+        stop = per_axis(lambda each, default: default if each.stop is None else int(each.stop), given, high)
+        return self.read(Box(start, stop))
 
     @abstractmethod
     def _read(self, box: Box) -> np.ndarray:
