@@ -6,7 +6,7 @@ BIN := .venv/bin
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint,benchmarks]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint,docs,benchmarks]'
 	touch $@
 
 DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
@@ -34,10 +34,14 @@ lint: .venv                      ## check style, imports, declared dependencies,
 	$(BIN)/mypy
 	$(BIN)/python tests/docstrings.py
 
+docs: .venv                      ## build the documentation as a site: build/site/docs/index.html
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . build/site
+	@echo "Open this in a browser: build/site/docs/index.html"
+
 wheels: .venv                    ## check that every package has a wheel for x86 and ARM
 	$(BIN)/python tests/wheels.py
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
 
-.PHONY: .venv demo test test-faults test-cluster lint wheels help
+.PHONY: .venv demo test test-faults test-cluster lint docs wheels help

@@ -4,9 +4,11 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 
+from kasthuri_ray import cli
 from kasthuri_ray.benchmarks.predictor_speed import NETWORKS
-from kasthuri_ray.cli import run_job
+from kasthuri_ray.progress import Reporter
 
 EXAMPLES = """examples:
   python jobs/benchmark.py train --quick
@@ -19,15 +21,12 @@ EXAMPLES = """examples:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="benchmark.py",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cli.SettingsParser(prog="benchmark.py", description=__doc__, epilog=EXAMPLES)
     kinds = parser.add_subparsers(
-        dest="kind", required=True, metavar="train|segment|predictor|tune|accuracy|phantom|vnc"
+        dest="kind",
+        required=True,
+        metavar="train|segment|predictor|tune|accuracy|phantom|vnc",
+        parser_class=argparse.ArgumentParser,
     )
 
     train = kinds.add_parser(
@@ -110,40 +109,50 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> None:
     options = vars(make_parser().parse_args(arguments))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes of the parts are ended too
-    kind = options.pop("kind")
+    from kasthuri_ray.benchmarks.harness import PartRunner
+
+    kind, reporter = options.pop("kind"), Reporter()
+    parts = PartRunner(reporter, options.pop("verbose"))
     if kind == "train":
         from kasthuri_ray.benchmarks import training_speed
 
-        training_speed.run_training_benchmark(**options)
+        training_speed.run_training_benchmark(parts, **options)
     elif kind == "segment":
         from kasthuri_ray.benchmarks import segmentation_speed
 
-        segmentation_speed.run_segmentation_benchmark(**options)
+        segmentation_speed.run_segmentation_benchmark(parts, **options)
     elif kind == "predictor":
         from kasthuri_ray.benchmarks import predictor_speed
 
-        predictor_speed.run_predictor_benchmark(**options)
+        predictor_speed.run_predictor_benchmark(parts, **options)
     elif kind == "tune":
         from kasthuri_ray.benchmarks import sweep_cost
 
-        sweep_cost.run_sweep_benchmark(**options)
+        sweep_cost.run_sweep_benchmark(parts, **options)
     elif kind == "accuracy":
         from kasthuri_ray.benchmarks import accuracy
 
         options["tasks"] = options.pop("task")
-        accuracy.run_accuracy(**options)
+        accuracy.run_accuracy(parts, **options)
     elif kind == "phantom":
-        from kasthuri_ray.benchmarks import harness, phantom_difficulty
-
-        figures = phantom_difficulty.run_phantom_difficulty(seed=options["seed"])
-        harness.write_json(
-            options["out"], {"benchmark": "phantom", "machine": harness.machine_description(), **figures}
-        )
+        _measure_phantom(options["seed"], options["out"], reporter)
     else:
         from kasthuri_ray.benchmarks import vnc_dataset
 
         vnc_dataset.convert_vnc(options["source"], options["output"])
+        reporter.print_result(options["output"])
 
+
+def _measure_phantom(seed: int, out: str, reporter: Reporter) -> None:
+    from kasthuri_ray.benchmarks import harness, phantom_difficulty
+
+    figures = phantom_difficulty.run_phantom_difficulty(seed=seed)
+    for name, value in figures.items():
+        reporter.print_line(f"{name:20} {value:8.3f}" if isinstance(value, float) else f"{name:20} {value:8}")
+    harness.write_json(out, {"benchmark": "phantom", "machine": harness.machine_description(), **figures}, reporter)
+
+
+run = partial(cli.run_job, main)  # the command kasthuri-benchmark
 
 if __name__ == "__main__":
-    sys.exit(run_job(main))
+    sys.exit(run())

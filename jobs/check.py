@@ -1,30 +1,39 @@
-"""Check whether a cluster is fit for the jobs: `python jobs/check.py --address HOST:6379 --storage s3://...`."""
+"""Check whether a cluster is fit for the jobs: `python jobs/check.py --address HOST:6379 --storage s3://...`.
+
+With --report it checks nothing, and writes what a fault report needs.
+"""
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from kasthuri_ray import cli
+from kasthuri_ray.config import defaults
 
 EXAMPLES = """examples:
   python jobs/check.py
   python jobs/check.py --address 10.0.0.5:6379 --storage s3://bucket/runs --gpus 8    # on one of the nodes
   ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/check.py --storage s3://bucket/runs
+  python jobs/check.py --report
 
 Exit codes: 0 fit, 1 not fit, 2 bad input.
 """
 
 
 def make_parser() -> cli.SettingsParser:
-    parser = cli.SettingsParser("check", prog="check.py", description=__doc__, epilog=EXAMPLES)
+    parser = cli.SettingsParser(prog="check.py", description=__doc__, epilog=EXAMPLES)
     group = parser.add_group("requirements")
-    group.add_setting(
-        "--address", metavar="HOST:PORT", help="address of Ray (default: RAY_ADDRESS, else this machine alone)"
-    )
-    group.add_setting("--storage", metavar="DIR|s3://...", help="folder of all runs (default: outputs)")
-    group.add_setting(
-        "--image", metavar="URI|none", help="image that every node must be able to read (default: ac4 of BossDB)"
-    )
-    group.add_setting("--gpus", type=int, metavar="N", help="GPUs that the cluster must have (default: no requirement)")
+    group.add("--address", metavar="HOST:PORT", help="address of Ray (default: RAY_ADDRESS, else this machine alone)")
+    group.add("--storage", metavar="DIR|s3://...", help=f"folder of all runs (default: {defaults.STORAGE})")
+    group.add("--image", metavar="URI|none", help="image that every node must be able to read (default: ac4 of BossDB)")
+    group.add("--gpus", type=int, metavar="N", help="GPUs that the cluster must have (default: no requirement)")
+    group = parser.add_group("fault report")
+    group.add(
+        "--report", nargs="?", const=defaults.REPORT_FILE, metavar="FILE",
+        help="write versions, machine, settings and the last traceback to this file, without secrets; Ray is not "
+        f"started (default: {defaults.REPORT_FILE})",
+    )  # fmt: skip
+    cli.add_settings_flags(parser)
     cli.add_data_access_flags(parser)
     cli.add_wait_flag(parser.add_group("compute"))
     cli.add_logging_flags(parser)
@@ -32,12 +41,24 @@ def make_parser() -> cli.SettingsParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    flags = make_parser().parse_settings(arguments).get("check", {})
+    flags = make_parser().keywords(arguments)
+    from kasthuri_ray import api
+    from kasthuri_ray.config.loading import resolve_section
     from kasthuri_ray.config.settings import CheckSettings
+
+    settings = resolve_section(CheckSettings, api.given_settings("check", flags))
+    if settings.report is not None:
+        from kasthuri_ray.ray_cluster.fault_report import write_fault_report
+
+        print(f"Read this file, and attach it to your fault report: {write_fault_report(settings)}")
+        return cli.DONE
+    from kasthuri_ray.progress import Reporter
     from kasthuri_ray.ray_cluster.cluster_check import check_cluster
 
-    return cli.DONE if check_cluster(CheckSettings(**flags)) else cli.FAILED
+    return cli.DONE if check_cluster(settings, Reporter()) else cli.FAILED
 
+
+run = partial(cli.run_job, main)  # the command kasthuri-check
 
 if __name__ == "__main__":
-    sys.exit(cli.run_job(main))
+    sys.exit(run())

@@ -2,8 +2,10 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from kasthuri_ray import cli
+from kasthuri_ray.config import defaults
 
 EXAMPLES = """examples:
   python jobs/evaluate.py --prediction out.zarr --annotation bossdb://Kasthuri/ac4/synapse
@@ -13,36 +15,46 @@ EXAMPLES = """examples:
 
 
 def make_parser() -> cli.SettingsParser:
-    parser = cli.SettingsParser("evaluate", prog="evaluate.py", description=__doc__, epilog=EXAMPLES)
+    parser = cli.SettingsParser(prog="evaluate.py", description=__doc__, epilog=EXAMPLES)
     group = parser.add_group("input")
-    group.add_setting(
-        "--prediction", required=True, metavar="URI", help="probabilities, as floats or as uint8 (255 is 1)"
-    )
-    group.add_setting(
+    group.add("--prediction", required=True, metavar="URI", help="probabilities, as floats or as uint8 (255 is 1)")
+    group.add(
         "--annotation",
         required=True,
         metavar="URI",
         help="ground truth; only the overlapping region (aligned in nm) is compared",
     )
-    group.add_setting(
+    group.add(
         "--task", metavar="NAME|FILE", help="task that defines the labels (default: from the prediction's provenance)"
     )
-    group.add_setting("--instances", metavar="URI", help="cell ids, for ARAND and VOI of the cells between membranes")
-    group.add_setting(
+    group.add("--instances", metavar="URI", help="cell ids, for ARAND and VOI of the cells between membranes")
+    group.add(
         "--box", metavar="Z0:Z1,Y0:Y1,X0:X1", help="half-open, in voxels of the annotation (default: the whole overlap)"
     )
-    group.add_setting(
+    group.add(
         "--threshold",
         type=float,
         metavar="P",
-        help="probability from which a voxel is foreground (default: from the prediction's provenance, else 0.5)",
+        help="probability from which a voxel is foreground (default: from the prediction's provenance, else "
+        f"{defaults.THRESHOLD})",
+    )
+    group.add(
+        "--voxel-size",
+        metavar="Z,Y,X",
+        help="voxel size of prediction and annotation in nm (default: from their metadata)",
+    )
+    group.add(
+        "--resample",
+        action="store_true",
+        help="read a prediction of another voxel size on the voxels of the annotation",
     )
     group = parser.add_group("output")
-    group.add_setting(
+    group.add(
         "--out",
         metavar="DIR|s3://...",
         help="folder for metrics, figures and index.html (default: PREDICTION.evaluation)",
     )
+    cli.add_settings_flags(parser)
     cli.add_data_access_flags(parser)
     cli.add_wait_flag(parser.add_group("compute"))
     cli.add_logging_flags(parser)
@@ -50,12 +62,13 @@ def make_parser() -> cli.SettingsParser:
 
 
 def main(arguments: Sequence[str]) -> None:
-    flags = make_parser().parse_settings(arguments)["evaluate"]
-    from kasthuri_ray.config.settings import EvaluateSettings
-    from kasthuri_ray.evaluation.evaluate import evaluate
+    keywords = make_parser().keywords(arguments)
+    from kasthuri_ray import api
 
-    evaluate(EvaluateSettings(**flags))
+    api.evaluate(**keywords)
 
+
+run = partial(cli.run_job, main)  # the command kasthuri-evaluate
 
 if __name__ == "__main__":
-    sys.exit(cli.run_job(main))
+    sys.exit(run())

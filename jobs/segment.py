@@ -2,8 +2,10 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from kasthuri_ray import cli
+from kasthuri_ray.config import defaults
 
 EXAMPLES = """examples:
   python jobs/segment.py --weights outputs/my_run --output out.zarr
@@ -14,7 +16,7 @@ ZYX = "Z,Y,X"
 
 
 def make_parser() -> cli.SettingsParser:
-    parser = cli.SettingsParser("segment", prog="segment.py", description=__doc__, epilog=EXAMPLES)
+    parser = cli.SettingsParser(prog="segment.py", description=__doc__, epilog=EXAMPLES)
     _add_input_flags(parser)
     _add_output_flags(parser)
     _add_processing_flags(parser)
@@ -27,73 +29,77 @@ def make_parser() -> cli.SettingsParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = make_parser()
-    parsed = parser.parse_args(arguments)
-    from kasthuri_ray.segmentation.segment import segment_from_flags
+    keywords = make_parser().keywords(arguments)
+    from kasthuri_ray import api
 
-    command = cli.segment_resume_command(sys.argv[0], arguments)
-    result = segment_from_flags(parsed.task, parsed.network, parser.overrides(parsed), command)
+    result = api.segment(**keywords, resume_command=cli.segment_resume_command(sys.argv[0], arguments))
     return cli.SET_ASIDE if result.num_set_aside else cli.DONE
 
 
 def _add_input_flags(parser: cli.SettingsParser) -> None:
     group = parser.add_group("input", "order of axes: z,y,x")
-    group.add_setting("--weights", metavar="RUN|FILE", help="run folder or .pt file; path, https:// or s3://")
-    group.add_setting("--image", metavar="URI", help="image (default: the one that the run was trained on)")
-    group.add_flag(
+    group.add("--weights", metavar="RUN|FILE", help="run folder or .pt file; path, https:// or s3://")
+    group.add("--image", metavar="URI", help="image (default: the one that the run was trained on)")
+    group.add(
         "--network", metavar="NAME|FILE", help="network; required if --weights is a bare .pt file (default: the run's)"
     )
-    group.add_flag(
-        "--task", metavar="NAME|FILE", help="task; required if --weights is a bare .pt file (default: the run's)"
-    )
-    group.add_setting(
+    group.add("--task", metavar="NAME|FILE", help="task; required if --weights is a bare .pt file (default: the run's)")
+    group.add(
         "--box", metavar="Z0:Z1,Y0:Y1,X0:X1", help="half-open region; : for a whole axis (default: the whole image)"
     )
-    group.add_setting(
+    group.add(
         "--mip", type=int, metavar="N", help="resolution level (default: the one nearest to the training's voxel size)"
     )
-    group.add_setting("--voxel-size", metavar=ZYX, help="voxel size in nm (default: from the image's metadata)")
-    group.add_setting("--mask", metavar="URI", help="volume; blocks where it is 0 are skipped")
+    group.add("--voxel-size", metavar=ZYX, help="voxel size in nm (default: from the image's metadata)")
+    group.add(
+        "--resample", action="store_true", help="read the image with the voxel size that the network was trained at"
+    )
+    group.add("--allow-empty", action="store_true", help="segment even if nothing of the image is stored in the box")
+    group.add("--mask", metavar="URI", help="volume; blocks where it is 0 are skipped")
 
 
 def _add_output_flags(parser: cli.SettingsParser) -> None:
     group = parser.add_group("output")
-    group.add_setting(
-        "--output", metavar="PATH|s3://...", help="OME-Zarr of probabilities; an unfinished one is resumed"
+    group.add("--output", metavar="PATH|s3://...", help="OME-Zarr of probabilities; an unfinished one is resumed")
+    group.add("--overwrite", action="store_true", help="delete the existing output and start over")
+    group.add("--save-mask", action="store_true", help="write a label image of the thresholded probabilities")
+    group.add("--objects", action="store_true", help="write a CSV table of the objects above the threshold")
+    group.add("--precomputed", metavar="PATH|s3://...", help="write a copy as Neuroglancer precomputed")
+    group.add(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help=f"threshold of mask and objects (default: the run's, else {defaults.THRESHOLD})",
     )
-    group.add_setting("--overwrite", action="store_true", help="delete the existing output and start over")
-    group.add_setting("--save-mask", action="store_true", help="write a label image of the thresholded probabilities")
-    group.add_setting("--objects", action="store_true", help="write a CSV table of the objects above the threshold")
-    group.add_setting("--precomputed", metavar="PATH|s3://...", help="write a copy as Neuroglancer precomputed")
-    group.add_setting(
-        "--threshold", type=float, metavar="P", help="threshold of mask and objects (default: the run's, else 0.5)"
-    )
-    group.add_setting("--shard", metavar=ZYX, help="shape of a shard, one file each (default: at most 64,1024,1024)")
-    group.add_setting("--chunk", metavar=ZYX, help="shape of a chunk, read at once (default: at most 64,256,256)")
+    group.add("--shard", metavar=ZYX, help="shape of a shard, one file each (default: at most 64,1024,1024)")
+    group.add("--chunk", metavar=ZYX, help="shape of a chunk, read at once (default: at most 64,256,256)")
 
 
 def _add_processing_flags(parser: cli.SettingsParser) -> None:
     group = parser.add_group("processing")
-    group.add_setting("--actors", metavar="N|MIN-MAX", help="number of actors (default: as many as the cluster holds)")
-    group.add_setting(
-        "--gpus-per-actor", type=float, metavar="F", help="GPUs per actor; 0.5: two actors on one GPU (default: 1)"
+    group.add("--actors", metavar="N|MIN-MAX", help="number of actors (default: as many as the cluster holds)")
+    group.add(
+        "--gpus-per-actor",
+        type=float,
+        metavar="F",
+        help=f"GPUs per actor; 0.5: two actors on one GPU (default: {defaults.GPUS_PER_ACTOR:g})",
     )
-    group.add_setting("--block", metavar=ZYX, help="shape of a block, in whole shards (default: automatic)")
-    group.add_setting("--halo", metavar=ZYX, help="context around a block (default: the network's receptive field)")
-    group.add_setting("--tile", metavar=ZYX, help="shape of the network input, margins included (default: automatic)")
-    group.add_setting("--batch", type=int, metavar="N", help="tiles per batch (default: automatic)")
-    group.add_setting("--tta", action="store_true", help="test-time augmentation: average over flips and rotations")
-    group.add_setting("--no-skip-blank", action="store_false", key="skip_blank", help="segment blank regions too")
+    group.add("--block", metavar=ZYX, help="shape of a block, in whole shards (default: automatic)")
+    group.add("--halo", metavar=ZYX, help="context around a block (default: the network's receptive field)")
+    group.add("--tile", metavar=ZYX, help="shape of the network input, margins included (default: automatic)")
+    group.add("--batch", type=int, metavar="N", help="tiles per batch (default: automatic)")
+    group.add("--tta", action="store_true", help="test-time augmentation: average over flips and rotations")
+    group.add("--no-skip-blank", action="store_false", dest="skip_blank", help="segment blank regions too")
 
 
 def _add_planning_flags(parser: cli.SettingsParser) -> None:
     group = parser.add_group("planning")
-    group.add_setting(
-        "--dry-run", action="store_true", help="estimate time, memory and cost; write only OUTPUT.plan.json"
-    )
+    group.add("--dry-run", action="store_true", help="estimate time, memory and cost; write only OUTPUT.plan.json")
     price_help = "price of one GPU-hour; on CPUs: hourly machine price divided by the number of actors on it"
-    group.add_setting("--price-per-hour", type=float, metavar="PRICE", help=price_help)
+    group.add("--price-per-hour", type=float, metavar="PRICE", help=price_help)
 
+
+run = partial(cli.run_job, main)  # the command kasthuri-segment
 
 if __name__ == "__main__":
-    sys.exit(cli.run_job(main))
+    sys.exit(run())

@@ -2,8 +2,10 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from kasthuri_ray import cli
+from kasthuri_ray.config import defaults
 
 EXAMPLES = """examples:
   python jobs/train.py --task phantom_synapse
@@ -13,40 +15,42 @@ EXAMPLES = """examples:
 
 
 def make_parser() -> cli.SettingsParser:
-    parser = cli.SettingsParser("train", prog="train.py", description=__doc__, epilog=EXAMPLES)
+    parser = cli.SettingsParser(prog="train.py", description=__doc__, epilog=EXAMPLES)
     group = parser.add_group("input")
     cli.add_task_flags(group)
-    group.add_flag(
+    group.add(
         "--network",
         metavar="NAME|FILE",
-        help="built-in network (UNet_2D, UNet_2D_attention, UNet_3D, ...) or network file (default: UNet_2D)",
+        help="built-in network (UNet_2D, UNet_2D_attention, UNet_3D, ...) or network file "
+        f"(default: {defaults.NETWORK})",
     )
-    group.add_setting(
+    group.add(
         "--weights", metavar="FILE|RUN", help="initial weights: a run folder or .pt file; path, https:// or s3://"
     )
-    group = parser.add_group("output")
-    group.add_setting("--storage", metavar="DIR|s3://...", help="folder of all runs (default: outputs)")
-    group.add_setting(
-        "--name", help="name of the run; an unfinished run of this name is resumed (default: TASK_NETWORK_TIME)"
+    group.add("--voxel-size", metavar="Z,Y,X", help="voxel size of the image in nm (default: from its metadata)")
+    group.add(
+        "--resample", action="store_true", help="read an annotation of another voxel size on the voxels of the image"
     )
+    group.add("--allow-empty", action="store_true", help="train even if nothing of the image is stored in a box")
+    group = parser.add_group("output")
+    group.add("--storage", metavar="DIR|s3://...", help=f"folder of all runs (default: {defaults.STORAGE})")
+    group.add("--name", help="name of the run; an unfinished run of this name is resumed (default: TASK_NETWORK_TIME)")
     cli.add_settings_flags(parser)
     cli.add_data_access_flags(parser)
-    group = cli.add_compute_flags(parser, precision="network")
-    group.add_setting("--num-workers", metavar="N|MIN-MAX", help="training processes (default: one per GPU, else 1)")
+    group = cli.add_compute_flags(parser)
+    group.add("--num-workers", metavar="N|MIN-MAX", help="training processes (default: one per GPU, else 1)")
     cli.add_logging_flags(parser, tracked="the run")
     return parser
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = make_parser()
-    parsed = parser.parse_args(arguments)
-    from kasthuri_ray.config.loading import resolve_settings
+    keywords = make_parser().keywords(arguments)
+    from kasthuri_ray import api
 
-    settings = resolve_settings(parsed.task, parsed.network, **parser.overrides(parsed))
-    from kasthuri_ray.training.train import train
+    api.train(**keywords, resume_command=lambda name: cli.resume_command(sys.argv[0], arguments, name))
 
-    train(settings, lambda name: cli.resume_command(sys.argv[0], arguments, name))
 
+run = partial(cli.run_job, main)  # the command kasthuri-train
 
 if __name__ == "__main__":
-    sys.exit(cli.run_job(main))
+    sys.exit(run())

@@ -2,8 +2,10 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from kasthuri_ray import cli
+from kasthuri_ray.config import defaults
 
 EXAMPLES = """examples:
   python jobs/tune.py --task synapse
@@ -18,80 +20,79 @@ search space file, for any settings of network, task and train:
 
 
 def make_parser() -> cli.SettingsParser:
-    parser = cli.SettingsParser("tune", prog="tune.py", description=__doc__, epilog=EXAMPLES)
+    parser = cli.SettingsParser(prog="tune.py", description=__doc__, epilog=EXAMPLES)
     _add_input_flags(parser)
     _add_search_flags(parser)
     _add_output_flags(parser)
     cli.add_settings_flags(parser)
-    cli.add_data_access_flags(parser, "train")
-    cli.add_compute_flags(parser, "train", precision="network")
-    cli.add_logging_flags(parser, "train", tracked="every trial")
+    cli.add_data_access_flags(parser)
+    cli.add_compute_flags(parser)
+    cli.add_logging_flags(parser, tracked="every trial")
     return parser
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = make_parser()
-    parsed = parser.parse_args(arguments)
-    from kasthuri_ray.tuning.tune import tune
+    keywords = make_parser().keywords(arguments)
+    from kasthuri_ray import api
 
-    tune(parsed.task, parser.overrides(parsed), lambda name: cli.resume_command(sys.argv[0], arguments, name))
+    api.tune(**keywords, resume_command=lambda name: cli.resume_command(sys.argv[0], arguments, name))
 
 
 def _add_input_flags(parser: cli.SettingsParser) -> None:
     group = parser.add_group("input")
     cli.add_task_flags(group)
-    group.add_setting(
+    group.add(
         "--networks",
         nargs="+",
         metavar="NAME|FILE",
         help="networks to compare (default: four 2D networks; 3D tasks: UNet_3D)",
     )
-    group.add_setting(
-        "--space", metavar="FILE", help="search space, JSON, see below (default: the settings that matter most)"
-    )
-    group.add_setting("--weights", "train", metavar="FILE|RUN", help="initial weights of every trial")
+    group.add("--space", metavar="FILE", help="search space, JSON, see below (default: the settings that matter most)")
+    group.add("--weights", metavar="FILE|RUN", help="initial weights of every trial")
 
 
 def _add_search_flags(parser: cli.SettingsParser) -> None:
     group = parser.add_group("search")
-    group.add_setting(
+    group.add(
         "--metric",
-        "network",
         choices=["val.average_precision", "val.foreground_f1", "val.loss"],
-        help="metric that ranks epochs and trials (default: val.average_precision)",
+        help=f"metric that ranks epochs and trials (default: {defaults.METRIC})",
     )
-    group.add_setting("--search", choices=["random", "grid", "optuna"], help="search algorithm (default: optuna)")
-    group.add_setting(
-        "--scheduler", choices=["asha", "median", "none"], help="early stopping of poor trials (default: asha)"
+    group.add("--search", choices=["random", "grid", "optuna"], help=f"search algorithm (default: {defaults.SEARCH})")
+    group.add(
+        "--scheduler",
+        choices=["asha", "median", "none"],
+        help=f"early stopping of poor trials (default: {defaults.SCHEDULER})",
     )
-    group.add_setting(
+    group.add(
         "--grace", type=int, metavar="EPOCHS", help="epochs before a trial may be stopped (default: network.epochs / 9)"
     )
-    group.add_setting(
+    group.add(
         "--samples",
         type=int,
         metavar="N",
-        help="total number of trials (default: 20; with --hours: as many as fit; grid: all)",
+        help=f"total number of trials (default: {defaults.NUM_TRIALS}; with --hours: as many as fit; grid: all)",
     )
-    group.add_setting(
+    group.add(
         "--hours", type=float, metavar="H", help="time limit of the sweep, resumed sessions included (default: none)"
     )
-    group.add_setting(
+    group.add(
         "--concurrent", type=int, metavar="N", help="trials at the same time (default: one per GPU, else one per node)"
     )
-    group.add_setting("--num-workers", "train", metavar="N|MIN-MAX", help="training processes per trial (default: 1)")
+    group.add("--num-workers", metavar="N|MIN-MAX", help="training processes per trial (default: 1)")
 
 
 def _add_output_flags(parser: cli.SettingsParser) -> None:
     group = parser.add_group("output")
-    group.add_setting("--storage", "train", metavar="DIR|s3://...", help="folder of all sweeps (default: outputs)")
-    group.add_setting(
+    group.add("--storage", metavar="DIR|s3://...", help=f"folder of all sweeps (default: {defaults.STORAGE})")
+    group.add(
         "--name",
-        "train",
         help="name of the sweep; an unfinished one of this name is resumed (default: TASK_sweep_TIME)",
     )
-    group.add_setting("--keep", type=int, metavar="N", help="keep the weights of the N best trials (default: 3)")
+    group.add("--keep", type=int, metavar="N", help=f"keep the weights of the N best trials (default: {defaults.KEEP})")
 
+
+run = partial(cli.run_job, main)  # the command kasthuri-tune
 
 if __name__ == "__main__":
-    sys.exit(cli.run_job(main))
+    sys.exit(run())

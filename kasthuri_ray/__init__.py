@@ -1,9 +1,33 @@
 """Membranes and synapses in electron microscopy of the brain, at the size of whole data sets.
 
-`training` trains a U-Net with Ray Train on tiles of annotated volumes, `tuning` searches its settings with Ray Tune,
-`segmentation` runs the network over a volume of any size with Ray actors, and `evaluation` compares the result with an
-annotation. They build on `volumes` (where voxels come from), `tiles`, `models`, `inference`, `metrics`, `output` and
-`reports`. `config` holds every setting once, `storage` the files of a run, and `ray_cluster` the connection to Ray.
+    import kasthuri_ray
 
-Each job in `jobs/` turns its command line into one call; start reading at `jobs/train.py`.
+    run = kasthuri_ray.train("synapse", num_workers=2)
+    output = kasthuri_ray.segment(run.path, "synapses.zarr", objects=True)
+
+`train`, `tune`, `segment` and `evaluate` are what the jobs call; `open_volume` and `TileDataset` read voxels and tiles.
+Importing this package loads neither torch nor Ray. Start reading at `jobs/train.py` and docs/architecture.md.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kasthuri_ray.api import evaluate, open_volume, segment, train, tune
+    from kasthuri_ray.tiles.dataset import TileDataset
+
+__all__ = ["TileDataset", "evaluate", "open_volume", "segment", "train", "tune"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of the public API at its first use."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module("kasthuri_ray.tiles.dataset" if name == "TileDataset" else "kasthuri_ray.api")
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

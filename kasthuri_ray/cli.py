@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import os
 import re
 import shlex
@@ -15,33 +16,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from kasthuri_ray.errors import InputError, WorkFailed
+from kasthuri_ray.config import defaults
+from kasthuri_ray.errors import TRACEBACK_PREFIX, InputError, WorkFailed
 from kasthuri_ray.storage.uris import in_ray_job, redact_secrets
 
 # Exit codes. A shell expects 130 after Ctrl-C: 128 + SIGINT.
 DONE, FAILED, BAD_INPUT, SET_ASIDE, INTERRUPTED = 0, 1, 2, 3, 130
 
-DEFAULT_WAIT_S = 600.0  # of --wait-for-resources without a number
-
 
 class SettingsParser(argparse.ArgumentParser):
-    """Argument parser whose flags set settings.
+    """Argument parser whose flags become keyword arguments of a function of `kasthuri_ray.api`.
 
     A flag that is not typed sets nothing, so each default stays in `config/settings.py`.
 
     Parameters
     ----------
-    section : str
-        Section of the settings that a flag sets if it names no other.
     **options
-        Further options of `argparse.ArgumentParser`.
+        Options of `argparse.ArgumentParser`.
     """
 
-    def __init__(self, section: str, **options: Any) -> None:
+    def __init__(self, **options: Any) -> None:
+        if command := _installed_command(sys.argv[0]):
+            texts = {key: re.sub(r"python jobs/(\w+)\.py", r"kasthuri-\1", text) for key, text in options.items()}
+            options = {**texts, "prog": command}
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
-        self.section = section
-        self.targets: dict[str, tuple[str, str]] = {}  # section and key that an argument sets
         self.flags: list[str] = []
+        self.typed: Sequence[str] = ()
 
     def add_group(self, title: str, description: str | None = None) -> FlagGroup:
         """Add a titled group of flags to --help."""
@@ -51,28 +51,21 @@ class SettingsParser(argparse.ArgumentParser):
         """Print the error in one line and exit; suggest the nearest flag for an unknown one."""
         unknown = re.match("unrecognized arguments: (--[a-z-]+)", message)
         near = difflib.get_close_matches(unknown[1], self.flags, n=1) if unknown else []
-        hint = f"; did you mean {near[0]}?" if near else ""
-        self.exit(BAD_INPUT, f"error: {message}{hint} (jobs/{self.prog} --help shows all flags)\n")
+        hint = f"; did you mean {near[0]}?" if near else self._negative_value_hint(message)
+        program = self.prog if _installed_command(self.prog) else f"jobs/{self.prog}"
+        self.exit(BAD_INPUT, f"error: {message}{hint} ({program} --help shows all flags)\n")
 
-    def flag_settings(self, arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-        """Return the settings that were given by their own flags, by section."""
-        found: dict[str, dict[str, Any]] = {}
-        for name, (section, key) in self.targets.items():
-            if hasattr(arguments, name):
-                found.setdefault(section, {})[key] = getattr(arguments, name)
-        return found
+    def _negative_value_hint(self, message: str) -> str:
+        """Return how to write a value such as -64:0,:,: which argparse takes for a flag; "" for other errors."""
+        flag = re.match("argument (--[a-z-]+): expected one argument", message)
+        pairs = itertools.pairwise(self.typed)
+        values = [value for name, value in pairs if flag and name == flag[1] and re.match(r"-[\d.]", value)]
+        return f"; a value that begins with - is written {flag[1]}={values[0]}" if flag and values else ""
 
-    def parse_settings(self, arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Parse command-line arguments, and return the settings that they contain, by section."""
-        return self.flag_settings(self.parse_args(arguments))
-
-    def overrides(self, arguments: argparse.Namespace) -> dict[str, Any]:
-        """Return all that overrides the task and network files, as keyword arguments of `resolve_settings`.
-
-        The parser must have the flags of `add_settings_flags`.
-        """
-        flags = self.flag_settings(arguments)
-        return {"config": arguments.config, "assignments": arguments.assignments, "flags": flags}
+    def keywords(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """Parse command-line arguments, and return those that were typed, by the names of the API's arguments."""
+        self.typed = arguments
+        return vars(self.parse_args(arguments))
 
 
 @dataclass(frozen=True)
@@ -82,16 +75,10 @@ class FlagGroup:
     parser: SettingsParser
     group: Any  # argparse does not export the class
 
-    def add_setting(self, flag: str, section: str | None = None, **options: Any) -> None:
-        """Add a flag that sets `section.key`; the key is the name of the flag unless `key` is passed."""
-        key = options.pop("key", flag.lstrip("-").replace("-", "_"))
-        name = self.add_flag(flag, default=argparse.SUPPRESS, **options)
-        self.parser.targets[name] = (section or self.parser.section, key)
-
-    def add_flag(self, flag: str, **options: Any) -> str:
-        """Add a flag that sets no setting; return its attribute name in the parsed arguments."""
+    def add(self, flag: str, **options: Any) -> None:
+        """Add a flag; it is absent from `SettingsParser.keywords` unless it is typed."""
         self.parser.flags.append(flag)
-        return str(self.group.add_argument(flag, **options).dest)
+        self.group.add_argument(flag, default=argparse.SUPPRESS, **options)
 
 
 def add_task_flags(group: FlagGroup) -> None:
@@ -102,13 +89,11 @@ def add_task_flags(group: FlagGroup) -> None:
     group : FlagGroup
         Group that shows the flags.
     """
-    group.add_flag(
+    group.add(
         "--task", metavar="NAME|FILE", help="built-in task (synapse, membrane, phantom_synapse, ...) or task file"
     )
-    group.add_setting("--image", "task", key="image_chan", metavar="URI", help="image (default: the task's)")
-    group.add_setting(
-        "--annotation", "task", key="annotation_chan", metavar="URI", help="annotation (default: the task's)"
-    )
+    group.add("--image", metavar="URI", help="image (default: the task's)")
+    group.add("--annotation", metavar="URI", help="annotation (default: the task's)")
 
 
 def add_settings_flags(parser: SettingsParser) -> None:
@@ -122,43 +107,37 @@ def add_settings_flags(parser: SettingsParser) -> None:
     group = parser.add_group(
         "settings", "precedence, highest first: other flags, --set, --config, task and network files, defaults"
     )
-    group.add_flag("--config", metavar="FILE", help="JSON file of settings by section, such as a run's settings.json")
-    group.add_flag(
-        "--set", action="append", default=[], dest="assignments", metavar="SECTION.KEY=VALUE",
+    group.add("--config", metavar="FILE", help="JSON file of settings by section, such as a run's settings.json")
+    group.add(
+        "--set", action="append", dest="settings", metavar="SECTION.KEY=VALUE",
         help="set any setting; repeatable",
     )  # fmt: skip
 
 
-def add_data_access_flags(parser: SettingsParser, section: str | None = None) -> None:
+def add_data_access_flags(parser: SettingsParser) -> None:
     """Add the flags for access to remote volumes.
 
     Parameters
     ----------
     parser : SettingsParser
         Parser that shows them in the group `data access`.
-    section : str, optional
-        Section of `boss`, `cache` and `cache_size`; the parser's by default.
     """
     group = parser.add_group("data access")
-    group.add_setting("--boss", section, metavar="FILE", help="BossDB options: JSON with protocol, host, token")
-    group.add_setting(
-        "--cache", section, metavar="DIR|none",
+    group.add("--boss", metavar="FILE", help="BossDB options: JSON with protocol, host, token")
+    group.add(
+        "--cache",  metavar="DIR|none",
         help="disk cache for chunks of remote volumes (default: KASTHURI_CACHE, else ~/.cache/kasthuri_ray)",
     )  # fmt: skip
-    group.add_setting("--cache-size", section, metavar="SIZE", help="size limit of the cache (default: 20GB)")
+    group.add("--cache-size", metavar="SIZE", help=f"size limit of the cache (default: {defaults.CACHE_SIZE})")
 
 
-def add_compute_flags(parser: SettingsParser, section: str | None = None, precision: str | None = None) -> FlagGroup:
+def add_compute_flags(parser: SettingsParser) -> FlagGroup:
     """Add the flags for device, precision, compilation and resources.
 
     Parameters
     ----------
     parser : SettingsParser
         Parser that shows them in the group `compute`.
-    section : str, optional
-        Section of `device`, `compile` and `wait_for_resources`; the parser's by default.
-    precision : str, optional
-        Section that holds `precision`; the parser's by default.
 
     Returns
     -------
@@ -166,56 +145,48 @@ def add_compute_flags(parser: SettingsParser, section: str | None = None, precis
         The group, to which a job may add further flags.
     """
     group = parser.add_group("compute")
-    group.add_setting(
-        "--device", section, choices=["auto", "cpu", "cuda"], help="auto: GPUs if available (default: auto)"
-    )
-    group.add_setting(
-        "--precision", precision, choices=["auto", "float32", "bf16"], help="precision of the network (default: auto)"
-    )
-    group.add_setting(
+    default = f"(default: {defaults.AUTO})"
+    group.add("--device", choices=["auto", "cpu", "cuda"], help=f"auto: GPUs if available {default}")
+    group.add("--precision", choices=["auto", "float32", "bf16"], help=f"precision of the network {default}")
+    group.add(
         "--compile",
-        section,
         choices=["auto", "on", "off"],
-        help="torch.compile; auto: if the run is long enough (default: auto)",
+        help=f"torch.compile; auto: if the run is long enough {default}",
     )
-    add_wait_flag(group, section)
+    add_wait_flag(group)
     return group
 
 
-def add_wait_flag(group: FlagGroup, section: str | None = None) -> None:
+def add_wait_flag(group: FlagGroup) -> None:
     """Add `--wait-for-resources`.
 
     Parameters
     ----------
     group : FlagGroup
         Group that shows the flag.
-    section : str, optional
-        Section of `wait_for_resources`; the parser's by default.
     """
-    group.add_setting(
-        "--wait-for-resources", section, nargs="?", const=DEFAULT_WAIT_S, type=float, metavar="SECONDS",
-        help=f"wait for the cluster to grow ({DEFAULT_WAIT_S:.0f} s if no number is given; default: fail at once if "
+    group.add(
+        "--wait-for-resources",  nargs="?", const=defaults.WAIT_S, type=float, metavar="SECONDS",
+        help=f"wait for the cluster to grow ({defaults.WAIT_S:.0f} s if no number is given; default: fail at once if "
         "it is too small, wait 60 s if it is only busy)",
     )  # fmt: skip
 
 
-def add_logging_flags(parser: SettingsParser, section: str | None = None, tracked: str = "") -> None:
+def add_logging_flags(parser: SettingsParser, tracked: str = "") -> None:
     """Add `--verbose`, and the flags for experiment trackers.
 
     Parameters
     ----------
     parser : SettingsParser
         Parser that shows them in the group `logging`.
-    section : str, optional
-        Section of `mlflow`, `wandb` and `verbose`; the parser's by default.
     tracked : str
         What a tracker records, for the help text; without it the parser has no tracker flags.
     """
     group = parser.add_group("logging")
     if tracked:
-        group.add_setting("--mlflow", section, metavar="URI", help=f"log {tracked} to this MLflow server or file")
-        group.add_setting("--wandb", section, metavar="PROJECT", help=f"log {tracked} to Weights & Biases")
-    group.add_setting("--verbose", section, action="store_true", help="show tracebacks and the log lines of Ray")
+        group.add("--mlflow", metavar="URI", help=f"log {tracked} to this MLflow server or file")
+        group.add("--wandb", metavar="PROJECT", help=f"log {tracked} to Weights & Biases")
+    group.add("--verbose", action="store_true", help="show tracebacks and the log lines of Ray")
 
 
 def run_job(main: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> int:
@@ -259,7 +230,7 @@ def resume_command(program: str, arguments: Sequence[str], name: str) -> str:
     Parameters
     ----------
     program : str
-        Path of the job's script.
+        Path of the job's script, or of its installed command.
     arguments : sequence of str
         Command-line arguments of the job.
     name : str
@@ -278,7 +249,7 @@ def resume_command(program: str, arguments: Sequence[str], name: str) -> str:
             skip = True
         else:
             kept.append(argument)
-    return shlex.join(["python", program, *map(redact_secrets, kept), "--name", name])
+    return shlex.join([*_program_words(program), *map(redact_secrets, kept), "--name", name])
 
 
 def segment_resume_command(program: str, arguments: Sequence[str]) -> str:
@@ -287,7 +258,7 @@ def segment_resume_command(program: str, arguments: Sequence[str]) -> str:
     Parameters
     ----------
     program : str
-        Path of the job's script.
+        Path of the job's script, or of its installed command.
     arguments : sequence of str
         Command-line arguments of the job.
 
@@ -297,7 +268,19 @@ def segment_resume_command(program: str, arguments: Sequence[str]) -> str:
         Shell command without secrets.
     """
     kept = [redact_secrets(argument) for argument in arguments if argument != "--overwrite"]
-    return shlex.join(["python", program, *kept])
+    return shlex.join([*_program_words(program), *kept])
+
+
+def _installed_command(program: str) -> str:
+    """Return the name of a command that the installed package has, such as kasthuri-train; "" for a script."""
+    name = os.path.basename(program)
+    return name if name.startswith("kasthuri-") else ""
+
+
+def _program_words(program: str) -> list[str]:
+    """Return the words that start a job on a command line."""
+    command = _installed_command(program)
+    return [command] if command else ["python", program]
 
 
 def _missing_file_hint(error: Exception) -> str:
@@ -313,7 +296,7 @@ def _missing_file_hint(error: Exception) -> str:
 def _write_traceback(error: Exception) -> str:
     """Write the traceback of an error to a new file, without secrets, and return the path."""
     text = redact_secrets("".join(traceback.format_exception(error)))
-    with tempfile.NamedTemporaryFile("w", prefix="kasthuri_ray_error_", suffix=".txt", delete=False) as file:
+    with tempfile.NamedTemporaryFile("w", prefix=TRACEBACK_PREFIX, suffix=".txt", delete=False) as file:
         file.write(text)
     return file.name
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+TRACEBACK_PREFIX = "kasthuri_ray_error_"  # of the files in the temporary folder that hold the traceback of a bug
 
 
 class InputError(ValueError):

@@ -144,6 +144,7 @@ def _parse_pair(setting: Sequence[float]) -> tuple[float, float]:
 
 
 def _percentiles(sample: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float]:
+    sample = sample[~np.isnan(sample)] if sample.dtype.kind == "f" else sample
     if sample.size == 0:
         raise InputError("image_intensity: there are no voxels to take percentiles of")
     low, high = (float(value) for value in np.percentile(sample, percentiles))
@@ -153,6 +154,25 @@ def _percentiles(sample: np.ndarray, percentiles: tuple[float, float]) -> tuple[
             "the sample has no contrast; give image_intensity as [low, high]"
         )
     return low, high
+
+
+def not_imaged(image: np.ndarray) -> np.ndarray | None:
+    """Return where an image is nan: there is no tissue, or it was not imaged.
+
+    Parameters
+    ----------
+    image : ndarray
+        Of any shape and number type.
+
+    Returns
+    -------
+    ndarray of bool, or None
+        None if it is nan nowhere.
+    """
+    if image.dtype.kind != "f":
+        return None
+    missing = np.isnan(image)
+    return missing if missing.any() else None
 
 
 def to_uint8(image: np.ndarray, intensity: tuple[float, float]) -> np.ndarray:
@@ -168,16 +188,10 @@ def to_uint8(image: np.ndarray, intensity: tuple[float, float]) -> np.ndarray:
     Returns
     -------
     ndarray
-        uint8, the same shape. A uint8 image with (0, 255) is returned itself, not copied.
-
-    Raises
-    ------
-    InputError
-        If the image holds nan.
+        uint8, the same shape; 0 where the image is nan, see `not_imaged`. A uint8 image with (0, 255) is returned
+        itself, not copied.
     """
     low, high = intensity
-    if image.dtype.kind == "f" and np.isnan(image).any():
-        raise InputError("the image holds nan, which has no grey level")
     if image.dtype == np.uint8 and (low, high) == (0, 255):
         return image
     grey = np.empty(image.shape, np.uint8)
@@ -186,5 +200,7 @@ def to_uint8(image: np.ndarray, intensity: tuple[float, float]) -> np.ndarray:
         piece = np.subtract(source[start : start + VOXELS_AT_ONCE], low, dtype=np.float32)
         piece *= np.float32(255 / (high - low))
         np.rint(piece, out=piece)
+        if image.dtype.kind == "f":
+            np.nan_to_num(piece, copy=False, nan=0.0, posinf=255.0, neginf=0.0)
         target[start : start + VOXELS_AT_ONCE] = np.clip(piece, 0, 255, out=piece)
     return grey

@@ -36,6 +36,15 @@ class Reporter:
         self.end()
         print(text, file=self.stream, flush=True)
 
+    def print_result(self, text: str) -> None:
+        """Print a line for scripts on the standard output: the path of the results, as the first and the last line."""
+        self.end()
+        print(text, flush=True)
+
+    def print_stderr(self, text: str) -> None:
+        """Print a line for people before the first line of the standard output, which scripts read."""
+        print(text, file=sys.stderr, flush=True)
+
     def show_live(self, text: str) -> None:
         """Replace the live line of a terminal; elsewhere print the text if the last one is old enough."""
         if self.is_terminal:

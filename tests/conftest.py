@@ -105,6 +105,15 @@ def s3(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[A
     client.delete_bucket(Bucket="some-bucket")
 
 
+@pytest.fixture
+def strict_s3(s3: Any, load_module: Callable[[Path], ModuleType], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Yield a `StrictS3` of tests/strict_s3.py before the bucket `some-bucket`; the environment points to it."""
+    server = load_module(ROOT / "tests" / "strict_s3.py").StrictS3()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    yield server
+    server.close()
+
+
 @pytest.fixture(scope="session")
 def boss_server_class(load_module: Callable[[Path], ModuleType]) -> type:
     """Return `BossServer` of tests/boss_server.py: a BossDB server on the loopback, with faults on demand."""
@@ -156,11 +165,12 @@ def local_ray() -> Iterator[Any]:
     """Start Ray with two CPUs on this machine for the whole test session."""
     import ray
 
+    from kasthuri_ray.progress import Reporter
     from kasthuri_ray.ray_cluster.connection import connect_ray
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setattr("kasthuri_ray.hardware.usable_cpus", lambda: 2)
-        connect_ray()
+        connect_ray(Reporter())
     yield ray
     ray.shutdown()

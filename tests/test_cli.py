@@ -13,6 +13,7 @@ from kasthuri_ray.cli import (
     SettingsParser,
     add_compute_flags,
     add_data_access_flags,
+    add_settings_flags,
     resume_command,
     run_job,
     segment_resume_command,
@@ -99,27 +100,25 @@ def test_success_is_0_and_a_returned_exit_code_is_kept():
     assert run_job(lambda arguments: 3, []) == 3
 
 
-def test_only_the_flags_that_are_typed_become_settings():
-    parser = SettingsParser("train", prog="x")
+def test_only_the_flags_that_are_typed_become_keyword_arguments():
+    parser = SettingsParser(prog="x")
     group = parser.add_group("input")
-    group.add_setting("--image", "task", key="image_chan")
-    group.add_setting("--num-workers")
+    group.add("--image")
+    group.add("--num-workers")
+    add_settings_flags(parser)
     add_data_access_flags(parser)
-    add_compute_flags(parser, precision="network")
+    add_compute_flags(parser)
 
-    def settings_of(line: str) -> dict:
-        return parser.parse_settings(shlex.split(line))
+    def keywords(line: str) -> dict:
+        return parser.keywords(shlex.split(line))
 
-    assert settings_of("") == {}
-    assert settings_of("--image a --num-workers 2-4") == {"task": {"image_chan": "a"}, "train": {"num_workers": "2-4"}}
-    assert settings_of("--precision bf16 --compile off --device cpu") == {
-        "network": {"precision": "bf16"},
-        "train": {"compile": "off", "device": "cpu"},
-    }
-    assert settings_of("--wait-for-resources") == {"train": {"wait_for_resources": 600.0}}
-    assert settings_of("--wait-for-resources 5 --cache none --cache-size 1GB --boss b.json") == {
-        "train": {"wait_for_resources": 5.0, "cache": "none", "cache_size": "1GB", "boss": "b.json"}
-    }
+    assert keywords("") == {}
+    assert keywords("--image a --num-workers 2-4") == {"image": "a", "num_workers": "2-4"}
+    assert keywords("--precision bf16 --set a.b=1 --set c.d=2") == {"precision": "bf16", "settings": ["a.b=1", "c.d=2"]}
+    assert keywords("--wait-for-resources") == {"wait_for_resources": 600.0}
+    assert keywords("--wait-for-resources 5 --cache none --cache-size 1GB --boss b.json") == {
+        "wait_for_resources": 5.0, "cache": "none", "cache_size": "1GB", "boss": "b.json",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -136,6 +135,24 @@ def test_only_the_flags_that_are_typed_become_settings():
 )
 def test_the_command_that_resumes_names_the_run(arguments, command):
     assert resume_command("jobs/train.py", shlex.split(arguments), "n") == command
+
+
+def test_an_installed_command_is_resumed_by_its_own_name():
+    resume = resume_command("/env/bin/kasthuri-train", ["--task", "synapse"], "n")
+    assert resume == "kasthuri-train --task synapse --name n"
+    arguments = ["--weights", "run", "--output", "x.zarr", "--overwrite"]
+    command = segment_resume_command("/env/bin/kasthuri-segment", arguments)
+    assert command == "kasthuri-segment --weights run --output x.zarr"
+
+
+def test_an_installed_command_shows_its_own_name_in_help_and_errors(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/env/bin/kasthuri-tune"])
+    parser = SettingsParser(prog="tune.py", description="Search.", epilog="python jobs/train.py --config x")
+    assert parser.format_help().startswith("usage: kasthuri-tune")
+    assert parser.format_help().endswith("kasthuri-train --config x\n")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--nme", "x"])
+    assert "(kasthuri-tune --help shows all flags)" in capsys.readouterr().err
 
 
 def test_the_command_that_resumes_a_segmentation_does_not_overwrite():
@@ -171,6 +188,10 @@ def test_help_imports_no_heavy_package(help_text):
         (["--device", "tpu"], "error: argument --device: invalid choice: 'tpu'"),
         (["--tusk", "x"], "error: unrecognized arguments: --tusk x; did you mean --task? (jobs/train.py --help shows"),
         (["--task"], "error: argument --task: expected one argument (jobs/train.py --help shows all flags)\n"),
+        (
+            ["--name", "-6:0,:"],
+            "a value that begins with - is written --name=-6:0,: (jobs/train.py",
+        ),
         (["--task", "synapse", "--set", "network.epoch=3"], "no setting network.epoch; did you mean epochs?"),
     ],
 )

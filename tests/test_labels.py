@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kasthuri_ray.labels import IGNORE_LABEL, VOXELS_AT_ONCE, intensity_window, to_classes, to_uint8
+from kasthuri_ray.labels import IGNORE_LABEL, VOXELS_AT_ONCE, intensity_window, not_imaged, to_classes, to_uint8
 
 
 def classes(labels, threshold_value=None, num_classes=2, ignore_label=None):
@@ -138,9 +138,16 @@ def test_images_without_an_intensity_window_are_refused():
         intensity_window(np.zeros(3, np.float32), floats, None)
     assert intensity_window(np.zeros(3, np.float32), floats, [-1, 1]) == (-1, 1)
     np.testing.assert_array_equal(to_uint8(np.array([-2, -1, 0, 1, 2], np.float32), (-1, 1)), [0, 0, 128, 255, 255])
-    with pytest.raises(ValueError, match="the image holds nan"):
-        to_uint8(np.array([np.nan], np.float32), (-1, 1))
     with pytest.raises(ValueError, match="the image holds bool"):
         intensity_window(np.zeros(3, bool), np.dtype(bool), [0, 1])
     with pytest.raises(ValueError, match="are both 7: the sample has no contrast; give image_intensity"):
         intensity_window(np.full(9, 7), np.dtype("uint16"), None)
+
+
+def test_nan_is_black_and_counts_in_no_percentile():
+    image = np.array([np.nan, 0, 5, 10, np.nan, np.inf, -np.inf], np.float32)
+    np.testing.assert_array_equal(to_uint8(image, (0, 10)), [0, 0, 128, 255, 0, 255, 0])
+    np.testing.assert_array_equal(not_imaged(image), [True, False, False, False, True, False, False])
+    assert not_imaged(image[1:4]) is None
+    assert not_imaged(np.array([1, 2], np.uint16)) is None
+    assert intensity_window(image[:4], image.dtype, {"percentiles": [0, 100]}) == (0, 10)

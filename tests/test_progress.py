@@ -31,6 +31,15 @@ def test_a_terminal_has_one_live_line_which_stays_when_it_ends():
     assert out.getvalue() == f"\r\033[K1 of 2\r\033[K{'x' * 79}\na line\n"
 
 
+def test_results_go_to_the_standard_output_and_early_notes_to_the_standard_error(capsys):
+    out = Terminal()
+    reporter = Reporter(out)
+    reporter.print_stderr("starting")
+    reporter.show_live("1 of 2")
+    reporter.print_result("/runs/a")
+    assert (out.getvalue(), *capsys.readouterr()) == ("\r\033[K1 of 2\n", "/runs/a\n", "starting\n")
+
+
 def test_without_a_terminal_progress_is_printed_once_a_period(clock):
     out = io.StringIO()
     reporter = Reporter(out)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from kasthuri_ray.benchmarks import vnc_dataset
-from kasthuri_ray.benchmarks.harness import BenchmarkLine, report_lines, run_part
-from kasthuri_ray.config.loading import resolve_settings
+from kasthuri_ray.benchmarks.harness import BenchmarkLine, PartRunner, report_lines
+from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.errors import InputNotFound
 
 MIN_F1 = {"membrane": 0.885, "synapse": 0.55}
@@ -28,17 +28,19 @@ RECIPE_STEPS = 4  # timed before the trainings, and again after them
 
 
 def run_accuracy(
+    parts: PartRunner,
     data: str = "vnc.zarr",
     tasks: Sequence[str] = ("membrane", "synapse"),
     seeds: Sequence[int] = (0, 1, 2),
     seed_recipe: str = "steps",
     out: str = "benchmark_accuracy.json",
-    verbose: bool = False,
 ) -> list[BenchmarkLine]:
     """Train each task with each seed, print the table and write the JSON file.
 
     Parameters
     ----------
+    parts : PartRunner
+        Runs the trainings.
     data : str
         vnc.zarr, or the folder that holds it.
     tasks : sequence of str
@@ -49,8 +51,6 @@ def run_accuracy(
         `steps` times some steps of the seed's recipe and computes the time of a training from them; `full` trains it.
     out : str
         JSON file to write: the scores of each training.
-    verbose : bool
-        Show what the trainings print.
 
     Returns
     -------
@@ -63,13 +63,13 @@ def run_accuracy(
         If `data` is not VNC; the message says where to get it.
     """
     store = find_store(data)
-    print(f"{store}: {vnc_dataset.CITATION}; {vnc_dataset.SOURCE}, {vnc_dataset.LICENCE}", flush=True)
+    parts.show(f"{store}: {vnc_dataset.CITATION}; {vnc_dataset.SOURCE}, {vnc_dataset.LICENCE}")
     lines, results = [], {}
     with tempfile.TemporaryDirectory(prefix="kasthuri_ray_benchmark_") as scratch:
         for task in tasks:
-            results[task] = _measure(task, store, seeds, seed_recipe == "full", scratch, verbose)
+            results[task] = _measure(task, store, seeds, seed_recipe == "full", scratch, parts)
             lines += accuracy_lines(task, results[task])
-    report_lines("accuracy", lines, results, out)
+    report_lines("accuracy", lines, results, out, parts.reporter)
     return lines
 
 
@@ -88,31 +88,31 @@ def accuracy_settings(task: str, store: str, seed: int, storage: str) -> dict[st
         "network": {"epochs": EPOCHS, "tiles_per_epoch": TILES, "seed": seed},
         "train": {"storage": storage, "name": f"{task}_{seed}", "cache": "none"},
     }
-    return resolve_settings(task, "UNet_2D", flags=flags).model_dump(mode="json")
+    return resolve_settings(GivenSettings(task, "UNet_2D", flags=flags)).model_dump(mode="json")
 
 
 def _measure(
-    task: str, store: str, seeds: Sequence[int], whole: bool, scratch: str, verbose: bool
+    task: str, store: str, seeds: Sequence[int], whole: bool, scratch: str, parts: PartRunner
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the results of each training, and of each time that the seed's recipe ran."""
-    recipes, runs = [_measure_recipe(task, store, whole, scratch, verbose)], []
+    recipes, runs = [_measure_recipe(task, store, whole, scratch, parts)], []
     for seed in seeds:
         settings = accuracy_settings(task, store, seed, scratch)
-        training, usage = run_part("pipeline", {"settings": settings}, verbose=verbose)
+        training, usage = parts.run("pipeline", {"settings": settings})
         metrics = json.loads(Path(training["path"], "metrics.json").read_text())
         scores = {"seed": seed, **metrics["test"], "best_epoch": metrics["best_epoch"]}
         runs.append({**scores, "seconds": training["seconds"], "trainer_peak": usage.trainer_peak})
-        print(f"  {task}, seed {seed}: F1 {scores['foreground_f1']:.4f} in {training['seconds']:.0f} s", flush=True)
+        parts.show(f"  {task}, seed {seed}: F1 {scores['foreground_f1']:.4f} in {training['seconds']:.0f} s")
     if not whole:
-        recipes.append(_measure_recipe(task, store, whole, scratch, verbose))
+        recipes.append(_measure_recipe(task, store, whole, scratch, parts))
     return {"runs": runs, "seed_recipe": recipes}
 
 
-def _measure_recipe(task: str, store: str, whole: bool, scratch: str, verbose: bool) -> dict[str, Any]:
+def _measure_recipe(task: str, store: str, whole: bool, scratch: str, parts: PartRunner) -> dict[str, Any]:
     arguments = {"settings": accuracy_settings(task, store, 0, scratch), "steps": RECIPE_STEPS, "whole": whole}
-    result, _ = run_part("recipe", arguments, verbose=verbose)
+    result, _ = parts.run("recipe", arguments)
     estimated = "" if whole else ", estimated from its steps"
-    print(f"  {task}, the seed's recipe: {result['seconds']:.0f} s{estimated}", flush=True)
+    parts.show(f"  {task}, the seed's recipe: {result['seconds']:.0f} s{estimated}")
     return result
 
 

@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kasthuri_ray.progress import Reporter
+
 PROC = Path("/proc")
 
 # Reading the memory maps of twenty processes takes some 80 ms: after the first minute samples are fewer.
@@ -197,46 +199,65 @@ class PartFailed(RuntimeError):
     """Failure of a part of a benchmark; the message holds the end of its output."""
 
 
-def run_part(
-    part: str,
-    arguments: dict[str, Any],
-    environment: Mapping[str, str] | None = None,
-    verbose: bool = False,
-    module: str = TRAINING_PARTS,
-) -> tuple[dict[str, Any], Usage]:
-    """Run a part of `module` with these arguments in a process of its own; return its result and its usage.
+@dataclass(frozen=True)
+class PartRunner:
+    """Runs the parts of a benchmark, each in a process of its own, and shows what a person follows.
 
-    environment: additional variables. module: one that ends in `run_as_part`. Raises PartFailed.
+    Parameters
+    ----------
+    reporter : Reporter
+        Shows progress and results.
+    verbose : bool
+        Whether to show what the parts print.
     """
-    with tempfile.TemporaryDirectory(prefix="kasthuri_ray_") as folder:
-        arguments_file, result_file, log = (Path(folder) / name for name in ("given.json", "found.json", "log"))
-        arguments_file.write_text(json.dumps(arguments))
-        with log.open("wb") as log_output:
-            output = None if verbose else log_output
-            process = subprocess.Popen(
-                [sys.executable, "-m", module, part, str(arguments_file), str(result_file)],
-                env={**_environment(), **(environment or {})},
-                stdout=output,
-                stderr=output,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-            monitor = ProcessMonitor(process.pid, computes_itself=part not in RAY_PARTS)
-            try:
-                with monitor:
-                    code = process.wait()
-            finally:
-                monitor.sample()
-                end_processes(process, monitor.start_times)
-        if code or not result_file.exists():
-            raise PartFailed(f"the part {part} exited with code {code}:\n{log.read_text(errors='replace')[-2000:]}")
-        return json.loads(result_file.read_text()), monitor.usage
+
+    reporter: Reporter
+    verbose: bool = False
+
+    def show(self, text: str) -> None:
+        """Show a line, at once."""
+        self.reporter.print_line(text)
+
+    def run(
+        self,
+        part: str,
+        arguments: dict[str, Any],
+        environment: Mapping[str, str] | None = None,
+        module: str = TRAINING_PARTS,
+    ) -> tuple[dict[str, Any], Usage]:
+        """Run a part of `module` with these arguments; return its result and its usage.
+
+        environment: additional variables. module: one that ends in `run_as_part`. Raises PartFailed.
+        """
+        with tempfile.TemporaryDirectory(prefix="kasthuri_ray_") as folder:
+            arguments_file, result_file, log = (Path(folder) / name for name in ("given.json", "found.json", "log"))
+            arguments_file.write_text(json.dumps(arguments))
+            with log.open("wb") as log_output:
+                output = None if self.verbose else log_output
+                process = subprocess.Popen(
+                    [sys.executable, "-m", module, part, str(arguments_file), str(result_file)],
+                    env={**_environment(), **(environment or {})},
+                    stdout=output,
+                    stderr=output,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+                monitor = ProcessMonitor(process.pid, computes_itself=part not in RAY_PARTS)
+                try:
+                    with monitor:
+                        code = process.wait()
+                finally:
+                    monitor.sample()
+                    end_processes(process, monitor.start_times)
+            if code or not result_file.exists():
+                raise PartFailed(f"the part {part} exited with code {code}:\n{log.read_text(errors='replace')[-2000:]}")
+            return json.loads(result_file.read_text()), monitor.usage
 
 
 def run_as_part(parts: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
     """Run the part that the command line names; the end of a module of parts.
 
-    `run_part` starts it as `python -m MODULE PART GIVEN.json FOUND.json`: GIVEN.json holds the arguments of the part,
+    `PartRunner` starts it as `python -m MODULE PART GIVEN.json FOUND.json`: GIVEN.json holds the arguments of the part,
     and its result is written to FOUND.json.
     """
     part, arguments_file, result_file = sys.argv[1:]
@@ -355,16 +376,16 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
-def report_lines(name: str, lines: Sequence[BenchmarkLine], more: dict[str, Any], out: str) -> None:
-    """Print the table and write the JSON file `out`."""
-    print(f"\n{lines_table(lines)}")
+def report_lines(name: str, lines: Sequence[BenchmarkLine], more: dict[str, Any], out: str, reporter: Reporter) -> None:
+    """Show the table and write the JSON file `out`."""
+    reporter.print_line(f"\n{lines_table(lines)}")
     missed = [line.name.strip() for line in lines if line.ok is False]
-    print(f"\n{len(missed)} missed: {'; '.join(missed)}" if missed else "\nevery goal is reached")
-    write_json(out, benchmark_record(name, lines, more))
+    reporter.print_line(f"\n{len(missed)} missed: {'; '.join(missed)}" if missed else "\nevery goal is reached")
+    write_json(out, benchmark_record(name, lines, more), reporter)
 
 
-def write_json(out: str, content: dict[str, Any]) -> None:
-    """Write a JSON file, and print its path.
+def write_json(out: str, content: dict[str, Any], reporter: Reporter) -> None:
+    """Write a JSON file, and show its path.
 
     Parameters
     ----------
@@ -372,6 +393,8 @@ def write_json(out: str, content: dict[str, Any]) -> None:
         Path of the file.
     content : dict
         Content, as JSON takes it.
+    reporter : Reporter
+        Shows the path.
     """
     Path(out).write_text(json.dumps(content, indent=2) + "\n")
-    print(out)
+    reporter.print_result(out)

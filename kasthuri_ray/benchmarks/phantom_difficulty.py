@@ -24,7 +24,7 @@ def run_phantom_difficulty(
     num_trees: int = 100,
     num_samples: int = 40_000,
 ) -> dict[str, float]:
-    """Measure and print the difficulty of a phantom; F1 is that of synapse voxels in the last sections.
+    """Measure the difficulty of a phantom; F1 is that of synapse voxels in the last sections.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def run_phantom_difficulty(
     """
     em, membrane, synapse = (_read(channel, seed, shape) for channel in ("em", "membrane", "synapse"))
     held_out, training = slice(shape[0] - num_held_out, None), slice(0, shape[0] - 2 * num_held_out)
-    figures = {
+    return {
         "seed": seed,
         "membrane_share": float(membrane.mean()),
         "synapse_share": float(synapse.mean()),
@@ -60,9 +60,6 @@ def run_phantom_difficulty(
         ),
         "mvoxels_per_second": measure_phantom_speed(seed + 1),
     }
-    for name, value in figures.items():
-        print(f"{name:20} {value:8.3f}" if isinstance(value, float) else f"{name:20} {value:8}")
-    return figures
 
 
 def _read(channel: str, seed: int, shape: Zyx) -> np.ndarray:

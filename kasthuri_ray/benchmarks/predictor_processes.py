@@ -1,6 +1,6 @@
 """Parts of the benchmark of the predictor, and the limits of the device. Needs neither Ray nor pydantic.
 
-`harness.run_part` starts them as `python -m kasthuri_ray.benchmarks.predictor_processes PART GIVEN.json FOUND.json`.
+`PartRunner` starts them as `python -m kasthuri_ray.benchmarks.predictor_processes PART GIVEN.json FOUND.json`.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kasthuri_ray.benchmarks.harness import BenchmarkLine, report_lines, run_part
+from kasthuri_ray.benchmarks.harness import BenchmarkLine, PartRunner, report_lines
 from kasthuri_ray.errors import InputError
+from kasthuri_ray.progress import Reporter
 
 PREDICTOR_PARTS = "kasthuri_ray.benchmarks.predictor_processes"
 NETWORKS = ("UNet_2D", "UNet_2D_attention", "UNet_2D_residual", "UNet_2D_depth", "UNet_3D")
@@ -25,16 +26,18 @@ QUICK_BLOCKS = {2: [2, 128, 128], 3: [16, 64, 64]}  # z, y, x, by the dimensions
 
 
 def run_predictor_benchmark(
+    parts: PartRunner,
     device: str = "auto",
     networks: Sequence[str] = NETWORKS,
     quick: bool = False,
     out: str = "benchmark_predictor.json",
-    verbose: bool = False,
 ) -> list[BenchmarkLine]:
     """Measure the networks, print the table and write the JSON file.
 
     Parameters
     ----------
+    parts : PartRunner
+        Runs the networks.
     device : str
         auto, cpu or cuda.
     networks : sequence of str
@@ -43,8 +46,6 @@ def run_predictor_benchmark(
         Use small blocks, to try whether the benchmark works.
     out : str
         JSON file to write: voxels/s, and the work of each layer.
-    verbose : bool
-        Show what the processes of the networks print.
 
     Returns
     -------
@@ -66,20 +67,20 @@ def run_predictor_benchmark(
         raise InputError("device is cuda, and torch finds no CUDA GPU on this machine; use cpu")
     seconds, precision = 0.1 if quick else SECONDS, choose_precision("auto", torch.device(device))
     arguments: dict[str, Any] = {"device": device, "precision": precision, "seconds": seconds / 2}
-    ceilings, _ = run_part("ceilings", arguments, verbose=verbose, module=PREDICTOR_PARTS)
+    ceilings, _ = parts.run("ceilings", arguments, module=PREDICTOR_PARTS)
     copy, products = ceilings["copy"] / GB, _fastest_product(ceilings) / TERA
-    print(f"  copies {copy:.1f} GB/s, matrix products {products:.2f} TFLOP/s", flush=True)
+    parts.show(f"  copies {copy:.1f} GB/s, matrix products {products:.2f} TFLOP/s")
     results: dict[str, Any] = {}
     for name in networks:
         arguments = {"name": name, "device": device, "seconds": seconds}
         if quick:
             arguments |= {"block": QUICK_BLOCKS[3 if "3D" in name else 2], "compile": "off"}
-        result, usage = run_part("measure", arguments, verbose=verbose, module=PREDICTOR_PARTS)
+        result, usage = parts.run("measure", arguments, module=PREDICTOR_PARTS)
         results[name] = result | {"host_peak": usage.trainer_peak}
-        print(f"  {name}: {statistics.median(result['resident']) / MVOXELS:.3g} Mvoxels/s", flush=True)
+        parts.show(f"  {name}: {statistics.median(result['resident']) / MVOXELS:.3g} Mvoxels/s")
     lines = predictor_lines(ceilings, results, precision)
     more = {"device": device, "quick": quick, "ceilings": ceilings, "networks": results}
-    report_lines("predictor", lines, more, out)
+    report_lines("predictor", lines, more, out, parts.reporter)
     return lines
 
 
@@ -141,7 +142,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", metavar="FILE", default="benchmark_predictor.json", help="default: %(default)s")
     parser.add_argument("--verbose", action="store_true", help="show the output of the parts")
     try:
-        run_predictor_benchmark(**vars(parser.parse_args(arguments)))
+        options = vars(parser.parse_args(arguments))
+        run_predictor_benchmark(PartRunner(Reporter(), options.pop("verbose")), **options)
     except ValueError as error:
         sys.exit(f"{parser.prog}: {error}")
 

@@ -1,6 +1,6 @@
 """Parts of the benchmark of segmentation.
 
-`harness.run_part` starts them as `python -m kasthuri_ray.benchmarks.segmentation_processes PART GIVEN.json FOUND.json`.
+`PartRunner` starts them as `python -m kasthuri_ray.benchmarks.segmentation_processes PART GIVEN.json FOUND.json`.
 Arguments and results are plain values, as JSON takes them.
 """
 
@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
 from kasthuri_ray.benchmarks.harness import run_as_part
 from kasthuri_ray.geometry import Box, Zyx, per_axis
 from kasthuri_ray.output.layout import SHARD
-from kasthuri_ray.segmentation.block_worker import BlockWorker, Cutout
+from kasthuri_ray.segmentation.block_segmenter import BlockSegmenter, Cutout
+from kasthuri_ray.segmentation.block_worker import BlockWorker
 
 NETWORK = "UNet_2D"
 CLASSES = 2
@@ -59,14 +59,15 @@ def run_segmentation_job(
 
 def _segment(worker: type[BlockWorker], weights: str, output: str, flags: dict[str, Any]) -> int:
     """Segment with actors of a class; return the number of blocks that were set aside."""
-    from kasthuri_ray.segmentation import actor_resources, segment
+    from kasthuri_ray.config.loading import GivenSettings
+    from kasthuri_ray.progress import Reporter
+    from kasthuri_ray.segmentation.segment import segment_from_flags
 
     requested = {name: value for name, value in flags.items() if value is not None}
     requested |= {"weights": weights, "output": output, "cache": "none", "device": "cpu"}
-    layers: dict[str, Any] = {"config": None, "assignments": [], "flags": {"segment": requested}}
     task, network = ("synapse", NETWORK) if weights.endswith(".pt") else (None, None)
-    with mock.patch.object(actor_resources, "BlockWorker", worker):
-        return segment.segment_from_flags(task, network, layers).num_set_aside
+    given = GivenSettings(task, network, flags={"segment": requested})
+    return segment_from_flags(given, Reporter(), "the same benchmark", worker).num_set_aside
 
 
 def time_network(block: Sequence[int], seconds: float, compile: str = "on") -> dict[str, Any]:
@@ -276,21 +277,18 @@ def make_weights(path: str) -> str:
     return path
 
 
-# The names of these classes begin with BlockWorker: by that the processes of Ray keep their priority and their role.
-class BlockWorkerWithTimes(BlockWorker):
-    """Worker that writes down when each step of its blocks started and stopped, and when each tile was done."""
+class SegmenterWithTimes(BlockSegmenter):
+    """Segmenter that writes down when each step of its blocks started and stopped, and when each tile was done."""
 
-    def _segment(self, block: Box) -> tuple[dict[str, Any], bool]:
+    def segment(self, block: Box, write: Callable[[np.ndarray], bool]) -> tuple[dict[str, Any], bool]:
         with self._timed("block", block):
-            return super()._segment(block)
+            return super().segment(block, write)
 
-    def _fetch(self, block: Box) -> Cutout:
+    def fetch(self, block: Box) -> Cutout:
         with self._timed("read", block):
-            return super()._fetch(block)
+            return super().fetch(block)
 
-    def _predict(
-        self, cutout: Cutout, block: Box, on_voxels: Callable[[int], None] = lambda voxels: None
-    ) -> np.ndarray:
+    def predict(self, cutout: Cutout, block: Box, on_voxels: Callable[[int], None] = lambda voxels: None) -> np.ndarray:
         tiles: list[tuple[float, int]] = []
 
         def add_tile(voxels: int) -> None:
@@ -298,7 +296,7 @@ class BlockWorkerWithTimes(BlockWorker):
             on_voxels(voxels)
 
         with self._timed("compute", block, tiles):
-            return super()._predict(cutout, block, add_tile)
+            return super().predict(cutout, block, add_tile)
 
     @contextmanager
     def _timed(self, what: str, block: Box, tiles: list[tuple[float, int]] | None = None) -> Iterator[None]:
@@ -311,14 +309,27 @@ class BlockWorkerWithTimes(BlockWorker):
             target.write(json.dumps(row) + "\n")  # in one write, so that threads do not mix their lines
 
 
-class BlockWorkerWithoutNetwork(BlockWorker):
-    """Worker that reads nothing and writes only the ledger."""
+class SegmenterWithoutNetwork(BlockSegmenter):
+    """Segmenter that reads and writes nothing."""
 
-    def _set_up(self) -> dict[str, Any]:
+    def set_up(self) -> dict[str, Any]:
         return {"machine": ""}
 
-    def _segment(self, block: Box) -> tuple[dict[str, Any], bool]:
+    def segment(self, block: Box, write: Callable[[np.ndarray], bool]) -> tuple[dict[str, Any], bool]:
         return {}, False
+
+
+# The names of these classes begin with BlockWorker: by that `harness` knows the role of their processes.
+class BlockWorkerWithTimes(BlockWorker):
+    """Worker that writes down the times of its blocks."""
+
+    segmenter_class = SegmenterWithTimes
+
+
+class BlockWorkerWithoutNetwork(BlockWorker):
+    """Worker that writes only the ledger."""
+
+    segmenter_class = SegmenterWithoutNetwork
 
 
 def summarize_times(by_actor: list[list[dict[str, Any]]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from kasthuri_ray.benchmarks.harness import BenchmarkLine, Usage, larger_usage, report_lines, run_part
+from kasthuri_ray.benchmarks.harness import BenchmarkLine, PartRunner, Usage, larger_usage, report_lines
 from kasthuri_ray.geometry import Box, Zyx, parse_box, per_axis
 
 SEGMENTATION_PARTS = "kasthuri_ray.benchmarks.segmentation_processes"
@@ -84,16 +84,18 @@ class SegmentationResults:
 
 
 def run_segmentation_benchmark(
+    parts: PartRunner,
     data: str | None = None,
     weights: str | None = None,
     quick: bool = False,
     out: str = "benchmark_segment.json",
-    verbose: bool = False,
 ) -> list[BenchmarkLine]:
     """Measure everything, print the table and write the JSON file.
 
     Parameters
     ----------
+    parts : PartRunner
+        Runs the segmentations.
     data : str, optional
         Zarr group with em and the labels that the weights were trained on; by default the phantom is segmented.
     weights : str, optional
@@ -102,8 +104,6 @@ def run_segmentation_benchmark(
         Segment few voxels, to try whether the benchmark works.
     out : str
         Path of the JSON file, with the results of every turn.
-    verbose : bool
-        Show the progress of the segmentations.
 
     Returns
     -------
@@ -112,11 +112,11 @@ def run_segmentation_benchmark(
     """
     size, results = QUICK if quick else SegmentationSize(), SegmentationResults()
     with tempfile.TemporaryDirectory(prefix="kasthuri_ray_benchmark_") as scratch:
-        _measure(data, weights, size, scratch, results, verbose)
+        _measure(data, weights, size, scratch, results, parts)
     lines = segmentation_lines(results)
     usage = {name: asdict(usage) for name, usage in results.usage.items()}
     more = {"data": data or "phantom", "quick": quick, "size": asdict(size), "parts": results.parts, "usage": usage}
-    report_lines("segment", lines, more, out)
+    report_lines("segment", lines, more, out, parts.reporter)
     return lines
 
 
@@ -126,7 +126,7 @@ def _measure(
     size: SegmentationSize,
     scratch: str,
     results: SegmentationResults,
-    verbose: bool,
+    parts: PartRunner,
 ) -> None:
     from kasthuri_ray.benchmarks.segmentation_processes import make_weights
 
@@ -138,27 +138,27 @@ def _measure(
 
     def measure(name: str, part: str, /, threads: int | None = None, **arguments: Any) -> None:
         environment = {"KASTHURI_THREADS": str(threads)} if threads else {}
-        result, usage = run_part(part, arguments, environment, verbose, SEGMENTATION_PARTS)
+        result, usage = parts.run(part, arguments, environment, SEGMENTATION_PARTS)
         results.add(name, result, usage)
-        print(f"  {name}: {_describe_result(result)}", flush=True)
+        parts.show(f"  {name}: {_describe_result(result)}")
 
-    print("the network alone, the whole job, and other tools, in turns", flush=True)
+    parts.show("the network alone, the whole job, and other tools, in turns")
     for turn in range(size.rounds):
         measure("bare", "bare", block=size.block, seconds=size.seconds, compile=size.compile)
         measure("job", "job", image=image, output=f"{scratch}/job{turn}.zarr", block=size.block, **common)
         measure("seed", "seed", size=256, tiles=size.seed_tiles)
         measure("monai", "monai", size=256, overlap=0.25, shape=size.section, seconds=size.seconds)
     measure("bare", "bare", block=size.block, seconds=size.seconds, compile=size.compile)
-    print("one actor of one thread, and two", flush=True)
+    parts.show("one actor of one thread, and two")
     for turn in range(size.rounds):
         for count in (1, 2):
             arguments = {"image": pair_image, "output": f"{scratch}/pair{turn}{count}.zarr", "block": size.pair_block}
             measure(f"{count} x 1 thread", "job", threads=1, actors=count, **arguments, **common)
-    print("blocks without a network", flush=True)
+    parts.show("blocks without a network")
     scheduled: dict[str, Any] = {"shape": size.scheduled, "block": size.scheduled_block, "weights": random_weights}
     measure("schedule", "schedule", output=f"{scratch}/nothing.zarr", **scheduled)
     if data and weights:
-        print("the effect of reduced precision", flush=True)
+        parts.show("the effect of reduced precision")
         measure("honest", "honest", data=data, weights=weights)
 
 

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kasthuri_ray.benchmarks.harness import BenchmarkLine, report_lines, run_part
+from kasthuri_ray.benchmarks.harness import BenchmarkLine, PartRunner, report_lines
 from kasthuri_ray.benchmarks.training_speed import make_phantom_store
-from kasthuri_ray.config.settings import MIN_BATCH_SIZE
+from kasthuri_ray.config.defaults import MIN_BATCH_SIZE
 
 SWEEP_PARTS = "kasthuri_ray.benchmarks.sweep_processes"
 
@@ -57,18 +57,18 @@ class SweepResults:
 
 
 def run_sweep_benchmark(
-    quick: bool = False, out: str = "benchmark_tune.json", verbose: bool = False
+    parts: PartRunner, quick: bool = False, out: str = "benchmark_tune.json"
 ) -> list[BenchmarkLine]:
     """Measure everything, print the table and write the JSON file.
 
     Parameters
     ----------
+    parts : PartRunner
+        Runs the sweeps.
     quick : bool
         Run few short trials, to try whether the benchmark works.
     out : str
         Path of the JSON file, with both leaderboards.
-    verbose : bool
-        Show the progress of the sweeps.
 
     Returns
     -------
@@ -77,32 +77,32 @@ def run_sweep_benchmark(
     """
     size, results = QUICK if quick else SweepSize(), SweepResults()
     with tempfile.TemporaryDirectory(prefix="kasthuri_ray_benchmark_") as scratch:
-        _measure(size, scratch, results, verbose)
+        _measure(size, scratch, results, parts)
     lines = sweep_lines(results)
-    report_lines("tune", lines, {"quick": quick, "size": asdict(size), **asdict(results)}, out)
+    report_lines("tune", lines, {"quick": quick, "size": asdict(size), **asdict(results)}, out, parts.reporter)
     return lines
 
 
-def _measure(size: SweepSize, scratch: str, results: SweepResults, verbose: bool) -> None:
+def _measure(size: SweepSize, scratch: str, results: SweepResults, parts: PartRunner) -> None:
     store = make_phantom_store(f"{scratch}/phantom.zarr", (20, 256, 256), "membrane")
     Path(scratch, "space.json").write_text(json.dumps(SPACE))
     for name in ("none", "asha"):
-        print(f"{size.trials} trials, {'in full' if name == 'none' else 'poor ones stopped by ASHA'}", flush=True)
-        layers = sweep_layers(store, size, scratch, name)
-        leaderboard, _ = run_part("sweep", {"layers": layers}, None, verbose, SWEEP_PARTS)
+        parts.show(f"{size.trials} trials, {'in full' if name == 'none' else 'poor ones stopped by ASHA'}")
+        flags = sweep_flags(store, size, scratch, name)
+        leaderboard, _ = parts.run("sweep", {"flags": flags}, module=SWEEP_PARTS)
         if name == "none":
             results.full = leaderboard
         else:
             results.asha = leaderboard
-        print(f"  {leaderboard['seconds']:.0f} s, best {_scores(leaderboard)[0]:.3f}", flush=True)
-    print("the same trials as runs of their own, with Ray already started", flush=True)
+        parts.show(f"  {leaderboard['seconds']:.0f} s, best {_scores(leaderboard)[0]:.3f}")
+    parts.show("the same trials as runs of their own, with Ray already started")
     configs = {row["id"]: f"{scratch}/none/trials/{row['id']}/settings.json" for row in results.full["trials"]}
-    runs, _ = run_part("fits", {"configs": configs, "storage": f"{scratch}/fits"}, None, verbose, SWEEP_PARTS)
+    runs, _ = parts.run("fits", {"configs": configs, "storage": f"{scratch}/fits"}, module=SWEEP_PARTS)
     results.fits = runs["seconds"]
 
 
-def sweep_layers(store: str, size: SweepSize, scratch: str, scheduler: str) -> dict[str, Any]:
-    """Return the layers of settings that the command line of such a sweep has."""
+def sweep_flags(store: str, size: SweepSize, scratch: str, scheduler: str) -> dict[str, Any]:
+    """Return the settings that the command line of such a sweep has, by section."""
     task = {
         **{"image_chan": f"{store}/em", "annotation_chan": f"{store}/membrane", "task_type": "membrane"},
         **{"xrange_vol": [0, 256], "yrange_vol": [0, 256], "z_train": [0, 14], "z_val": [14, 17], "z_test": [17, 20]},
@@ -114,8 +114,7 @@ def sweep_layers(store: str, size: SweepSize, scratch: str, scheduler: str) -> d
         **{"networks": ["UNet_2D"], "space": f"{scratch}/space.json", "search": "random", "scheduler": scheduler},
         **{"samples": size.trials, "concurrent": 1},
     }
-    flags = {"task": task, "network": network, "train": train, "tune": tune}
-    return {"config": None, "assignments": [], "flags": flags}
+    return {"task": task, "network": network, "train": train, "tune": tune}
 
 
 def sweep_lines(results: SweepResults) -> list[BenchmarkLine]:

@@ -1,6 +1,6 @@
 """Parts of the benchmarks of training and accuracy.
 
-`harness.run_part` starts them as `python -m kasthuri_ray.benchmarks.training_processes PART GIVEN.json FOUND.json`.
+`PartRunner` starts them as `python -m kasthuri_ray.benchmarks.training_processes PART GIVEN.json FOUND.json`.
 Arguments and results are plain values, as JSON takes them; `settings` are those of a --config file.
 """
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from kasthuri_ray.benchmarks.harness import run_as_part
 from kasthuri_ray.config.settings import Settings
+from kasthuri_ray.progress import Reporter
 
 
 def train_one_batch(settings: dict[str, Any]) -> dict[str, Any]:
@@ -35,10 +36,10 @@ def train_one_batch(settings: dict[str, Any]) -> dict[str, Any]:
     from kasthuri_ray.training.worker import make_learner
 
     resolved = Settings.model_validate(settings)
-    tiles = open_task_tiles(resolved, print)
+    tiles = open_task_tiles(resolved, Reporter().print_line)
     device = torch.device("cuda" if resolved.train.device != "cpu" and torch.cuda.is_available() else "cpu")
-    context = WorkerContext(0, 1, 1, device, report=print, show=print)
-    learner = make_learner(TrainingJob(resolved, "", tiles.train, tiles.val, None, None, ""), context, None)
+    context = WorkerContext(0, 1, 1, device, report=lambda history: None, show=lambda message: None)
+    learner = make_learner(TrainingJob(resolved, "", tiles), context, None)
     batch_size, num_tiles = resolved.network.batch, tiles.train.tiles_per_epoch
     read = [read_tile(tiles.train.sources, tiles.train.address(0, number))[:2] for number in range(batch_size)]
     images, labels = (np.stack(each) for each in zip(*read, strict=True))
@@ -56,7 +57,7 @@ def run_training(settings: dict[str, Any]) -> dict[str, Any]:
     from kasthuri_ray.training.train import train
 
     start = time.perf_counter()
-    path = train(Settings.model_validate(settings))
+    path = train(Settings.model_validate(settings), Reporter()).path
     return {"path": path, "seconds": time.perf_counter() - start}
 
 
@@ -71,8 +72,8 @@ def stream_tiles(settings: dict[str, Any], passes: int = 2, cold: bool = False) 
     from kasthuri_ray.tiles.streaming import TileStream, plan_training_tiles
 
     resolved = Settings.model_validate(settings)
-    tiles = open_task_tiles(resolved, print).train
-    connect_ray()
+    tiles = open_task_tiles(resolved, Reporter().print_line).train
+    connect_ray(Reporter())
     if cold:
         drop_cached_files([source.image.uri for source in tiles.sources])
         drop_cached_files([source.annotation.uri for source in tiles.sources if source.annotation is not None])
@@ -113,7 +114,7 @@ def run_seed_recipe(settings: dict[str, Any], steps: int, whole: bool = False) -
 
     threads = set_threads(1)
     resolved = Settings.model_validate(settings)
-    tiles = open_task_tiles(resolved, print)
+    tiles = open_task_tiles(resolved, Reporter().print_line)
     sources = [each.sources[0] for each in (tiles.train, tiles.val, tiles.test or tiles.val)]
     arrays = [read_tile((source,), TileAddress(0, source.box, source.box))[:2] for source in sources]
     tile_size, epochs = resolved.task.tile_size[0], resolved.network.epochs

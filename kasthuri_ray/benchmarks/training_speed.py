@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kasthuri_ray.benchmarks.harness import BenchmarkLine, Usage, larger_usage, report_lines, run_part
-from kasthuri_ray.config.loading import resolve_settings
-from kasthuri_ray.config.settings import MIN_BATCH_SIZE
+from kasthuri_ray.benchmarks.harness import BenchmarkLine, PartRunner, Usage, larger_usage, report_lines
+from kasthuri_ray.config.defaults import MIN_BATCH_SIZE
+from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.geometry import Zyx
 
 MB, GB = 1e6, 1e9
@@ -52,20 +52,21 @@ QUICK = TrainingSize(3, 40, 1, 3, 24, 2, 256, 3, 64, (20, 512, 512))
 class TrainingResults:
     """Results of the parts by name.
 
-    rates: tiles/s of every epoch that counts. usage: of the turn with the highest memory. wait_shares: of each turn of
-    the pipeline. facts: other results, for the JSON file.
+    parts: runs the parts. rates: tiles/s of every epoch that counts. usage: of the turn with the highest memory.
+    wait_shares: of each turn of the pipeline. facts: other results, for the JSON file.
     """
 
+    parts: PartRunner
     rates: dict[str, list[float]] = field(default_factory=dict)
     usage: dict[str, Usage] = field(default_factory=dict)
     wait_shares: list[float] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
     def add(self, name: str, rates: list[float], usage: Usage) -> None:
-        """Add the epochs of a turn, and print them."""
+        """Add the epochs of a turn, and show them."""
         self.rates.setdefault(name, []).extend(rates)
         self.usage[name] = larger_usage(self.usage.get(name), usage)
-        print(f"  {name}: {', '.join(f'{rate:.2f}' for rate in rates)} tiles/s", flush=True)
+        self.parts.show(f"  {name}: {', '.join(f'{rate:.2f}' for rate in rates)} tiles/s")
 
     def rate(self, name: str) -> float:
         """Return the median tiles/s of all epochs."""
@@ -73,12 +74,14 @@ class TrainingResults:
 
 
 def run_training_benchmark(
-    data: str | None = None, quick: bool = False, out: str = "benchmark_train.json", verbose: bool = False
+    parts: PartRunner, data: str | None = None, quick: bool = False, out: str = "benchmark_train.json"
 ) -> list[BenchmarkLine]:
     """Measure everything, print the table and write the JSON file.
 
     Parameters
     ----------
+    parts : PartRunner
+        Runs the trainings.
     data : str, optional
         Zarr group with em and synapse of at least 17 sections, such as vnc.zarr; by default one is made from the
         phantom.
@@ -86,8 +89,6 @@ def run_training_benchmark(
         Measure little, to try whether the benchmark works.
     out : str
         Path of the JSON file, with tiles/s of every epoch.
-    verbose : bool
-        Show the progress of the trainings.
 
     Returns
     -------
@@ -95,47 +96,47 @@ def run_training_benchmark(
         Speed and memory of training.
     """
     size = QUICK if quick else TrainingSize()
-    results = TrainingResults()
+    results = TrainingResults(parts)
     with tempfile.TemporaryDirectory(prefix="kasthuri_ray_benchmark_") as scratch:
         store = data or make_phantom_store(f"{scratch}/phantom.zarr", size.shape)
-        _measure(store, size, scratch, results, verbose)
+        _measure(store, size, scratch, results)
     lines = training_lines(results)
     usage = {name: asdict(usage) for name, usage in results.usage.items()}
     more = {"data": data or "phantom", "quick": quick, "tiles_per_second": results.rates, "usage": usage}
-    report_lines("train", lines, {**more, **results.facts}, out)
+    report_lines("train", lines, {**more, **results.facts}, out, parts.reporter)
     return lines
 
 
-def _measure(store: str, size: TrainingSize, scratch: str, results: TrainingResults, verbose: bool) -> None:
-    print("the step alone and the whole pipeline, in turns", flush=True)
+def _measure(store: str, size: TrainingSize, scratch: str, results: TrainingResults) -> None:
+    results.parts.show("the step alone and the whole pipeline, in turns")
     for turn in range(size.rounds):
-        _measure_step(store, size, scratch, results, verbose)
+        _measure_step(store, size, scratch, results)
         settings = benchmark_settings(store, size.epochs, size.tiles, f"{scratch}/runs{turn}")
-        _measure_pipeline("pipeline", settings, results, verbose)
-    _measure_step(store, size, scratch, results, verbose)
-    print("the seed's recipe", flush=True)
+        _measure_pipeline("pipeline", settings, results)
+    _measure_step(store, size, scratch, results)
+    results.parts.show("the seed's recipe")
     settings = benchmark_settings(store, size.epochs, size.tiles, scratch)
-    result, usage = run_part("recipe", {"settings": settings, "steps": size.recipe_steps}, verbose=verbose)
+    result, usage = results.parts.run("recipe", {"settings": settings, "steps": size.recipe_steps})
     results.add("seed's recipe", [result["batch_size"] / seconds for seconds in result["step_seconds"]], usage)
-    print("the stream alone", flush=True)
+    results.parts.show("the stream alone")
     settings = benchmark_settings(store, 1, size.stream_tiles, scratch)
-    _measure_stream("stream", settings, size.stream_passes, True, results, verbose)
-    print("one worker of one thread, and two", flush=True)
+    _measure_stream("stream", settings, size.stream_passes, True, results)
+    results.parts.show("one worker of one thread, and two")
     for batch, count in itertools.product((MIN_BATCH_SIZE, SHARED_BATCH), (1, 2)):
         storage = f"{scratch}/workers{count}_{batch}"
         settings = benchmark_settings(store, size.worker_epochs, size.worker_tiles, storage)
         settings["network"]["batch_size"] = batch
         settings["train"]["num_workers"] = count
-        _measure_pipeline(workers_name(count, batch), settings, results, verbose, {"KASTHURI_THREADS": "1"})
-    print("a phantom of 0.1 GB, and one of 660 GB", flush=True)
+        _measure_pipeline(workers_name(count, batch), settings, results, {"KASTHURI_THREADS": "1"})
+    results.parts.show("a phantom of 0.1 GB, and one of 660 GB")
     for name, shape in (("phantom 0.1 GB", SMALL), ("phantom 660 GB", LARGE)):
         settings = phantom_settings(shape, size.phantom_tiles, scratch)
-        _measure_stream(name, settings, 1, False, results, verbose)
+        _measure_stream(name, settings, 1, False, results)
 
 
-def _measure_step(store: str, size: TrainingSize, scratch: str, results: TrainingResults, verbose: bool) -> None:
+def _measure_step(store: str, size: TrainingSize, scratch: str, results: TrainingResults) -> None:
     settings = benchmark_settings(store, size.epochs, size.tiles, scratch)
-    result, usage = run_part("bare", {"settings": settings}, verbose=verbose)
+    result, usage = results.parts.run("bare", {"settings": settings})
     results.facts.update(threads=result["threads"], precision=result["precision"])
     results.add("bare step", result["tiles_per_second"][1:], usage)
 
@@ -149,10 +150,9 @@ def _measure_pipeline(
     name: str,
     settings: dict[str, Any],
     results: TrainingResults,
-    verbose: bool,
     environment: dict[str, str] | None = None,
 ) -> None:
-    result, usage = run_part("pipeline", {"settings": settings}, environment, verbose)
+    result, usage = results.parts.run("pipeline", {"settings": settings}, environment)
     with open(f"{result['path']}/history.csv") as file:
         rates = [float(row["tiles_per_second"]) for row in csv.DictReader(file)]
     if name == "pipeline":
@@ -161,10 +161,8 @@ def _measure_pipeline(
     results.add(name, rates[1:], usage)
 
 
-def _measure_stream(
-    name: str, settings: dict[str, Any], passes: int, cold: bool, results: TrainingResults, verbose: bool
-) -> None:
-    result, usage = run_part("stream", {"settings": settings, "passes": passes, "cold": cold}, verbose=verbose)
+def _measure_stream(name: str, settings: dict[str, Any], passes: int, cold: bool, results: TrainingResults) -> None:
+    result, usage = results.parts.run("stream", {"settings": settings, "passes": passes, "cold": cold})
     rates = result["tiles_per_second"]
     if cold:
         results.facts["stream_cold"] = rates.pop(0)
@@ -207,7 +205,8 @@ def _resolve(task: dict[str, Any], epochs: int, tiles: int, storage: str) -> dic
     task = {**task, "z_test": None, "threshold": False}
     network = {"epochs": epochs, "tiles_per_epoch": tiles, "early_stopping": 0, "batch_size": MIN_BATCH_SIZE}
     train = {"storage": storage, "compile": "on", "cache": "none"}
-    settings = resolve_settings("synapse", "UNet_2D", flags={"task": task, "network": network, "train": train})
+    flags = {"task": task, "network": network, "train": train}
+    settings = resolve_settings(GivenSettings("synapse", "UNet_2D", flags=flags))
     return settings.model_dump(mode="json")
 
 

@@ -65,7 +65,6 @@ def convert_vnc(source: str, output: str) -> None:
     for name, values in CLASSES.items():
         arrays[name] = label_foreground(arrays[name], np.isin(arrays["labels"], values), str(stack / FOLDERS[name]))
     write_vnc(arrays, output)
-    print(output)
 
 
 def read_sections(folder: Path) -> np.ndarray:

@@ -8,14 +8,6 @@ from typing import Any
 
 from kasthuri_ray.config.settings import SECTIONS
 
-# Settings that may change when a run is resumed: where and how fast it works, not what it learns.
-CHANGEABLE_SETTINGS = {
-    "train": {
-        *("storage", "name", "num_workers", "device", "boss", "cache", "cache_size", "wait_for_resources"),
-        *("mlflow", "wandb", "verbose"),
-    }
-}
-
 _MISSING = object()
 
 
@@ -92,23 +84,43 @@ def setting_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> li
         One `section.key: before -> now` for each difference.
     """
     differences = []
-    for section in ("task", "network", "train"):
-        old, new = (fill_defaults(section, each.get(section, {})) for each in (before, now))
-        differences += section_differences(section, old, new, CHANGEABLE_SETTINGS.get(section, set()))
+    for section in ("task", "network", "train", "tune"):  # a run has no `tune`, a sweep no `network`
+        differences += section_differences(section, before.get(section, {}), now.get(section, {}))
     return differences
 
 
-def section_differences(
+def section_differences(section: str, old: Mapping[str, Any], new: Mapping[str, Any], name: str = "") -> list[str]:
+    """Return the settings of a section that differ and change a result.
+
+    Parameters
+    ----------
+    section : str
+        Name of the section.
+    old, new : mapping
+        Settings by key. One that is missing had its default.
+    name : str
+        Name of the section in the messages, if it is another.
+
+    Returns
+    -------
+    list of str
+        One `name.key: before -> now` for each difference, sorted.
+    """
+    old, new = fill_defaults(section, old), fill_defaults(section, new)
+    return value_differences(name or section, old, new, SECTIONS[section].changeable)
+
+
+def value_differences(
     name: str, old: Mapping[str, Any], new: Mapping[str, Any], changeable: Set[str] = frozenset()
 ) -> list[str]:
-    """Return the differences between two sections of settings.
+    """Return the differences between two flat JSON objects.
 
     Parameters
     ----------
     name : str
-        Name of the section, for the messages.
+        Name of the objects in the messages.
     old, new : mapping
-        Settings by key.
+        The objects.
     changeable : set of str
         Keys that do not count.
 

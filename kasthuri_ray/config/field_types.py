@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -16,6 +16,8 @@ class SettingsSection(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
+    changeable: ClassVar[frozenset[str]] = frozenset()  # may differ when a run or a sweep is resumed
+
 
 def _check_rising(limits: list[int]) -> list[int]:
     if limits[0] >= limits[1]:
@@ -24,9 +26,9 @@ def _check_rising(limits: list[int]) -> list[int]:
 
 
 def _split_three(value: Any) -> Any:
-    """Return a flag's text such as `64,512,512` as a list of numbers, and any other value unchanged."""
+    """Return a flag's text such as `64,512,512`, or a tuple, as a list of numbers, and any other value unchanged."""
     if not isinstance(value, str):
-        return value
+        return list(value) if isinstance(value, tuple) else value
     parts = value.split(",")
     if len(parts) != 3 or not all(re.fullmatch(r"\s*(0|[1-9][0-9]*)(\.[0-9]+)?\s*", part) for part in parts):
         raise InputError("expected three numbers z,y,x, none below 0, such as 64,512,512")

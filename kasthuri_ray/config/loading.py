@@ -1,4 +1,4 @@
-"""Loading of settings: files, `--config`, `--set` and flags become one `Settings` object.
+"""Loading of settings: what a person gave (`GivenSettings`) becomes one object of resolved settings.
 
 Precedence, highest first: flags, `--set`, the `--config` file, the task and network files, the defaults. Invalid
 settings raise an InputError that names the file, the key, the value and what is allowed.
@@ -7,31 +7,73 @@ settings raise an InputError that names the file, the key, the value and what is
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from pydantic import ValidationError
 
-from kasthuri_ray.config import messages
+from kasthuri_ray.config import defaults, messages
 from kasthuri_ray.config.field_types import SettingsSection
 from kasthuri_ray.config.settings import SECTIONS, Settings
 from kasthuri_ray.config.task import RANGES
 from kasthuri_ray.errors import InputError, InputNotFound
 
 PACKAGE_FOLDER = Path(__file__).parents[1]
-DEFAULT_NETWORK = "UNet_2D"
 # Keys of the Kasthuri Challenge's files that nothing reads; they are written to settings.json again.
 UNUSED_KEYS = {"encoder_name", "encoder_weights", "outputdir", "eval_threshold", "eval_reduction"}
 # Keys of settings.json that are not sections; it can be used as a --config file all the same.
 RECORD_KEYS = {"versions", "git_commit", "seed", "kept", "sweep"}
 
+_JOB_SECTIONS = [name for name in SECTIONS if name in Settings.model_fields]
 _JSON_KINDS = {type(None): "null", list: "a list", str: "a string", bool: "true or false"}  # in messages
 
 Layer = dict[str, dict[str, Any]]  # settings by section and key
 NamedLayer = tuple[str, Layer]  # the name is the one in errors
+Section = TypeVar("Section", bound=SettingsSection)
+
+
+@dataclass(frozen=True)
+class GivenSettings:
+    """What a person gave for a job, neither merged nor checked.
+
+    Parameters
+    ----------
+    task, network : str, mapping or None
+        Name or path of the file, or its content.
+    config : str or None
+        Path of a file with settings by section, as of `--config`.
+    assignments : sequence of str
+        `section.key=value`, as of `--set`; a later one wins.
+    flags : mapping
+        Settings of the other flags, by section and key.
+    """
+
+    task: str | Mapping[str, Any] | None = None
+    network: str | Mapping[str, Any] | None = None
+    config: str | None = None
+    assignments: Sequence[str] = ()
+    flags: Layer = field(default_factory=dict)
+
+    @cached_property
+    def typed(self) -> list[NamedLayer]:
+        """Layers of the command line, the lowest first."""
+        assignments = [(f"--set {text}", parse_assignment(text)) for text in self.assignments]
+        return [*assignments, ("the command line", self.flags)]
+
+    @cached_property
+    def overrides(self) -> list[NamedLayer]:
+        """Layers that win over the task and network files, the lowest first."""
+        config = [] if self.config is None else [(self.config, read_config(Path(self.config)))]
+        return config + self.typed
+
+    def value(self, section: str, key: str) -> Any:
+        """Return the value of a setting in the layers that win over the files, not validated; None if none sets it."""
+        highest_first = reversed([layer for _, layer in self.overrides])
+        return next((layer[section][key] for layer in highest_first if key in layer.get(section, {})), None)
 
 
 def find_config_file(name: str, kind: str) -> Path:
@@ -97,7 +139,7 @@ def read_json_file(path: Path) -> dict[str, Any]:
         If it does not hold a JSON object, or one with a key twice; the message names the line or the key.
     """
     try:
-        content = json.loads(path.read_text(), object_pairs_hook=_reject_duplicate_keys)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_reject_duplicate_keys)
     except FileNotFoundError:
         raise InputNotFound(f"there is no file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -165,34 +207,20 @@ def _parse_value(text: str) -> Any:
         return [_parse_value(part.strip()) for part in text.split(",")] if "," in text else text
 
 
-def resolve_settings(
-    task: str | None,
-    network: str | None,
-    *,
-    config: str | None = None,
-    assignments: Iterable[str] = (),
-    flags: Layer | None = None,
-    base: NamedLayer | None = None,
-) -> Settings:
-    """Merge files, flags and defaults into the settings of a job.
+def resolve_settings(given: GivenSettings, base: NamedLayer | None = None) -> Settings:
+    """Merge files, flags and defaults into the settings of a job that trains, tunes or segments.
 
     Parameters
     ----------
-    task, network : str or None
-        Names or paths of the files; without `base` the network is `DEFAULT_NETWORK` by default.
-    config : str or None
-        Path of a file with settings by section.
-    assignments : iterable of str
-        `section.key=value`, as of `--set`; a later one wins.
-    flags : dict or None
-        Settings of the other flags, by section and key.
+    given : GivenSettings
+        What a person gave; without `base` the network is `defaults.NETWORK` by default.
     base : tuple or None
         Name and settings, by section, of the run whose weights are used; the files win over them.
 
     Returns
     -------
     Settings
-        Valid settings of all sections.
+        Valid settings of all its sections.
 
     Raises
     ------
@@ -201,67 +229,65 @@ def resolve_settings(
     InputNotFound
         If there is no such file.
     """
-    overrides = override_layers(config, assignments, flags)
-    files: list[NamedLayer] = [base] if base is not None else []
-    if network is not None or base is None:
-        path = find_config_file(network or DEFAULT_NETWORK, "network")
-        files.append((str(path), {"network": {"outweightfilename": path.stem, **read_json_file(path)}}))
-    if task is not None:
-        path = find_config_file(task, "task")
-        files.append((str(path), {"task": read_json_file(path)}))
-    elif base is None and not any("task" in layer for _, layer in overrides):
-        raise InputError(f"no task: give --task, one of {', '.join(builtin_tasks())} or a file of your own")
-    merged = _merge(files, overrides)
-    sections: dict[str, Any] = {section: _validate(section, merged) for section in SECTIONS}
+    files = _file_layers(given, base)
+    merged = _merge(files, given.overrides)
+    sections: dict[str, Any] = {name: _validate(name, merged) for name in _JOB_SECTIONS}
     settings = Settings(kept=merged.unused, **sections)
-    typed = overrides[config is not None :]
-    messages.check_volumes_used(settings.task, typed)
+    messages.check_volumes_used(settings.task, given.typed)
     notes = messages.task_type_note(settings.task)
-    if config is not None:
-        names = {section: name for section, name in (("task", task), ("network", network)) if name is not None}
-        notes |= messages.override_notes(config, names, _valid_sections(_merge(files, typed)), settings)
+    if given.config is not None:
+        files_given = {"task": given.task, "network": given.network}
+        names = {name: _file_name(file) for name, file in files_given.items() if file is not None}
+        notes |= messages.override_notes(given.config, names, _valid_sections(_merge(files, given.typed)), settings)
     return settings.model_copy(update={"notes": notes})
 
 
-def override_layers(config: str | None, assignments: Iterable[str], flags: Layer | None) -> list[NamedLayer]:
-    """Return the layers that win over the task and network files.
+def resolve_section(kind: type[Section], given: GivenSettings) -> Section:
+    """Return the settings of one section that needs no others.
 
     Parameters
     ----------
-    config : str or None
-        Path of a file with settings by section.
-    assignments : iterable of str
-        `section.key=value`, as of `--set`.
-    flags : dict or None
-        Settings of the other flags, by section and key.
+    kind : type
+        Class of the section, such as `EvaluateSettings`.
+    given : GivenSettings
+        What a person gave; its task and its network are not read.
 
     Returns
     -------
-    list of tuple
-        Name and settings of each layer, the lowest first.
+    SettingsSection
+        An object of `kind`.
+
+    Raises
+    ------
+    InputError
+        If a setting is unknown, missing or not allowed, or if the file is malformed.
     """
-    layers: list[NamedLayer] = [(config, read_config(Path(config)))] if config is not None else []
-    layers += [(f"--set {text}", parse_assignment(text)) for text in assignments]
-    return [*layers, ("the command line", flags or {})]
+    name = next(name for name, section in SECTIONS.items() if section is kind)
+    return cast(Section, _validate(name, _merge([], given.overrides)))
 
 
-def explicit_value(section: str, key: str, overrides: Iterable[NamedLayer]) -> Any:
-    """Return the value of one setting in the layers that win over the files, without validating it.
+def _file_layers(given: GivenSettings, base: NamedLayer | None) -> list[NamedLayer]:
+    files = [] if base is None else [base]
+    if given.network is not None or base is None:
+        files.append(_read_layer("network", defaults.NETWORK if given.network is None else given.network))
+    if given.task is not None:
+        files.append(_read_layer("task", given.task))
+    elif base is None and not any("task" in layer for _, layer in given.overrides):
+        raise InputError(f"no task: give --task, one of {', '.join(builtin_tasks())} or a file of your own")
+    return files
 
-    Parameters
-    ----------
-    section, key : str
-        Section and name of the setting.
-    overrides : iterable of tuple
-        Layers, the lowest first, as of `override_layers`.
 
-    Returns
-    -------
-    object
-        The value, or None if no layer sets it.
-    """
-    highest_first = reversed([layer for _, layer in overrides])
-    return next((layer[section][key] for layer in highest_first if key in layer.get(section, {})), None)
+def _read_layer(section: str, given: str | Mapping[str, Any]) -> NamedLayer:
+    """Return the layer of a task or network that is given by its file or by its content."""
+    if not isinstance(given, str):
+        return _file_name(given), {section: dict(given)}
+    path = find_config_file(given, section)
+    own = {"outweightfilename": path.stem} if section == "network" else {}
+    return str(path), {section: {**own, **read_json_file(path)}}
+
+
+def _file_name(given: str | Mapping[str, Any]) -> str:
+    return given if isinstance(given, str) else "{...}"
 
 
 def override_settings(settings: Settings, values: Mapping[str, Any], origin: str) -> Settings:
@@ -344,7 +370,7 @@ def _validate(section: str, merged: _Merged) -> SettingsSection:
 def _valid_sections(merged: _Merged) -> dict[str, SettingsSection]:
     """Return the sections that are valid; without its `--config` file a task may lack settings."""
     sections = {}
-    for section in SECTIONS:
+    for section in _JOB_SECTIONS:
         with suppress(ValueError):
             sections[section] = _validate(section, merged)
     return sections

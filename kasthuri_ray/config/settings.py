@@ -6,11 +6,11 @@ a JSON file. Lengths are in voxels, in the order z, y, x, unless a comment says 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
+from kasthuri_ray.config import defaults
 from kasthuri_ray.config.field_types import (
     BelowOne,
     Compile,
@@ -34,10 +34,6 @@ from kasthuri_ray.config.field_types import (
 from kasthuri_ray.config.task import TaskSettings
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.storage.uris import redact_secrets
-
-MIN_BATCH_SIZE = 2  # tiles, where batch_size is None
-DEFAULT_THRESHOLD = 0.5  # probability, where neither the settings nor the run or the provenance have one
-DEFAULT_CHECK_IMAGE = "bossdb://Kasthuri/ac4/em"
 
 
 class NetworkSettings(SettingsSection):
@@ -91,8 +87,8 @@ class NetworkSettings(SettingsSection):
     # learns most from few tiles.
     batch_size: Count | None = 8
     tiles_per_epoch: Count | None = None  # None: as many as cover the training boxes once, at most 4096
-    precision: Precision = "auto"  # of the arithmetic; auto: bf16 if the hardware computes with it, else float32
-    metric: MetricName = "val.average_precision"  # chooses the best epoch of a run and the best trial of a sweep
+    precision: Precision = defaults.AUTO  # of the arithmetic; auto: bf16 if the hardware computes with it, else float32
+    metric: MetricName = defaults.METRIC  # chooses the best epoch of a run and the best trial of a sweep
     outweightfilename: str = "network"  # the weights are saved as OUTWEIGHTFILENAME_TASKTYPE.pt
     seed: NotNegativeInt = 0  # of the initial weights, the tiles and their augmentation
 
@@ -116,7 +112,7 @@ class NetworkSettings(SettingsSection):
 
 
 def default_batch_size(num_workers: int) -> int:
-    """Return the batch size where `batch_size` is None: a tile for each worker, at least MIN_BATCH_SIZE.
+    """Return the batch size where `batch_size` is None: a tile for each worker, at least two.
 
     Parameters
     ----------
@@ -128,22 +124,32 @@ def default_batch_size(num_workers: int) -> int:
     int
         Tiles in a batch, those of all workers together.
     """
-    return max(MIN_BATCH_SIZE, num_workers)
+    return max(defaults.MIN_BATCH_SIZE, num_workers)
 
 
 class TrainSettings(SettingsSection):
-    """How and where a training runs. Only `weights` and `compile` change what is learned."""
+    """How and where a training runs. Only `weights`, `compile`, `voxel_size` and `resample` change what is learned."""
 
-    storage: str = "outputs"  # folder or s3:// URL that holds all runs
+    changeable: ClassVar[frozenset[str]] = frozenset(
+        {
+            *("storage", "name", "num_workers", "device", "boss", "cache", "cache_size", "wait_for_resources"),
+            *("mlflow", "wandb", "verbose", "allow_empty"),
+        }
+    )
+
+    storage: str = defaults.STORAGE  # folder or s3:// URL that holds all runs
     name: str | None = None  # folder of the run in storage; an existing run is resumed; None: TASK_NETWORK_TIME
     weights: str | None = None  # initial weights: run folder or .pt file; path, https:// or s3://; None: random
+    voxel_size: ThreeLengths | None = None  # of the images, nm along z, y, x; None: from their metadata
+    resample: bool = False  # read an annotation of another voxel size on the voxels of its image
+    allow_empty: bool = False  # train on an image of which nothing is stored in a box
     num_workers: Count | str | None = None  # training processes, N or MIN-MAX; None: one for each GPU, else 1
-    device: Device = "auto"  # auto: GPUs if there are any
-    compile: Compile = "auto"  # torch.compile; auto: if the run is long enough to gain time
+    device: Device = defaults.AUTO  # auto: GPUs if there are any
+    compile: Compile = defaults.AUTO  # torch.compile; auto: if the run is long enough to gain time
     boss: str | None = None  # JSON file with protocol, host and token of a BossDB; its token is never written anywhere
     # Folder for chunks of remote volumes, or "none" for no cache. None: KASTHURI_CACHE or ~/.cache/kasthuri_ray.
     cache: str | None = None
-    cache_size: str = "20GB"  # disk space that the cache may take on each node
+    cache_size: str = defaults.CACHE_SIZE  # disk space that the cache may take on each node
     wait_for_resources: NotNegative | None = None  # seconds to wait until the cluster is large enough; None: an error
     mlflow: str | None = None  # URI of an MLflow server or file that logs the run
     wandb: str | None = None  # project of Weights & Biases that logs the run
@@ -165,13 +171,18 @@ class TrainSettings(SettingsSection):
 class SegmentSettings(SettingsSection):
     """What is segmented with which weights, and how."""
 
+    # Compared when an output is resumed, as they are; `SegmentationInputs.make_record` adds what follows from others.
+    recorded: ClassVar[tuple[str, ...]] = ("save_mask", "skip_blank")
+
     weights: str | None = None  # run folder or .pt file; path, https:// or s3://; required
     image: str | None = None  # URI of the volume; None: the one that the run was trained on
     output: str | None = None  # path or s3:// URL of the OME-Zarr of probabilities; required
     box: str | None = None  # half-open region in voxels, such as 0:100,1000:3000,: ; None: the whole image
     mip: NotNegativeInt | None = None  # resolution level, 0 is finest; None: nearest to the training's voxel size
     voxel_size: ThreeLengths | None = None  # nm along z, y, x; None: from the image's metadata
+    resample: bool = False  # read the image with voxels of the size that the network was trained at
     mask: str | None = None  # URI of a volume; blocks where it is 0 are skipped; None: no mask
+    allow_empty: bool = False  # segment a box in which nothing of the image is stored
 
     # Shapes in voxels, z, y, x. None: chosen from the network, the image and the machine.
     block: ThreeCounts | None = None  # what an actor segments and writes at once, in whole shards
@@ -187,18 +198,18 @@ class SegmentSettings(SettingsSection):
     objects: bool = False  # write a CSV table of the objects above the threshold too
     precomputed: str | None = None  # path or s3:// URL of a copy as Neuroglancer precomputed; None: no copy
     skip_blank: bool = True  # do not segment chunks of the image that hold nothing
-    precision: Precision = "auto"  # of the arithmetic; auto: bf16 if the hardware computes with it, else float32
-    compile: Compile = "auto"  # torch.compile; auto: if the job is long enough to gain time
-    device: Device = "auto"  # auto: GPUs if there are any
+    precision: Precision = defaults.AUTO  # of the arithmetic; auto: bf16 if the hardware computes with it, else float32
+    compile: Compile = defaults.AUTO  # torch.compile; auto: if the job is long enough to gain time
+    device: Device = defaults.AUTO  # auto: GPUs if there are any
     actors: Count | str | None = None  # processes that segment, N or MIN-MAX; None: as many as the cluster holds
-    gpus_per_actor: Annotated[float, Field(gt=0, le=1)] = 1.0  # 0.5: two actors share a GPU
+    gpus_per_actor: Annotated[float, Field(gt=0, le=1)] = defaults.GPUS_PER_ACTOR  # 0.5: two actors share a GPU
     wait_for_resources: NotNegative | None = None  # seconds to wait until the cluster is large enough; None: an error
     dry_run: bool = False  # estimate time, memory and cost, and write only OUTPUT.plan.json
     price_per_hour: NotNegative | None = None  # of one GPU-hour; on CPUs: hourly machine price / actors on it
     overwrite: bool = False  # delete an existing output and start over
     boss: str | None = None  # JSON file with protocol, host and token of a BossDB; its token is never written anywhere
     cache: str | None = None  # folder for chunks of remote volumes, or "none"; None: as in `train`
-    cache_size: str = "20GB"  # disk space that the cache may take on each node
+    cache_size: str = defaults.CACHE_SIZE  # disk space that the cache may take on each node
     verbose: bool = False  # show tracebacks and Ray's own messages
 
     _check_actors = field_validator("actors", mode="before")(check_number_range)
@@ -212,16 +223,53 @@ class SegmentSettings(SettingsSection):
 class TuneSettings(SettingsSection):
     """What a sweep searches, and how. The section `train` says where and how its trials are trained."""
 
+    # How long a sweep runs and on how much. Networks and space are compared by their content.
+    changeable: ClassVar[frozenset[str]] = frozenset({"samples", "hours", "keep", "concurrent", "networks", "space"})
+
     networks: Names | None = None  # names or files of networks to compare; None: the four 2D networks, or UNet_3D
     space: str | None = None  # JSON file of the search space; None: the settings that matter most
     samples: Count | None = None  # number of trials; None: 20, or all of a grid, or as many as `hours` allows
-    search: Literal["random", "grid", "optuna"] = "optuna"  # how trials are proposed; optuna: by Optuna's TPE
-    scheduler: Literal["asha", "median", "none"] = "asha"  # how poor trials are stopped early
+    search: Literal["random", "grid", "optuna"] = defaults.SEARCH  # how trials are proposed; optuna: by Optuna's TPE
+    scheduler: Literal["asha", "median", "none"] = defaults.SCHEDULER  # how poor trials are stopped early
     grace: Count | None = None  # epochs before a trial may be stopped; None: a ninth of network.epochs
     concurrent: Count | None = None  # trials at the same time; None: one for each GPU, else one for each node
     hours: Positive | None = None  # hours of work, those before a resume included; None: no limit
-    keep: Count = 3  # best trials whose weights are kept
+    keep: Count = defaults.KEEP  # best trials whose weights are kept
     seed: NotNegativeInt = 0  # of the search
+
+
+class EvaluateSettings(SettingsSection):
+    """What is compared with what, and how."""
+
+    prediction: str  # URI of the probabilities
+    annotation: str  # URI of the ground truth
+    task: str | dict[str, Any] | None = None  # name, file or content: what the labels mean; None: the provenance's
+    instances: str | None = None  # URI of a volume of cell ids, for scores of the cells that membranes enclose
+    threshold: Share | None = None  # probability from which a voxel is foreground; None: the provenance's, else 0.5
+    box: str | None = None  # half-open region in voxels of the annotation; None: all of the overlap
+    voxel_size: ThreeLengths | None = None  # of prediction and annotation, nm along z, y, x; None: from their metadata
+    resample: bool = False  # read a prediction and instances of another voxel size on the voxels of the annotation
+    out: str | None = None  # folder or s3:// URL of the results; None: PREDICTION.evaluation
+    boss: str | None = None  # JSON file with protocol, host and token of a BossDB; its token is never written anywhere
+    cache: str | None = None  # folder for chunks of remote volumes, or "none"; None: as in `train`
+    cache_size: str = defaults.CACHE_SIZE  # disk space that the cache may take on each node
+    wait_for_resources: NotNegative | None = None  # seconds to wait until the cluster is large enough; None: an error
+    verbose: bool = False  # show tracebacks and Ray's own messages
+
+
+class CheckSettings(SettingsSection):
+    """What a cluster must be fit for."""
+
+    address: str | None = None  # of Ray, HOST:PORT; None: RAY_ADDRESS, else this machine alone
+    storage: str = defaults.STORAGE  # folder or s3:// URL that will hold all runs
+    image: str = defaults.CHECK_IMAGE  # URI of a volume that every node must be able to read; "none": not checked
+    boss: str | None = None  # JSON file with protocol, host and token of a BossDB; its token is never written anywhere
+    cache: str | None = None  # folder for chunks of remote volumes, or "none"; None: as in `train`
+    cache_size: str = defaults.CACHE_SIZE  # disk space that the cache must have on each node
+    gpus: NotNegativeInt = 0  # GPUs that the cluster must have
+    wait_for_resources: NotNegative | None = None  # seconds to wait until the cluster is large enough; None: do not
+    report: str | None = None  # file for a fault report, instead of a check; None: check
+    verbose: bool = False  # show tracebacks and Ray's own messages
 
 
 SECTIONS: dict[str, type[SettingsSection]] = {
@@ -230,6 +278,8 @@ SECTIONS: dict[str, type[SettingsSection]] = {
     "train": TrainSettings,
     "segment": SegmentSettings,
     "tune": TuneSettings,
+    "evaluate": EvaluateSettings,
+    "check": CheckSettings,
 }
 
 
@@ -247,80 +297,3 @@ class Settings(SettingsSection):
     def training_record(self) -> dict[str, Any]:
         """Return the settings of a training as JSON values, without secrets."""
         return self.model_dump(mode="json", exclude={"segment", "tune"})
-
-
-@dataclass(frozen=True)
-class CheckSettings:
-    """Settings of `jobs/check.py`.
-
-    Parameters
-    ----------
-    address : str or None
-        Address of the cluster, HOST:PORT; None takes RAY_ADDRESS, else this machine alone.
-    storage : str
-        Folder or s3:// URL that will hold all runs.
-    image : str or None
-        URI of a volume that every node must read; None is `DEFAULT_CHECK_IMAGE`, "none" skips the check.
-    boss : str or None
-        JSON file with protocol, host and token of a BossDB.
-    cache : str or None
-        Folder for chunks of remote volumes, or "none"; None is KASTHURI_CACHE or ~/.cache/kasthuri_ray.
-    cache_size : str
-        Disk space that the cache may take on each node.
-    gpus : int
-        Number of GPUs that the cluster must have.
-    wait_for_resources : float or None
-        Seconds to wait until the cluster is large enough; None does not wait.
-    verbose : bool
-        Show tracebacks and Ray's own messages.
-    """
-
-    address: str | None = None
-    storage: str = "outputs"
-    image: str | None = None
-    boss: str | None = None
-    cache: str | None = None
-    cache_size: str = "20GB"
-    gpus: int = 0
-    wait_for_resources: float | None = None
-    verbose: bool = False
-
-
-@dataclass(frozen=True)
-class EvaluateSettings:
-    """Settings of `jobs/evaluate.py`.
-
-    Parameters
-    ----------
-    prediction, annotation : str
-        URIs of the volumes to compare.
-    task : str or None
-        Task that says what the annotation's values mean; None takes that of the prediction's provenance.
-    instances : str or None
-        URI of a volume of cell ids, for scores of the cells that membranes enclose.
-    threshold : float or None
-        Probability from which a voxel is foreground; None takes that of the provenance, else `DEFAULT_THRESHOLD`.
-    box : str or None
-        Half-open region in voxels of the annotation, z, y, x; None is all of the overlap.
-    out : str or None
-        Folder or s3:// URL of the results; None is `<prediction>.evaluation`.
-    boss, cache, cache_size : str or None
-        As in `CheckSettings`.
-    wait_for_resources : float or None
-        As in `CheckSettings`.
-    verbose : bool
-        As in `CheckSettings`.
-    """
-
-    prediction: str
-    annotation: str
-    task: str | None = None
-    instances: str | None = None
-    threshold: float | None = None
-    box: str | None = None
-    out: str | None = None
-    boss: str | None = None
-    cache: str | None = None
-    cache_size: str = "20GB"
-    wait_for_resources: float | None = None
-    verbose: bool = False

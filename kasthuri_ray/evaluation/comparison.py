@@ -36,13 +36,11 @@ class Comparison:
     Parameters
     ----------
     prediction : Volume
-        Probability of foreground, see `read_probability`.
+        Probability of foreground, on the voxels of the annotation; see `read_probability`.
     annotation : Volume
         Labels, see `read_classes`.
     box : Box
         What is compared, in voxels of the annotation.
-    shift : tuple of int
-        What to add to a voxel of the annotation to get that of the prediction, z, y, x.
     threshold : float
         A voxel is predicted as foreground from this probability.
     threshold_value, num_classes, ignore_label
@@ -56,24 +54,28 @@ class Comparison:
     prediction: Volume
     annotation: Volume
     box: Box
-    shift: Zyx
     threshold: float
     threshold_value: float | None = None
     num_classes: int = 2
     ignore_label: int | None = None
     instances: Volume | None = None
     has_objects: bool = False
+    is_complete: bool = False  # the prediction is our own output, which stores no blocks of zeros
+
+    def count_absent(self, block: Box, probability: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Return the chunks that begin in a block: absent ones and all, of prediction and annotation."""
+        prediction = (0, 0) if self.is_complete else self.prediction.count_absent(block, probability, self.box)
+        return np.array([prediction, self.annotation.count_absent(block, classes, self.box)])
 
     def read_probability(self, box: Box) -> np.ndarray:
         """Return the probability of foreground, z, y, x, as uint8 (255 is 1) or float.
 
         `box` is in voxels of the annotation. Raise an InputError for floats that are no probabilities.
         """
-        prediction_box = box.shifted(self.shift)
-        voxels = self.prediction.read(prediction_box)
+        voxels = self.prediction.read(box)
         if voxels.dtype.kind == "f" and not (voxels.min() >= 0 and voxels.max() <= 1 + 1e-6):
             raise InputError(
-                f"{self.prediction.uri} {prediction_box} holds {voxels.min():.4g} to {voxels.max():.4g}; expected "
+                f"{self.prediction.uri} {box} holds {voxels.min():.4g} to {voxels.max():.4g}; expected "
                 "probabilities: floats from 0 to 1, or uint8 where 255 is 1"
             )
         return voxels * np.uint8(255) if voxels.dtype == bool else voxels
@@ -109,9 +111,8 @@ class Comparison:
 
         Their default shape is `comparison_block_shape`.
         """
-        origin = per_axis(operator.sub, self.prediction.chunk_origin, self.shift)
         shape = block_shape or comparison_block_shape(self.prediction.chunk, self.box.shape)
-        return list(self.box.cells(shape, origin))
+        return list(self.box.cells(shape, self.prediction.chunk_origin))
 
 
 def comparison_block_shape(chunk: Zyx, shape: Zyx) -> Zyx:
@@ -142,6 +143,8 @@ class BlockResult:
         Voxels FOUND, MISSED, WRONG and COUNTED.
     max_probability : float
         As stored: up to 255 for uint8.
+    absent_chunks : numpy.ndarray of int64, shape (2, 2)
+        See `Comparison.count_absent`.
     true_components, predicted_components : Components, optional
         Connected components of annotation and prediction.
     pairs : LabelPairs, optional
@@ -154,6 +157,7 @@ class BlockResult:
     counts: VoxelCounts
     window_counts: np.ndarray
     max_probability: float
+    absent_chunks: np.ndarray
     true_components: Components | None = None
     predicted_components: Components | None = None
     pairs: LabelPairs | None = None
@@ -177,6 +181,7 @@ def compare_block(comparison: Comparison, block: Box) -> BlockResult:
         counts=count_block_voxels(probability[inside], predicted[inside], classes[inside]),
         window_counts=count_windows(predicted[inside], classes[inside], block, comparison.window_starts()),
         max_probability=float(probability[inside].max()),
+        absent_chunks=comparison.count_absent(block, probability[inside], classes[inside]),
     )
     if comparison.has_objects:
         result.true_components, true_ids = label_mask_components(classes == 1, block)
@@ -234,6 +239,8 @@ class ComparisonTotals:
         See `BlockResult`.
     max_probability : float
         See `BlockResult`.
+    absent_chunks : numpy.ndarray of int64, shape (2, 2)
+        See `BlockResult`.
     cells : CellSums
         Sums over the cells.
 
@@ -246,6 +253,7 @@ class ComparisonTotals:
     comparison: Comparison
     counts: VoxelCounts = field(default_factory=VoxelCounts.zeros)
     max_probability: float = 0.0
+    absent_chunks: np.ndarray = field(default_factory=lambda: np.zeros((2, 2), np.int64))
     cells: CellSums = field(default_factory=CellSums)
     _true_objects: _JoinedObjects = field(default_factory=_JoinedObjects)
     _predicted_objects: _JoinedObjects = field(default_factory=_JoinedObjects)
@@ -260,6 +268,7 @@ class ComparisonTotals:
         """Add the result of the next block."""
         self.counts = self.counts + result.counts
         self.max_probability = max(self.max_probability, result.max_probability)
+        self.absent_chunks = self.absent_chunks + result.absent_chunks
         self._add_window_counts(result)
         self._add_objects(result)
         if result.cells is not None:

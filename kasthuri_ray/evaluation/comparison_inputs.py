@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from kasthuri_ray.config.settings import DEFAULT_THRESHOLD, EvaluateSettings
+from kasthuri_ray.config import defaults
+from kasthuri_ray.config.settings import EvaluateSettings
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.evaluation.comparison import Comparison
+from kasthuri_ray.evaluation.prediction_alignment import Align, align_prediction
 from kasthuri_ray.evaluation.provenance import (
     AnnotationRule,
     find_annotation_rule,
     open_prediction,
+    prediction_place,
     prediction_start,
     read_provenance,
     unfinished_warning,
 )
-from kasthuri_ray.geometry import Box, Zyx, parse_box
-from kasthuri_ray.volumes.alignment import VoxelGrid, overlap_box, voxel_shift
+from kasthuri_ray.geometry import Box, Zyx, parse_box, per_axis
+from kasthuri_ray.volumes.alignment import align_volumes
 from kasthuri_ray.volumes.opening import VolumeOpener
+from kasthuri_ray.volumes.resampled_volume import Resampling, resample_image
 from kasthuri_ray.volumes.volume import Volume
+from kasthuri_ray.volumes.voxel_grid import has_same_voxel_size
 
 AddNote = Callable[[str], None]
 
@@ -38,9 +45,7 @@ class ComparisonInputs:
     provenance : mapping
         The prediction's provenance; empty for another tool's prediction.
     image : Volume, optional
-        The image that was segmented, if known.
-    image_shift : tuple of int
-        What to add to a voxel of the annotation to get that of the image, z, y, x.
+        The image that was segmented, if known, on the voxels of the annotation.
     notes : tuple of str
         Notes for the user.
     """
@@ -49,7 +54,6 @@ class ComparisonInputs:
     rule: AnnotationRule
     provenance: Mapping[str, Any]
     image: Volume | None
-    image_shift: Zyx
     notes: tuple[str, ...]
 
 
@@ -59,42 +63,49 @@ def prepare_comparison(settings: EvaluateSettings) -> ComparisonInputs:
     Raise InputError or VolumeError, with what was wrong.
     """
     notes: list[str] = []
-    _check_threshold(settings.threshold)
     opener = VolumeOpener(settings.boss, settings.cache, settings.cache_size)
     provenance = read_provenance(settings.prediction)
     num_classes = int(provenance.get("network", {}).get("classes", 2))
     prediction = open_prediction(settings.prediction, opener, num_classes)
     rule = find_annotation_rule(settings.task, settings.prediction, provenance)
-    annotation = opener.open(settings.annotation)
+    size = per_axis(float, settings.voxel_size) if settings.voxel_size else None
+    annotation = opener.open(settings.annotation, voxel_size_nm=size, labels=True)
+    if size is not None:
+        prediction = replace(prediction, voxel_size_nm=size)
     _check_annotation(annotation, rule)
-    prediction_grid = VoxelGrid.of(prediction, prediction_start(provenance, prediction))
-    annotation_grid = VoxelGrid.of(annotation)
-    shift = voxel_shift(annotation_grid, prediction_grid)
-    overlap = overlap_box(annotation_grid, prediction_grid, shift)
-    box = _choose_box(settings.box, annotation_grid, overlap, notes.append)
-    _note_unknown_sizes(prediction_grid, annotation_grid, notes.append)
+    start = prediction_start(provenance, prediction)
+    image = _open_image(provenance, rule, annotation, opener, notes)
+    prediction = replace(prediction, place=prediction_place(provenance, prediction, image))
+    if not has_same_voxel_size(annotation, prediction):
+        start = None  # with --resample they are aligned by their places
+    align = partial(align_volumes, open_mip=opener.open, resample="mean" if settings.resample else None)
+    aligned = align_prediction(annotation, prediction, start, image, align)
+    annotation, prediction = aligned.fixed, aligned.moving
+    notes += aligned.notes
+    if annotation.voxel_size_nm is None:
+        notes.append(
+            f"Neither {prediction.uri} nor {annotation.uri} states its voxel size: voxels are compared by their index."
+        )
+    box = _choose_box(settings.box, annotation, aligned.overlap, notes.append)
     if warning := unfinished_warning(settings.prediction):
         notes.append(warning)
-    threshold = settings.threshold
+    known = (settings.threshold, provenance.get("threshold"), defaults.THRESHOLD)
     comparison = Comparison(
         prediction=prediction,
         annotation=annotation,
         box=box,
-        shift=shift,
-        threshold=float(provenance.get("threshold", DEFAULT_THRESHOLD) if threshold is None else threshold),
+        threshold=float(next(value for value in known if value is not None)),
         threshold_value=rule.threshold_value,
         num_classes=num_classes,
         ignore_label=rule.ignore_label,
-        instances=_open_instances(settings, opener, annotation, rule),
+        instances=_open_instances(settings, opener, annotation, rule, box, notes),
         has_objects=rule.task_type != "membrane",
+        is_complete=bool(provenance),
     )
-    image, image_shift = _open_image(provenance, rule, annotation, opener, notes.append)
-    return ComparisonInputs(comparison, rule, provenance, image, image_shift, tuple(notes))
-
-
-def _check_threshold(threshold: float | None) -> None:
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise InputError(f"--threshold {threshold} is not a probability; expected a number from 0 to 1")
+    if image is not None:
+        image = _align_image(image, comparison, start, notes, align)
+    notes += [note for note in opener.notes if note not in notes]
+    return ComparisonInputs(comparison, rule, provenance, image, tuple(notes))
 
 
 def _check_annotation(annotation: Volume, rule: AnnotationRule) -> None:
@@ -105,7 +116,7 @@ def _check_annotation(annotation: Volume, rule: AnnotationRule) -> None:
         )
 
 
-def _choose_box(text: str | None, annotation: VoxelGrid, overlap: Box, add_note: AddNote) -> Box:
+def _choose_box(text: str | None, annotation: Volume, overlap: Box, add_note: AddNote) -> Box:
     """Return the overlap of prediction and annotation, cut to `--box`."""
     if text is None:
         return overlap
@@ -120,16 +131,13 @@ def _choose_box(text: str | None, annotation: VoxelGrid, overlap: Box, add_note:
     return box
 
 
-def _note_unknown_sizes(prediction: VoxelGrid, annotation: VoxelGrid, add_note: AddNote) -> None:
-    unknown = [grid.name for grid in (prediction, annotation) if grid.size_nm is None]
-    if len(unknown) == 2:
-        add_note(f"Neither {unknown[0]} nor {unknown[1]} states its voxel size: voxels are compared by their index.")
-    elif unknown:
-        add_note(f"{unknown[0]} does not state its voxel size: assuming the voxel size of the other volume.")
-
-
 def _open_instances(
-    settings: EvaluateSettings, opener: VolumeOpener, annotation: Volume, rule: AnnotationRule
+    settings: EvaluateSettings,
+    opener: VolumeOpener,
+    annotation: Volume,
+    rule: AnnotationRule,
+    box: Box,
+    notes: list[str],
 ) -> Volume | None:
     if settings.instances is None:
         return None
@@ -138,34 +146,44 @@ def _open_instances(
             "--instances are the cells that membranes enclose and need a membrane task; "
             f"the task {rule.name} is {rule.task_type}"
         )
-    instances = opener.open(settings.instances)
-    if instances.bounds != annotation.bounds:
+    resample: Resampling | None = "nearest" if settings.resample else None
+    aligned = align_volumes(annotation, opener.open(settings.instances, labels=True), opener.open, resample=resample)
+    instances = aligned.moving
+    if not instances.bounds.contains(box):
         raise InputError(
-            f"instances and annotation have different shapes: {instances.uri} is {instances.bounds}, "
-            f"{annotation.uri} is {annotation.bounds} (z,y,x)"
+            f"{instances.uri} covers only {instances.bounds.intersect(box)} of what is compared, {box} of "
+            f"{annotation.uri} (z,y,x): give that as --box"
         )
-    voxel_shift(VoxelGrid.of(instances), VoxelGrid.of(annotation))  # raises if the voxel sizes differ
     if instances.dtype.kind not in "ui":
         raise InputError(f"{instances.uri} holds {instances.dtype}; instances are integers, one for each cell")
+    notes += aligned.notes
     return instances
 
 
 def _open_image(
-    provenance: Mapping[str, Any],
-    rule: AnnotationRule,
-    annotation: Volume,
-    opener: VolumeOpener,
-    add_note: AddNote,
-) -> tuple[Volume | None, Zyx]:
-    """Return the image to show, and its shift: that of the provenance, else that of the task's own annotation."""
+    provenance: Mapping[str, Any], rule: AnnotationRule, annotation: Volume, opener: VolumeOpener, notes: list[str]
+) -> Volume | None:
+    """Return the image that was segmented: that of the provenance, else that of the task's own annotation."""
     uri = provenance.get("image")
     if uri is None and annotation.uri == rule.annotation:
         uri = rule.image
-    if uri is None:
-        return None, (0, 0, 0)
     try:
-        image = opener.open(uri)
-        return image, voxel_shift(VoxelGrid.of(annotation), VoxelGrid.of(image))
+        image = None if uri is None else opener.open(uri)
+        if image is not None and image.voxel_size_nm and provenance.get("resample"):
+            return resample_image(image, per_axis(float, provenance["voxel_size_nm"]))
+        return image
     except (OSError, ValueError) as error:
-        add_note(f"The image is not shown: {error}")
-        return None, (0, 0, 0)
+        notes.append(f"The image is not shown: {error}")
+        return None
+
+
+def _align_image(
+    image: Volume, comparison: Comparison, start: Zyx | None, notes: list[str], align: Align
+) -> Volume | None:
+    """Return the image on the voxels of the annotation; None with a note if it cannot be aligned."""
+    try:
+        shift = None if start is None else per_axis(operator.sub, comparison.prediction.bounds.start, start)
+        return align(comparison.annotation, image, shift=shift).moving
+    except InputError as error:
+        notes.append(f"The image is not shown: {error}")
+        return None

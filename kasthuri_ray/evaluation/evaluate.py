@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from kasthuri_ray.config.settings import EvaluateSettings
@@ -35,37 +36,54 @@ BLOCK_CPUS = 0.5  # logical: while one block is read, another is counted
 MAX_RETRIES = 5  # of a block whose worker died, or whose volume could not be read
 
 
+@dataclass(frozen=True)
+class EvaluateResult:
+    """Result of an evaluation.
+
+    Parameters
+    ----------
+    path : str
+        Path or URL of the folder of the results.
+    metrics : dict
+        Content of evaluation.json.
+    """
+
+    path: str
+    metrics: dict[str, Any]
+
+
 @missing_is_bad_input()
-def evaluate(settings: EvaluateSettings, block_shape: Zyx | None = None) -> dict[str, Any]:
+def evaluate(settings: EvaluateSettings, reporter: Reporter, block_shape: Zyx | None = None) -> EvaluateResult:
     """Compare a prediction with an annotation, and write the result and its page.
 
     Parameters
     ----------
     settings : EvaluateSettings
         What to compare, and where to write the result.
+    reporter : Reporter
+        Shows path, notes, progress and result.
     block_shape : tuple of int, optional
         Shape of the blocks, z, y, x. The result does not depend on it.
 
     Returns
     -------
-    dict
-        Content of evaluation.json.
+    EvaluateResult
+        Where the result is, and its metrics.
 
     Raises
     ------
     InputError
-        For bad input, before anything is written. Files that cannot be opened raise FileNotFoundError,
-        PermissionError or VolumeError.
+        For bad input, before anything is written. Files that cannot be opened raise InputNotFound, InputDenied or
+        VolumeError.
     WorkFailed
         If the work fails after it has started.
     """
     inputs = prepare_comparison(settings)
     out = default_out(settings)
-    cluster = connect_ray(settings.verbose)
+    cluster = connect_ray(reporter, settings.verbose)
     storage = open_storage(resolve_output_path(out, cluster, "--out"))
     check_writable_path(storage.path, "--out")
-    reporter = Reporter()
-    reporter.print_line(storage.path)  # the first line, for scripts
+    reporter.print_result(storage.path)  # the first line, for scripts
     for note in inputs.notes:
         reporter.print_line(note)
     require_resources(ResourceDemand(1, BLOCK_CPUS), settings.wait_for_resources, reporter.print_line)
@@ -75,13 +93,13 @@ def evaluate(settings: EvaluateSettings, block_shape: Zyx | None = None) -> dict
             totals.add(block_result)
     finally:
         reporter.end()
-    result = evaluation_metrics(inputs, totals)
-    write_evaluation_report(storage, inputs, totals, result, settings)
-    for note in evaluation_notes(inputs, totals, result)[len(inputs.notes) :]:
+    metrics = evaluation_metrics(inputs, totals)
+    write_evaluation_report(storage, inputs, totals, metrics, settings)
+    for note in evaluation_notes(inputs, totals, metrics)[len(inputs.notes) :]:
         reporter.print_line(note)
-    reporter.print_line(evaluation_summary(result))
-    reporter.print_line(storage.path)
-    return result
+    reporter.print_line(evaluation_summary(metrics))
+    reporter.print_result(storage.path)
+    return EvaluateResult(storage.path, metrics)
 
 
 def default_out(settings: EvaluateSettings) -> str:

@@ -19,7 +19,8 @@ from kasthuri_ray.metrics.components import lowest_foreground_value
 from kasthuri_ray.reports import figures
 from kasthuri_ray.reports.evaluation_page import EvaluationReport, evaluation_page
 from kasthuri_ray.reports.section_images import NUM_EXAMPLES, SectionResult, choose_evenly, choose_examples
-from kasthuri_ray.storage.folder import Storage
+from kasthuri_ray.storage.storage import Storage
+from kasthuri_ray.volumes.absent_chunks import absent_text
 from kasthuri_ray.volumes.volume import Volume
 
 MISSING_GREY = 128  # where no image is known
@@ -49,6 +50,7 @@ def evaluation_metrics(inputs: ComparisonInputs, totals: ComparisonTotals) -> di
         "best_foreground_f1": best_f1,
         "average_precision": voxel_scores.average_precision(counts),
         "voxels": counts.num_voxels,
+        "absent_chunks": dict(zip(("prediction", "annotation"), totals.absent_chunks.tolist(), strict=True)),
         "sections": [{"z": z, "foreground_f1": f1} for z, f1, _ in section_scores(totals)],
     }
     if comparison.has_objects:
@@ -93,6 +95,9 @@ def evaluation_notes(inputs: ComparisonInputs, totals: ComparisonTotals, result:
     notes = list(inputs.notes)
     if inputs.comparison.prediction.dtype == np.uint8 and totals.max_probability == 1:
         notes.append(MASK_NOTE)
+    for kind, (absent, chunks) in result["absent_chunks"].items():
+        if absent:
+            notes.append(absent_text(result[kind], absent, chunks, "background"))
     if "arand" in result and result["arand"] is None:
         notes.append(NO_CELLS_NOTE)
     if inputs.image is None:
@@ -176,7 +181,7 @@ def read_window(inputs: ComparisonInputs, window: Zyx) -> SectionResult:
     box = window_box(comparison, window)
     return SectionResult(
         z=box.start[0],
-        image=_read_image(box, inputs.image, inputs.image_shift, inputs.provenance.get("intensity")),
+        image=_read_image(box, inputs.image, inputs.provenance.get("intensity")),
         truth=comparison.read_classes(box)[0],
         probability=comparison.read_probability(box)[0],
         box=str(box),
@@ -193,16 +198,15 @@ def window_box(comparison: Comparison, window: Zyx) -> Box:
     return Box((z, y, x), (z + 1, y_stop, x_stop))
 
 
-def _read_image(box: Box, image: Volume | None, shift: Zyx, intensity: object) -> np.ndarray:
+def _read_image(box: Box, image: Volume | None, intensity: object) -> np.ndarray:
     """Return the image of one section as uint8, y, x; grey outside the image. `intensity` is the provenance's entry."""
     shown = np.full(box.shape, MISSING_GREY, np.uint8)
     if image is None:
         return shown[0]
-    image_box = box.shifted(shift)
-    inside = image_box.intersect(image.bounds)
+    inside = box.intersect(image.bounds)
     if inside.num_voxels:
         voxels = image.read(inside)
-        shown[inside.slices(image_box.start)] = to_uint8(voxels, _grey_range(voxels, intensity))
+        shown[inside.slices(box.start)] = to_uint8(voxels, _grey_range(voxels, intensity))
     return shown[0]
 
 

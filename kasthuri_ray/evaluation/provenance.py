@@ -10,16 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from kasthuri_ray.config.loading import builtin_tasks, resolve_settings
+from kasthuri_ray.config.loading import GivenSettings, builtin_tasks, resolve_settings
 from kasthuri_ray.config.task import TaskSettings
 from kasthuri_ray.errors import InputError
-from kasthuri_ray.geometry import Box, Zyx
+from kasthuri_ray.geometry import Box, Zyx, per_axis
 from kasthuri_ray.output.ome_zarr import OmeZarrOutput
 from kasthuri_ray.output.side_files import read_progress
 from kasthuri_ray.progress import format_count
 from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.volumes.opening import VolumeOpener
+from kasthuri_ray.volumes.place import Place
+from kasthuri_ray.volumes.uri_options import split_uri_options
 from kasthuri_ray.volumes.volume import Volume
+
+NO_VOLUME = "-"  # of a task that names no volumes of its own
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,17 @@ class AnnotationRule:
         )
 
 
-def find_annotation_rule(task: str | None, prediction: str, provenance: Mapping[str, Any]) -> AnnotationRule:
-    """Return the rule of the task `task`, else of the provenance's task. Raise an InputError if neither exists."""
+def find_annotation_rule(
+    task: str | Mapping[str, Any] | None, prediction: str, provenance: Mapping[str, Any]
+) -> AnnotationRule:
+    """Return the rule of the task `task`, a name, file or content, else of the provenance's task.
+
+    Raise an InputError if neither exists.
+    """
     if task is not None:
-        return AnnotationRule.of(resolve_settings(task, None).task.model_dump())
+        base = "the evaluation", {"task": {"image_chan": NO_VOLUME, "annotation_chan": NO_VOLUME}}
+        values = resolve_settings(GivenSettings(task), base).task.model_dump()
+        return AnnotationRule.of({key: None if value == NO_VOLUME else value for key, value in values.items()})
     recorded = provenance.get("task")
     if recorded is None:
         raise InputError(
@@ -104,7 +115,7 @@ def _find_provenance(uri: str) -> tuple[str | None, dict[str, Any]]:
 
 def storage_path(uri: str) -> str | None:
     """Return the local path or s3:// path that a URI names; None for a URI of another kind."""
-    path = re.sub(r"#mip=\d+$", "", uri).rstrip("/")
+    path = re.sub(r"#mip=\d+$", "", split_uri_options(uri)[0]).rstrip("/")
     is_path = "|" not in path and (path.startswith(("s3://", "file://")) or "://" not in path)
     return path if is_path and path else None
 
@@ -116,7 +127,7 @@ class ForegroundVolume(Volume):
     output: OmeZarrOutput
 
     def _read(self, box: Box) -> np.ndarray:
-        total = self.output.read(0, box).sum(axis=0, dtype=np.uint16)
+        total = self.output.probabilities.read(0, box).sum(axis=0, dtype=np.uint16)
         return np.minimum(total, 255).astype(np.uint8)
 
 
@@ -125,7 +136,7 @@ def open_prediction(uri: str, opener: VolumeOpener, num_classes: int) -> Volume:
     path = storage_path(uri)
     if num_classes > 2 and path is not None:
         return _open_foreground(path)
-    volume = opener.open(uri)
+    volume = opener.open(uri, labels=True)
     if volume.dtype not in (np.uint8, bool) and volume.dtype.kind != "f":
         raise InputError(
             f"{volume.uri} holds {volume.dtype}; a prediction holds probabilities (uint8 where 255 is 1, or floats "
@@ -146,26 +157,45 @@ def _open_foreground(path: str) -> ForegroundVolume:
         chunk=output.spec.layout.chunk,
         chunk_origin=(0, 0, 0),
         output=output,
-        translation_nm=level.translation if has_size else (0.0, 0.0, 0.0),
+        place=Place(level.translation, "middle", "OME translation") if has_size else None,
     )
 
 
 def prediction_start(provenance: Mapping[str, Any], prediction: Volume) -> Zyx | None:
-    """Return the image voxel of the first voxel of a segmentation, which an OME-Zarr without a unit cannot store.
+    """Return the image voxel of the first voxel of a segmentation.
 
-    None if the volume has a voxel size, or no such provenance. Raise an InputError for a coarser level of the output:
-    its voxel size is unknown, so its voxels cannot be found in the annotation.
+    None for other predictions, and for a coarser level of the output. Raise an InputError for a coarser level without a
+    voxel size, whose voxels cannot be found in the annotation.
     """
-    if prediction.voxel_size_nm is not None or not re.fullmatch(r"[-\d:,]+", str(provenance.get("box", ""))):
+    if not re.fullmatch(r"[-\d:,]+", str(provenance.get("box", ""))):
         return None
     starts, stops = zip(*(map(int, part.split(":")) for part in provenance["box"].split(",")), strict=True)
     box = Box(starts, stops)
     if box.shape != prediction.bounds.shape:
+        if prediction.voxel_size_nm is not None:
+            return None
         raise InputError(
             f"{prediction.uri} is a downsampled level, and without a voxel size it cannot be aligned with the "
             "annotation; give the group or level s0"
         )
     return box.start
+
+
+def prediction_place(provenance: Mapping[str, Any], prediction: Volume, image: Volume | None) -> Place | None:
+    """Return the place of a prediction.
+
+    An output states the place of its image as OME's translation, whether that is the middle of a voxel or its corner.
+    """
+    place, size = prediction.place, prediction.voxel_size_nm
+    if (
+        "box" not in provenance
+        or place is None
+        or size is None
+        or (image and image.place and image.place.anchor == "middle")
+    ):
+        return place
+    finest = provenance.get("voxel_size_nm") or size  # a level's translation is the mean of that of its voxels
+    return Place(per_axis(lambda t, n, m: t - (n - m) / 2, place.origin_nm, size, finest), "corner", place.source)
 
 
 def unfinished_warning(uri: str) -> str:

@@ -272,5 +272,10 @@ def mirror_indices(indices: np.ndarray, low: int, high: int) -> np.ndarray:
 
 
 def _is_blank(voxels: np.ndarray, fill_value: float) -> bool:
-    """Compare section by section: it stops at the first that is not blank, and needs no large array of bools."""
+    """Compare section by section: it stops at the first that is not blank, and needs no large array of bools.
+
+    Voxels of nan are blank too: they were not imaged.
+    """
+    if voxels.dtype.kind == "f":
+        return not any(((section != fill_value) & ~np.isnan(section)).any() for section in voxels)
     return not any((section != fill_value).any() for section in voxels)

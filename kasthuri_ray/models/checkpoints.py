@@ -1,7 +1,7 @@
 """Weights and checkpoints as bytes, read without running any code that they contain.
 
-`checkpoint_bytes` serializes a state dict or a checkpoint; `read_checkpoint`, `read_weights` and
-`load_checkpoint_bytes` read them. The caller decides where the bytes come from and go to.
+`checkpoint_bytes` serializes a state dict or a checkpoint, `read_checkpoint` reads both. The caller decides where the
+bytes come from and go to.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from kasthuri_ray.errors import InputError
 
-WRAPPER_KEYS = ("weights", "state_dict", "model_state_dict", "model")  # under which checkpoints store their weights
+OWN_KEY = "weights"  # under which our checkpoints store their weights
+WRAPPER_KEYS = (OWN_KEY, "state_dict", "model_state_dict", "model")  # and those of other programs
 PLAIN_TYPES = (type(None), bool, int, float, str, bytes)
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -32,21 +33,40 @@ _EXPECTED = "expected the .pt file of a run, or what torch.save(network.state_di
 
 @dataclass
 class Checkpoint:
-    """The weights of a network, and what is known about them.
+    """The weights of a network, and what is known about them; a bare state dict has nothing but weights.
 
     Parameters
     ----------
     weights : dict of str to Tensor
         State dict, on the CPU.
     settings : dict, optional
-        All settings of the run as plain values; None for a bare state dict.
-    extra : dict
-        All other entries of the checkpoint, by name.
+        All settings of the run, as plain values.
+    best : dict, optional
+        The best epoch so far: its number, scores and threshold.
+    image_intensity : list of float, optional
+        Grey levels of the training image that became 0 and 255.
+    voxel_size_nm : list of float, optional
+        Voxel size of the training image, z, y, x.
+    resume : dict, optional
+        All that resuming the run needs; in `last.pt` alone.
     """
 
     weights: dict[str, Tensor]
     settings: dict[str, Any] | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
+    image_intensity: list[float] | None = None
+    voxel_size_nm: list[float] | None = None
+    resume: dict[str, Any] | None = None
+
+    @property
+    def threshold(self) -> float | None:
+        """Probability that the best epoch chose on its validation box; None if unknown."""
+        return (self.best or {}).get("threshold")
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the content of the file."""
+        content = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in content.items() if name != "resume" or value is not None}
 
 
 def find_weights_file(path: str) -> str:
@@ -82,19 +102,23 @@ def read_checkpoint(data: bytes, source: str) -> Checkpoint:
     Returns
     -------
     Checkpoint
-        Of a bare state dict the weights alone.
+        Of a bare state dict, and of a checkpoint of another program, the weights alone.
 
     Raises
     ------
     InputError
-        If `data` holds no weights, and as `load_checkpoint_bytes`.
+        If `data` holds no weights, anything but tensors and plain values, which could run code, or bytes that are
+        truncated, damaged, a web page or of another format. The message names `source`.
     """
-    content = load_checkpoint_bytes(data, source)
-    wrappers = [key for key in WRAPPER_KEYS if isinstance(content.get(key), dict)]
-    if not wrappers:
-        return Checkpoint(_check_state_dict(content, source))
-    extra = {key: value for key, value in content.items() if key not in (wrappers[0], "settings")}
-    return Checkpoint(_check_state_dict(content[wrappers[0]], source), content.get("settings"), extra)
+    _check_bytes(data, source)
+    content = _load_safely(data, source)
+    if not isinstance(content, dict):
+        raise InputError(f"{source} holds {_describe_type(content)} instead of a state dict; {_EXPECTED}")
+    wrapper = next((key for key in WRAPPER_KEYS if isinstance(content.get(key), dict)), None)
+    if wrapper != OWN_KEY:
+        return Checkpoint(_check_state_dict(content if wrapper is None else content[wrapper], source))
+    known: dict[str, Any] = {each.name: content.get(each.name) for each in fields(Checkpoint)}
+    return Checkpoint(**{**known, "weights": _check_state_dict(content["weights"], source)})
 
 
 def read_weights(data: bytes, source: str) -> dict[str, Tensor]:
@@ -163,19 +187,6 @@ def hash_weights(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_checkpoint_bytes(data: bytes, source: str) -> dict[str, Any]:
-    """Return the dict that `checkpoint_bytes` or `torch.save` serialized, with tensors on the CPU.
-
-    No code in `data` is run: anything but tensors and plain values is refused. Raises InputError, which names
-    `source`, for such content and for bytes that are truncated, damaged, a web page or of another format.
-    """
-    _check_bytes(data, source)
-    content = _load_safely(data, source)
-    if not isinstance(content, dict):
-        raise InputError(f"{source} holds {_describe_type(content)} instead of a state dict; {_EXPECTED}")
-    return content
-
-
 def checkpoint_bytes(content: Checkpoint | Mapping[str, Any]) -> bytes:
     """Serialize a checkpoint, or a dict such as a bare state dict, as `torch.save` does.
 
@@ -195,7 +206,7 @@ def checkpoint_bytes(content: Checkpoint | Mapping[str, Any]) -> bytes:
         If `content` holds a value that could not be read again safely. The message says where.
     """
     if isinstance(content, Checkpoint):
-        content = {"weights": content.weights, "settings": content.settings, **content.extra}
+        content = content.to_plain()
     buffer = io.BytesIO()
     torch.save(_to_plain(content, ""), buffer)
     return buffer.getvalue()

@@ -1,4 +1,5 @@
 """The files of a segmentation: OME-Zarr with a pyramid, precomputed copy, ledger of the blocks, and files beside them.
 
-Read `ome_zarr` first, which writes and reads the output. `layout`, `block_grid` and `pyramid` decide how it is divided.
+Read `ome_zarr` first, which creates and opens the output, then `output_array`, which writes and reads its voxels.
+`layout`, `block_grid` and `pyramid` decide how it is divided.
 """

@@ -51,14 +51,9 @@ def find_existing_output(path: str) -> ExistingOutput | None:
         None if there is nothing, or an empty folder.
     """
     storage = open_storage(path)
-    if storage.folder is not None and storage.folder.exists() and not storage.folder.is_dir():
-        return ExistingOutput(f"{storage.path} is a file")
-    names = storage.list_folder()
-    if not names:
-        return None
     for name, kind in (("zarr.json", "zarr"), ("provenance", "precomputed copy")):
         document = storage.read_json(name)
-        if name in names and document is None:
+        if document is None and storage.exists(name):
             return ExistingOutput(f"{storage.path} holds a {name} that is not JSON")
         record = _find_record(document or {})
         if record is not None:
@@ -67,6 +62,12 @@ def find_existing_output(path: str) -> ExistingOutput | None:
             return ExistingOutput(
                 f"{storage.path} is a zarr {document.get('node_type', 'node')} that no segmentation wrote"
             )
+    try:
+        names = storage.list_folder()  # last, since on S3 it lists all files below
+    except NotADirectoryError:
+        return ExistingOutput(f"{storage.path} is a file")
+    if not names:
+        return None
     listed = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
     return ExistingOutput(f"{storage.path} is a folder that holds {listed}")
 
@@ -98,10 +99,8 @@ def remove_output(path: str) -> None:
         storage.child(name).remove_folder()
     for name in ("info", "provenance", "zarr.json"):
         if name in names:
-            storage.remove_file(name)
-    if storage.folder is not None:
-        with contextlib.suppress(OSError):  # it holds other files, or is a link
-            storage.folder.rmdir()
+            storage.delete(name)
+    storage.remove_if_empty()
 
 
 def remove_partial_files(files: Iterable[Path]) -> None:

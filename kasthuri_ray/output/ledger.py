@@ -12,22 +12,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from kasthuri_ray.errors import disk_full_error, is_disk_full
 from kasthuri_ray.metrics.components import Components
-from kasthuri_ray.storage.folder import Storage, open_storage
-from kasthuri_ray.storage.s3 import translate_s3_errors
+from kasthuri_ray.storage.folder import open_storage
+from kasthuri_ray.storage.storage import RECORD_END, Storage
 
 SETTINGS = "settings.json"
 LOCK_FILE = "lock.json"  # of the lease that a run holds while it writes the output
 COPY_FILE = "copy.json"  # path of the precomputed copy whose blocks are recorded
 BLANK = ".blank"
-END = b"}\n"  # of a complete record
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ class Ledger:
 
         Needs one listing. Incomplete or empty records, as a power cut or a full disk leaves them, do not count.
         """
-        names = (name.removesuffix(".json") for name in self._record_files(phase))
+        names = (name.removesuffix(".json") for name in self.storage.list_records(phase))
         return {name.removesuffix(BLANK): not name.endswith(BLANK) for name in names}
 
     def read(self, phase: str, name: str) -> dict[str, Any]:
@@ -85,7 +81,7 @@ class Ledger:
         for suffix in ("", BLANK):
             with contextlib.suppress(FileNotFoundError):
                 data = self.storage.read_bytes(f"{phase}/{name}{suffix}.json")
-                if data.endswith(END):
+                if data.endswith(RECORD_END):
                     return dict(json.loads(data))
         raise FileNotFoundError(f"{self.storage.path}: block {name} of {phase} is not done")
 
@@ -95,12 +91,15 @@ class Ledger:
 
     def blocks_set_aside(self, phase: str) -> dict[str, dict[str, Any]]:
         """Return what was recorded with each block that was set aside."""
-        names = (name.removesuffix(".json") for name in sorted(self._record_files(f"aside/{phase}")))
-        return {name: self.read(f"aside/{phase}", name) for name in names}
+        found = {}
+        for name in sorted(self.storage.list_records(f"aside/{phase}")):
+            with contextlib.suppress(FileNotFoundError):  # S3 may hold an empty record of an earlier version
+                found[name.removesuffix(".json")] = self.read(f"aside/{phase}", name.removesuffix(".json"))
+        return found
 
     def clear_set_aside(self, phase: str, name: str | None = None) -> None:
         """Remove the record of a block that was set aside, or all those of a phase, so that they are tried again."""
-        for file in [f"{name}.json"] if name is not None else list(self._record_files(f"aside/{phase}")):
+        for file in self.storage.list_records(f"aside/{phase}") if name is None else [f"{name}.json"]:
             self.storage.delete(f"aside/{phase}/{file}")
 
     @property
@@ -119,18 +118,18 @@ class Ledger:
         except (FileNotFoundError, ValueError, KeyError):
             return None
 
-    def start_copy(self, path: str, phase_prefix: str) -> None:
+    def start_copy(self, path: str, phases: Container[str]) -> None:
         """Forget the blocks of another precomputed copy, and record the path of this one.
 
         Parameters
         ----------
         path : str
             Path or URL of the copy.
-        phase_prefix : str
-            Start of the names of the phases that copy blocks.
+        phases : container of str
+            Names of the phases that copy blocks.
         """
         for name in self.storage.list_folder():
-            if name.startswith(phase_prefix):
+            if name in phases:
                 self.storage.child(name).remove_folder()
         self.storage.write_bytes(COPY_FILE, json.dumps({"path": path}).encode())
 
@@ -146,23 +145,7 @@ class Ledger:
 
     def _write_record(self, folder: str, name: str, info: Mapping[str, Any]) -> None:
         data = json.dumps(info, sort_keys=True, allow_nan=False).encode() + b"\n"
-        if self.storage.folder is None:
-            self.storage.write_bytes(f"{folder}/{name}.json", data)
-        else:
-            _write_and_sync(self.storage.folder / folder / f"{name}.json", data)
-
-    def _record_files(self, folder: str) -> Iterator[str]:
-        """Yield the names of the files in a folder that are complete records."""
-        if self.storage.folder is not None:
-            yield from _complete_records(self.storage.folder / folder)
-            return
-        from pyarrow.fs import FileSelector
-
-        subfolder = self.storage.child(folder)
-        with translate_s3_errors(subfolder.path):
-            files, key = subfolder.filesystem()
-            infos = files.get_file_info(FileSelector(key, allow_not_found=True))
-        yield from (info.base_name for info in infos if info.base_name.endswith(".json") and info.size)
+        self.storage.write_record(f"{folder}/{name}.json", data)
 
 
 def components_path(name: str) -> str:
@@ -215,44 +198,3 @@ def read_components(ledger: Ledger, name: str) -> Components:
         If the block was not labelled.
     """
     return Components.from_bytes(ledger.storage.read_bytes(components_path(name)))
-
-
-def _write_and_sync(path: Path, data: bytes) -> None:
-    """Write a small file in place and wait for the disk: a third of the time of writing another file and renaming it.
-
-    A power cut may leave it incomplete, so readers check its end.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_DSYNC", 0)
-    try:
-        try:
-            handle = os.open(path, flags, 0o666)
-        except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, flags, 0o666)
-        try:
-            remaining = data
-            while remaining:
-                remaining = remaining[os.write(handle, remaining) :]
-            if not hasattr(os, "O_DSYNC"):
-                os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        path.unlink(missing_ok=True)
-        raise disk_full_error(f"{path} ({len(data)} bytes)", "finished blocks are kept", error.errno or 0) from error
-
-
-def _complete_records(folder: Path) -> Iterator[str]:
-    try:
-        entries = os.scandir(folder)
-    except FileNotFoundError:
-        return
-    with entries:
-        for entry in entries:
-            if not entry.name.endswith(".json"):
-                continue
-            with contextlib.suppress(FileNotFoundError, IsADirectoryError), open(entry.path, "rb", buffering=0) as file:
-                if file.read().endswith(END):
-                    yield entry.name

@@ -1,45 +1,29 @@
-"""The output of a segmentation: an OME-Zarr 0.5 group that is written in whole shards.
+"""The output of a segmentation: an OME-Zarr 0.5 group of a pyramid of probabilities, and of labels if requested.
 
     output = OmeZarrOutput.create("out.zarr", spec)
-    output.write_block(0, box, probabilities)   # by the only writer of these shards, on any machine
-    output.downsample_block(1, box)             # the pyramid, from the level before
+    output.probabilities.write_block(0, box, voxels)
 
-`s0`, `s1`, ... are zarr 3 arrays with axes c, z, y, x, uint8. A shard is one file or one PUT, and is on the disk when
-the call that writes it returns. Shards of zeros alone are not stored. The same spec and voxels have the same bytes.
+`s0`, `s1`, ... are zarr 3 arrays with axes c, z, y, x, uint8. The same spec and voxels have the same bytes.
+`output_array` writes and reads their voxels.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorstore as ts
 from numcodecs.zstd import Zstd
 
-from kasthuri_ray.errors import InputError, InputNotFound, disk_full_error
-from kasthuri_ray.geometry import AXES, Box, Zyx
+from kasthuri_ray.errors import InputError, InputNotFound
 from kasthuri_ray.output import ome_metadata
-from kasthuri_ray.output.block_grid import BlockGrid
-from kasthuri_ray.output.existing_output import remove_partial_files
-from kasthuri_ray.output.layout import ArrayLayout, fit_layout
-from kasthuri_ray.output.pyramid import PyramidLevel, downsample, downsample_labels
-from kasthuri_ray.storage.folder import Storage, open_storage
-from kasthuri_ray.storage.kvstore import (
-    ANSWER_TIMEOUT_S,
-    MIN_BYTES_PER_SECOND,
-    tensorstore_context,
-    translate_tensorstore_errors,
-    writable_kvstore,
-)
-
-DISK_FULL_TEXTS = ("ENOSPC", "EDQUOT", "No space left", "quota exceeded")
+from kasthuri_ray.output.layout import ArrayLayout
+from kasthuri_ray.output.output_array import OutputArray
+from kasthuri_ray.output.pyramid import PyramidLevel
+from kasthuri_ray.storage.folder import open_storage
+from kasthuri_ray.storage.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -81,41 +65,30 @@ class OutputSpec:
         if self.mask is not None and not ome_metadata.is_node_name(self.mask):
             raise InputError(f"{self.mask!r} cannot name a label image; expected letters, digits, . _ and -")
 
-    def level_layout(self, level: int) -> ArrayLayout:
-        """Return the shards and chunks of a level."""
-        return fit_layout(self.layout, self.levels[level].shape)
+    def probabilities(self, path: str) -> OutputArray:
+        """Return the probabilities of the output at a path."""
+        return OutputArray(path, self.levels, self.layout, len(self.channels))
 
-    def array_json(self, level: int, mask: bool = False) -> dict[str, Any]:
-        """Return the `zarr.json` of a level, of the image or of the label image."""
-        return ome_metadata.array_json(
-            self.levels[level].shape, self.level_layout(level), None if mask else len(self.channels)
-        )
+    def labels(self, path: str) -> OutputArray | None:
+        """Return the label image of the output at a path; None if it has none."""
+        return None if self.mask is None else OutputArray(f"{path}/labels/{self.mask}", self.levels, self.layout, None)
 
     def metadata_files(self) -> dict[str, dict[str, Any]]:
         """Return every `zarr.json` by its path in the group, that of the group first."""
-        files = {
-            "zarr.json": ome_metadata.image_json(self.name, self.levels, self.nanometers, self.channels, self.record)
-        }
-        for level in self.levels:
-            files[f"{level.name}/zarr.json"] = self.array_json(level.number)
-        if self.mask is not None:
-            labels = f"labels/{self.mask}"
+        lengths = (self.levels, self.nanometers, self.channels)
+        files = {"zarr.json": ome_metadata.image_json(self.name, *lengths, self.record)}
+        files |= _level_files("", self.probabilities(""))
+        labels = self.labels("")
+        if self.mask is not None and labels is not None:
             files["labels/zarr.json"] = ome_metadata.labels_json([self.mask])
-            files[f"{labels}/zarr.json"] = ome_metadata.mask_json(
-                self.mask, self.levels, self.nanometers, self.channels
-            )
-            for level in self.levels:
-                files[f"{labels}/{level.name}/zarr.json"] = self.array_json(level.number, mask=True)
+            files[f"labels/{self.mask}/zarr.json"] = ome_metadata.mask_json(self.mask, *lengths)
+            files |= _level_files(f"labels/{self.mask}/", labels)
         return files
 
 
 @dataclass(frozen=True)
 class OmeZarrOutput:
-    """An output on a disk or on S3. It can be pickled; each process opens its arrays once.
-
-    Boxes are z, y, x in voxels of the level; the first voxel of the output is 0, 0, 0. All methods raise OSError if the
-    store fails, with a message of its own for a full disk, PermissionError if access is refused and FileNotFoundError
-    if the array does not exist.
+    """An output on a disk or on S3. It can be pickled.
 
     Parameters
     ----------
@@ -155,122 +128,20 @@ class OmeZarrOutput:
         except (KeyError, TypeError, IndexError, ValueError) as error:
             raise InputError(f"{storage.path} is not an output of a segmentation: {error!r}") from None
 
-    def grid(self, level: int, block: Zyx | None = None) -> BlockGrid:
-        """Return the blocks of a level, by default of one shard each."""
-        return BlockGrid(self.spec.levels[level].box, block or self.spec.level_layout(level).shard)
+    @property
+    def probabilities(self) -> OutputArray:
+        """The probabilities of the foreground classes, at all levels."""
+        return self.spec.probabilities(self.path)
 
-    def write_block(self, level: int, box: Box, probabilities: np.ndarray) -> bool:
-        """Write whole shards, uint8 [c, *box.shape]. Return whether any voxel is not 0.
+    @property
+    def labels(self) -> OutputArray | None:
+        """The label image, at all levels; None if there is none."""
+        return self.spec.labels(self.path)
 
-        Raises InputError for a box that cuts a shard.
-        """
-        assert probabilities.shape == (len(self.spec.channels), *box.shape), (probabilities.shape, box)
-        return self._write(level, box, probabilities, mask=False)
-
-    def write_mask(self, level: int, box: Box, mask: np.ndarray) -> bool:
-        """Write whole shards of the label image, uint8 [*box.shape], as `write_block`."""
-        assert self.spec.mask is not None
-        assert mask.shape == box.shape, (mask.shape, box)
-        return self._write(level, box, mask, mask=True)
-
-    def read(self, level: int, box: Box) -> np.ndarray:
-        """Read the probabilities of a box, uint8 [c, *box.shape]; 0 where nothing was written."""
-        return self._read(level, box, mask=False)
-
-    def read_mask(self, level: int, box: Box) -> np.ndarray:
-        """Read the label image in a box, uint8 [*box.shape]."""
-        return self._read(level, box, mask=True)
-
-    def downsample_block(self, level: int, box: Box) -> bool:
-        """Compute whole shards of a level, of image and mask, from the level before. Return whether any voxel is not 0.
-
-        The level before is read in pieces as high as a chunk. Shards of zeros are not written.
-        """
-        wrote = False
-        for mask in (False, True) if self.spec.mask is not None else (False,):
-            result = self._downsample(level, box, mask)
-            if result.any():
-                wrote |= self._write(level, box, result, mask)
-        return wrote
-
-    def _downsample(self, level: int, box: Box, mask: bool) -> np.ndarray:
-        target, before = self.spec.levels[level], self.spec.levels[level - 1]
-        channels = () if mask else (len(self.spec.channels),)
-        result = np.empty((*channels, *box.shape), np.uint8)
-        rows = self.spec.level_layout(level).chunk[1]
-        for piece in box.cells((box.shape[0], rows, box.shape[2]), box.start):
-            source = self._read(level - 1, target.source(piece).intersect(before.box), mask)
-            downsampled = downsample_labels(source, target.step) if mask else downsample(source, target.step)
-            result[(..., *piece.slices(box.start))] = downsampled
-        return result
-
-    def _write(self, level: int, box: Box, voxels: np.ndarray, mask: bool) -> bool:
-        assert voxels.dtype == np.uint8, voxels.dtype
-        self._check_shards(level, box)
-        remove_partial_files(self._shard_files(level, box, mask))
-        store = self._open_array(level, mask)
-        timeout_s = 60 + voxels.size / MIN_BYTES_PER_SECOND
-        with translate_write_errors(self.path):
-            # This call waits, and no written voxel is cached, so the source need not be copied.
-            future = store[(..., *box.slices())].write(voxels, can_reference_source_data_indefinitely=True)
-            future.result(timeout=timeout_s)
-        return bool(voxels.any())
-
-    def _read(self, level: int, box: Box, mask: bool) -> np.ndarray:
-        store = self._open_array(level, mask)
-        timeout_s = 60 + box.num_voxels * len(self.spec.channels) / MIN_BYTES_PER_SECOND
-        with translate_tensorstore_errors(self.path, "read"):
-            return store[(..., *box.slices())].read(order="C").result(timeout=timeout_s)
-
-    def _open_array(self, level: int, mask: bool) -> ts.TensorStore:
-        kvstore = writable_kvstore(self._array_path(level, mask))
-        spec = {"driver": "zarr3", "kvstore": kvstore, "metadata": self.spec.array_json(level, mask)}
-        return _open_store(json.dumps(spec, sort_keys=True))
-
-    def _array_path(self, level: int, mask: bool) -> str:
-        folder = f"{self.path}/labels/{self.spec.mask}" if mask else self.path
-        return f"{folder}/{self.spec.levels[level].name}"
-
-    def _shard_files(self, level: int, box: Box, mask: bool) -> Iterator[Path]:
-        """Yield the files on a disk that hold a box, one for each channel and shard; none on S3."""
-        if self.path.startswith("s3://"):
-            return
-        folder = Path(self._array_path(level, mask), "c")
-        for channel in [[]] if mask else [[str(c)] for c in range(len(self.spec.channels))]:
-            for index in self.grid(level).overlapping(box):
-                yield folder.joinpath(*channel, *map(str, index))
-
-    def _check_shards(self, level: int, box: Box) -> None:
-        shape, shard = self.spec.levels[level].shape, self.spec.level_layout(level).shard
-        for axis, (a, b, n, size) in enumerate(zip(box.start, box.stop, shape, shard, strict=True)):
-            if a % size or (b % size and b != n) or not 0 <= a < b <= n:
-                raise InputError(
-                    f"{self.path}: the block {box} of s{level} is not whole shards {shard} along {AXES[axis]}, where "
-                    f"the level has {n} voxels"
-                )
-
-
-@lru_cache(maxsize=64)
-def _open_store(spec: str) -> ts.TensorStore:
-    """Open an array once in this process. Voxels are not cached: other processes write what this one reads."""
-    parsed = json.loads(spec)
-    parsed["metadata"].pop("attributes", None)
-    with translate_tensorstore_errors(parsed["kvstore"]["path"], "opened"):
-        return ts.open(parsed, read=True, write=True, open=True, context=tensorstore_context(0)).result(
-            timeout=ANSWER_TIMEOUT_S
-        )
-
-
-@contextlib.contextmanager
-def translate_write_errors(path: str) -> Iterator[None]:
-    """Translate the errors of tensorstore while it writes; a full disk becomes an OSError with ENOSPC."""
-    try:
-        with translate_tensorstore_errors(path, "written"):
-            yield
-    except OSError as error:
-        if any(text in f"{error} {error.__cause__}" for text in DISK_FULL_TEXTS):
-            raise disk_full_error(f"a block of {path}", "finished blocks are kept") from error
-        raise
+    @property
+    def arrays(self) -> list[OutputArray]:
+        """The probabilities, and the label image if there is one."""
+        return [self.probabilities, *([self.labels] if self.labels else [])]
 
 
 def label_image(probabilities: np.ndarray, threshold: float) -> np.ndarray:
@@ -318,6 +189,10 @@ def _read_or_none(storage: Storage, name: str) -> bytes | None:
         return storage.read_bytes(name)
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def _level_files(folder: str, array: OutputArray) -> dict[str, dict[str, Any]]:
+    return {f"{folder}{level.name}/zarr.json": array.level_json(level.number) for level in array.levels}
 
 
 def _spec_from_metadata(group: dict[str, Any], finest: dict[str, Any], labels: dict[str, Any]) -> OutputSpec:

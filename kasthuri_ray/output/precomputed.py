@@ -1,7 +1,7 @@
 """A copy of an output in Neuroglancer's precomputed format, which BossDB ingests.
 
     copy = PrecomputedCopy.create("s3://bucket/copy", output.spec)
-    copy.copy_block(output, 0, box)     # by the only writer of the block
+    copy.copy_block(output.probabilities, 0, box)   # by the only writer of the block
 
 Its chunks are those of the zarr, so that whole shards are whole chunks. A chunk has one writer, and is one file or one
 PUT. Chunks of zeros alone are not stored. Format: https://neuroglancer-docs.web.app/datasource/precomputed/volume.html
@@ -22,8 +22,10 @@ import tensorstore as ts
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Zyx, per_axis
 from kasthuri_ray.output.existing_output import remove_partial_files
+from kasthuri_ray.output.layout import fit_layout
 from kasthuri_ray.output.ome_metadata import PROVENANCE_KEY
-from kasthuri_ray.output.ome_zarr import OmeZarrOutput, OutputSpec, translate_write_errors
+from kasthuri_ray.output.ome_zarr import OutputSpec
+from kasthuri_ray.output.output_array import OutputArray, translate_write_errors
 from kasthuri_ray.output.pyramid import PyramidLevel
 from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.storage.kvstore import (
@@ -66,12 +68,12 @@ class PrecomputedCopy:
             storage.write_bytes(name, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
         return cls(storage.path, spec, encoding)
 
-    def copy_block(self, output: OmeZarrOutput, level: int, box: Box) -> bool:
+    def copy_block(self, probabilities: OutputArray, level: int, box: Box) -> bool:
         """Copy whole shards of a level; `box` is in voxels of that level. Return whether any voxel is not 0.
 
-        Blocks of zeros are not written. Raises the errors of `OmeZarrOutput`.
+        Blocks of zeros are not written. Raises the errors of `OutputArray`.
         """
-        voxels = output.read(level, box)
+        voxels = probabilities.read(level, box)
         if not voxels.any():
             return False
         self.write_block(level, box, voxels)
@@ -96,7 +98,7 @@ class PrecomputedCopy:
 
     def _chunk_names(self, level: int, box: Box) -> Iterator[str]:
         """Yield the names of the chunks of a box that starts with one: x, y, z, as in the format."""
-        for cell in box.cells(self.spec.level_layout(level).chunk, box.start):
+        for cell in box.cells(fit_layout(self.spec.layout, self.spec.levels[level].shape).chunk, box.start):
             yield "_".join(f"{a}-{b}" for a, b in zip(cell.start[::-1], cell.stop[::-1], strict=True))
 
 
@@ -122,7 +124,7 @@ def voxel_offset(spec: OutputSpec, level: PyramidLevel) -> Zyx:
 
 def scale_json(spec: OutputSpec, level: PyramidLevel, encoding: str) -> dict[str, Any]:
     """Return a scale of `info`, with axes x, y, z. A voxel size that is not known is written as 1 nm."""
-    chunk = spec.level_layout(level.number).chunk
+    chunk = fit_layout(spec.layout, level.shape).chunk
     size, resolution, offset, chunk_size = (
         list(values)[::-1] for values in (level.shape, level.scale, voxel_offset(spec, level), chunk)
     )

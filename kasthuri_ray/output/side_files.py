@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
-import os
-import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from kasthuri_ray.geometry import Zyx
 from kasthuri_ray.metrics.objects import ObjectTable
-from kasthuri_ray.storage.folder import PARTIAL_SUFFIX, Storage, open_storage
+from kasthuri_ray.storage.folder import open_storage
+from kasthuri_ray.storage.storage import Storage
 
 
 def object_table_path(output: str, task_type: str) -> str:
@@ -57,6 +56,29 @@ def write_object_table(
     storage, name = _split_path(path)
     lines = table.csv_lines(voxel_size_nm, translation_nm, start)
     storage.write_bytes(name, "".join(f"{line}\n" for line in lines).encode())
+
+
+def read_object_table(path: str) -> list[dict[str, int | float]]:
+    """Read a table of objects.
+
+    Parameters
+    ----------
+    path : str
+        Path or `s3://` URL of the file that `write_object_table` wrote.
+
+    Returns
+    -------
+    list of dict
+        A row for each object, by the names of the columns.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    """
+    storage, name = _split_path(path)
+    rows = csv.DictReader(storage.read_bytes(name).decode().splitlines())
+    return [{key: float(text) if "." in text else int(text) for key, text in row.items()} for row in rows]
 
 
 def write_plan(output: str, plan: Mapping[str, Any]) -> None:
@@ -125,10 +147,7 @@ def write_progress(output: str, progress: Mapping[str, Any]) -> None:
     """
     storage, name = _split_path(progress_path(output))
     data = (json.dumps(progress, allow_nan=False) + "\n").encode()
-    if storage.folder is None:
-        storage.write_bytes(name, data)
-    else:
-        _replace_file(storage.folder / name, data)
+    storage.write_bytes(name, data, flush=False)
 
 
 def remove_side_files(output: str, task_type: str) -> None:
@@ -144,17 +163,6 @@ def remove_side_files(output: str, task_type: str) -> None:
     for path in (progress_path(output), object_table_path(output, task_type)):
         storage, name = _split_path(path)
         storage.delete(name)
-
-
-def _replace_file(path: Path, data: bytes) -> None:
-    """Write a file under another name and rename it; it is not flushed to the disk."""
-    part = path.parent / f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _split_path(path: str) -> tuple[Storage, str]:

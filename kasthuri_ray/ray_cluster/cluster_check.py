@@ -1,4 +1,4 @@
-"""The fitness check of a cluster: inspect every node, and print what is wrong and how to fix it (`jobs/check.py`)."""
+"""The fitness check of a cluster: inspect every node, and show what is wrong and how to fix it (`jobs/check.py`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from kasthuri_ray.config.settings import DEFAULT_CHECK_IMAGE, CheckSettings
+from kasthuri_ray.config.settings import CheckSettings
+from kasthuri_ray.progress import Reporter
 from kasthuri_ray.ray_cluster import cluster_findings
 from kasthuri_ray.ray_cluster.cluster_findings import MARKER, Finding, InspectionRequest, NodeReport, inspect_node
 from kasthuri_ray.ray_cluster.connection import attach_ray
@@ -29,13 +30,15 @@ OBJECT_TIMEOUT_S = 60.0  # to create the object, and to transfer it
 TRANSFER_TIMEOUT_S = 90.0  # for the process that receives it
 
 
-def check_cluster(options: CheckSettings) -> bool:
-    """Check the cluster and print what was found.
+def check_cluster(options: CheckSettings, reporter: Reporter) -> bool:
+    """Check the cluster and show what was found.
 
     Parameters
     ----------
     options : CheckSettings
         What to check.
+    reporter : Reporter
+        Shows the findings.
 
     Returns
     -------
@@ -51,11 +54,11 @@ def check_cluster(options: CheckSettings) -> bool:
     open_storage(options.storage)
     if options.address:
         os.environ["RAY_ADDRESS"] = options.address
-    attach_ray(options.verbose)
-    shortage = _wait_for_size(options)
+    attach_ray(reporter, options.verbose)
+    shortage = _wait_for_size(options, reporter)
     total, nodes = cluster_resources(), living_nodes()
     storage = resolve_output_path(options.storage, total)
-    uri = None if options.image == "none" else options.image or DEFAULT_CHECK_IMAGE
+    uri = None if options.image == "none" else options.image
     findings = [cluster_findings.size_finding(total.nodes, total.cpus, total.gpus, shortage)]
     with _MarkerFolder(storage) as folder:
         request = InspectionRequest(folder.storage.path, uri, boss, options.cache, options.cache_size)
@@ -75,18 +78,18 @@ def check_cluster(options: CheckSettings) -> bool:
         _measure_bandwidth([node for node in nodes if node.name in reports]),
     ]
     for line in cluster_findings.findings_table(findings):
-        print(line, flush=True)
+        reporter.print_line(line)
     return not any(finding.fix for finding in findings)
 
 
-def _wait_for_size(options: CheckSettings) -> str:
+def _wait_for_size(options: CheckSettings, reporter: Reporter) -> str:
     """Wait for the requested resources, and return what is missing."""
     if not options.gpus and options.wait_for_resources is None:
         return ""
     gpus_each = 1.0 if options.gpus else 0.0
     demand = ResourceDemand(options.gpus or 1, 0.5, gpus_each, noun="workers", flag="--gpus", gpu_flag="--gpus")
     try:
-        require_resources(demand, options.wait_for_resources, lambda line: print(line, flush=True))
+        require_resources(demand, options.wait_for_resources, reporter.print_line)
     except ValueError as error:
         return str(error)
     return ""

@@ -48,8 +48,8 @@ class InspectionRequest:
     storage: str
     image: str | None
     boss: Mapping[str, Any] | None = field(repr=False)
-    cache: str | None = None
-    cache_size: str = "20GB"
+    cache: str | None
+    cache_size: str
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kasthuri_ray.errors import InputError
+from kasthuri_ray.progress import Reporter
 from kasthuri_ray.ray_cluster.nodes import living_nodes
 from kasthuri_ray.ray_cluster.package_versions import check_same_package
 from kasthuri_ray.ray_cluster.resources import ClusterResources, cluster_resources, format_resource
@@ -58,11 +59,13 @@ def set_ray_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def connect_ray(verbose: bool = False) -> ClusterResources:
+def connect_ray(reporter: Reporter, verbose: bool = False) -> ClusterResources:
     """Attach to the cluster of `RAY_ADDRESS`, or start Ray on this machine.
 
     Parameters
     ----------
+    reporter : Reporter
+        Shows that Ray is started.
     verbose : bool
         Whether to print the log of Ray and of its workers.
 
@@ -79,13 +82,13 @@ def connect_ray(verbose: bool = False) -> ClusterResources:
     TimeoutError
         If this machine is too busy to start Ray.
     """
-    total = attach_ray(verbose)
+    total = attach_ray(reporter, verbose)
     if total.nodes > 1:
         check_same_package(living_nodes())
     return total
 
 
-def attach_ray(verbose: bool = False) -> ClusterResources:
+def attach_ray(reporter: Reporter, verbose: bool = False) -> ClusterResources:
     """Attach to Ray or start it as `connect_ray` does, but do not compare the packages of the nodes."""
     set_ray_environment()
     address = os.environ.get("RAY_ADDRESS", "")
@@ -100,7 +103,7 @@ def attach_ray(verbose: bool = False) -> ClusterResources:
             check_port_answers(address)
             _attach(address, verbose, level)
         else:
-            _start(verbose, level)
+            _start(reporter, verbose, level)
     return cluster_resources()
 
 
@@ -165,14 +168,14 @@ def _attach(address: str, verbose: bool, level: int) -> None:
         ) from error
 
 
-def _start(verbose: bool, level: int) -> None:
+def _start(reporter: Reporter, verbose: bool, level: int) -> None:
     """Start Ray on this machine. Ray gives up after 30 s, which can be too short on a busy machine: retry."""
     import ray
 
     from kasthuri_ray.hardware import usable_cpus
 
     cpus = usable_cpus()
-    _print_to_stderr(f"starting Ray on this machine ({format_resource(cpus, 'CPU')})")
+    reporter.print_stderr(f"starting Ray on this machine ({format_resource(cpus, 'CPU')})")
     for attempts_left in reversed(range(START_ATTEMPTS)):
         try:
             with _inherited_environment(NO_DASHBOARD):
@@ -195,7 +198,7 @@ def _start(verbose: bool, level: int) -> None:
                     "RAY_ADDRESS=HOST:PORT to use a Ray that is running"
                 ) from error
             attempt = START_ATTEMPTS - attempts_left + 1
-            _print_to_stderr(f"Ray did not start in time; retrying (attempt {attempt} of {START_ATTEMPTS})")
+            reporter.print_stderr(f"Ray did not start in time; retrying (attempt {attempt} of {START_ATTEMPTS})")
             ray.shutdown()
 
 
@@ -209,8 +212,3 @@ def _inherited_environment(variables: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name in variables.keys() - before.keys():
             del os.environ[name]
-
-
-def _print_to_stderr(line: str) -> None:
-    """Print a line before the first line of the output, which is the path of the results and read by scripts."""
-    print(line, file=sys.stderr, flush=True)

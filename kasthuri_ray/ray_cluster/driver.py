@@ -102,6 +102,35 @@ def guard_ray_work(what: str, reporter: Reporter, lease: Lease) -> Iterator[None
         reporter.end()
 
 
+@contextmanager
+def name_resume_command(command: str, reporter: Reporter) -> Iterator[None]:
+    """Name the command that resumes the work inside if it fails or is stopped.
+
+    Parameters
+    ----------
+    command : str
+        What a person types.
+    reporter : Reporter
+        Shows the command if the work is stopped.
+
+    Yields
+    ------
+    None
+
+    Raises
+    ------
+    WorkFailed
+        If the work raises it; its message is followed by the command.
+    """
+    try:
+        yield
+    except WorkFailed as error:
+        raise WorkFailed(f"{error}\nto resume: {command}") from error.__cause__
+    except (KeyboardInterrupt, SystemExit):
+        reporter.print_line(f"to resume: {command}")
+        raise
+
+
 def run_in_thread(work: Callable[[], Any], check: Callable[[], None], stop: Callable[[], None] | None = None) -> None:
     """Run work in a thread and wait for it, so that Ctrl-C is handled at any moment.
 

@@ -13,7 +13,8 @@ from kasthuri_ray.errors import InputError
 from kasthuri_ray.ray_cluster.nodes import ClusterNode, ask_nodes
 
 PACKAGE = Path(__file__).parents[1]
-SOURCES = ("*.py", "*.json", "*.css")  # files of the package that enter its hash
+SOURCES = ("*.py", "*.json", "*.css", "*.jinja")  # files of the package that enter its hash
+COMMANDS = PACKAGE / "jobs"  # only in an installed package, and only on the machine where a command is typed
 LIBRARIES = ("ray", "torch", "numpy", "tensorstore", "zarr")  # another release may compute or write other bytes
 NOT_INSTALLED = "not installed"
 
@@ -91,7 +92,8 @@ def _release(name: str) -> str:
 def sources_hash() -> str:
     """Return eight hexadecimal digits that change with any source file of the package."""
     digest = hashlib.sha256()
-    for path in sorted(path for pattern in SOURCES for path in PACKAGE.rglob(pattern)):
+    paths = (path for pattern in SOURCES for path in PACKAGE.rglob(pattern) if COMMANDS not in path.parents)
+    for path in sorted(paths):
         digest.update(f"{path.relative_to(PACKAGE).as_posix()}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:8]

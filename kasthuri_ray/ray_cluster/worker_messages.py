@@ -1,6 +1,6 @@
 """Messages from workers to the driver, for people to watch. The work does not depend on them.
 
-The process of the actor imports this module alone, so nothing heavy is imported at its top.
+The process of the actor imports this module and those of the messages, so nothing heavy is imported at their tops.
 """
 
 from __future__ import annotations
@@ -8,10 +8,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+Message = TypeVar("Message")
 
 
-class WorkerMessages:
+class WorkerMessages(Generic[Message]):
     """A mailbox on the driver's node: workers post messages, and a thread of the driver collects them.
 
     In `with WorkerMessages(on_message) as messages:` the workers are given `messages.post`.
@@ -19,12 +21,12 @@ class WorkerMessages:
     Parameters
     ----------
     on_message : callable
-        Receives each message, a dict, in the driver.
+        Receives each message in the driver.
     """
 
     PERIOD_S = 1.0
 
-    def __init__(self, on_message: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, on_message: Callable[[Message], None]) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -36,11 +38,11 @@ class WorkerMessages:
         self._thread = threading.Thread(target=self._poll, name="worker messages", daemon=True)
 
     @property
-    def post(self) -> Callable[[dict[str, Any]], None]:
+    def post(self) -> Callable[[Message], None]:
         """A function that posts a message without waiting; it can be pickled."""
         return _MessagePoster(self._actor)
 
-    def __enter__(self) -> WorkerMessages:
+    def __enter__(self) -> WorkerMessages[Message]:
         self._thread.start()
         return self
 
@@ -69,12 +71,12 @@ class WorkerMessages:
 
 class _MessageActor:
     def __init__(self) -> None:
-        self.messages: list[dict[str, Any]] = []
+        self.messages: list[Any] = []
 
-    def post(self, message: dict[str, Any]) -> None:
+    def post(self, message: Any) -> None:
         self.messages.append(message)
 
-    def take(self) -> list[dict[str, Any]]:
+    def take(self) -> list[Any]:
         messages, self.messages = self.messages, []
         return messages
 
@@ -83,5 +85,5 @@ class _MessageActor:
 class _MessagePoster:
     actor: Any
 
-    def __call__(self, message: dict[str, Any]) -> None:
+    def __call__(self, message: Any) -> None:
         self.actor.post.remote(message)

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kasthuri_ray.metrics.thresholds import foreground_counts, precision_recall_at
+from matplotlib.figure import Figure
+
+from kasthuri_ray.metrics.thresholds import foreground_counts
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
 from kasthuri_ray.metrics.voxel_scores import average_precision, predicts_only_background
-from kasthuri_ray.progress import format_count, format_duration
-from kasthuri_ray.reports import figures, rendering
-from kasthuri_ray.reports.rendering import ForegroundName, chart_html, only_background_warning
+from kasthuri_ray.reports import figures
+from kasthuri_ray.reports.examples import make_examples
+from kasthuri_ray.reports.rendering import foreground_name, render
 from kasthuri_ray.reports.section_images import SectionResult
-
-BEST_METRICS = {"val.foreground_f1": "highest F1", "val.loss": "lowest validation loss"}  # network.metric in words
-NO_TEST = "This task has no annotation for test: no score on this page was measured on sections kept for testing."
+from kasthuri_ray.reports.voxel_outcomes import VoxelOutcomes
 
 
 @dataclass
@@ -70,16 +70,6 @@ class RunReport:
     num_tiles: int | None = None
     pixel_size_nm: tuple[float, float] | None = None
 
-    @property
-    def foreground(self) -> ForegroundName:
-        """Name of what the network looks for."""
-        return ForegroundName(self.task_type)
-
-    @property
-    def tested(self) -> bool:
-        """Whether there are metrics of the test box."""
-        return self.metrics.get("test") is not None
-
 
 def run_page(report: RunReport) -> str:
     """Return the page as HTML: one file with everything in it and no links.
@@ -94,148 +84,57 @@ def run_page(report: RunReport) -> str:
     str
         A whole HTML document.
     """
-    context = [report.foreground.plural.capitalize(), report.network, report.name]
-    parts = [
-        rendering.page_header(context, _headline(report), [_measurement(report), _training(report)]),
-        _warnings(report),
-        _scores(report),
-        _gallery(report),
-        _training_charts(report),
-        _error_charts(report),
-        rendering.next_steps([(report.next_text, report.next_command)]),
-        rendering.settings_tables(report.settings),
-    ]
-    return rendering.html_document(f"{report.name}: {report.foreground.plural}", parts)
-
-
-def _headline(report: RunReport) -> str:
-    if report.counts is None or not report.counts.num_voxels:
-        return f"A network for {report.foreground.plural}, trained and not yet measured."
-    return rendering.voxel_headline(report.counts, report.threshold, report.foreground)
-
-
-def _measurement(report: RunReport) -> str:
-    """Return on what the headline was measured, and how much of it is foreground."""
-    if report.counts is None or not report.counts.num_voxels:
-        return ""
-    (found, wrong), (missed, right) = foreground_counts(report.counts, report.threshold)
-    everything = found + wrong + missed + right
-    box = (
-        "the test box, a part of the volume that was not used in training"
-        if report.counts_of == "test"
-        else "the validation box, which was also used to choose the best epoch"
+    split = "test" if report.metrics.get("test") is not None else "val"
+    counts, voxels = report.counts, _voxel_outcomes(report)
+    return render(
+        "run.html.jinja",
+        report,
+        split=split,
+        metrics=report.metrics.get(split),
+        voxels=voxels,
+        only_background=counts is not None and predicts_only_background(counts),
+        average_precision=None if counts is None else average_precision(counts),
+        num_epochs=report.metrics.get("epochs", len(report.history)),
+        num_tiles=_count_tiles(report.history) if report.num_tiles is None else report.num_tiles,
+        examples=make_examples(report.gallery, report.threshold, report.pixel_size_nm),
+        figures=_plot_figures(report, voxels),
+        next_steps=[(report.next_text, report.next_command)] if report.next_command else [],
+        settings=report.settings,
     )
-    fractions = report.foreground.fractions_sentence((found + missed) / everything, (found + wrong) / everything)
-    return f"Measured on {everything:,} voxels of {box}. {fractions}"
 
 
-def _training(report: RunReport) -> str:
-    """Return what the network was trained on, and for how long."""
-    parts = ["Trained"]
-    task = report.settings.get("task") or {}
-    if task.get("image_chan"):
-        parts.append(f"on {task['image_chan']}")
-    if task.get("z_train"):
-        parts.append("(sections {} to {})".format(*task["z_train"]))
-    parts.append(f"for {format_count(report.metrics.get('epochs', len(report.history)), 'epoch')}")
-    num_tiles = report.num_tiles if report.num_tiles is not None else _count_tiles(report.history)
-    if num_tiles:
-        parts.append(f"({num_tiles:,} tiles in total)")
-    if report.metrics.get("seconds"):
-        parts.append(f"in {format_duration(report.metrics['seconds'])}")
-    best = report.metrics.get("best_epoch")
-    weights = f" The weights are those of epoch {best}, the best on the validation box." if best else ""
-    return f"{' '.join(parts)}.{weights}"
+def _voxel_outcomes(report: RunReport) -> VoxelOutcomes | None:
+    """Return the voxels by outcome at the threshold; None if nothing was measured."""
+    if report.counts is None or not report.counts.num_voxels:
+        return None
+    (found, wrong), (missed, right) = foreground_counts(report.counts, report.threshold)
+    return VoxelOutcomes(found, missed, wrong, right)
 
 
 def _count_tiles(history: Sequence[Mapping[str, Any]]) -> int:
     return round(sum(float(r.get("seconds") or 0) * float(r.get("tiles_per_second") or 0) for r in history))
 
 
-def _warnings(report: RunReport) -> str:
-    notes = list(report.notes)
-    if report.counts is not None and predicts_only_background(report.counts):
-        notes.insert(0, only_background_warning(report.counts, report.foreground.name))
-    if not report.tested:
-        notes.insert(0, NO_TEST)
-    return rendering.warning_notes(notes)
+def _plot_figures(report: RunReport, voxels: VoxelOutcomes | None) -> dict[str, Figure | None]:
+    plotted: dict[str, Figure | None] = {}
+    if report.history:
+        best = report.metrics.get("best_epoch")
+        plotted["loss"] = figures.plot_loss(report.history, best)
+        plotted["validation_scores"] = figures.plot_validation_scores(report.history, best)
+    if report.counts is not None and voxels is not None:
+        names = ["background", foreground_name(report.task_type)]
+        plotted["precision_recall"] = figures.plot_precision_recall(report.counts, report.threshold)
+        plotted["confusion"] = figures.plot_confusion(voxels.confusion, names)
+        plotted["all_classes"] = _plot_all_classes(report.counts)
+    return plotted
 
 
-def _scores(report: RunReport) -> str:
-    split = "test" if report.tested else "val"
-    metrics = report.metrics.get(split)
-    if not metrics:
-        return ""
-    scores = [("F1", metrics["foreground_f1"], f"at threshold {report.threshold:.2f}, chosen on the validation box")]
-    if report.counts is not None and report.counts_of == split:
-        precision, recall = precision_recall_at(report.counts, report.threshold)
-        scores += [("recall", recall, f"share of the {report.foreground.name} voxels that are found")]
-        scores += [("precision", precision, "share of the marked voxels that are correct")]
-    scores += [("average precision", metrics["average_precision"], "over all thresholds")]
-    iou = metrics["iou"][1:]
-    scores += [("IoU", sum(iou) / len(iou), rendering.IOU_MEANING)]
-    return rendering.score_cells([(name, f"{value:.3f}", text) for name, value, text in scores], f"Scores on {split}")
-
-
-def _gallery(report: RunReport) -> str:
-    gallery = rendering.Gallery(report.gallery, report.threshold, report.foreground, report.pixel_size_nm, "tile")
-    return gallery.html(f"Tiles of the {'test' if report.tested else 'validation'} box")
-
-
-def _training_charts(report: RunReport) -> str:
-    if not report.history:
-        return ""
-    best = report.metrics.get("best_epoch")
-    loss = chart_html(
-        figures.plot_loss(report.history, best),
-        "Loss over the epochs",
-        "Loss on the training tiles and on the validation box, and the learning rate. Lower is better. If the "
-        "validation loss rises while the training loss falls, the network overfits.",
-    )
-    scores = chart_html(
-        figures.plot_validation_scores(report.history, best),
-        "Validation scores over the epochs",
-        "F1 of the foreground at the best threshold of each epoch, and average precision. The weights of the epoch "
-        f"with the {_best_metric(report)} were kept.",
-    )
-    return rendering.charts_html("Training", [loss, scores])
-
-
-def _best_metric(report: RunReport) -> str:
-    """Return by what the best epoch was chosen."""
-    metric = (report.settings.get("network") or {}).get("metric", "")
-    return BEST_METRICS.get(str(metric), "highest average precision")
-
-
-def _error_charts(report: RunReport) -> str:
-    if report.counts is None or not report.counts.num_voxels:
-        return ""
-    split, name = "test" if report.counts_of == "test" else "validation", report.foreground.name
-    (found, wrong), (missed, right) = foreground_counts(report.counts, report.threshold)
-    precision_recall = chart_html(
-        figures.plot_precision_recall(report.counts, report.threshold),
-        "Precision over recall",
-        f"Precision (the share of the marked voxels that are correct) over recall (the share of the {name} voxels that "
-        f"are found) on the {split} box, as the threshold falls. The dot is the threshold chosen on the validation "
-        f"box. Average precision is the area below the curve, {average_precision(report.counts):.3f}. Pale lines: "
-        "equal F1.",
-    )
-    confusion = chart_html(
-        figures.plot_confusion([[right, wrong], [missed, found]], ["background", name]),
-        "Confusion",
-        f"Voxels of the {split} box by truth and prediction at threshold {report.threshold:.2f}: the share of each "
-        "row, and the number of voxels.",
-    )
-    return rendering.charts_html("Errors", [precision_recall, confusion, *_all_classes(report.counts)])
-
-
-def _all_classes(counts: VoxelCounts) -> list[str]:
+def _plot_all_classes(counts: VoxelCounts) -> Figure | None:
     """Return the confusion of all classes, if there are more than background and foreground."""
     if counts.num_classes <= 2:
-        return []
+        return None
     names = ["background", *(f"class {index}" for index in range(1, counts.num_classes))]
-    figure = figures.plot_confusion(counts.confusion, names)
-    return [chart_html(figure, "Confusion of all classes", "All classes; each voxel has its most likely class.")]
+    return figures.plot_confusion(counts.confusion, names)
 
 
 def metrics_report(

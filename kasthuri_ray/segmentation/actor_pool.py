@@ -1,28 +1,39 @@
 """Pool of Ray actors that run the blocks of one phase after the other: the event loop.
 
-    with ActorPool(make_actor, ActorPlan(min_actors=2, max_actors=8, num_cpus=1.0), report=print) as pool:
+    with ActorPool(make_actor, ActorPlan(min_actors=2, max_actors=8, num_cpus=1.0), report) as pool:
         outcome = pool.run("s0", blocks, on_done=..., on_set_aside=...)
 
 An actor's class has `ready() -> dict`, called once before it gets blocks, and `work(phase, block) -> dict`, which
 returns few bytes; both raise `NodeUnsuitable` if the machine cannot run the job. `block_scheduler` decides which actor
-gets which block, `actor_supervisor` which actors are started and ended. Every wait has a timeout, and a block that is
-done is forgotten.
+gets which block, `actor_supervisor` which actors are started and ended; the pool hands them what the actors return.
+Every wait has a timeout, and a block that is done is forgotten.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
-from kasthuri_ray.errors import ActorPoolStopped, NodeUnsuitable, is_disk_full
+from kasthuri_ray.errors import ActorPoolStopped
+from kasthuri_ray.progress import Throttle
 from kasthuri_ray.ray_cluster.driver import exit_on_sigterm
 from kasthuri_ray.ray_cluster.ray_errors import error_line, strip_ansi
+from kasthuri_ray.ray_cluster.resources import ClusterView
+from kasthuri_ray.segmentation.actor_health import find_stuck_actors
 from kasthuri_ray.segmentation.actor_plan import ActorPlan, PoolTimeouts
 from kasthuri_ray.segmentation.actor_supervisor import ActorSupervisor
-from kasthuri_ray.segmentation.actors import ActorHandle, MakeActor, collect_results
-from kasthuri_ray.segmentation.block_failures import Block, SetAsideBlock
+from kasthuri_ray.segmentation.actors import (
+    ActorEvent,
+    FailureKind,
+    MakeActor,
+    RunningActor,
+    RunningActors,
+    StartCall,
+)
+from kasthuri_ray.segmentation.block_failures import ActorDeath, Block, SetAsideBlock
 from kasthuri_ray.segmentation.block_scheduler import BlockScheduler
 
 POLL_PERIOD_S = 0.1  # how long the loop waits for results
@@ -69,6 +80,17 @@ class PhaseOutcome:
     set_aside: list[SetAsideBlock]
 
 
+@dataclass(frozen=True)
+class _PhaseRun:
+    """A phase that runs: its blocks, what is called for each, and deaths whose nodes may be alive or gone."""
+
+    name: str
+    scheduler: BlockScheduler
+    on_done: Callable[[Block, Any], Any] = lambda block, result: None
+    on_set_aside: Callable[[SetAsideBlock], Any] = lambda set_aside: None
+    pending_deaths: list[tuple[ActorDeath, float]] = field(default_factory=list)  # each with its time
+
+
 class ActorPool:
     """Pool of actors. Use it in a `with` statement: its actors end with it, also on Ctrl-C and SIGTERM.
 
@@ -91,43 +113,36 @@ class ActorPool:
         self,
         make_actor: MakeActor,
         plan: ActorPlan,
-        report: Callable[[str], Any] = print,
+        report: Callable[[str], Any],
         *,
         timeouts: PoolTimeouts | None = None,
         on_ready: Callable[[dict[str, Any]], Any] = lambda machine: None,
     ) -> None:
-        self.plan, self.report = plan, report
-        self._on_ready = on_ready
-        self._supervisor = ActorSupervisor(make_actor, plan, timeouts or PoolTimeouts(), report)
-        self._scheduler = self._supervisor.scheduler
-        self._phase = ""
+        self._report, self._timeouts, self._on_ready = report, timeouts or PoolTimeouts(), on_ready
+        self._actors, self._cluster = RunningActors(make_actor, plan), ClusterView(plan.resources)
+        self._supervisor = ActorSupervisor(self._actors, self._cluster, self._timeouts, report)
+        self._phase = _PhaseRun("", BlockScheduler((), plan.in_flight))
+        self._stack = ExitStack()
 
     def __enter__(self) -> ActorPool:
-        self._sigterm = exit_on_sigterm()
-        self._sigterm.__enter__()
+        self._stack.enter_context(exit_on_sigterm())
+        self._stack.callback(self._supervisor.close)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        try:
-            self.close()
-        finally:
-            self._sigterm.__exit__(*error)
-
-    def close(self) -> None:
-        """End all actors and withdraw the request to the autoscaler."""
-        self._supervisor.close()
+        self._stack.__exit__(*error)
 
     @property
     def progress(self) -> PhaseProgress:
         """Progress of the current phase."""
-        num_ready, scheduler = self._supervisor.num_ready, self._scheduler
+        num_ready, scheduler = self._actors.num_ready, self._phase.scheduler
         return PhaseProgress(
-            phase=self._phase,
-            done=scheduler.num_done,
-            set_aside=len(scheduler.set_aside),
-            in_flight=scheduler.num_in_flight,
+            phase=self._phase.name,
+            done=scheduler.tally.num_done,
+            set_aside=len(scheduler.tally.set_aside),
+            in_flight=scheduler.held.num_blocks,
             actors=num_ready,
-            starting=len(self._supervisor.actors) - num_ready,
+            starting=len(self._actors) - num_ready,
         )
 
     def run(
@@ -165,117 +180,79 @@ class ActorPool:
         ActorPoolStopped
             If it is no use to continue: no actor can be started, a disk is full, or all blocks fail.
         """
-        self._phase, self._on_done, self._on_set_aside = phase, on_done, on_set_aside
-        self._scheduler = BlockScheduler(blocks, self.plan.in_flight, known_bad)
-        self._supervisor.start_phase(self._scheduler)
-        next_tick = next_review = 0.0
-        while not self._scheduler.is_finished:
-            now = time.monotonic()
-            if now >= next_review:
-                next_review = now + SUPERVISION_PERIOD_S
-                self._review_actors(now)
-            if now >= next_tick:
-                next_tick = now + TICK_PERIOD_S
+        scheduler = BlockScheduler(blocks, self._actors.plan.in_flight, known_bad)
+        self._phase = _PhaseRun(phase, scheduler, on_done, on_set_aside)
+        self._supervisor.start_phase(scheduler)
+        review, show = Throttle(SUPERVISION_PERIOD_S), Throttle(TICK_PERIOD_S)
+        while not scheduler.is_finished:
+            if review.due():
+                self._review(time.monotonic())
+            if show.due():
                 tick(self.progress)
-            for number, block in self._scheduler.assign(now):
-                self._submit(self._supervisor.actors[number], block, now)
-            self._wait_for_results(POLL_PERIOD_S)
-            if self._scheduler.set_aside and (error := self._scheduler.check_for_bug()):
+            for number, block in scheduler.assign(time.monotonic(), self.progress.starting):
+                self._actors.submit(number, phase, block)
+            for event in self._actors.wait(POLL_PERIOD_S):
+                self._handle(event)
+            if error := scheduler.check_for_bug():
                 raise error
         tick(self.progress)
-        return PhaseOutcome(self._scheduler.num_done, self._scheduler.set_aside)
+        return PhaseOutcome(scheduler.tally.num_done, scheduler.tally.set_aside)
 
-    def _review_actors(self, now: float) -> None:
-        self._set_aside(self._supervisor.resolve_deaths(now))
-        self._supervisor.end_failing_actors()
-        for actor, error in self._supervisor.stuck_actors(now):
+    def _review(self, now: float) -> None:
+        """Count the deaths whose nodes are known by now to be alive or gone, and review the actors."""
+        for item in list(self._phase.pending_deaths):
+            death, since = item
+            ask_at, limit = since + self._timeouts.death_check_s, since + self._timeouts.node_answer_s
+            is_alive = self._cluster.is_node_alive(death.node, ask_at, limit)
+            if is_alive is not None:
+                self._phase.pending_deaths.remove(item)
+                self._set_aside(self._phase.scheduler.resolve_death(death, is_alive))
+        for actor, error in find_stuck_actors(self._actors, self._timeouts, now):
             self._handle_death(actor, error)
-        self._supervisor.scale(now)
+        self._supervisor.review(now)
 
-    def _submit(self, actor: ActorHandle, block: Block, now: float) -> None:
-        if not actor.blocks:
-            actor.last_result_at = now
-        ref = actor.handle.work.remote(self._phase, block)
-        actor.blocks[ref] = block
-        self._supervisor.actor_of[ref] = actor
+    # what an actor returned
 
-    def _wait_for_results(self, timeout_s: float) -> None:
-        """Handle what comes back in time: results before failures, which may be of the same actor."""
-        import ray
-
-        if not self._supervisor.actor_of:
-            time.sleep(timeout_s)
-            return
-        refs = list(self._supervisor.actor_of)
-        ready, _ = ray.wait(refs, num_returns=1, timeout=timeout_s)
-        if ready and len(refs) > 1:
-            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-        for ref, error in self._handle_results(ready):
-            self._handle_failure(ref, error)
-
-    def _handle_results(self, refs: list[Any]) -> list[tuple[Any, Exception]]:
-        """Handle the references that are ready and did not fail; return the others with their errors."""
-        failures = []
-        for ref, result, error in collect_results(refs):
-            if error is not None:
-                failures.append((ref, error))
-            else:
-                self._handle_result(ref, result)
-        return failures
-
-    def _handle_result(self, ref: Any, result: Any) -> None:
-        actor = self._supervisor.actor_of.pop(ref, None)
-        if actor is None:
-            return  # a placement that was fetched before
-        if ref in actor.blocks:
-            block = actor.blocks.pop(ref)
-            actor.last_result_at = time.monotonic()
-            self._scheduler.note_done(actor.number, block)
-            self._supervisor.note_done(actor)
-            self._on_done(block, result)
-        elif ref == actor.placement:
-            actor.set_placement(result)
+    def _handle(self, event: ActorEvent) -> None:
+        if event.actor.number not in self._actors.by_number:
+            return  # it was ended for another event
+        if event.error is not None:
+            self._handle_failure(event, event.error)
+        elif event.call is StartCall.READY:
+            self._on_ready(event.result)
+            self._supervisor.admit(event.actor)
         else:
-            actor.is_ready = True
-            self._supervisor.note_ready()
-            self._on_ready(result)
-            self._supervisor.admit(actor)
+            self._handle_done(event)
 
-    def _handle_failure(self, ref: Any, error: Exception) -> None:
+    def _handle_done(self, event: ActorEvent) -> None:
+        self._phase.scheduler.note_done(event.actor.number, event.call)
+        self._supervisor.note_done(event.actor)
+        self._phase.on_done(event.call, event.result)
+
+    def _handle_failure(self, event: ActorEvent, error: Exception) -> None:
         """Handle the failure of a block, of an actor, or of the whole job."""
-        import ray
+        cause, actor, block = event.cause, event.actor, event.call
+        match event.failure:
+            case FailureKind.NODE:
+                self._supervisor.exclude_node(actor, str(cause))
+            case FailureKind.DISK_FULL:
+                reason = getattr(cause, "strerror", None) or cause
+                raise ActorPoolStopped(f"no space is left: {reason}", strip_ansi(error))
+            case FailureKind.BLOCK:
+                reason, now = error_line(cause or error), time.monotonic()
+                self._report(f"block {block} failed on {actor.name}: {reason}")
+                self._set_aside(self._phase.scheduler.note_error(actor.number, block, reason, strip_ansi(error), now))
+            case FailureKind.ACTOR:
+                self._handle_death(actor, cause or error)
 
-        actor = self._supervisor.actor_of.get(ref)
-        if actor is None:
-            return  # of an actor that was removed
-        cause = getattr(error, "cause", None) if isinstance(error, ray.exceptions.RayTaskError) else None
-        if isinstance(cause, NodeUnsuitable):
-            self._supervisor.exclude_node(actor, str(cause))
-        elif is_disk_full(cause):
-            raise ActorPoolStopped(f"no space is left: {getattr(cause, 'strerror', None) or cause}", strip_ansi(error))
-        elif isinstance(error, ray.exceptions.RayTaskError) and ref in actor.blocks:
-            self._handle_error(ref, actor, error, cause)
-        else:
-            self._handle_death(actor, cause if cause is not None else error)
-
-    def _handle_error(self, ref: Any, actor: ActorHandle, error: Exception, cause: BaseException | None) -> None:
-        del self._supervisor.actor_of[ref]
-        block = actor.blocks.pop(ref)
-        actor.last_result_at = now = time.monotonic()
-        reason = error_line(cause or error)
-        self.report(f"block {block} failed on {actor.name}: {reason}")
-        self._set_aside(self._scheduler.note_error(actor.number, block, reason, strip_ansi(error), now))
-
-    def _handle_death(self, actor: ActorHandle, error: BaseException) -> None:
-        import ray
-
-        if actor.is_ready and actor.blocks:  # some may be done
-            refs = list(actor.blocks)
-            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=DRAIN_TIMEOUT_S)
-            self._handle_results(ready)
-        self._supervisor.remove_dead(actor, error)
+    def _handle_death(self, actor: RunningActor, error: BaseException) -> None:
+        for event in self._actors.read_finished(actor, DRAIN_TIMEOUT_S) if actor.is_ready else ():
+            self._handle_done(event)
+        death = self._supervisor.remove_dead(actor, error)
+        if death is not None:
+            self._phase.pending_deaths.append((death, time.monotonic()))
 
     def _set_aside(self, blocks: Iterable[SetAsideBlock]) -> None:
         for each in blocks:
-            self.report(f"block {each.block} is set aside: {each.reason}")
-            self._on_set_aside(each)
+            self._report(f"block {each.block} is set aside: {each.reason}")
+            self._phase.on_set_aside(each)

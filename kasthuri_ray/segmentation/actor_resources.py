@@ -7,21 +7,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from kasthuri_ray.config.settings import SegmentSettings
 from kasthuri_ray.errors import InputError, WorkFailed
 from kasthuri_ray.geometry import Box, Zyx, ceil_div, per_axis
 from kasthuri_ray.hardware import Machine
-from kasthuri_ray.inference import inference_settings
 from kasthuri_ray.inference.inference_settings import InferenceSettings, choose_inference_settings
 from kasthuri_ray.inference.tiling import pooling_phase
 from kasthuri_ray.ray_cluster.connection import RAY_ENVIRONMENT
 from kasthuri_ray.ray_cluster.ray_errors import root_cause
 from kasthuri_ray.ray_cluster.resources import ClusterResources, ResourceDemand, count_fitting_actors, require_resources
 from kasthuri_ray.segmentation.actor_plan import ActorPlan
+from kasthuri_ray.segmentation.actors import MakeActor
 from kasthuri_ray.segmentation.block_worker import BlockWorker
-from kasthuri_ray.segmentation.plan import TileTiming
-from kasthuri_ray.segmentation.segmentation_inputs import SegmentationInputs
-from kasthuri_ray.segmentation.segmentation_job import SegmentationJob
+from kasthuri_ray.segmentation.plan import TileTiming, planned_actor_memory
+from kasthuri_ray.segmentation.segmentation_job import SegmentationInputs, SegmentationJob
 
 GPU_ACTOR_CPUS = 0.5
 MIN_ACTOR_CPUS = 0.25  # of an actor that shares CPUs with others
@@ -37,21 +38,29 @@ PROBE_TIMEOUT_S = 300
 SAMPLE_VOXELS = {"cpu": 4_000_000, "cuda": 64_000_000}  # of the sample that a plan times, so that it takes seconds
 
 
-def actor_class() -> Any:
-    """Return Ray's class of actors."""
+def actor_class(worker_class: type) -> Any:
+    """Return Ray's class of actors that run a worker."""
     import ray
 
-    return ray.remote(runtime_env={"env_vars": RAY_ENVIRONMENT})(BlockWorker)
+    return ray.remote(runtime_env={"env_vars": RAY_ENVIRONMENT})(worker_class)
+
+
+def make_actors(worker_class: type[BlockWorker], job: SegmentationJob) -> MakeActor:
+    """Return what starts an actor for a job with given options of Ray."""
+    import ray
+
+    actor, job_ref = actor_class(worker_class), ray.put(job)
+    return lambda options: actor.options(**options).remote(job_ref)
 
 
 def choose_settings_on_cluster(
-    inputs: SegmentationInputs, cluster: ClusterResources, report: Callable[[str], None]
+    inputs: SegmentationInputs, network: nn.Module, cluster: ClusterResources, report: Callable[[str], None]
 ) -> tuple[InferenceSettings, Machine]:
     """Return how blocks are computed on the kind of machine that the cluster has, and that machine.
 
     Raises InputError if the cluster has no such machine, or for a tile that the network cannot work with.
     """
-    requested, network = inputs.settings.segment, inputs.network
+    requested = inputs.settings.segment
     use_gpu = requested.device == "cuda" or (requested.device == "auto" and cluster.gpus >= 1)
     num_gpus = requested.gpus_per_actor if use_gpu else 0.0
     num_cpus = GPU_ACTOR_CPUS if use_gpu else PROBE_CPUS
@@ -88,27 +97,17 @@ def _describe_machine(device: str) -> Machine:
     return Machine.detect(device)
 
 
-def check_actor_memory(
-    inputs: SegmentationInputs, inference: InferenceSettings, machine: Machine, num_actors: int
-) -> None:
+def check_actor_memory(job: SegmentationJob, network: nn.Module, machine: Machine, num_actors: int) -> None:
     """Raise InputError if so many actors do not fit in the memory of one machine."""
     if machine.device != "cpu":
         return  # its memory is the GPU's, for which tile and batch were chosen
-    bytes_per_actor = inference_settings.actor_memory_bytes(
-        inputs.network,
-        inputs.settings.network.dim,
-        inference,
-        inputs.largest_block,
-        inputs.halo,
-        inputs.classes,
-        inputs.image.dtype.itemsize,
-    )
+    bytes_per_actor = planned_actor_memory(job, network)
     if bytes_per_actor * num_actors > machine.memory_bytes:
-        is_one = num_actors == 1
+        is_one, needed_gb = num_actors == 1, bytes_per_actor * num_actors / 1e9
         raise InputError(
-            f"{'an actor' if is_one else f'{num_actors} actors'} with blocks of {inputs.largest_block} and tiles of "
-            f"{inference.tile} (z,y,x) need{'s' if is_one else ''} {bytes_per_actor * num_actors / 1e9:.1f} GB, and "
-            f"the machine has {machine.memory_bytes / 1e9:.1f} GB; give a smaller --block, or --tile"
+            f"{'an actor' if is_one else f'{num_actors} actors'} with blocks of {job.largest_block} and tiles of "
+            f"{job.inference.tile} (z,y,x) need{'s' if is_one else ''} {needed_gb:.1f} GB, and the "
+            f"machine has {machine.memory_bytes / 1e9:.1f} GB; give a smaller --block, or --tile"
             f"{'' if is_one else ', or fewer --actors'}"
         )
 
@@ -151,12 +150,13 @@ def count_working_actors(plan: ActorPlan, num_blocks: int) -> int:
     return min(plan.max_actors, max(plan.min_actors, num_fitting), num_blocks)
 
 
-def time_tiles(job: SegmentationJob, plan: ActorPlan) -> TileTiming:
+def time_tiles(job: SegmentationJob, plan: ActorPlan, worker_class: type[BlockWorker]) -> TileTiming:
     """Return how fast one actor computes a few tiles. They are not compiled: that takes longer than a plan may."""
     import ray
 
     uncompiled = replace(job, inference=replace(job.inference, compile=False))
-    actor = actor_class().options(num_cpus=plan.num_cpus, num_gpus=plan.num_gpus).remote(uncompiled)
+    options = {"num_cpus": plan.num_cpus, "num_gpus": plan.num_gpus}
+    actor = actor_class(worker_class).options(**options).remote(uncompiled)
     try:
         ray.get(actor.ready.remote())
         return TileTiming(**ray.get(actor.time_tiles.remote(sample_block(uncompiled))))
@@ -184,7 +184,7 @@ def _sample_shape(job: SegmentationJob) -> Zyx:
         if core[axis] == factors[axis]:
             break
         core[axis] = ceil_div(core[axis] // 2, factors[axis]) * factors[axis]
-    if job.network["dim"] == 2:
+    if job.settings.network.dim == 2:
         core[0] = max(1, min(2, max_voxels // math.prod(inference.tile)))
     z, y, x = core
     return z, y, x

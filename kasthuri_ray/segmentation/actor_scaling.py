@@ -1,15 +1,31 @@
-"""How many actors a pool starts, and when it stops waiting for them. Pure: no Ray, no clock."""
+"""How many actors a pool has: how many are started or ended, and when it stops waiting. Pure: no Ray, no clock."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from kasthuri_ray.segmentation.actor_plan import ActorPlan, PoolTimeouts
+from kasthuri_ray.segmentation.actor_state import ActorState, ActorT
 
 MAX_START_PAUSE_S = 60.0  # before an actor is started in place of one that died before it was ready
 MAX_FAILED_STARTS = 5  # in a row, while no actor was ever ready
 REPORT_AFTER_S, REPORT_PERIOD_S = 10.0, 60.0  # when people read that no actor is on a node, and how often
+SHORTAGE_REPORT_AFTER_S = 10.0  # of an actor without a node, while others have one
+
+
+def find_surplus_actors(actors: Collection[ActorT], num_usable: int, idle_s: float, now: float) -> list[ActorT]:
+    """Return the actors that the remaining blocks cannot use: at once if not on a node, else after a while.
+
+    num_usable: actors that the blocks can use.
+    """
+
+    def can_end(actor: ActorState) -> bool:
+        is_idle = actor.is_ready and not actor.num_blocks and now - actor.last_result_at > idle_s
+        return is_idle or actor.placed_at is None
+
+    num_surplus = max(0, len(actors) - num_usable)
+    return [actor for actor in actors if can_end(actor)][:num_surplus]
 
 
 @dataclass
@@ -42,6 +58,7 @@ class ActorScaling:
     _none_placed_since: float | None = None
     _none_ready_since: float | None = None
     _next_report_at: float = 0.0
+    _has_reported_shortage: bool = False
 
     def num_to_start(self, now: float, num_actors: int, num_unplaced: int, num_usable: int, num_fitting: int) -> int:
         """Return how many actors to start.
@@ -82,7 +99,7 @@ class ActorScaling:
             return f"no actor became ready in {MAX_FAILED_STARTS} starts in a row: {self.last_error}"
         if no_node_left and not self.plan.autoscale:
             return f"no node of the cluster can run this job: {exclusions[0]}"
-        if self.seconds_unplaced(now) >= limit:
+        if self._seconds_unplaced(now) >= limit:
             return f"waited {limit:g} s, and no actor has started"
         seconds_unready = 0.0 if self._none_ready_since is None else now - self._none_ready_since
         if self.num_failed_in_a_row >= MAX_FAILED_STARTS and seconds_unready >= limit:
@@ -99,13 +116,20 @@ class ActorScaling:
         elif self._none_ready_since is None:
             self._none_ready_since = now
 
-    def seconds_unplaced(self, now: float) -> float:
-        """Return for how long no actor has been on a node."""
+    def _seconds_unplaced(self, now: float) -> float:
         return 0.0 if self._none_placed_since is None else now - self._none_placed_since
 
-    def is_report_due(self, now: float) -> bool:
-        """Return whether to report now that no actor is on a node; counts as reported if so."""
-        is_due = self._none_placed_since is not None and now >= self._next_report_at
-        if is_due:
+    def shortage_line(self, now: float, actors: Collection[ActorState]) -> str:
+        """Return what people should read now about actors without a node; empty if there is nothing to say."""
+        if self._none_placed_since is not None and now >= self._next_report_at:
             self._next_report_at = now + REPORT_PERIOD_S
-        return is_due
+            left = max(0.0, self.timeouts.placement_s - self._seconds_unplaced(now))
+            return f"no actor has started yet; waiting up to {left:.0f} s more"
+        num_placed = sum(actor.placed_at is not None for actor in actors)
+        waits_long = any(
+            actor.placed_at is None and now - actor.created_at > SHORTAGE_REPORT_AFTER_S for actor in actors
+        )
+        if num_placed and waits_long and not self._has_reported_shortage:
+            self._has_reported_shortage = True
+            return f"{num_placed} of {len(actors)} actors have started so far"
+        return ""

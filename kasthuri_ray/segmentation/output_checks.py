@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
-from pathlib import Path
 
 from kasthuri_ray.errors import InputDenied, InputError
 from kasthuri_ray.output.ledger import Ledger
 from kasthuri_ray.segmentation.plan import SegmentationPlan, bytes_written
 from kasthuri_ray.segmentation.segmentation_job import SegmentationJob
 from kasthuri_ray.storage.folder import open_storage
+from kasthuri_ray.storage.storage import DiskSpace
 from kasthuri_ray.storage.uris import is_inside
 from kasthuri_ray.volumes.volume import Volume
 
@@ -41,7 +39,7 @@ def check_outside_volumes(output: str, copy: str | None, volumes: Mapping[str, V
     volumes: by what messages call them.
     """
     for flag, path in (("--output", output), ("--precomputed", copy)):
-        real_path = path and _real_path(path)
+        real_path = path and open_storage(path).real_path
         for name, volume in volumes.items():
             if real_path and volume is not None and volume.folder is not None and is_inside(real_path, volume.folder):
                 raise InputError(
@@ -49,16 +47,10 @@ def check_outside_volumes(output: str, copy: str | None, volumes: Mapping[str, V
                 )
 
 
-def _real_path(path: str) -> str:
-    """Return a URL as it is, and a local path without symbolic links."""
-    absolute = open_storage(path).path
-    return absolute if absolute.startswith("s3://") else os.path.realpath(absolute)
-
-
 def fits_uncompressed(job: SegmentationJob) -> bool:
     """Return whether the disk has room for all of the output uncompressed. S3 always has."""
-    folder = open_storage(job.output).folder
-    return folder is None or bytes_written(job) <= _free_bytes(_existing_parent(folder))
+    disk = open_storage(job.output).disk_space()
+    return disk is None or bytes_written(job) <= _usable_bytes(disk)
 
 
 def check_free_space(job: SegmentationJob, plan: SegmentationPlan) -> str:
@@ -66,25 +58,19 @@ def check_free_space(job: SegmentationJob, plan: SegmentationPlan) -> str:
 
     Raises InputError if the disk has too little space, PermissionError if the folder cannot be written to.
     """
-    folder = open_storage(job.output).folder
-    if folder is None:
+    disk = open_storage(job.output).disk_space()
+    if disk is None:
         return ""
-    parent = _existing_parent(folder)
-    if not os.access(parent, os.W_OK):
-        raise InputDenied(f"{parent} cannot be written to; choose another --output")
-    free = _free_bytes(parent)
+    if not disk.writable:
+        raise InputDenied(f"{disk.folder} cannot be written to; choose another --output")
+    free = _usable_bytes(disk)
     needed = plan.bytes_written * (1 - plan.done / plan.blocks)
     limit = "about" if plan.hours is not None else "at most"
-    text = f"{parent}: {free / 1e9:.2f} GB free, {limit} {needed / 1e9:.2f} GB still to write"
+    text = f"{disk.folder}: {free / 1e9:.2f} GB free, {limit} {needed / 1e9:.2f} GB still to write"
     if needed > free:
         raise InputError(f"{text}; free some space or choose another --output than {job.output}")
     return text
 
 
-def _free_bytes(folder: Path) -> int:
-    return max(0, shutil.disk_usage(folder).free - RESERVED_BYTES)
-
-
-def _existing_parent(folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that exists."""
-    return next(parent for parent in [folder, *folder.parents] if parent.exists())
+def _usable_bytes(disk: DiskSpace) -> int:
+    return max(0, disk.free_bytes - RESERVED_BYTES)

@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from kasthuri_ray.geometry import Zyx, per_axis
+from kasthuri_ray.geometry import Zyx
 from kasthuri_ray.inference.inference_settings import actor_memory_bytes
 from kasthuri_ray.inference.tiling import count_computed_voxels
-from kasthuri_ray.output.block_grid import BlockGrid
 from kasthuri_ray.progress import format_count, format_duration
 from kasthuri_ray.segmentation.segmentation_job import SegmentationJob
 
@@ -93,7 +92,6 @@ def plan_segmentation(
     num_done: int,
     num_actors: int,
     gpus_per_actor: float,
-    price_per_hour: float | None,
     timing: TileTiming | None,
 ) -> SegmentationPlan:
     """Return the plan of what is left of a job.
@@ -101,7 +99,7 @@ def plan_segmentation(
     Parameters
     ----------
     job : SegmentationJob
-        The job.
+        The job; its setting `price_per_hour` is the price of a GPU or, without GPUs, of an actor's share of a machine.
     network : nn.Module
         Its network, whose memory is counted.
     num_done : int
@@ -110,8 +108,6 @@ def plan_segmentation(
         Number of actors.
     gpus_per_actor : float
         GPUs of each.
-    price_per_hour : float or None
-        Price of a GPU; without GPUs, of an actor's share of a machine.
     timing : TileTiming or None
         Measurement of a sample.
 
@@ -120,13 +116,14 @@ def plan_segmentation(
     SegmentationPlan
         The plan.
     """
-    num_blocks = len(BlockGrid(job.box, job.block))
+    num_blocks = len(job.grid)
     voxels, computed = job.box.num_voxels, computed_voxels(job)
     rate = hours = gpu_hours = cost = None
     if timing is not None:
         rate = num_actors * timing.computed_voxels / timing.seconds * voxels / computed / 1e6
         hours = voxels * (1 - num_done / num_blocks) / (rate * 1e6 * 3600)
         gpu_hours = hours * num_actors * gpus_per_actor
+        price_per_hour = job.settings.segment.price_per_hour
         if price_per_hour is not None:
             cost = price_per_hour * (gpu_hours if gpus_per_actor else hours * num_actors)
     return SegmentationPlan(
@@ -149,7 +146,7 @@ def plan_segmentation(
 def computed_voxels(job: SegmentationJob) -> int:
     """Return how many voxels go through the network, blank ones included."""
     tiling = (job.image.bounds.start, job.halo, job.receptive_field.factors, job.inference.tile)
-    kinds = BlockGrid(job.box, job.block).representative_blocks()
+    kinds = job.grid.representative_blocks()
     return sum(number * count_computed_voxels(block, *tiling) for number, block in kinds)
 
 
@@ -164,16 +161,16 @@ def bytes_written(job: SegmentationJob, compression: float = 1.0) -> int:
     voxels = sum(math.prod(level.shape) for level in job.levels)
     channels = job.classes - 1
     copy = voxels * channels if job.precomputed else 0
-    return round(voxels * (channels + job.save_mask) / compression) + copy
+    return round(voxels * (channels + job.settings.segment.save_mask) / compression) + copy
 
 
 def planned_actor_memory(job: SegmentationJob, network: nn.Module) -> int:
     """Return the bytes that an actor's process takes at its peak, without its cache of decoded chunks."""
     return actor_memory_bytes(
         network,
-        job.network["dim"],
+        job.settings.network.dim,
         job.inference,
-        per_axis(min, job.block, job.box.shape),
+        job.largest_block,
         job.halo,
         job.classes,
         job.image.dtype.itemsize,

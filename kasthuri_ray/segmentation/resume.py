@@ -5,17 +5,17 @@ Here are the checks of what already exists at the output path, and of whether it
 
 from __future__ import annotations
 
+from dataclasses import MISSING, fields
 from typing import Any
 
-from kasthuri_ray.config.differences import fill_record_defaults, record_differences
+from kasthuri_ray.config.differences import fill_defaults, fill_record_defaults, record_differences
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.inference.inference_settings import InferenceSettings
 from kasthuri_ray.output.existing_output import find_existing_output, remove_output
 from kasthuri_ray.output.ledger import Ledger
 from kasthuri_ray.output.side_files import remove_side_files
-from kasthuri_ray.segmentation.phases import COPY_PREFIX, SEGMENT
-from kasthuri_ray.segmentation.segmentation_inputs import SegmentationInputs
-from kasthuri_ray.segmentation.segmentation_job import SegmentationJob
+from kasthuri_ray.segmentation.phases import CopyPhase, NetworkPhase, job_phases
+from kasthuri_ray.segmentation.segmentation_job import SegmentationInputs, SegmentationJob
 
 
 def read_existing_record(output: str, overwrite: bool) -> dict[str, Any] | None:
@@ -34,7 +34,7 @@ def read_existing_record(output: str, overwrite: bool) -> dict[str, Any] | None:
             f"{output} is a segmentation whose ledger, {ledger.storage.path}, is gone, so it is not known which blocks "
             "are done; --overwrite starts over"
         )
-    if existing is None and ledger.done(SEGMENT):
+    if existing is None and ledger.done(NetworkPhase.NAME):
         raise InputError(
             f"the ledger {ledger.storage.path} lists finished blocks, but {output} is gone; --overwrite starts over"
         )
@@ -45,13 +45,31 @@ def check_same_settings(record: dict[str, Any] | None, job: SegmentationJob) -> 
     """Raise InputError, with the differences, if the output was started with other settings."""
     if record is None:
         return
-    differences = record_differences(fill_record_defaults(record, job.record), job.record)
+    differences = record_differences(_complete_record(record, job), job.record)
     if differences:
         lines = "\n  ".join(differences)
         raise InputError(
             f"{job.output} was started with other settings:\n  {lines}\nGive another --output, or the same settings; "
             "--overwrite starts over"
         )
+
+
+def version_changes(record: dict[str, Any] | None, job: SegmentationJob) -> str:
+    """Return a line that names the packages whose versions have changed since the output was started; "" if none."""
+    before, now = (record or job.record).get("versions", {}), job.record["versions"]
+    changes = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    return f"versions since the start of this output: {', '.join(changes)}" if changes else ""
+
+
+def _complete_record(record: dict[str, Any], job: SegmentationJob) -> dict[str, Any]:
+    """Return a record with the settings that did not exist when it was written, as they were then.
+
+    Versions are reported (`version_changes`), not compared: the current ones stand in the copy.
+    """
+    segment = {name: value for name, value in fill_defaults("segment", {}).items() if name in job.record}
+    arithmetic = {each.name: each.default for each in fields(InferenceSettings) if each.default is not MISSING}
+    complete = {**segment, **fill_record_defaults(record, job.record), "versions": job.record["versions"]}
+    return {**complete, "arithmetic": {**arithmetic, **record.get("arithmetic", {})}}
 
 
 def restore_inference_settings(record: dict[str, Any], inputs: SegmentationInputs) -> InferenceSettings:
@@ -82,7 +100,7 @@ def check_precomputed_copy(job: SegmentationJob, overwrite: bool) -> None:
         return
     if not existing.is_segmentation:
         raise InputError(f"{existing.description}; choose another path for --precomputed")
-    if fill_record_defaults(existing.record or {}, job.record) != job.record and not overwrite:
+    if _complete_record(existing.record or {}, job) != job.record and not overwrite:
         raise InputError(
             f"{existing.description}, with other settings; choose another path for --precomputed, or --overwrite"
         )
@@ -101,4 +119,4 @@ def prepare_copy_ledger(job: SegmentationJob, ledger: Ledger) -> None:
     """Make the ledger forget the blocks of a precomputed copy at another path, or of one that is gone."""
     assert job.precomputed is not None
     if ledger.copy_path() != job.precomputed or find_existing_output(job.precomputed) is None:
-        ledger.start_copy(job.precomputed, COPY_PREFIX)
+        ledger.start_copy(job.precomputed, [each.name for each in job_phases(job) if isinstance(each, CopyPhase)])

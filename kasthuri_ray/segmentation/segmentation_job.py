@@ -2,112 +2,219 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any
 
-from torch import Tensor
-
-from kasthuri_ray.geometry import Box, Zyx
+from kasthuri_ray.config import defaults
+from kasthuri_ray.config.settings import Settings
+from kasthuri_ray.geometry import Box, Zyx, per_axis
 from kasthuri_ray.inference.inference_settings import InferenceSettings
+from kasthuri_ray.models.checkpoints import hash_weights
 from kasthuri_ray.models.receptive_field import ReceptiveField
+from kasthuri_ray.output.block_grid import BlockGrid
 from kasthuri_ray.output.layout import ArrayLayout
-from kasthuri_ray.output.ome_zarr import OutputSpec
+from kasthuri_ray.output.ome_zarr import OmeZarrOutput, OutputSpec
 from kasthuri_ray.output.pyramid import PyramidLevel
+from kasthuri_ray.segmentation.trained_network import TrainedNetwork
+from kasthuri_ray.storage.uris import redact_secrets
+from kasthuri_ray.volumes.resampled_volume import is_resampled
 from kasthuri_ray.volumes.volume import Volume
+
+# Settings that decide what a network computes; the others of the section say how it was trained.
+ARCHITECTURE = (
+    *("model", "model_args", "model_type", "in_channels", "classes", "n_blocks", "start_filters", "activation"),
+    *("normalization", "conv_mode", "dim", "pool_z"),
+)
+RECORDED_TASK_SETTINGS = (*("name", "task_type", "threshold", "threshold_value", "ignore_label", "annotation_chan"),)
+RECORDED_PACKAGES = ("kasthuri_ray", "torch", "tensorstore")
 
 
 @dataclass(frozen=True)
-class SegmentationJob:
-    """All that an actor needs to make blocks of the output, in any phase.
+class SegmentationInputs:
+    """What is segmented, with which network, and in which blocks; the machines are not known yet.
 
     Parameters
     ----------
+    settings : Settings
+        All settings of the job.
+    trained : TrainedNetwork
+        The weights and what is known about them.
+    receptive_field : ReceptiveField
+        Receptive field of the network; of all flips and turns if probabilities are a mean over them.
     image : Volume
         Image to segment.
     box : Box
-        Part of the image to segment, in voxels of the image.
-    network : dict
-        Settings that decide what the network computes, such as `classes` and `dim`.
-    weights : dict of Tensor
-        State dict of the network, on the CPU.
-    intensity : tuple of float
-        Grey levels that become 0 and 255.
-    receptive_field : ReceptiveField
-        Receptive field of the network.
-    halo : tuple of int
-        Context that a block reads on each side, z, y, x: the margin of the receptive field, or less if requested.
-    inference : InferenceSettings
-        How the network is run.
-    block : tuple of int
-        Shape of a block, z, y, x.
-    layout : ArrayLayout
-        Shards and chunks of the finest level.
-    levels : tuple of PyramidLevel
-        Pyramid of the output, the finest level first.
-    output : str
-        Path or URL of the output.
+        Part of the image to segment.
     mask : Volume or None
         Blocks where it is 0 are not segmented.
-    task_type : str
-        `membrane` or `synapse`.
-    threshold : float
-        Threshold of the label image and of objects, 0 to 1.
-    save_mask : bool
-        Whether to write a label image as well.
-    objects : bool
-        Whether to write a table of objects as well.
-    precomputed : str or None
-        Path or URL of the precomputed copy; None for no copy.
-    skip_blank : bool
-        Whether chunks that see nothing but the image's fill value are left 0.
-    emulate_bf16 : bool
-        Whether bf16 was requested by name, so that machines without bf16 arithmetic emulate it.
-    record : dict
-        Provenance: what the output's attributes and the ledger keep.
+    intensity : tuple of float
+        Grey levels that become 0 and 255.
+    halo : tuple of int
+        Context that a block reads on each side, z, y, x: the margin of the receptive field, or less if requested.
+    layout : ArrayLayout
+        Shards and chunks of the finest level.
+    block : tuple of int
+        Shape of a block, z, y, x.
+    levels : tuple of PyramidLevel
+        Pyramid of the output, the finest level first.
     """
 
+    settings: Settings
+    trained: TrainedNetwork
+    receptive_field: ReceptiveField
     image: Volume
     box: Box
-    network: dict[str, Any]
-    weights: dict[str, Tensor]
-    intensity: tuple[float, float]
-    receptive_field: ReceptiveField
-    halo: Zyx
-    inference: InferenceSettings
-    block: Zyx
-    layout: ArrayLayout
-    levels: tuple[PyramidLevel, ...]
-    output: str
     mask: Volume | None
-    task_type: str
-    threshold: float
-    save_mask: bool
-    objects: bool
-    precomputed: str | None
-    skip_blank: bool
-    emulate_bf16: bool
-    record: dict[str, Any]
+    intensity: tuple[float, float]
+    halo: Zyx
+    layout: ArrayLayout
+    block: Zyx
+    levels: tuple[PyramidLevel, ...]
+
+    @property
+    def threshold(self) -> float:
+        """Threshold of the label image and of objects: the requested one, else the run's, else the default."""
+        known = (self.settings.segment.threshold, self.trained.threshold, defaults.THRESHOLD)
+        return next(value for value in known if value is not None)
 
     @property
     def classes(self) -> int:
         """Number of the network's classes, background included."""
-        return int(self.network["classes"])
+        return self.settings.network.classes
 
-    @cached_property
-    def spec(self) -> OutputSpec:
-        """Specification of the output."""
-        names = [self.task_type] if self.classes == 2 else [f"{self.task_type}_{n}" for n in range(1, self.classes)]
-        return OutputSpec(
-            levels=self.levels,
-            layout=self.layout,
-            nanometers=self.image.voxel_size_nm is not None,
-            channels=tuple(names),
-            name=self.task_type,
-            mask=self.task_type if self.save_mask else None,
-            record=self.record,
-        )
+    @property
+    def task_type(self) -> str:
+        """`membrane` or `synapse`."""
+        return self.settings.task.task_type
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Settings that decide what the network computes."""
+        network = self.settings.network.model_dump()
+        return {name: network[name] for name in ARCHITECTURE}
+
+    @property
+    def grid(self) -> BlockGrid:
+        """The blocks that the network segments, in voxels of the image."""
+        return BlockGrid(self.box, self.block)
+
+    @property
+    def largest_block(self) -> Zyx:
+        """Shape of the largest block of the grid."""
+        return per_axis(min, self.block, self.box.shape)
 
     def with_halo(self, block: Box) -> Box:
         """Return a block and its halo, cut to the image."""
         return block.grown(self.halo).intersect(self.image.bounds)
+
+    def make_job(self, output: str, inference: InferenceSettings, copy: str | None = None) -> SegmentationJob:
+        """Return what actors receive.
+
+        Parameters
+        ----------
+        output : str
+            Path or URL of the output.
+        inference : InferenceSettings
+            How the network is run.
+        copy : str or None
+            Path or URL of the precomputed copy.
+
+        Returns
+        -------
+        SegmentationJob
+            The job.
+        """
+        known = {each.name: getattr(self, each.name) for each in fields(SegmentationInputs)}
+        record = self.make_record(inference)
+        return SegmentationJob(**known, inference=inference, output=output, precomputed=copy, record=record)
+
+    def make_record(self, inference: InferenceSettings) -> dict[str, Any]:
+        """Return everything that must be equal for an output to be resumed; no times, no host names.
+
+        Parameters
+        ----------
+        inference : InferenceSettings
+            How the network is run.
+
+        Returns
+        -------
+        dict
+            JSON object.
+        """
+        segment, task = self.settings.segment, self.settings.task
+        only_if_set = {"resample": True} if is_resampled(self.image) else {}
+        return _plain_json(
+            {
+                **only_if_set,
+                "image": redact_secrets(self.image.uri),
+                "box": str(self.box),
+                "voxel_size_nm": self.image.voxel_size_nm,
+                "intensity": self.intensity,
+                "weights": hash_weights(self.trained.weights),
+                "network": self.architecture,
+                "task": {name: getattr(task, name) for name in RECORDED_TASK_SETTINGS},
+                "threshold": self.threshold,
+                **{name: getattr(segment, name) for name in segment.recorded},
+                "mask": self.mask and redact_secrets(self.mask.uri),
+                "arithmetic": inference,
+                "halo": self.halo,
+                "margin": self.receptive_field.margin,
+                "block": self.block,
+                "shard": self.layout.shard,
+                "chunk": self.layout.chunk,
+                "versions": {name: version(name) for name in RECORDED_PACKAGES},
+            }
+        )
+
+
+@dataclass(frozen=True)
+class SegmentationJob(SegmentationInputs):
+    """All that an actor needs to make blocks of the output, in any phase.
+
+    Parameters
+    ----------
+    inference : InferenceSettings
+        How the network is run.
+    output : str
+        Path or URL of the output.
+    precomputed : str or None
+        Path or URL of the precomputed copy; None for no copy.
+    record : dict
+        Provenance: what the output's attributes and the ledger keep.
+    """
+
+    inference: InferenceSettings
+    output: str
+    precomputed: str | None
+    record: dict[str, Any]
+
+    @cached_property
+    def spec(self) -> OutputSpec:
+        """Specification of the output."""
+        task, classes = self.task_type, self.classes
+        return OutputSpec(
+            levels=self.levels,
+            layout=self.layout,
+            nanometers=self.image.voxel_size_nm is not None,
+            channels=(task,) if classes == 2 else tuple(f"{task}_{number}" for number in range(1, classes)),
+            name=task,
+            mask=task if self.settings.segment.save_mask else None,
+            record=self.record,
+        )
+
+    @property
+    def output_zarr(self) -> OmeZarrOutput:
+        """The output, whose metadata need not exist yet."""
+        return OmeZarrOutput(self.output, self.spec)
+
+
+def _plain_json(value: Any) -> Any:
+    """Return a value as it is after a round trip through JSON: tuples become lists, dataclasses become objects."""
+    if hasattr(value, "__dataclass_fields__"):
+        return _plain_json(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain_json(item) for key, item in value.items()}
+    return [_plain_json(item) for item in value] if isinstance(value, list | tuple) else value

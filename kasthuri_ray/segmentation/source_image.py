@@ -14,9 +14,12 @@ from kasthuri_ray.geometry import Box, Nm, Zyx, per_axis
 from kasthuri_ray.labels import intensity_window
 from kasthuri_ray.segmentation.trained_network import TrainedNetwork
 from kasthuri_ray.storage.uris import absolute_uri
-from kasthuri_ray.volumes.alignment import mask_box
+from kasthuri_ray.volumes.absent_chunks import absent_text, count_absent_before
+from kasthuri_ray.volumes.mask_alignment import align_mask, mask_box
 from kasthuri_ray.volumes.opening import VolumeOpener
+from kasthuri_ray.volumes.resampled_volume import resample_image
 from kasthuri_ray.volumes.volume import Volume
+from kasthuri_ray.volumes.voxel_grid import VOXEL_SIZE_TOLERANCE, size_text
 
 MAX_SIZE_MISMATCH = (
     0.2  # of the training's voxel size: beyond it a network gets images unlike those that it learnt from
@@ -62,6 +65,9 @@ def open_source_image(
     voxel_size_nm = per_axis(float, segment.voxel_size) if segment.voxel_size else None
     uri = absolute_uri(segment.image or _only_image(settings))
     image = opener.open(uri, segment.mip, voxel_size_nm)
+    if segment.resample and (image.voxel_size_nm is None or trained.voxel_size_nm is None):
+        what = f"{image.uri} (--voxel-size z,y,x)" if image.voxel_size_nm is None else "the training"
+        raise InputError(f"--resample needs the voxel size of {what}, which is not known")
     if image.voxel_size_nm is None:
         report(f"{image.uri} has no voxel size (--voxel-size z,y,x): lengths in the output are in voxels")
         return image
@@ -70,6 +76,9 @@ def open_source_image(
         return image
     if segment.mip is None and voxel_size_nm is None and not _names_resolution(uri):
         image = nearest_mip(image, trained.voxel_size_nm, lambda mip: opener.open(uri, mip))
+    if segment.resample and not np.allclose(_size(image), trained.voxel_size_nm, rtol=VOXEL_SIZE_TOLERANCE, atol=0):
+        report(f"{image.uri} is resampled from {size_text(_size(image))} to {size_text(trained.voxel_size_nm)} (z,y,x)")
+        return resample_image(image, trained.voxel_size_nm)
     if segment.mip is None:
         _check_size(image, trained.voxel_size_nm)
     return image
@@ -84,7 +93,7 @@ def _only_image(settings: Settings) -> str:
 
 
 def _names_resolution(uri: str) -> bool:
-    return re.search(r"^bossdb://[^/]+/[^/]+/[^/]+/\d+/?$|#mip=\d+$", uri) is not None
+    return re.search(r"^bossdb://[^/]+/[^/]+/[^/]+/\d+/?(\?.*)?$|#mip=\d+$", uri) is not None
 
 
 def nearest_mip(image: Volume, training_size_nm: Nm, open_mip: Callable[[int], Volume]) -> Volume:
@@ -130,14 +139,10 @@ def _check_size(image: Volume, training_size_nm: Nm) -> None:
     size = _size(image)
     if any(abs(a / b - 1) > MAX_SIZE_MISMATCH + ROUNDING for a, b in zip(size, training_size_nm, strict=True)):
         raise InputError(
-            f"the voxel size of {image.uri} is {_size_text(size)} nm, but the network was trained at "
-            f"{_size_text(training_size_nm)} nm (z,y,x), a difference above 20%; choose a resolution with --mip N to "
-            "segment anyway"
+            f"the voxel size of {image.uri} is {size_text(size)}, but the network was trained at "
+            f"{size_text(training_size_nm)} (z,y,x), a difference above 20%; read it at that size with --resample, or "
+            "choose a resolution with --mip N to segment anyway"
         )
-
-
-def _size_text(size_nm: Nm) -> str:
-    return " x ".join(f"{value:g}" for value in size_nm)
 
 
 def image_intensity(image: Volume, settings: Settings, trained: TrainedNetwork) -> tuple[float, float]:
@@ -201,20 +206,48 @@ def _draw_sample_box(box: Box, rng: np.random.Generator) -> Box:
     return Box.at(start, shape)
 
 
-def check_mask(mask: Volume, image: Volume, box: Box) -> None:
-    """Raise InputError if a mask cannot be aligned with the image, or covers no voxel of `box`."""
+def open_mask(uri: str, image: Volume, box: Box, opener: VolumeOpener) -> tuple[Volume, tuple[str, ...]]:
+    """Open a mask and align it with the image, in voxels of the image if both have the same voxel size.
+
+    Parameters
+    ----------
+    uri : str
+        The mask.
+    image : Volume
+        The image.
+    box : Box
+        What is segmented, in voxels of the image.
+    opener : VolumeOpener
+        Opens the mask.
+
+    Returns
+    -------
+    mask : Volume
+        The mask, for `is_outside_mask`.
+    notes : tuple of str
+        What had to be assumed about its place, one line each.
+
+    Raises
+    ------
+    InputError
+        If it is no mask, cannot be aligned with the image, or covers no voxel of `box`.
+    """
+    mask = opener.open(uri, labels=True)
     if mask.dtype.kind not in "bui":
         raise InputError(f"--mask {mask.uri} holds {mask.dtype}; a mask holds integers, 0 outside")
-    if mask.bounds != image.bounds and (mask.voxel_size_nm is None or image.voxel_size_nm is None):
-        raise InputError(
-            f"--mask {mask.uri} is {mask.bounds}, the image {image.bounds} (z,y,x); to align them, both must have a "
-            "voxel size"
-        )
+    try:
+        aligned = align_mask(image, mask)
+    except InputError as error:
+        raise InputError(f"--mask: {error}") from None
+    mask = aligned.moving
     if mask_box(box, mask, image).num_voxels == 0:
         raise InputError(
             f"--mask {mask.uri} covers nothing of what is to be segmented, {box} of {image.uri} (z,y,x), so no block "
             "would be segmented; check the voxel size and the offset of both"
         )
+    absent = count_absent_before(mask, mask_box(box, mask, image))
+    note = (absent_text(mask.uri, *absent, "0: not segmented"),) if absent and absent[0] else ()
+    return mask, (*aligned.notes, *note)
 
 
 def is_outside_mask(block: Box, mask: Volume, image: Volume) -> bool:

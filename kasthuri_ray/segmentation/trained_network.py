@@ -72,13 +72,12 @@ def read_trained_network(path: str) -> TrainedNetwork:
     except FileNotFoundError:
         raise InputNotFound(f"--weights {path}: there is no {where}") from None
     check_finite_weights(checkpoint.weights, where)
-    extra, settings = checkpoint.extra, checkpoint.settings
-    intensity, voxel_size_nm = extra.get("image_intensity"), extra.get("voxel_size_nm")
+    settings, intensity, voxel_size_nm = checkpoint.settings, checkpoint.image_intensity, checkpoint.voxel_size_nm
     return TrainedNetwork(
         where=where.partition("?")[0],
         weights=checkpoint.weights,
         settings=settings and {name: settings[name] for name in ("task", "network")},
-        threshold=(extra.get("best") or {}).get("threshold"),
+        threshold=checkpoint.threshold,
         intensity=None if intensity is None else _pair(intensity),
         voxel_size_nm=None if voxel_size_nm is None else per_axis(float, voxel_size_nm),
     )

@@ -12,9 +12,9 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -22,7 +22,8 @@ from urllib.parse import unquote
 import tensorstore as ts
 
 from kasthuri_ray.errors import InputDenied, InputError, VolumeError
-from kasthuri_ray.storage.s3 import s3_endpoint_and_region
+from kasthuri_ray.storage.content_encoding import is_encoding_refused, read_encoded_object
+from kasthuri_ray.storage.s3_access import with_s3_access
 from kasthuri_ray.storage.uris import parse_file_url
 
 Json = dict[str, Any]
@@ -40,6 +41,7 @@ DRIVERS = {
 CACHE_BYTES = 64_000_000
 RETRIES = {"max_retries": 5, "initial_delay": "200ms", "max_delay": "2s"}
 ANSWER_TIMEOUT_S = 20.0
+WHOLE = slice(None)  # all bytes of an object
 MIN_BYTES_PER_SECOND = 250_000  # timeouts of large reads and writes assume that it is not slower
 
 
@@ -170,9 +172,9 @@ def _parse_kvstore(base: str, uri: str) -> Json:
 
 def credential_variants(kvstore: Json) -> Iterator[Json]:
     """Yield the specs to read `kvstore` with: as it is, or for S3 first anonymous and then with credentials."""
-    yield _with_s3_access(kvstore, "anonymous")
+    yield with_s3_access(kvstore, anonymous=True)
     if "s3" in (layer["driver"] for layer in _layers(kvstore)):
-        yield _with_s3_access(kvstore, _s3_credentials())
+        yield with_s3_access(kvstore)
 
 
 def writable_kvstore(path: str) -> Json:
@@ -192,7 +194,7 @@ def writable_kvstore(path: str) -> Json:
         return {"driver": "file", "path": f"{path.rstrip('/')}/"}
     bucket, _, key = path.removeprefix("s3://").partition("/")
     kvstore = {"driver": "s3", "bucket": bucket, "path": f"{key.strip('/')}/".lstrip("/")}
-    return _with_s3_access(kvstore, _s3_credentials())
+    return with_s3_access(kvstore)
 
 
 def _layers(kvstore: Json) -> Iterator[Json]:
@@ -200,23 +202,6 @@ def _layers(kvstore: Json) -> Iterator[Json]:
     yield kvstore
     if "base" in kvstore:
         yield from _layers(kvstore["base"])
-
-
-def _with_s3_access(kvstore: Json, credentials: str) -> Json:
-    if "base" in kvstore:
-        return {**kvstore, "base": _with_s3_access(kvstore["base"], credentials)}
-    if kvstore["driver"] != "s3":
-        return kvstore
-    access: Json = {"aws_credentials": {"type": credentials}}
-    endpoint, region = s3_endpoint_and_region()
-    if endpoint:
-        access |= {"endpoint": endpoint.rstrip("/"), "aws_region": region or "us-east-1"}
-    return {**kvstore, **access}
-
-
-def _s3_credentials() -> str:
-    keys = os.environ.get("AWS_ACCESS_KEY_ID") and os.environ.get("AWS_SECRET_ACCESS_KEY")
-    return "environment" if keys else "default"
 
 
 def read_json_documents(location: StoreLocation, names: Iterable[str]) -> tuple[StoreLocation, dict[str, Json]]:
@@ -255,24 +240,60 @@ def read_json_documents(location: StoreLocation, names: Iterable[str]) -> tuple[
 
 def _read_values(location: StoreLocation, keys: list[str]) -> tuple[dict[str, bytes], str | None]:
     """Return the values of the keys that exist, and why one was refused. S3 may refuse a key that does not exist."""
-    deadline = time.monotonic() + ANSWER_TIMEOUT_S
     values: dict[str, bytes] = {}
     refusal = None
-    with translate_tensorstore_errors(location.uri, "opened"):
-        store = ts.KvStore.open(location.kvstore, context=tensorstore_context()).result(timeout=ANSWER_TIMEOUT_S)
-        futures = {key: store.read(key) for key in keys}
-    for key, future in futures.items():
+    for key, read in start_reads(location, keys).items():
         try:
-            with translate_tensorstore_errors(location.uri, "opened"):
-                result = future.result(timeout=max(0.1, deadline - time.monotonic()))
+            value = read()
         except PermissionError as error:
             refusal = str(error)
             continue
-        except NotADirectoryError:
-            continue
-        if result.state == "value":
-            values[key] = bytes(result.value)
+        if value is not None:
+            values[key] = value
     return values, refusal
+
+
+def start_reads(
+    location: StoreLocation, keys: Iterable[str], timeout_s: float | None = None, part: slice = WHOLE
+) -> dict[str, Callable[[], bytes | None]]:
+    """Start to read several objects at once.
+
+    Parameters
+    ----------
+    location : StoreLocation
+        Where they are.
+    keys : iterable of str
+        Their names.
+    timeout_s : float, optional
+        For all of them together; that of an answer by default.
+    part : slice
+        Which bytes of each object are read; a negative start alone counts from the end.
+
+    Returns
+    -------
+    dict
+        For each name a function that waits for the content and returns it, None if there is no such object; it raises
+        the errors of `translate_tensorstore_errors`. Content with an encoding that tensorstore refuses is read too.
+    """
+    deadline = time.monotonic() + (ANSWER_TIMEOUT_S if timeout_s is None else timeout_s)
+    with translate_tensorstore_errors(location.uri, "opened"):
+        store = ts.KvStore.open(location.kvstore, context=tensorstore_context()).result(timeout=ANSWER_TIMEOUT_S)
+        futures = {key: store.read(key, byte_range=part) for key in keys}
+
+    def wait(key: str, future: Any) -> bytes | None:
+        try:
+            with translate_tensorstore_errors(location.uri, "opened"):
+                result = future.result(timeout=max(0.1, deadline - time.monotonic()))
+        except NotADirectoryError:
+            return None
+        except VolumeError as error:
+            if not is_encoding_refused(error):
+                raise
+            content = read_encoded_object(location.kvstore, key)
+            return None if content is None else content[part]
+        return bytes(result.value) if result.state == "value" else None
+
+    return {key: partial(wait, key, future) for key, future in futures.items()}
 
 
 def _parse_document(value: bytes, name: str, location: StoreLocation) -> Json:

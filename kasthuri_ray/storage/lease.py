@@ -3,8 +3,11 @@
 The holder keeps a lock file in the run's folder and increments a number in it, the heartbeat. A process that wants the
 run watches that file by its own clock. If the number changes, the run is alive and the lease is refused. If it does not
 change for `stale_after_s`, the run is dead and its lease is taken over. A dead process of the same machine is
-recognized at once. To claim a lease, a process writes the file, waits for a moment and reads it back: of several that
-claim at once, the last to write holds the lease. A holder that was replaced learns it from `lost` and `check()`.
+recognized at once. To claim a lease, a process replaces the lock file if it is still the one that it watched: of
+several that claim at once, one succeeds. A holder that was replaced learns it from `lost` and `check()`.
+
+Without conditional writes (some S3 servers, disks without locks) a process writes the file, waits for a moment and
+reads it back instead: the last to write holds the lease.
 """
 
 from __future__ import annotations
@@ -23,10 +26,12 @@ from types import TracebackType
 from typing import Any
 
 from kasthuri_ray.errors import LeaseHeld, LeaseLost
-from kasthuri_ray.storage.folder import Storage
+from kasthuri_ray.storage.storage import ConditionsUnsupported, Storage
 
-# S3 is read in two requests, size and content. If all records have one size, none is read in part.
+# Earlier versions read S3 in two requests, size and content. If all records have one size, they read none in part.
 RECORD_BYTES = 512
+
+LockFile = tuple[bytes, bytes]  # content and version of a lock file
 
 
 class Lease:
@@ -51,6 +56,8 @@ class Lease:
         self.heartbeat_s, self.stale_after_s = heartbeat_s, stale_after_s
         self.record = {"token": uuid.uuid4().hex, "beat": 0, **_describe_this_process(), "since": _utc_now()}
         self.lost = threading.Event()
+        self._version: bytes | None = None  # of the lock file, if this process wrote it
+        self._is_conditional = True  # whether the storage has conditional writes
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._renewed_at = _clock()
@@ -90,10 +97,10 @@ class Lease:
         """
         lease = cls(storage, name, heartbeat_s, stale_after_s)
         while True:
-            content = lease._read()
-            if content is not None and not _is_dead(content):
-                content = lease._wait_until_stale(content, report, alternative)
-            if lease._claim(content):
+            found = lease._read()
+            if found is not None and not _is_dead(found[0]):
+                found = lease._wait_until_stale(found, report, alternative)
+            if lease._claim(found, report):
                 lease._thread.start()
                 return lease
 
@@ -118,7 +125,7 @@ class Lease:
         if self._thread.ident is not None:
             self._thread.join()
         with self._lock, contextlib.suppress(OSError):  # if the storage is gone, the lease becomes stale by itself
-            if not self.lost.is_set() and self._is_own(self._read()):
+            if not self.lost.is_set() and self._is_own():
                 self.storage.delete(self.name)
 
     def __enter__(self) -> Lease:
@@ -129,22 +136,24 @@ class Lease:
     ) -> None:
         self.release()
 
-    def _read(self) -> bytes | None:
+    def _read(self) -> LockFile | None:
         try:
-            return self.storage.read_bytes(self.name)
+            return self.storage.read_version(self.name)
         except FileNotFoundError:
             return None
-
-    def _write(self) -> None:
-        self.storage.write_bytes(self.name, self._encode())
 
     def _encode(self) -> bytes:
         return json.dumps(self.record).encode().ljust(RECORD_BYTES)
 
-    def _is_own(self, content: bytes | None) -> bool:
-        return content is not None and _decode(content).get("token") == self.record["token"]
+    def _is_own(self) -> bool:
+        """Return whether this process wrote the lock file, and note its version."""
+        found = self._read()
+        if found is None or _decode(found[0]).get("token") != self.record["token"]:
+            return False
+        self._version = found[1]
+        return True
 
-    def _wait_until_stale(self, content: bytes, report: Callable[[str], Any], alternative: str) -> bytes | None:
+    def _wait_until_stale(self, found: LockFile, report: Callable[[str], Any], alternative: str) -> LockFile | None:
         """Return the lock file once it has not changed for `stale_after_s`, or None once it is deleted.
 
         Raise LeaseHeld if it changes.
@@ -154,21 +163,33 @@ class Lease:
         while _clock() < deadline:
             time.sleep(min(self.heartbeat_s / 2, max(0.0, deadline - _clock())))
             current = self._read()
-            if current is None or _is_dead(current):
+            if current is None or _is_dead(current[0]):
                 return current
-            if current != content:
-                raise LeaseHeld(_held_message(self.storage, self.name, current, alternative))
-        return content
+            if current != found:
+                raise LeaseHeld(_held_message(self.storage, self.name, current[0], alternative))
+        return found
 
-    def _claim(self, content: bytes | None) -> bool:
-        """Return whether this process holds the lease now; False if the lock file changed since `content` was read."""
-        if content is None and self.storage.folder is not None:
-            return self.storage.write_new(self.name, self._encode())
-        if self._read() != content:
+    def _claim(self, found: LockFile | None, report: Callable[[str], Any]) -> bool:
+        """Return whether this process holds the lease now; False if the lock file changed since `found` was read."""
+        if self._is_conditional:
+            try:
+                return self._write_if(None if found is None else found[1])
+            except ConditionsUnsupported as error:
+                report(f"{error}; a run that starts at the same moment is recognized by waiting for it")
+                self._is_conditional = False
+        if self._read() != found:
             return False
-        self._write()
+        self.storage.write_bytes(self.name, self._encode())
         time.sleep(self.heartbeat_s / 2)  # others that claim at the same time have written by now
-        return self._is_own(self._read())
+        return self._is_own()
+
+    def _write_if(self, version: bytes | None) -> bool:
+        """Replace a version of the lock file, and return whether it is this process's now."""
+        written = self.storage.write_if(self.name, self._encode(), version)
+        if written is None:
+            return self._is_own()  # S3 may have written it although its answer was lost
+        self._version = written
+        return True
 
     def _keep_renewing(self) -> None:
         while not self._stop.wait(self.heartbeat_s) and not self.lost.is_set():
@@ -179,12 +200,22 @@ class Lease:
         with self._lock, contextlib.suppress(OSError):
             if self._stop.is_set():
                 return
-            if not self._is_own(self._read()):
-                self.lost.set()
-                return
             self.record["beat"] += 1
-            self._write()
-            self._renewed_at = _clock()
+            if self._renew_lock_file():
+                self._renewed_at = _clock()
+            else:
+                self.lost.set()
+
+    def _renew_lock_file(self) -> bool:
+        """Write one heartbeat, and return whether this process still holds the lease."""
+        with contextlib.suppress(ConditionsUnsupported):
+            if self._is_conditional:
+                return self._write_if(self._version)
+        self._is_conditional = False
+        if not self._is_own():
+            return False
+        self.storage.write_bytes(self.name, self._encode())
+        return True
 
 
 def _utc_now() -> str:

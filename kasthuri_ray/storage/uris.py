@@ -8,6 +8,8 @@ from urllib.parse import unquote, urlsplit
 
 from kasthuri_ray.errors import InputError
 
+VOLUME_OPTIONS = ("axes", "voxel_size_nm", "offset_nm", "dtype")  # that may end the URI of a volume
+
 
 def in_ray_job() -> bool:
     """Return whether this process is the driver of a submitted Ray job.
@@ -21,7 +23,7 @@ def in_ray_job() -> bool:
 
 
 def redact_secrets(text: str) -> str:
-    """Remove from URLs what may be secret: query, signature, user and password.
+    """Remove from URLs what may be secret: query, signature, user and password. Options of a volume are kept.
 
     Parameters
     ----------
@@ -33,8 +35,13 @@ def redact_secrets(text: str) -> str:
     str
         The text; what is not a URL is unchanged.
     """
-    without_query = re.sub(r"((?:https?|s3|gs)://[^?\s]*)\?[^\s|]*", r"\1", text)
+    without_query = re.sub(r"((?:https?|s3|gs)://[^?\s]*)\?([^\s|#]*)(#mip=\d+)?[^\s|]*", _keep_volume_options, text)
     return re.sub(r"((?:https?|s3|gs)://)[^/@\s]*@", r"\1", without_query)
+
+
+def _keep_volume_options(url: re.Match[str]) -> str:
+    kept = [part for part in url[2].split("&") if part.partition("=")[0] in VOLUME_OPTIONS]
+    return f"{url[1]}{'?' if kept else ''}{'&'.join(kept)}{url[3] or ''}"
 
 
 def is_inside(path: str, folder: str) -> bool:

@@ -1,38 +1,46 @@
-"""The tiles of a task as a PyTorch dataset, without Ray: `DataLoader(TileDataset("synapse", "train"), batch_size=8)`."""
+"""The tiles of a task as a PyTorch dataset, without Ray: `DataLoader(TileDataset("synapse"), batch_size=8)`."""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from kasthuri_ray.config.settings import Settings
+from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.config.task import SPLITS
-from kasthuri_ray.errors import InputError
+from kasthuri_ray.errors import InputError, missing_is_bad_input
 from kasthuri_ray.tiles.augmentation import Augment, tile_seed
 from kasthuri_ray.tiles.sampling import GridTiles, TrainTiles, read_tile
 from kasthuri_ray.tiles.splits import open_task_tiles
 
 
 class TileDataset(Dataset[tuple[Tensor, Tensor]]):
-    """The tiles of one split, in the order and with the augmentation of training.
+    """The tiles of one split of a task, in the order and with the augmentation of training.
 
     An item is (image, label): the image float32 1, y, x in 0..1 (1, z, y, x in 3D), the label int64 y, x (z, y, x) with
     255 where a voxel does not count (`torch.nn.CrossEntropyLoss(ignore_index=255)`).
 
     Parameters
     ----------
-    settings : Settings
-        Settings of the task and the network.
+    task : str or mapping
+        Name of a built-in task, path of a task file, or what such a file holds.
     split : str
         `train`, `val` or `test`.
     augment : bool
         Whether training tiles are augmented; tiles of val and test never are.
+    network : str or mapping, optional
+        Network whose settings decide on the seed, the augmentation and `tiles_per_epoch`; as of `train`.
+    settings : mapping, optional
+        Any settings, such as `{"task.tile_size": [128, 128], "train.boss": "boss.json"}`.
 
     Raises
     ------
     InputError
-        If there is no such split, or if boxes, volumes and tiles do not fit.
+        If there is no such task or split, or if boxes, volumes and tiles do not fit.
     VolumeError
         If a volume cannot be read.
 
@@ -43,18 +51,29 @@ class TileDataset(Dataset[tuple[Tensor, Tensor]]):
     counts once. `notes` holds lines that a person should read.
     """
 
-    def __init__(self, settings: Settings, split: str = "train", *, augment: bool = True) -> None:
+    @missing_is_bad_input()
+    def __init__(
+        self,
+        task: str | Mapping[str, Any],
+        split: str = "train",
+        *,
+        augment: bool = True,
+        network: str | Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         if split not in SPLITS:
             raise InputError(f"split is {split!r}; it can be {', '.join(SPLITS)}")
-        self.notes: list[str] = []
-        tiles = getattr(open_task_tiles(settings, self.notes.append), split)
+        assignments = [f"{key}={json.dumps(value)}" for key, value in (settings or {}).items()]
+        resolved = resolve_settings(GivenSettings(task, network, assignments=assignments))
+        self.notes = list(resolved.notes.values())
+        tiles = getattr(open_task_tiles(resolved, self.notes.append), split)
         if tiles is None:
-            raise InputError(f"the task {settings.task.name} has no box for {split}")
-        network, self.split, self.epoch = settings.network, split, 0
+            raise InputError(f"the task {resolved.task.name} has no box for {split}")
         self.tiles: TrainTiles | GridTiles = tiles
-        self._seed, self._dim = network.seed, network.dim
-        kind = network.augmentations if augment and split == "train" else "none"
-        self._augment = Augment(kind, dim=network.dim, task_type=settings.task.task_type)
+        self.split, self.epoch = split, 0
+        self._seed, self._dim = resolved.network.seed, resolved.network.dim
+        kind = resolved.network.augmentations if augment and split == "train" else "none"
+        self._augment = Augment(kind, dim=self._dim, task_type=resolved.task.task_type)
 
     def __len__(self) -> int:
         return self.tiles.tiles_per_epoch if isinstance(self.tiles, TrainTiles) else len(self.tiles)
@@ -62,8 +81,7 @@ class TileDataset(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"tile {index} of {len(self)}")
-        number = index % len(self)
-        tiles = self.tiles
+        number, tiles = index % len(self), self.tiles
         address = tiles.address(self.epoch, number) if isinstance(tiles, TrainTiles) else tiles.address(number)
         voxels, classes, _ = read_tile(tiles.sources, address)
         image, label = torch.from_numpy(voxels)[None, None].float().div_(255), torch.from_numpy(classes)[None]

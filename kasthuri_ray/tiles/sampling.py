@@ -16,7 +16,7 @@ import numpy as np
 
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, TileGrid, Zyx, ceil_div, per_axis
-from kasthuri_ray.labels import IGNORE_LABEL, to_classes, to_uint8
+from kasthuri_ray.labels import IGNORE_LABEL, not_imaged, to_classes, to_uint8
 from kasthuri_ray.volumes.volume import Volume
 
 # Limits of the search for foreground, in voxels of annotation that are read.
@@ -91,10 +91,10 @@ class TileSource:
         """
         volume, blank = self.image, []
         for part in box.cells(volume.chunk, volume.chunk_origin):
-            if stored[part.slices(box.start)].any():
+            if _has_grey_levels(stored[part.slices(box.start)]):
                 continue
             chunk = part.grown_to_grid(volume.chunk, volume.chunk_origin).intersect(volume.bounds)
-            if chunk == part or not volume.read(chunk).any():
+            if chunk == part or not _has_grey_levels(volume.read(chunk)):
                 blank.append(f"{volume.uri} {chunk}")
         return blank
 
@@ -268,12 +268,19 @@ def read_tile(sources: tuple[TileSource, ...], address: TileAddress) -> tuple[np
     source = sources[address.source]
     stored = source.image.read(address.box)
     labels = source.read_labels(address.box)
+    if (missing := not_imaged(stored)) is not None:
+        labels[missing] = IGNORE_LABEL
     if address.own != address.box:
         own_labels = np.full_like(labels, IGNORE_LABEL)
         own = address.own.slices(address.box.start)
         own_labels[own] = labels[own]
         labels = own_labels
     return to_uint8(stored, source.intensity), labels, source.find_blank_chunks(stored, address.box)
+
+
+def _has_grey_levels(voxels: np.ndarray) -> bool:
+    """Return whether voxels are neither zeros nor nan alone."""
+    return bool((np.nan_to_num(voxels) if voxels.dtype.kind == "f" else voxels).any())
 
 
 def _search_boxes(source: TileSource, tile: Zyx, rng: np.random.Generator) -> Iterator[Box]:

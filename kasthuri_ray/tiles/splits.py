@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,9 +14,11 @@ from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, TileGrid, per_axis
 from kasthuri_ray.labels import intensity_window
 from kasthuri_ray.tiles.sampling import GridTiles, LabelRule, TileSource, TrainTiles
-from kasthuri_ray.volumes.alignment import VOXEL_SIZE_TOLERANCE, box_nm
+from kasthuri_ray.volumes.absent_chunks import absent_text, check_any_chunk, count_absent_before
+from kasthuri_ray.volumes.alignment import align_volumes, both_places_text
 from kasthuri_ray.volumes.opening import VolumeOpener
-from kasthuri_ray.volumes.volume import Volume
+from kasthuri_ray.volumes.resampled_volume import Resampling
+from kasthuri_ray.volumes.voxel_grid import box_nm
 
 MAX_TILES_PER_EPOCH = 4096
 NUM_INTENSITY_TILES = 32  # random tiles from which percentiles of grey levels are computed
@@ -26,11 +28,20 @@ SplitSources = Mapping[str, tuple[TileSource, ...]]  # of train, val and test, i
 
 @dataclass(frozen=True)
 class TaskTiles:
-    """The tiles of a task's splits; `test` is None if the task has no test box."""
+    """The tiles of a task's splits.
+
+    Parameters
+    ----------
+    train, val, test : TrainTiles, GridTiles
+        Tiles of each split; `test` is None if the task has no test box.
+    absent_chunks : mapping
+        For `image` and `annotation`: how many chunks of all boxes are not stored, and how many there are.
+    """
 
     train: TrainTiles
     val: GridTiles
     test: GridTiles | None
+    absent_chunks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def open_task_tiles(settings: Settings, add_note: Callable[[str], None]) -> TaskTiles:
@@ -56,7 +67,7 @@ def open_task_tiles(settings: Settings, add_note: Callable[[str], None]) -> Task
         If a volume cannot be opened or read.
     """
     task = settings.task
-    opened = _open_sources(settings)
+    opened = _open_sources(settings, add_note)
     intensity = choose_intensity(opened["train"], task, settings.network.seed)
     rule = LabelRule(task.threshold_value if task.threshold else None, settings.network.classes, task.ignore_label)
     sources = {
@@ -73,7 +84,25 @@ def open_task_tiles(settings: Settings, add_note: Callable[[str], None]) -> Task
             "best epoch"
         )
     test = GridTiles(sources["test"], task.tile) if sources["test"] else None
-    return TaskTiles(train, GridTiles(sources["val"], task.tile), test)
+    absent = _count_absent(opened, add_note)
+    return TaskTiles(train, GridTiles(sources["val"], task.tile), test, absent)
+
+
+def _count_absent(sources: SplitSources, add_note: Callable[[str], None]) -> dict[str, tuple[int, int]]:
+    """Count the chunks of all boxes that are not stored, and note those that are absent."""
+    totals: dict[str, tuple[int, int]] = {}
+    for split, each in sources.items():
+        for source in each:
+            for kind, volume in (("image", source.image), ("annotation", source.annotation)):
+                found = None if volume is None else count_absent_before(volume, source.box)
+                if volume is None or found is None:
+                    continue
+                absent, chunks = totals.get(kind, (0, 0))
+                totals[kind] = absent + found[0], chunks + found[1]
+                if found[0]:
+                    meaning = "background" if kind == "annotation" else "its fill value"
+                    add_note(f"{split}: {absent_text(volume.uri, *found, meaning)}")
+    return totals
 
 
 def check_splits_disjoint(sources: SplitSources, task: TaskSettings) -> None:
@@ -117,21 +146,6 @@ def describe_overlap(a: TileSource, b: TileSource) -> str:
     return f"{boxes}, two resolutions of one volume, overlap in {ranges} nm (z,y,x)"
 
 
-def check_same_grid(image: Volume, annotation: Volume) -> None:
-    """Raise an InputError if image and annotation are not on the same voxel grid."""
-    if image.bounds != annotation.bounds:
-        raise InputError(
-            f"image and annotation have different shapes: {image.uri} is {image.bounds}, "
-            f"{annotation.uri} is {annotation.bounds} (z,y,x)"
-        )
-    image_size, label_size = image.voxel_size_nm, annotation.voxel_size_nm
-    if image_size and label_size and not np.allclose(image_size, label_size, rtol=VOXEL_SIZE_TOLERANCE):
-        raise InputError(
-            f"image and annotation have different voxel sizes: {image.uri} {tuple(image_size)} nm, "
-            f"{annotation.uri} {tuple(label_size)} nm (z,y,x)"
-        )
-
-
 def choose_intensity(sources: tuple[TileSource, ...], task: TaskSettings, seed: int) -> tuple[float, float]:
     """Return the grey levels that become 0 and 255 in all volumes, from random tiles of the training boxes."""
     image = sources[0].image
@@ -144,14 +158,19 @@ def choose_intensity(sources: tuple[TileSource, ...], task: TaskSettings, seed: 
     return intensity_window(sample, image.dtype, task.image_intensity)
 
 
-def _open_sources(settings: Settings) -> dict[str, tuple[TileSource, ...]]:
+def _open_sources(settings: Settings, add_note: Callable[[str], None]) -> dict[str, tuple[TileSource, ...]]:
     """Open the boxes of all splits, each volume once; raise an InputError if they do not fit."""
     task, train = settings.task, settings.train
     opener = VolumeOpener(train.boss, train.cache, train.cache_size)
+    notes: dict[str, None] = {}  # each once, in their order
     sources = {
-        split: tuple(_open_source(opener, task, split, number) for number in range(len(task.regions(split))))
+        split: tuple(
+            _open_source(opener, settings, (split, number), notes) for number in range(len(task.regions(split)))
+        )
         for split in SPLITS
     }
+    for note in (*opener.notes, *notes):
+        add_note(note)
     check_splits_disjoint(sources, task)
     for split in SPLITS:
         for number, source in enumerate(sources[split]):
@@ -160,17 +179,34 @@ def _open_sources(settings: Settings) -> dict[str, tuple[TileSource, ...]]:
     return sources
 
 
-def _open_source(opener: VolumeOpener, task: TaskSettings, split: str, number: int) -> TileSource:
+def _open_source(
+    opener: VolumeOpener, settings: Settings, place: tuple[str, int], notes: dict[str, None]
+) -> TileSource:
+    """Open one box; its annotation counts the voxels of its image."""
+    task, train, (split, number) = settings.task, settings.train, place
     region = task.regions(split)[number]
     assert region.image is not None
-    image = opener.open(region.image)
-    annotation = None if region.annotation is None else opener.open(region.annotation)
-    if annotation is not None:
-        check_same_grid(image, annotation)
+    image = opener.open(region.image, voxel_size_nm=per_axis(float, train.voxel_size) if train.voxel_size else None)
+    annotation = None
+    if region.annotation is not None:
+        opened = image, opener.open(region.annotation, labels=True)
+        resample: Resampling | None = "nearest" if train.resample else None
+        aligned = align_volumes(*opened, opener.open, resample=resample)
+        image, annotation = aligned.fixed, aligned.moving
+        notes |= dict.fromkeys(aligned.notes)
     try:
-        return TileSource(image, annotation, region_box(region, image.bounds, f"the {split} box of {image.uri}"))
+        box = region_box(region, image.bounds, f"the {split} box of {image.uri}")
     except ValueError as error:
         raise InputError(f"{_settings_outside(task, split, number, region, image.bounds)}: {error}") from None
+    check_any_chunk(image, box, f"the {split} box", train.allow_empty)
+    if annotation is not None and not annotation.bounds.contains(box):
+        covered = box.intersect(annotation.bounds)
+        raise InputError(
+            f"{annotation.uri} covers {f'only {covered}' if covered.num_voxels else 'nothing'} of the {split} box "
+            f"{box} of {image.uri}; it covers {aligned.overlap} of the image (z,y,x): change "
+            f"{' or '.join(dict.fromkeys(task.range_keys(split, number)))}. {both_places_text(*opened)}"
+        )
+    return TileSource(image, annotation, box)
 
 
 def _settings_outside(task: TaskSettings, split: str, number: int, region: Region, bounds: Box) -> str:

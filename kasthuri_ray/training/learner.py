@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from kasthuri_ray import hardware
 from kasthuri_ray.labels import IGNORE_LABEL
 from kasthuri_ray.metrics.voxel_counts import BINS, VoxelCounts
 from kasthuri_ray.models.losses import make_loss
+from kasthuri_ray.models.unet import load_weights
 from kasthuri_ray.tiles.augmentation import Augment, tile_seed
 from kasthuri_ray.training.optimizer import (
     OptimizerSettings,
@@ -275,6 +276,11 @@ class Learner:
         """Return the weights that `evaluate` uses, on the CPU."""
         with self.evaluation_mode():
             return {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+
+    def load_evaluation_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Load weights that `evaluation_weights` returned, to be evaluated as they are: no average continues."""
+        load_weights(self.network, weights)
+        self.weight_average = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs of the learner."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kasthuri_ray import hardware
 from kasthuri_ray.config.differences import setting_differences
-from kasthuri_ray.config.settings import NetworkSettings, Settings, default_batch_size
+from kasthuri_ray.config.settings import NetworkSettings, Settings
 from kasthuri_ray.config.task import SPLITS
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.models.checkpoints import check_finite_weights, find_weights_file, read_weights
@@ -30,11 +30,92 @@ from kasthuri_ray.ray_cluster.output_paths import SINGLE_NODE, check_writable_pa
 from kasthuri_ray.ray_cluster.resources import ClusterResources
 from kasthuri_ray.storage.folder import open_storage, read_uri
 from kasthuri_ray.storage.uris import absolute_uri, in_ray_job
+from kasthuri_ray.tiles.splits import TaskTiles, open_task_tiles
 from kasthuri_ray.training.optimizer import should_stop_early
 from kasthuri_ray.training.run_folder import RunFolder
+from kasthuri_ray.training.trackers import check_trackers
+from kasthuri_ray.training.training_job import TrainingJob
+from kasthuri_ray.training.training_state import TrainingState
 
 FLOAT_BYTES = 4
 MAX_NAME_BYTES = 200
+
+
+@dataclass(frozen=True)
+class PreparedTraining:
+    """A training whose settings, network, weights and volumes have been checked.
+
+    Parameters
+    ----------
+    settings : Settings
+        Settings of the run, with absolute paths.
+    tiles : TaskTiles
+        Tiles of all splits.
+    weights : dict of str to Tensor or None
+        State dict to start from.
+    num_parameters : int
+        Number of parameters of the network.
+    notes : tuple of str
+        Lines that a person should read.
+    """
+
+    settings: Settings
+    tiles: TaskTiles
+    weights: dict[str, Tensor] | None
+    num_parameters: int
+    notes: tuple[str, ...]
+
+    def make_job(self, settings: Settings, path: str, next_command: str = "") -> TrainingJob:
+        """Return what the workers receive.
+
+        Parameters
+        ----------
+        settings : Settings
+            Settings with a batch size, see `plan_workers`.
+        path : str
+            Folder of the run.
+        next_command : str
+            Command that trains the run for more epochs.
+
+        Returns
+        -------
+        TrainingJob
+            The job.
+        """
+        tiles = replace(self.tiles, train=self.tiles.train.in_whole_batches(settings.network.batch))
+        return TrainingJob(settings, path, tiles, self.weights, next_command)
+
+
+def prepare_training(settings: Settings) -> PreparedTraining:
+    """Check a run, a trial, or the settings that the trials of a sweep share, as far as that is possible without Ray.
+
+    Parameters
+    ----------
+    settings : Settings
+        Settings of the training.
+
+    Returns
+    -------
+    PreparedTraining
+        What was built, read and opened.
+
+    Raises
+    ------
+    InputError
+        If settings, network, weights and volumes do not fit; the message says what to change.
+    InputNotFound, InputDenied, VolumeError
+        If a file or a volume cannot be opened or read.
+    """
+    settings = absolute_volume_paths(settings)
+    notes = unused_keys_notes(settings)
+    check_trackers(settings.train)
+    network = build_checked_network(settings)
+    if warning := normalization_warning(network):
+        notes.append(f"{settings.network.outweightfilename}: {warning}")
+    weights = read_weights_unless_resumed(settings)
+    tiles = open_task_tiles(settings, notes.append)
+    num_parameters = sum(parameter.numel() for parameter in network.parameters())
+    return PreparedTraining(settings, tiles, weights, num_parameters, tuple(notes))
 
 
 def absolute_volume_paths(settings: Settings) -> Settings:
@@ -215,89 +296,23 @@ def default_run_name(settings: Settings) -> str:
 
 
 def run_path(settings: Settings, name: str, cluster: ClusterResources = SINGLE_NODE) -> str:
-    """Return the path of the folder of a run."""
+    """Return the path of the folder of a run.
+
+    Parameters
+    ----------
+    settings : Settings
+        Settings of the run, with `train.storage`.
+    name : str
+        Name of the run.
+    cluster : ClusterResources
+        Resources of the Ray cluster.
+
+    Returns
+    -------
+    str
+        Absolute path or URL.
+    """
     return f"{resolve_output_path(settings.train.storage, cluster).rstrip('/')}/{name}"
-
-
-def choose_batch_size(settings: Settings, num_workers: int, before: Mapping[str, Any] | None = None) -> Settings:
-    """Return the settings with a batch size.
-
-    Parameters
-    ----------
-    settings : Settings
-        A batch size that is set stays.
-    num_workers : int
-        Most workers of the run.
-    before : mapping, optional
-        Saved settings of a run that is resumed, whose batch size is kept.
-
-    Returns
-    -------
-    Settings
-        A copy if the batch size was not set.
-    """
-    if settings.network.batch_size is not None:
-        return settings
-    size = before["network"]["batch_size"] if before else default_batch_size(num_workers)
-    return settings.model_copy(update={"network": settings.network.model_copy(update={"batch_size": size})})
-
-
-def uses_gpus(settings: Settings, cluster: ClusterResources) -> bool:
-    """Return whether the workers use GPUs.
-
-    Parameters
-    ----------
-    settings : Settings
-        Settings of the run, with `train.device`.
-    cluster : ClusterResources
-        Resources of the Ray cluster.
-
-    Returns
-    -------
-    bool
-        Whether each worker has a GPU.
-    """
-    device = settings.train.device
-    return device == "cuda" or (device == "auto" and cluster.gpus >= 1)
-
-
-def max_workers(settings: Settings, cluster: ClusterResources) -> int:
-    """Return the most workers that a run may have: the number that is set, else one for each GPU."""
-    gpus = int(cluster.gpus) if uses_gpus(settings, cluster) else 1
-    return (settings.train.worker_range or (1, gpus))[1]
-
-
-def plan_workers(settings: Settings, cluster: ClusterResources) -> tuple[tuple[int, int], bool]:
-    """Decide the number of workers.
-
-    Parameters
-    ----------
-    settings : Settings
-        With a batch size.
-    cluster : ClusterResources
-        Resources of the Ray cluster.
-
-    Returns
-    -------
-    workers : tuple of int
-        Fewest and most workers.
-    gpu : bool
-        Whether each worker has a GPU.
-
-    Raises
-    ------
-    InputError
-        If the batch size is smaller than the number of workers.
-    """
-    gpu = uses_gpus(settings, cluster)
-    all_gpus = min(max(1, int(cluster.gpus)), settings.network.batch)  # each needs at least one tile
-    fewest, most = settings.train.worker_range or ((all_gpus,) * 2 if gpu else (1, 1))
-    if settings.network.batch < most:
-        raise InputError(
-            f"network.batch_size {settings.network.batch} is smaller than the {most} workers that share it "
-            "(--num-workers); each needs at least one tile"
-        )
-    return (fewest, most), gpu
 
 
 def check_run_resumable(folder: RunFolder, settings: Settings) -> None:
@@ -353,6 +368,6 @@ def _check_fits_memory(network: NetworkSettings, blocks: int) -> None:
 def _stopped_early(folder: RunFolder, settings: Settings, epochs: int) -> bool:
     """Return whether early stopping ended a run of `epochs` epochs."""
     last = folder.read_checkpoint("last")
-    losses = [row["val.loss"] for row in last.extra["resume"]["progress"]["history"]] if last else []
+    losses = TrainingState.of(last).progress.val_losses if last else []
     network = settings.network
     return len(losses) == epochs and should_stop_early(losses, network.early_stopping, network.early_stopping_delta)

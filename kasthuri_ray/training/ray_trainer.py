@@ -9,12 +9,20 @@ from typing import Any
 import torch
 
 from kasthuri_ray.errors import VolumeError
-from kasthuri_ray.progress import Reporter, Throttle, format_duration
+from kasthuri_ray.progress import Reporter, Throttle
 from kasthuri_ray.ray_cluster.connection import RAY_ENVIRONMENT, WORKER_CPUS
 from kasthuri_ray.ray_cluster.process_priority import lower_helper_priority
 from kasthuri_ray.ray_cluster.ray_errors import root_cause, user_error
 from kasthuri_ray.training.training_job import TrainingJob, WorkerContext
+from kasthuri_ray.training.training_messages import (
+    EpochMessage,
+    MessageHandler,
+    StepMessage,
+    TextMessage,
+    TrainingMessage,
+)
 from kasthuri_ray.training.worker import train_worker
+from kasthuri_ray.training.worker_plan import WorkerPlan
 
 MAX_FAILURES = 8  # restarts of the workers, each from the last epoch, before the run fails
 MAX_START_ATTEMPTS = 60  # attempts, of half a minute each, to get workers at all
@@ -25,18 +33,15 @@ STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTA
 
 PRIORITY_PERIOD_S = 15.0  # between two searches for new helper processes whose priority must be lowered
 
-MessageHandler = Callable[[dict[str, Any]], None]
 EpochReporter = Callable[[list[dict[str, Any]]], str | None]
 
 
 def make_trainer(
     job: TrainingJob,
-    workers: tuple[int, int],
-    gpu: bool,
+    workers: WorkerPlan,
     scratch: str,
     show: MessageHandler,
     report: EpochReporter | None = None,
-    sharing: int = 1,
     max_failures: int = MAX_FAILURES,
 ) -> Any:
     """Make the trainer whose `fit` runs a job and returns when it has ended.
@@ -45,18 +50,14 @@ def make_trainer(
     ----------
     job : TrainingJob
         The run, which every worker receives.
-    workers : tuple of int
-        Fewest and most workers.
-    gpu : bool
-        Whether each worker has a GPU.
+    workers : WorkerPlan
+        The workers to start.
     scratch : str
         Folder for Ray's own files.
     show : callable
         Receives messages about the progress; picklable. See `WorkerContext`.
     report : callable, optional
         Receives the history after every epoch and may end the run; picklable. See `WorkerContext`.
-    sharing : int
-        Workers that share a machine, including those of other jobs.
     max_failures : int
         Restarts of the workers, each from the last epoch, before the run fails.
 
@@ -70,12 +71,13 @@ def make_trainer(
 
     from kasthuri_ray.training.rendezvous import MultiHostTorchConfig
 
+    gpu, config = workers.use_gpu, {"job": job, "show": show, "report": report or _report_to_ray_train}
     return TorchTrainer(
         _train_loop,
-        train_loop_config={"job": job, "show": show, "report": report or _report_to_ray_train, "sharing": sharing},
+        train_loop_config={**config, "per_node": workers.per_node},
         torch_config=MultiHostTorchConfig(),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers[0] if workers[0] == workers[1] else workers,  # type: ignore[arg-type]
+            num_workers=workers.most if workers.fewest == workers.most else (workers.fewest, workers.most),  # type: ignore[arg-type]
             use_gpu=gpu,
             resources_per_worker={"CPU": WORKER_CPUS, "GPU": 1} if gpu else {"CPU": WORKER_CPUS},
             # Without GPUs a worker computes on all cores of its machine, which two workers would have to share.
@@ -106,7 +108,7 @@ def make_failure_callback(show: MessageHandler) -> Any:
                     raise error
             ranks = ", ".join(map(str, worker_exceptions))
             reason = root_cause(next(iter(worker_exceptions.values()))).splitlines()[0].rstrip(".")
-            show({"line": f"worker {ranks} failed ({reason}); the workers start again from the last epoch"})
+            show(TextMessage(f"worker {ranks} failed ({reason}); the workers start again from the last epoch"))
 
     return StopOnPermanentErrors()
 
@@ -149,42 +151,25 @@ def make_message_handler(reporter: Reporter) -> MessageHandler:
     """
     throttle = Throttle(PRIORITY_PERIOD_S)
 
-    def show(message: dict[str, Any]) -> None:
+    def show(message: TrainingMessage) -> None:
         show_message(reporter, message)
-        if "step" in message and throttle.due():
+        if isinstance(message, StepMessage) and throttle.due():
             lower_helper_priority()
 
     return show
 
 
-def show_message(reporter: Reporter, message: dict[str, Any]) -> None:
+def show_message(reporter: Reporter, message: TrainingMessage) -> None:
     """Show a worker's message: a line, the progress of an epoch, or a finished epoch."""
-    if "line" in message:
-        reporter.print_line(message["line"])
-    elif "epoch_done" in message:
-        reporter.print_line(format_epoch(message["epoch_done"]))
-        if message["only_background"]:
-            reporter.print_line("  the network predicts background everywhere so far")
-    else:
-        reporter.show_live(format_step(message))
-
-
-def format_step(message: dict[str, Any]) -> str:
-    """Return the line that shows the progress of an epoch."""
-    return (
-        f"epoch {message['epoch']}/{message['epochs']}  step {message['step']}/{message['steps']}  "
-        f"{message['tiles_per_second']:.1f} tiles/s  loss {message['loss']:.4f}  "
-        f"{format_duration(message['seconds_left'])} left  waiting for data {message['wait_share']:.1%}"
-    )
-
-
-def format_epoch(row: dict[str, Any]) -> str:
-    """Return the line that shows the results of an epoch, from its row of the history."""
-    return (
-        f"epoch {row['epoch']}  loss {row['train.loss']:.4f}  val loss {row['val.loss']:.4f}  "
-        f"F1 {row['val.foreground_f1']:.3f}  average precision {row['val.average_precision']:.3f}  "
-        f"{row['tiles_per_second']:.1f} tiles/s  {format_duration(row['seconds'])}"
-    )
+    match message:
+        case TextMessage():
+            reporter.print_line(message.text)
+        case StepMessage():
+            reporter.show_live(message.describe())
+        case EpochMessage():
+            reporter.print_line(message.describe())
+            if message.only_background:
+                reporter.print_line("  the network predicts background everywhere so far")
 
 
 def _train_loop(config: dict[str, Any]) -> None:
@@ -196,7 +181,7 @@ def _train_loop(config: dict[str, Any]) -> None:
     context = WorkerContext(
         rank=ray_context.get_world_rank(),
         world_size=ray_context.get_world_size(),
-        workers_per_node=max(ray_context.get_local_world_size(), config["sharing"]),
+        workers_per_node=max(ray_context.get_local_world_size(), config["per_node"]),
         device=ray.train.torch.get_device(),
         report=config["report"],
         show=config["show"],

@@ -18,7 +18,7 @@ from typing import Any
 from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.models.checkpoints import Checkpoint, checkpoint_bytes, read_checkpoint
-from kasthuri_ray.storage.folder import Storage
+from kasthuri_ray.storage.storage import Storage
 
 HISTORY_COLUMNS = (
     *("epoch", "train.loss", "val.loss", "val.foreground_f1", "val.average_precision"),
@@ -46,6 +46,11 @@ class RunFolder:
         if content is not None and not (isinstance(content, dict) and {"task", "network", "train"} <= content.keys()):
             raise InputError(f"{self.storage.path}/settings.json is not that of a training run; give another --name")
         return content
+
+    def read_batch_size(self) -> int | None:
+        """Return the batch size of the run; None if there is no run."""
+        settings = self.read_settings()
+        return None if settings is None else settings["network"]["batch_size"]
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         self._write_json("settings.json", settings)

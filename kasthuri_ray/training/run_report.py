@@ -13,7 +13,6 @@ from torch import Tensor
 from kasthuri_ray.labels import IGNORE_LABEL
 from kasthuri_ray.metrics import voxel_counts, voxel_scores
 from kasthuri_ray.models.checkpoints import checkpoint_bytes
-from kasthuri_ray.models.unet import load_weights
 from kasthuri_ray.reports import figures
 from kasthuri_ray.reports.run_page import RunReport, metrics_report, run_page
 from kasthuri_ray.reports.section_images import NUM_EXAMPLES, SectionResult, choose_examples
@@ -21,7 +20,8 @@ from kasthuri_ray.tiles.sampling import GridTiles, read_tile
 from kasthuri_ray.tiles.streaming import TileBatch, TileStream, plan_grid_tiles
 from kasthuri_ray.training.learner import Learner, foreground_probability, gather_over_ranks
 from kasthuri_ray.training.run_folder import RunFolder
-from kasthuri_ray.training.training_job import NO_FOREGROUND_WARNING, TrainingJob, TrainingProgress, WorkerContext
+from kasthuri_ray.training.training_job import NO_FOREGROUND_WARNING, TrainingJob, WorkerContext
+from kasthuri_ray.training.training_state import TrainingProgress
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,29 @@ class TileScore:
     false_positives: int
 
 
+@dataclass(frozen=True)
+class TileResults:
+    """The tiles of a split, their counts, and the score of each."""
+
+    tiles: GridTiles
+    counts: voxel_counts.VoxelCounts
+    scores: list[TileScore]
+
+
 def write_run_report(
     job: TrainingJob, context: WorkerContext, learner: Learner, folder: RunFolder, progress: TrainingProgress
 ) -> None:
     """Test `best.pt` on the test box, else the validation box, on all ranks; write metrics and page on rank 0."""
     best = folder.read_checkpoint("best")
     assert best is not None
-    assert progress.best is not None
-    load_weights(learner.network, best.weights)
-    learner.weight_average = None  # best.pt already holds the averaged weights
-    tiles = job.test or job.val
-    counts, scores = _evaluate_tiles(job, context, learner, tiles, progress)
+    learner.load_evaluation_weights(best.weights)
+    results = _evaluate_tiles(job, context, learner, progress)
     if context.rank:
         return
-    _write_pages(job, learner, folder, progress, tiles, counts, scores)
+    _write_pages(job, learner, folder, progress, results)
     folder.write(_weights_file_name(job), checkpoint_bytes(best.weights))
     # The last file: it marks the run as finished.
-    folder.write_metrics(_final_metrics(job, progress, counts))
+    folder.write_metrics(_final_metrics(job, progress, results.counts))
 
 
 def choose_example_tiles(scores: list[TileScore], max_tiles: int = NUM_EXAMPLES) -> list[int]:
@@ -61,10 +67,11 @@ def choose_example_tiles(scores: list[TileScore], max_tiles: int = NUM_EXAMPLES)
 
 
 def _evaluate_tiles(
-    job: TrainingJob, context: WorkerContext, learner: Learner, tiles: GridTiles, progress: TrainingProgress
-) -> tuple[voxel_counts.VoxelCounts, list[TileScore]]:
-    """Return the counts of all tiles and the score of each tile, the same on all ranks."""
+    job: TrainingJob, context: WorkerContext, learner: Learner, progress: TrainingProgress
+) -> TileResults:
+    """Return the results of the test tiles, else of the validation tiles, the same on all ranks."""
     assert progress.best is not None
+    tiles = job.tiles.test or job.tiles.val
     threshold, scores = progress.best["threshold"], list[TileScore]()
     batch_size = max(1, job.settings.network.batch // context.world_size)
     stream = TileStream(iter([plan_grid_tiles(tiles, batch_size, context.rank, context.world_size)]))
@@ -82,21 +89,15 @@ def _evaluate_tiles(
         stream.close()
     progress.add_blank_chunks(itertools.chain.from_iterable(gather_over_ranks(stream.blank_chunks)))
     all_scores = itertools.chain.from_iterable(gather_over_ranks(scores))
-    return counts, sorted(all_scores, key=lambda score: score.number)
+    return TileResults(tiles, counts, sorted(all_scores, key=lambda score: score.number))
 
 
 def _write_pages(
-    job: TrainingJob,
-    learner: Learner,
-    folder: RunFolder,
-    progress: TrainingProgress,
-    tiles: GridTiles,
-    counts: voxel_counts.VoxelCounts,
-    scores: list[TileScore],
+    job: TrainingJob, learner: Learner, folder: RunFolder, progress: TrainingProgress, results: TileResults
 ) -> None:
     assert progress.best is not None
-    threshold = progress.best["threshold"]
-    examples = choose_example_tiles(_complete_tiles(tiles, scores))
+    threshold, tiles, counts = progress.best["threshold"], results.tiles, results.counts
+    examples = choose_example_tiles(_complete_tiles(tiles, results.scores))
     gallery = [_predict_section(learner, tiles, number) for number in examples]
     task_type = job.settings.task.task_type
     for number, section in enumerate(sorted(gallery, key=lambda section: section.z)):
@@ -121,7 +122,7 @@ def _write_pages(
         notes=_warnings(job, progress, counts),
         next_text="Resume the training for more epochs:",
         next_command=job.next_command if progress.epoch == job.settings.network.epochs else "",
-        num_tiles=progress.epoch * job.train.tiles_per_epoch,
+        num_tiles=progress.epoch * job.tiles.train.tiles_per_epoch,
         pixel_size_nm=voxel_size[1:] if voxel_size else None,
     )
     folder.write("index.html", run_page(report))
@@ -164,16 +165,17 @@ def _final_metrics(job: TrainingJob, progress: TrainingProgress, counts: voxel_c
     """Return the content of metrics.json."""
     assert progress.best is not None
     training_seconds = sum(row["training_seconds"] for row in progress.history)
-    is_tested = job.test is not None and counts.num_voxels > 0
+    is_tested = job.tiles.test is not None and counts.num_voxels > 0
     return {
         "test": voxel_scores.split_metrics(counts, progress.best["threshold"]) if is_tested else None,
         "val": progress.best["val"],
         "best_epoch": progress.best["epoch"],
         "epochs": progress.epoch,
-        "tiles_per_second": progress.epoch * job.train.tiles_per_epoch / training_seconds,
+        "tiles_per_second": progress.epoch * job.tiles.train.tiles_per_epoch / training_seconds,
         "wait_share": progress.waited / training_seconds,
         "seconds": sum(row["seconds"] for row in progress.history),
         "blank_chunks": len(progress.blank_chunks),
+        "absent_chunks": {kind: list(counts) for kind, counts in job.tiles.absent_chunks.items()},
     }
 
 
@@ -181,7 +183,7 @@ def _warnings(job: TrainingJob, progress: TrainingProgress, counts: voxel_counts
     warnings = []
     if progress.without_foreground:
         warnings.append(NO_FOREGROUND_WARNING)
-    if job.test is None or not counts.num_voxels:
+    if job.tiles.test is None or not counts.num_voxels:
         warnings.append(
             "There is no annotation for test: the metrics are those of the validation box, which also selected the "
             "best epoch and the threshold."

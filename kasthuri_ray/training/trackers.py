@@ -35,7 +35,7 @@ class Trackers:
     def start(cls, settings: Settings, path: str, epoch: int) -> Trackers:
         """Open a run in each tracker that the settings name; if `epoch` is not 0, the earlier one is resumed."""
         trackers, name = cls(), path.rstrip("/").rsplit("/", 1)[-1]
-        values = {f"{s}.{k}": v for s, section in settings.model_dump().items() for k, v in section.items()}
+        values = {f"{s}.{k}": v for s, section in settings.training_record().items() for k, v in section.items()}
         if settings.train.mlflow is not None:
             trackers._start_mlflow(settings.train.mlflow, name, values, epoch)
         if settings.train.wandb is not None:

@@ -10,8 +10,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -32,10 +31,11 @@ from kasthuri_ray.training.training_job import (
     NO_FOREGROUND_WARNING,
     STOP,
     TrainingJob,
-    TrainingProgress,
     WorkerContext,
     make_learner_settings,
 )
+from kasthuri_ray.training.training_messages import EpochMessage, StepMessage, TextMessage
+from kasthuri_ray.training.training_state import TrainingProgress, TrainingState
 
 SHOW_PERIOD_S = 1.0  # between two messages about the progress of an epoch
 
@@ -49,16 +49,16 @@ def train_worker(job: TrainingJob, context: WorkerContext) -> None:
     hardware.configure_allocator()
     hardware.set_threads(context.workers_per_node)
     folder = RunFolder(open_storage(job.path))
-    checkpoint = folder.read_checkpoint("last")
-    saved = checkpoint.extra["resume"] if checkpoint else None
-    progress = TrainingProgress(**saved["progress"]) if saved else TrainingProgress()
-    if checkpoint and context.rank == 0:
-        _write_derived_files(folder, checkpoint, progress)
+    last = folder.read_checkpoint("last")
+    saved = TrainingState.of(last) if last else None
+    progress = saved.progress if saved else TrainingProgress()
+    if last and context.rank == 0:
+        _write_derived_files(folder, last, progress)
     answer = context.report(progress.history) if progress.history else None
     settings = job.settings.network
     stream = _training_stream(job, context, progress.epoch)
     learner = make_learner(job, context, saved)
-    val_stream = _grid_stream(job.val, job, context, settings.epochs - progress.epoch)
+    val_stream = _grid_stream(job.tiles.val, job, context, settings.epochs - progress.epoch)
     trackers = Trackers.start(job.settings, job.path, progress.epoch) if context.rank == 0 else None
     try:
         while answer not in (STOP, EVALUATE) and not _is_finished(job, progress):
@@ -80,7 +80,7 @@ def train_worker(job: TrainingJob, context: WorkerContext) -> None:
     run_report.write_run_report(job, context, learner, folder, progress)
 
 
-def make_learner(job: TrainingJob, context: WorkerContext, saved: dict[str, Any] | None) -> Learner:
+def make_learner(job: TrainingJob, context: WorkerContext, saved: TrainingState | None) -> Learner:
     """Make the learner of a new or a resumed run.
 
     Parameters
@@ -89,8 +89,8 @@ def make_learner(job: TrainingJob, context: WorkerContext, saved: dict[str, Any]
         The run.
     context : WorkerContext
         The worker.
-    saved : dict or None
-        State of a resumed run, from its checkpoint `last`; None starts with the job's weights, or random ones.
+    saved : TrainingState or None
+        State of a resumed run; None starts with the job's weights, or random ones.
 
     Returns
     -------
@@ -102,36 +102,38 @@ def make_learner(job: TrainingJob, context: WorkerContext, saved: dict[str, Any]
     network = build_network(settings.model_dump())
     if saved is None and job.weights is not None:
         load_weights(network, job.weights)
-    plan = ComputePlan(**saved["plan"]) if saved else _make_compute_plan(job, context, network)
+    plan = saved.plan if saved else _make_compute_plan(job, context, network)
     if plan.compile and context.device.type == "cpu" and hardware.find_compiler() is None:
         line = "this machine has no C++ compiler: the run continues uncompiled, and its last digits may differ"
-        context.show({"line": line})
-        plan = ComputePlan(plan.precision, False, plan.steps_per_epoch)
+        context.show(TextMessage(line))
+        plan = replace(plan, compile=False)
     task_type = job.settings.task.task_type
     learner = Learner(network, make_learner_settings(settings, task_type), context.device, plan)
     if saved:
-        learner.load_state_dict(saved["learner"])
+        learner.load_state_dict(saved.learner)
     return learner
 
 
 def _make_compute_plan(job: TrainingJob, context: WorkerContext, network: nn.Module) -> ComputePlan:
-    settings = job.settings.network
-    voxels = settings.epochs * job.train.tiles_per_epoch * math.prod(job.train.tile)
+    settings, tiles = job.settings.network, job.tiles.train
+    voxels = settings.epochs * tiles.tiles_per_epoch * math.prod(tiles.tile)
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
     is_compiled, line = hardware.should_compile_training(job.settings.train.compile, voxels, num_parameters)
     if line:
-        context.show({"line": line})
+        context.show(TextMessage(line))
     return ComputePlan(
         precision=hardware.choose_precision(settings.precision, context.device),
         compile=is_compiled,
-        steps_per_epoch=job.train.tiles_per_epoch // settings.batch,
+        steps_per_epoch=tiles.tiles_per_epoch // settings.batch,
     )
 
 
 def _training_stream(job: TrainingJob, context: WorkerContext, first_epoch: int) -> TileStream:
+    tiles, network = job.tiles.train, job.settings.network
+
     def plans() -> Iterator[TilePlan]:
-        for epoch in range(first_epoch, job.settings.network.epochs):
-            yield plan_training_tiles(job.train, epoch, job.settings.network.batch, context.rank, context.world_size)
+        for epoch in range(first_epoch, network.epochs):
+            yield plan_training_tiles(tiles, epoch, network.batch, context.rank, context.world_size)
 
     return TileStream(plans())
 
@@ -142,9 +144,8 @@ def _grid_stream(tiles: GridTiles, job: TrainingJob, context: WorkerContext, num
 
 
 def _is_finished(job: TrainingJob, progress: TrainingProgress) -> bool:
-    val_losses = [row["val.loss"] for row in progress.history]
     network = job.settings.network
-    stopped_early = should_stop_early(val_losses, network.early_stopping, network.early_stopping_delta)
+    stopped_early = should_stop_early(progress.val_losses, network.early_stopping, network.early_stopping_delta)
     return progress.epoch >= network.epochs or stopped_early
 
 
@@ -159,8 +160,7 @@ def _run_epoch(
     """Train and validate one epoch, and add it to `progress`."""
     start, waited_before = time.perf_counter(), stream.waited_seconds
     reporter = _StepReporter(job, context, progress, stream)
-    val_losses = [row["val.loss"] for row in progress.history]
-    loss = learner.train_epoch(progress.epoch, stream.batches(), val_losses, reporter.report)
+    loss = learner.train_epoch(progress.epoch, stream.batches(), progress.val_losses, reporter.report)
     training_seconds = time.perf_counter() - start
     counts, val_loss = learner.evaluate(val_stream.batches())
     _, f1 = thresholds.best_threshold(counts)
@@ -177,14 +177,14 @@ def _run_epoch(
             "val.average_precision": voxel_scores.average_precision(counts),
             "learning_rate": learner.learning_rate,
             "seconds": time.perf_counter() - start,
-            "tiles_per_second": job.train.tiles_per_epoch / training_seconds,
+            "tiles_per_second": job.tiles.train.tiles_per_epoch / training_seconds,
             "training_seconds": training_seconds,
         }
     )
     _update_best(progress, counts, job.settings.network.metric)
     if context.rank == 0:
         only_background = voxel_scores.predicts_only_background(counts)
-        context.show({"epoch_done": progress.history[-1], "only_background": only_background})
+        context.show(EpochMessage(progress.history[-1], only_background))
 
 
 def _add_blank_chunks(context: WorkerContext, progress: TrainingProgress, chunks: set[str]) -> None:
@@ -193,7 +193,7 @@ def _add_blank_chunks(context: WorkerContext, progress: TrainingProgress, chunks
     progress.add_blank_chunks(itertools.chain.from_iterable(gather_over_ranks(chunks)))
     if is_first and progress.blank_chunks and context.rank == 0:
         text = "chunks of the image hold nothing but zeros and may be missing at the source, for instance"
-        context.show({"line": f"{len(progress.blank_chunks)} {text} {progress.blank_chunks[0]}"})
+        context.show(TextMessage(f"{len(progress.blank_chunks)} {text} {progress.blank_chunks[0]}"))
 
 
 def _warn_without_foreground(
@@ -202,7 +202,7 @@ def _warn_without_foreground(
     """Show once that the validation box holds no foreground."""
     without_foreground = not counts.histogram[1].any()
     if without_foreground and not progress.without_foreground and context.rank == 0:
-        context.show({"line": NO_FOREGROUND_WARNING})
+        context.show(TextMessage(NO_FOREGROUND_WARNING))
     progress.without_foreground = without_foreground
 
 
@@ -223,16 +223,16 @@ def _update_best(progress: TrainingProgress, counts: voxel_counts.VoxelCounts, m
 
 def _save_epoch(job: TrainingJob, folder: RunFolder, learner: Learner, progress: TrainingProgress) -> None:
     """Write the checkpoint `last` and the files that follow from it."""
-    resume = {"learner": learner.state_dict(), "plan": asdict(learner.plan), "progress": asdict(progress)}
-    source = job.train.sources[0]
+    source = job.tiles.train.sources[0]
     voxel_size = source.image.voxel_size_nm
-    extra = {
-        "best": progress.best,
-        "image_intensity": list(source.intensity),
-        "voxel_size_nm": list(voxel_size) if voxel_size else None,
-        "resume": resume,
-    }
-    last = Checkpoint(learner.evaluation_weights(), job.settings.training_record(), extra)
+    last = Checkpoint(
+        weights=learner.evaluation_weights(),
+        settings=job.settings.training_record(),
+        best=progress.best,
+        image_intensity=list(source.intensity),
+        voxel_size_nm=list(voxel_size) if voxel_size else None,
+        resume=TrainingState(learner.state_dict(), learner.plan, progress).to_plain(),
+    )
     folder.write_checkpoint("last", last)
     _write_derived_files(folder, last, progress)
 
@@ -241,8 +241,7 @@ def _write_derived_files(folder: RunFolder, last: Checkpoint, progress: Training
     """Write what follows from `last.pt`: the best epoch and the history. A resumed run writes them again."""
     assert progress.best is not None
     if progress.best["epoch"] == progress.epoch:
-        extra = {name: value for name, value in last.extra.items() if name != "resume"}
-        folder.write_checkpoint("best", Checkpoint(last.weights, last.settings, extra))
+        folder.write_checkpoint("best", replace(last, resume=None))
     folder.write_history(progress.history)
     folder.write_events(progress.history)
 
@@ -260,21 +259,21 @@ class _StepReporter:
     def report(self, step: StepProgress) -> None:
         now, num_done = time.perf_counter(), step.number + 1
         network = self.job.settings.network
-        steps = self.job.train.tiles_per_epoch // network.batch
+        steps = self.job.tiles.train.tiles_per_epoch // network.batch
         if self.context.rank or (now - self.last_shown < SHOW_PERIOD_S and num_done < steps):
             return
         self.last_shown, elapsed = now, now - self.start
         epochs_done = self.progress.epoch + num_done / steps
         epoch_seconds = [row["seconds"] for row in self.progress.history[-3:]] or [elapsed / (num_done / steps)]
         self.context.show(
-            {
-                "epoch": self.progress.epoch + 1,
-                "epochs": network.epochs,
-                "step": num_done,
-                "steps": steps,
-                "loss": float(step.loss),
-                "tiles_per_second": num_done * network.batch / elapsed,
-                "seconds_left": (network.epochs - epochs_done) * sum(epoch_seconds) / len(epoch_seconds),
-                "wait_share": (self.stream.waited_seconds - self.waited_before) / elapsed,
-            }
+            StepMessage(
+                epoch=self.progress.epoch + 1,
+                num_epochs=network.epochs,
+                step=num_done,
+                num_steps=steps,
+                loss=float(step.loss),
+                tiles_per_second=num_done * network.batch / elapsed,
+                seconds_left=(network.epochs - epochs_done) * sum(epoch_seconds) / len(epoch_seconds),
+                wait_share=(self.stream.waited_seconds - self.waited_before) / elapsed,
+            )
         )

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from kasthuri_ray.config.differences import CHANGEABLE_SETTINGS
-from kasthuri_ray.storage.folder import Storage
+from kasthuri_ray.config.settings import TrainSettings
+from kasthuri_ray.storage.storage import Storage
 from kasthuri_ray.training.run_folder import LOWER_IS_BETTER, RunFolder
 from kasthuri_ray.tuning.trial_record import (
     FAILED,
@@ -168,5 +168,5 @@ def write_best_trial(leaderboard: Leaderboard, best: TrialRecord) -> None:
 
 def _training_config(settings: dict[str, Any]) -> dict[str, Any]:
     """Return those of a run's settings that another run needs to learn the same."""
-    train = {key: value for key, value in settings["train"].items() if key not in CHANGEABLE_SETTINGS["train"]}
+    train = {key: value for key, value in settings["train"].items() if key not in TrainSettings.changeable}
     return {"task": settings["task"], "network": settings["network"], "train": train}

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from kasthuri_ray.config.differences import CHANGEABLE_SETTINGS
 from kasthuri_ray.config.loading import override_settings
 from kasthuri_ray.config.settings import SECTIONS, Settings, default_batch_size
 from kasthuri_ray.errors import InputError
@@ -121,7 +120,7 @@ def _check_key(key: str) -> None:
         near = same or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         raise InputError(f"no setting {key}" + (f"; did you mean {near[0]}?" if near else ""))
     section, _, name = key.partition(".")
-    if name in CHANGEABLE_SETTINGS.get(section, set()):
+    if name in SECTIONS[section].changeable:
         raise InputError(f"{key} does not change what a network learns; remove it from the space")
     if key in SHARED_SETTINGS:
         raise InputError(f"{key} cannot be searched: {SHARED_SETTINGS[key]}")

@@ -1,42 +1,31 @@
-"""Plans a sweep before any trial runs: its networks, its search space, its concurrent trials, and whether it resumes.
-
-A command that only names a sweep (`--name my_sweep --storage outputs`) resumes it with its first command line.
-"""
+"""Plans a sweep before any trial runs: its search space, its concurrent trials, and whether it resumes."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kasthuri_ray.config.differences import fill_defaults, section_differences, setting_differences
-from kasthuri_ray.config.loading import Layer, explicit_value, override_layers, read_json_file, resolve_settings
-from kasthuri_ray.config.settings import Settings, TrainSettings, TuneSettings
+from kasthuri_ray.config import defaults
+from kasthuri_ray.config.differences import section_differences, setting_differences, value_differences
+from kasthuri_ray.config.loading import read_json_file
+from kasthuri_ray.config.settings import Settings, TuneSettings
+from kasthuri_ray.config.sweep_settings import SweepSettings
 from kasthuri_ray.errors import InputError
-from kasthuri_ray.ray_cluster.connection import WORKER_CPUS, connect_ray
-from kasthuri_ray.ray_cluster.output_paths import check_shared_path, resolve_output_path
+from kasthuri_ray.progress import Reporter
+from kasthuri_ray.ray_cluster.connection import connect_ray
+from kasthuri_ray.ray_cluster.output_paths import check_shared_path
 from kasthuri_ray.ray_cluster.resources import ClusterResources, ResourceDemand
-from kasthuri_ray.storage.folder import Storage, open_storage
-from kasthuri_ray.storage.uris import redact_secrets
-from kasthuri_ray.tiles.splits import open_task_tiles
-from kasthuri_ray.tiles.streaming import READ_CPUS
-from kasthuri_ray.training.preflight import (
-    absolute_volume_paths,
-    build_checked_network,
-    check_run_location,
-    choose_batch_size,
-    normalization_warning,
-    plan_workers,
-    read_initial_weights,
-    unused_keys_notes,
-    uses_gpus,
-)
+from kasthuri_ray.storage.folder import open_storage
+from kasthuri_ray.storage.storage import Storage
+from kasthuri_ray.training.preflight import check_run_location, prepare_training, run_path
 from kasthuri_ray.training.run_folder import run_description
-from kasthuri_ray.training.trackers import check_trackers
+from kasthuri_ray.training.worker_plan import WorkerPlan, plan_workers, uses_gpus
 from kasthuri_ray.tuning.leaderboard import Leaderboard
 from kasthuri_ray.tuning.sampler import check_grid
 from kasthuri_ray.tuning.search_space import (
@@ -50,21 +39,12 @@ from kasthuri_ray.tuning.search_space import (
 )
 from kasthuri_ray.tuning.trial_record import OUT_OF_TIME, RUNNING
 
-NETWORKS_2D = ("UNet_2D", "UNet_2D_attention", "UNet_2D_residual", "UNet_2D_depth")
-NETWORKS_3D = ("UNet_3D",)
-DEFAULT_NUM_TRIALS = 20  # without --samples and --hours
 DEFAULT_SPACE_NAME = "the default space"
-
-# May differ when a sweep resumes: how long it runs and on how much. Networks and space are compared by their content.
-CHANGEABLE_TUNE_SETTINGS = {"samples", "hours", "keep", "concurrent", "networks", "space"}
 
 TILE_NORM_NOTE = (
     "network.normalization is searched: a winner that uses instance or group normalization, whose statistics depend on "
     "the tile, segments a little differently with another --block or --tile"
 )
-
-CommandLine = tuple[str | None, Mapping[str, Any]]  # --task, and the layers of settings
-AddNote = Callable[[str], Any]
 
 
 @dataclass(frozen=True)
@@ -81,30 +61,24 @@ class SweepPlan:
         Folder of the sweep.
     num_trials : int, optional
         Trials in all; None for as many as `--hours` allow.
-    resume_command : str
-        Command that resumes the sweep.
-    num_workers : tuple of int
-        Minimum and maximum number of workers of each trial.
-    use_gpu : bool
-        Whether each worker has a GPU.
     num_concurrent : int
         Trials that run at the same time.
-    workers_per_node : int
-        Workers, of all trials, that share a node.
+    workers : WorkerPlan
+        The workers of each trial.
     description : dict
         Content of settings.json.
+    notes : tuple of str
+        Lines that a person should read.
     """
 
     bases: dict[str, Settings]
     space: SearchSpace
     path: str
     num_trials: int | None
-    resume_command: str
-    num_workers: tuple[int, int]
-    use_gpu: bool
     num_concurrent: int
-    workers_per_node: int
+    workers: WorkerPlan
     description: dict[str, Any]
+    notes: tuple[str, ...]
 
     @property
     def settings(self) -> Settings:
@@ -126,115 +100,48 @@ class SweepPlan:
     @property
     def demand(self) -> ResourceDemand:
         """Return what the concurrent trials need together."""
-        min_workers = self.num_workers[0]
-        trials, workers = self.num_concurrent, self.num_concurrent * min_workers
-        noun = "workers" if trials == 1 else f"workers of {trials} trials"
-        flag = "--concurrent" if min_workers == 1 else "--concurrent or --num-workers"
-        return ResourceDemand(workers, WORKER_CPUS, int(self.use_gpu), trials * READ_CPUS, noun, flag)
+        noun = "workers" if self.num_concurrent == 1 else f"workers of {self.num_concurrent} trials"
+        flag = "--concurrent" if self.workers.fewest == 1 else "--concurrent or --num-workers"
+        return replace(self.workers.demand(self.num_concurrent), noun=noun, flag=flag)
 
 
-def plan_sweep(
-    task: str | None, layers: Mapping[str, Any], resume_command: Callable[[str], str], add_note: AddNote
-) -> SweepPlan:
-    """Plan the sweep that a command line asks for, and connect to Ray.
+def plan_sweep(sweep: SweepSettings, reporter: Reporter) -> SweepPlan:
+    """Plan a sweep, and connect to Ray.
 
-    `task` is the value of `--task`; `layers` are config, assignments and flags, as `resolve_settings` takes them.
-    `resume_command` returns the command that resumes the sweep of a name. `add_note` receives notes for the user.
-    Raise InputError, FileNotFoundError or PermissionError for every mistake that can be found before the work starts.
+    Raise an InputError for every mistake that can be found before the work starts.
     """
-    task, layers = restore_command_line(task, layers)
-    bases = {name: absolute_volume_paths(base) for name, base in resolve_networks(task, layers).items()}
-    settings = next(iter(bases.values()))
-    _check_settings(bases, add_note)
-    num_workers = settings.train.worker_range or (1, 1)
-    space = read_search_space(bases, num_workers[1], fixed_settings(layers))
-    if {"instance", "group"} & set(getattr(space.get("network.normalization"), "values", ())):
-        add_note(TILE_NORM_NOTE)
-    open_task_tiles(settings, add_note)
-    cluster = connect_ray(settings.train.verbose)
+    settings = next(iter(sweep.networks.values()))
+    check_run_location(settings)
+    check_comparable(sweep.networks)
+    space = read_search_space(sweep)
+    prepared = {name: prepare_training(base) for name, base in sweep.networks.items()}
+    cluster = connect_ray(reporter, settings.train.verbose)
     name = settings.train.name or f"{settings.task.name.removesuffix('_task')}_sweep_{time.strftime('%Y%m%d-%H%M%S')}"
-    path = open_storage(f"{resolve_output_path(settings.train.storage, cluster).rstrip('/')}/{name}").path
+    path = open_storage(run_path(settings, name, cluster)).path
     check_shared_path(path, cluster)
-    bases = {key: choose_batch_size(base, num_workers[1]) for key, base in bases.items()}
-    for base in bases.values() if settings.train.worker_range else ():
-        plan_workers(base, cluster)  # raises if a worker would get no tile of a batch
-    num_trials, use_gpu = choose_num_trials(settings.tune, space), uses_gpus(settings, cluster)
-    num_concurrent = choose_num_concurrent(settings.tune, num_workers[0], use_gpu, cluster)
+    use_gpu = uses_gpus(settings, cluster)
+    planned = {name: plan_workers(each.settings, use_gpu) for name, each in prepared.items()}
+    bases = {name: base for name, (base, _) in planned.items()}
+    _, workers = next(iter(planned.values()))  # the same for all networks
+    num_trials = choose_num_trials(settings.tune, space)
+    num_concurrent = choose_num_concurrent(settings.tune, workers, cluster)
     num_concurrent = min(num_concurrent, num_trials or num_concurrent)
+    notes = dict.fromkeys(itertools.chain.from_iterable(each.notes for each in prepared.values()))
     return SweepPlan(
         bases=bases,
         space=space,
         path=path,
         num_trials=num_trials,
-        resume_command=resume_command(name),
-        num_workers=num_workers,
-        use_gpu=use_gpu,
         num_concurrent=num_concurrent,
-        workers_per_node=math.ceil(num_concurrent * num_workers[1] / cluster.nodes),
-        description=sweep_description(bases, space, command_record(task, layers)),
+        workers=replace(workers, per_node=math.ceil(num_concurrent * workers.most / cluster.nodes)),
+        description=sweep_description(bases, space, sweep.begun),
+        notes=(*notes, *_normalization_notes(space)),
     )
 
 
-def _check_settings(bases: Mapping[str, Settings], add_note: AddNote) -> None:
-    settings = next(iter(bases.values()))
-    for note in unused_keys_notes(settings):
-        add_note(note)
-    check_run_location(settings)
-    check_trackers(settings.train)
-    check_comparable(bases)
-    for base in bases.values():
-        if warning := normalization_warning(build_checked_network(base)):
-            add_note(f"{base.network.outweightfilename}: {warning}")
-        read_initial_weights(base)
-
-
-def command_record(task: str | None, layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the command line as settings.json keeps it under the key "begun", without secrets."""
-    return _redact({"task": task, **layers})
-
-
-def _redact(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _redact(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_redact(each) for each in value]
-    return redact_secrets(value) if isinstance(value, str) else value
-
-
-def restore_command_line(task: str | None, layers: Mapping[str, Any]) -> CommandLine:
-    """Return the command line, on top of the one that started the sweep if it names a sweep and no task."""
-    train = layers["flags"].get("train", {})
-    if task or layers["config"] or layers["flags"].get("task") or not train.get("name"):
-        return task, layers
-    storage = train.get("storage", TrainSettings.model_fields["storage"].default)
-    try:
-        settings = json.loads(open_storage(f"{str(storage).rstrip('/')}/{train['name']}").read_bytes("settings.json"))
-        first = settings["sweep"]["begun"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return task, layers
-    sections = {**first["flags"], **layers["flags"]}
-    flags = {name: {**first["flags"].get(name, {}), **layers["flags"].get(name, {})} for name in sections}
-    assignments = [*first["assignments"], *layers["assignments"]]
-    return first["task"], {"config": first["config"], "assignments": assignments, "flags": flags}
-
-
-def resolve_networks(task: str | None, layers: Mapping[str, Any]) -> dict[str, Settings]:
-    """Return the settings of each network that the sweep tries, by the network's name."""
-    above = override_layers(**layers)
-    names = explicit_value("tune", "networks", above)
-    names = [names] if isinstance(names, str) else names
-    if names is None and any(explicit_value("network", key, above) for key in ("model", "model_type")):
-        single = resolve_settings(task, None, **layers)  # a model that is set above the files is the same for all
-        return {single.network.outweightfilename: single}
-    if names is None:
-        names = NETWORKS_3D if resolve_settings(task, None, **layers).task.volume_z > 1 else NETWORKS_2D
-    networks: dict[str, Settings] = {}
-    for file in names:
-        name = Path(file).name.removesuffix(".json")
-        if name in networks:
-            raise InputError(f"--networks names {name} twice")
-        networks[name] = resolve_settings(task, file, **layers)
-    return networks
+def _normalization_notes(space: SearchSpace) -> list[str]:
+    values = getattr(space.get("network.normalization"), "values", ())
+    return [TILE_NORM_NOTE] if {"instance", "group"} & set(values) else []
 
 
 def check_comparable(bases: Mapping[str, Settings]) -> None:
@@ -255,33 +162,29 @@ def check_comparable(bases: Mapping[str, Settings]) -> None:
         )
 
 
-def fixed_settings(layers: Mapping[str, Any]) -> set[str]:
-    """Return the keys that the command line sets for all trials; those of a --config file are only defaults."""
-    above: list[tuple[str, Layer]] = override_layers(None, layers["assignments"], layers["flags"])
-    fixed = {f"{section}.{key}" for _, layer in above for section, entries in layer.items() for key in entries}
-    return fixed | {"network.loss"} if "task.loss" in fixed else fixed
-
-
-def read_search_space(bases: Mapping[str, Settings], num_workers: int, fixed: set[str]) -> SearchSpace:
+def read_search_space(sweep: SweepSettings) -> SearchSpace:
     """Return the space of the space file, or the default space; and the networks where there are several."""
-    settings = next(iter(bases.values()))
-    file = settings.tune.space
+    bases = list(sweep.networks.values())
+    settings, file = bases[0], bases[0].tune.space
     origin = file or DEFAULT_SPACE_NAME
-    if file is None:
-        # Values of different losses cannot be compared.
-        left_out = fixed | ({"network.loss"} if settings.network.metric == "val.loss" else set())
-        content = {k: v for k, v in default_space(list(bases.values()), num_workers).items() if k not in left_out}
-    else:
-        content = read_json_file(Path(file))
-        check_not_fixed(content, fixed, origin)
+    content = _default_content(bases, sweep.fixed) if file is None else read_json_file(Path(file))
+    check_not_fixed(content, sweep.fixed, origin)
     space = parse_space(content, settings, origin)
     if len(bases) > 1:
-        space = {NETWORK_KEY: SearchDomain("choice", tuple(bases)), **space}
+        space = {NETWORK_KEY: SearchDomain("choice", tuple(sweep.networks)), **space}
     if not space:
         raise InputError(f"{origin} is empty, and there is one network: there is nothing to search")
     if settings.tune.search == "grid":
         check_grid(space, origin)
     return space
+
+
+def _default_content(bases: list[Settings], fixed: Set[str]) -> dict[str, Any]:
+    """Return the default space without the settings that are fixed."""
+    num_workers = (bases[0].train.worker_range or (1, 1))[1]
+    # Values of different losses cannot be compared.
+    left_out = fixed | ({"network.loss"} if bases[0].network.metric == "val.loss" else set())
+    return {key: domain for key, domain in default_space(bases, num_workers).items() if key not in left_out}
 
 
 def choose_num_trials(tune: TuneSettings, space: SearchSpace) -> int | None:
@@ -290,27 +193,25 @@ def choose_num_trials(tune: TuneSettings, space: SearchSpace) -> int | None:
     if tune.search == "grid":
         assert size is not None
         return min(size, tune.samples or size)
-    num_trials = tune.samples or (None if tune.hours else DEFAULT_NUM_TRIALS)
+    num_trials = tune.samples or (None if tune.hours else defaults.NUM_TRIALS)
     return num_trials if size is None else min(size, num_trials or size)
 
 
-def choose_num_concurrent(tune: TuneSettings, num_workers: int, use_gpu: bool, cluster: ClusterResources) -> int:
+def choose_num_concurrent(tune: TuneSettings, workers: WorkerPlan, cluster: ClusterResources) -> int:
     """Return the number of concurrent trials: one on each GPU, or one on each node, since it keeps all CPUs busy."""
     if tune.concurrent is not None:
         return tune.concurrent
-    return max(1, (int(cluster.gpus) if use_gpu else cluster.nodes) // num_workers)
+    return max(1, (int(cluster.gpus) if workers.use_gpu else cluster.nodes) // workers.fewest)
 
 
-def sweep_description(
-    bases: Mapping[str, Settings], space: SearchSpace, command_line: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the content of a sweep's settings.json. `command_line` is a `command_record`."""
+def sweep_description(bases: Mapping[str, Settings], space: SearchSpace, begun: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a sweep's settings.json. `begun` is that of `SweepSettings`."""
     settings = next(iter(bases.values()))
     description = run_description(settings)
     networks = {name: base.training_record()["network"] for name, base in bases.items()}
     searched = {key: domain.as_json() for key, domain in space.items()}
     del description["network"]
-    sweep = {"networks": networks, "space": searched, "begun": command_line}
+    sweep = {"networks": networks, "space": searched, "begun": begun}
     return {**description, "tune": settings.tune.model_dump(mode="json"), "sweep": sweep}
 
 
@@ -365,12 +266,9 @@ def _read_settings(storage: Storage) -> dict[str, Any] | None:
 def sweep_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the settings that differ and change what a sweep finds, each as `key: before -> now`."""
     differences = setting_differences(before, now)
-    old_tune, new_tune = (fill_defaults("tune", each["tune"]) for each in (before, now))
-    differences += section_differences("tune", old_tune, new_tune, CHANGEABLE_TUNE_SETTINGS)
     old, new = before["sweep"], now["sweep"]
     if old["networks"].keys() != new["networks"].keys():
         differences.append(f"networks: {', '.join(old['networks'])} -> {', '.join(new['networks'])}")
     for name in (name for name in old["networks"] if name in new["networks"]):
-        old_network, new_network = (fill_defaults("network", each["networks"][name]) for each in (old, new))
-        differences += section_differences(f"networks.{name}", old_network, new_network)
-    return differences + section_differences("space", old["space"], new["space"])
+        differences += section_differences("network", old["networks"][name], new["networks"][name], f"networks.{name}")
+    return differences + value_differences("space", old["space"], new["space"])

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import shlex
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from kasthuri_ray.progress import Reporter, format_duration
 from kasthuri_ray.reports.sweep_figures import SettingAxis
 from kasthuri_ray.reports.sweep_page import SweepReport, sweep_page
+from kasthuri_ray.training.training_messages import StepMessage, TextMessage
 from kasthuri_ray.tuning.leaderboard import BEST_CONFIG, BEST_FOLDER, Leaderboard
 from kasthuri_ray.tuning.sampler import setting_importances
 from kasthuri_ray.tuning.search_space import NETWORK_KEY, RANGES
 from kasthuri_ray.tuning.sweep_plan import SweepPlan
+from kasthuri_ray.tuning.trial_messages import TrialMessage
 from kasthuri_ray.tuning.trial_record import FAILED, FINISHED, RUNNING, TrialRecord
 
 NUM_LISTED = 3  # best trials in the table
@@ -57,14 +59,14 @@ class SweepReporter:
     ) -> None:
         self.reporter, self.leaderboard = reporter, leaderboard
         self.num_trials, self.seconds_left = num_trials, seconds_left
-        self._steps: dict[str, dict[str, Any]] = {}  # of each trial that runs, the last message with a step
+        self._steps: dict[str, StepMessage | None] = {}  # of each trial that runs, the last one
         self._lines_shown: set[str] = set()
         self._lock = threading.RLock()  # called from Tune's thread, the message thread and the main thread
 
     def show_start(self, trial: TrialRecord) -> None:
         resumed = f" resumes after epoch {trial.epochs}:" if trial.epochs else ":"
         with self._lock:
-            self._steps[trial.id] = {}
+            self._steps[trial.id] = None
             self.reporter.print_line(f"trial {trial.id}{resumed} {describe_trial(trial)}")
 
     def show_end(self, trial: TrialRecord) -> None:
@@ -83,14 +85,15 @@ class SweepReporter:
             * (trial.state != FINISHED)
         )
 
-    def receive(self, message: Mapping[str, Any]) -> None:
+    def receive(self, received: TrialMessage) -> None:
         """Take a message of a trial's worker: steps are shown in the table, the same line is shown only once."""
+        trial, message = received.trial, received.message
         with self._lock:
-            if "step" in message and message["trial"] in self._steps:
-                self._steps[message["trial"]] = dict(message)
-            elif "line" in message and message["line"] not in self._lines_shown:
-                self._lines_shown.add(message["line"])
-                self.reporter.print_line(f"trial {message['trial']}: {message['line']}")
+            if isinstance(message, StepMessage) and trial in self._steps:
+                self._steps[trial] = message
+            elif isinstance(message, TextMessage) and message.text not in self._lines_shown:
+                self._lines_shown.add(message.text)
+                self.reporter.print_line(f"trial {trial}: {message.text}")
 
     def draw_table(self) -> None:
         with self._lock:
@@ -122,10 +125,10 @@ class SweepReporter:
     def _trial_line(self, trial: TrialRecord) -> str:
         step = self._steps[trial.id]
         parts = [f"  {trial.id} {trial.network}"]
-        parts += ["starts"] if not step else [
-            f"epoch {step['epoch']}/{step['epochs']}  step {step['step']}/{step['steps']}",
+        parts += ["starts"] if step is None else [
+            f"epoch {step.epoch}/{step.num_epochs}  step {step.step}/{step.num_steps}",
             self._score_text(trial) if trial.score is not None else "no score yet",
-            f"{step['tiles_per_second']:.1f} tiles/s  {format_duration(step['seconds_left'])} left",
+            f"{step.tiles_per_second:.1f} tiles/s  {format_duration(step.seconds_left)} left",
         ]  # fmt: skip
         return "  ".join(parts)
 
@@ -165,7 +168,7 @@ def _next_commands(plan: SweepPlan) -> list[tuple[str, str]]:
         "Segment with the winner's weights:",
         f"python jobs/segment.py --weights {path}/{BEST_FOLDER} --output out.zarr",
     )
-    if plan.storage.folder is None:
+    if not plan.storage.is_local:
         return [segment]
     train = ("Train the winner again, or for longer:", f"python jobs/train.py --config {path}/{BEST_CONFIG}")
     return [train, segment]

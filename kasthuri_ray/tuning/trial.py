@@ -20,12 +20,13 @@ from kasthuri_ray.ray_cluster.connection import set_ray_environment
 from kasthuri_ray.ray_cluster.driver import scratch_folder
 from kasthuri_ray.ray_cluster.ray_errors import failure_reason, user_error
 from kasthuri_ray.storage.folder import open_storage
-from kasthuri_ray.tiles.splits import open_task_tiles
-from kasthuri_ray.training.preflight import build_checked_network, read_initial_weights
-from kasthuri_ray.training.ray_trainer import MessageHandler, is_environment_failure, make_trainer
+from kasthuri_ray.training.preflight import prepare_training, run_path
+from kasthuri_ray.training.ray_trainer import is_environment_failure, make_trainer
 from kasthuri_ray.training.run_folder import RunFolder, run_description
 from kasthuri_ray.training.training_job import EVALUATE, TrainingJob
+from kasthuri_ray.training.worker_plan import WorkerPlan, plan_workers
 from kasthuri_ray.tuning.epoch_barrier import EpochBarrierClient, History
+from kasthuri_ray.tuning.trial_messages import TrialMessageHandler, TrialMessagePoster
 from kasthuri_ray.tuning.trial_record import (
     FAILED,
     FINISHED,
@@ -43,25 +44,6 @@ INTERRUPTED = "interrupted"  # state in a result; the record keeps such a trial 
 
 
 @dataclass(frozen=True)
-class TrialWorkers:
-    """The workers of a trial.
-
-    Parameters
-    ----------
-    num_workers : tuple of int
-        Minimum and maximum number of workers.
-    use_gpu : bool
-        Whether each worker has a GPU.
-    workers_per_node : int
-        Workers that share a node, those of other trials included.
-    """
-
-    num_workers: tuple[int, int]
-    use_gpu: bool
-    workers_per_node: int
-
-
-@dataclass(frozen=True)
 class TrialPlan:
     """A trial that is ready to run.
 
@@ -71,7 +53,7 @@ class TrialPlan:
         See `TrialRecord.id`.
     job : TrainingJob
         What its workers receive.
-    workers : TrialWorkers
+    workers : WorkerPlan
         The workers to start.
     num_parameters : int
         Number of parameters of the network.
@@ -81,7 +63,7 @@ class TrialPlan:
 
     id: str
     job: TrainingJob
-    workers: TrialWorkers
+    workers: WorkerPlan
     num_parameters: int
     deadline: float | None
 
@@ -90,21 +72,19 @@ class TrialPlan:
         return self.job.settings.network.epochs
 
 
-def prepare_trial(id: str, settings: Settings, path: str, workers: TrialWorkers, deadline: float | None) -> TrialPlan:
-    """Check a trial as jobs/train.py checks a run, and write its settings to its folder `path`.
+def prepare_trial(settings: Settings, workers: WorkerPlan, deadline: float | None) -> TrialPlan:
+    """Check a trial as jobs/train.py checks a run, and write its settings to its folder.
 
-    Raise an InputError for settings that contradict each other.
+    `settings.train` has the id of the trial as the name. Raise an InputError for settings that contradict each other.
     """
-    network = build_checked_network(settings)
-    weights = read_initial_weights(settings)
-    tiles = open_task_tiles(settings, lambda line: None)
-    train_tiles = tiles.train.in_whole_batches(settings.network.batch)
-    RunFolder(open_storage(path)).write_settings(run_description(settings))
-    job = TrainingJob(settings, path, train_tiles, tiles.val, tiles.test, weights, next_command="")
-    return TrialPlan(id, job, workers, sum(parameter.numel() for parameter in network.parameters()), deadline)
+    settings, _ = plan_workers(settings, workers.use_gpu)
+    prepared, id = prepare_training(settings), str(settings.train.name)
+    job = prepared.make_job(prepared.settings, run_path(settings, id))
+    RunFolder(open_storage(job.path)).write_settings(run_description(job.settings))
+    return TrialPlan(id, job, workers, prepared.num_parameters, deadline)
 
 
-def run_trial(id: str, barrier: Any, post: MessageHandler) -> None:
+def run_trial(id: str, barrier: Any, post: TrialMessageHandler) -> None:
     """Train a trial as far as Tune lets it, and report its result to Tune.
 
     The epoch barrier `barrier` holds the trial's plan. `post` receives messages for the user.
@@ -148,7 +128,7 @@ def _report_to_tune(plan: TrialPlan, history: History, **more: Any) -> None:
     tune.report({**summary, "epoch": len(history), "score": score, **more})
 
 
-def evaluate_stopped_trial(plan: TrialPlan, post: MessageHandler) -> str:
+def evaluate_stopped_trial(plan: TrialPlan, post: TrialMessageHandler) -> str:
     """Evaluate a stopped trial on the test boxes, as a run does at its end; return why that failed, or ""."""
     training = _TrainingThread(plan, post, _evaluate_now)
     while training.alive:
@@ -166,9 +146,9 @@ class _TrainingThread:
     `failure` is the reason if it failed, else ""; `affects_all_trials` says whether any other trial would fail too.
     """
 
-    def __init__(self, plan: TrialPlan, post: MessageHandler, report: Callable[[History], str | None]) -> None:
+    def __init__(self, plan: TrialPlan, post: TrialMessageHandler, report: Callable[[History], str | None]) -> None:
         self.plan, self.report = plan, report
-        self.show = _TrialMessages(post, plan.id)
+        self.show = TrialMessagePoster(post, plan.id)
         self.failure, self.affects_all_trials = "", False
         self._thread = threading.Thread(target=self._train, name=f"trial {plan.id}", daemon=True)
         self._thread.start()
@@ -178,30 +158,10 @@ class _TrainingThread:
         return self._thread.is_alive()
 
     def _train(self) -> None:
-        workers = self.plan.workers
+        plan = self.plan
         try:
             with scratch_folder() as scratch:
-                make_trainer(
-                    self.plan.job,
-                    workers.num_workers,
-                    workers.use_gpu,
-                    scratch,
-                    self.show,
-                    self.report,
-                    workers.workers_per_node,
-                    MAX_FAILURES,
-                ).fit()
+                make_trainer(plan.job, plan.workers, scratch, self.show, self.report, MAX_FAILURES).fit()
         except BaseException as error:  # of any kind: the sweep continues without this trial
             self.failure = failure_reason(error)
             self.affects_all_trials = is_environment_failure(user_error(error))
-
-
-@dataclass(frozen=True)
-class _TrialMessages:
-    """Callable that adds the trial's id to each of its messages, and passes them to `post`."""
-
-    post: MessageHandler
-    trial: str
-
-    def __call__(self, message: dict[str, Any]) -> None:
-        self.post({**message, "trial": self.trial})

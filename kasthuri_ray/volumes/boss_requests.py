@@ -93,8 +93,8 @@ class BossServer:
         Parameters
         ----------
         options : mapping or None
-            `protocol`, `host` and `token`; a missing one is that of the public data of https://api.bossdb.io. None is
-            that server with the token in BOSSDB_TOKEN, if the variable is set.
+            `protocol`, `host` and `token`; a missing one is that of the public data of https://api.bossdb.io, and a
+            missing token is that in BOSSDB_TOKEN, if the variable is set. None is that server.
 
         Returns
         -------
@@ -105,9 +105,10 @@ class BossServer:
         InputError
             If a key is unknown or a value malformed.
         """
-        if options is None:
-            token = os.environ.get("BOSSDB_TOKEN", "").strip()
-            options = {"token": token} if token else {}
+        options = dict(options or {})
+        token = os.environ.get("BOSSDB_TOKEN", "").strip()
+        if token and not options.get("token"):
+            options["token"] = token
         unknown = sorted(set(options) - {"protocol", "host", "token"})
         if unknown:
             raise InputError(f"BossDB options have no {', '.join(map(repr, unknown))}; they are protocol, host, token")

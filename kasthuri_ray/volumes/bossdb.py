@@ -22,6 +22,7 @@ from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Nm, Zyx, ceil_div, per_axis
 from kasthuri_ray.volumes.boss_requests import BossServer, RetryPolicy, request_with_retries
 from kasthuri_ray.volumes.parallel_calls import map_threads
+from kasthuri_ray.volumes.place import Place
 from kasthuri_ray.volumes.volume import Volume
 
 Resource = TypeVar("Resource", ChannelResource, CoordinateFrameResource, ExperimentResource)
@@ -108,6 +109,7 @@ def open_bossdb(
         bounds=_readable_bounds(frame, resolution, factors, uri),
         dtype=np.dtype(channel.datatype),
         voxel_size_nm=_voxel_size_nm(frame, factors),
+        place=Place((0.0, 0.0, 0.0), "corner", "coordinate frame"),
         chunk=CUBOID,
         chunk_origin=(0, 0, 0),
         remote=True,

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import logging
+import math
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ from kasthuri_ray.volumes.volume import Volume
 
 log = logging.getLogger(__name__)
 
+DECODED_BYTES = 256_000_000  # that the parallel fetches of one read may decode, if one of them does not take more
 PARALLEL_FETCHES = 8  # chunks of one read that are fetched at the same time
 RESERVED_DISK_BYTES = 500_000_000  # free space left to others, such as checkpoints, whatever the limit
 
@@ -248,7 +250,7 @@ class ChunkCache:
 
 @dataclass(kw_only=True)
 class CachedVolume(Volume):
-    """A volume whose chunks cross the network once per node while the cache holds them."""
+    """A volume whose chunks cross the network, or are decoded, once per node while the cache holds them."""
 
     source: Volume
     cache: ChunkCache
@@ -267,8 +269,19 @@ class CachedVolume(Volume):
             else:
                 _copy(chunk, cell, voxels, box)
         if missing:
-            map_threads(lambda cell: _copy(self._fetch(cell), cell, voxels, box), missing, PARALLEL_FETCHES)
+            map_threads(lambda cell: _copy(self._fetch(cell), cell, voxels, box), missing, self._num_threads())
         return voxels
+
+    def _num_threads(self) -> int:
+        if self.decode_shape is None:
+            return PARALLEL_FETCHES
+        return max(1, min(PARALLEL_FETCHES, DECODED_BYTES // (math.prod(self.decode_shape) * self.dtype.itemsize)))
+
+    def count_absent(self, box: Box, voxels: np.ndarray | None = None, within: Box | None = None) -> tuple[int, int]:
+        return self.source.count_absent(box, voxels, within)
+
+    def has_any_chunk(self, box: Box) -> bool:
+        return self.source.has_any_chunk(box)
 
     def _cells(self, box: Box) -> Iterator[Box]:
         """Return the whole chunks that a box touches, cut to the bounds."""
@@ -280,13 +293,25 @@ class CachedVolume(Volume):
         return None if chunk is None else np.frombuffer(chunk, self.dtype).reshape(cell.shape)
 
     def _fetch(self, cell: Box) -> np.ndarray:
-        """Return a chunk from the source, unless another process has fetched it in the meantime."""
-        with self.cache.locked(self._key(cell)):
+        """Return a chunk from the source, unless another process has fetched it in the meantime.
+
+        All chunks that the source decodes with it are stored too.
+        """
+        unit = self._decoded_with(cell)
+        with self.cache.locked(self._key(unit)):
             chunk = self._cached(cell)
-            if chunk is None:
-                chunk = np.ascontiguousarray(self.source.read(cell))
-                self.cache.put(self._key(cell), chunk)
-        return chunk
+            if chunk is not None:
+                return chunk
+            voxels = np.ascontiguousarray(self.source.read(unit))
+            for each in self._cells(unit):
+                self.cache.put(self._key(each), np.ascontiguousarray(voxels[each.slices(unit.start)]))
+            return voxels[cell.slices(unit.start)]
+
+    def _decoded_with(self, cell: Box) -> Box:
+        """Return the voxels that the source decodes to read a chunk."""
+        if self.decode_shape is None:
+            return cell
+        return self.bounds.intersect(cell.grown_to_grid(self.decode_shape, self.chunk_origin))
 
     def _key(self, cell: Box) -> str:
         return f"{self._folder}/{'_'.join(map(str, cell.start))}.chunk"

@@ -11,6 +11,7 @@ from typing import Any
 from kasthuri_ray.errors import InputError, InputNotFound, missing_is_bad_input
 from kasthuri_ray.geometry import Nm
 from kasthuri_ray.volumes.chunk_cache import CachedVolume, ChunkCache, open_cache
+from kasthuri_ray.volumes.uri_options import UriOptions, split_uri_options
 from kasthuri_ray.volumes.volume import Volume
 
 
@@ -22,6 +23,7 @@ def open_volume(
     boss: Mapping[str, Any] | None = None,
     cache: ChunkCache | None = None,
     voxel_size_nm: Nm | None = None,
+    labels: bool = False,
 ) -> Volume:
     """Open a volume and read its metadata, not yet its voxels.
 
@@ -30,7 +32,9 @@ def open_volume(
     uri : str
         One of: `bossdb://collection/experiment/channel[/resolution]`; `phantom://em?shape=z,y,x&seed=0`; a tensorstore
         URL such as `s3://bucket/path/|neuroglancer-precomputed:`; a path or `s3://` URL of zarr 2, zarr 3, N5,
-        precomputed or an OME-Zarr group (the format is detected); `x.h5:dataset`; `x.tif`.
+        precomputed or an OME-Zarr group (the format is detected); `x.h5:dataset`; `x.tif`; `x.mrc`; a folder, a pattern
+        or a text file of names of TIFF or PNG sections. Each may end in options such as
+        `?axes=zcyx&voxel_size_nm=40,4,4&offset_nm=0,0,0`, which win over the file.
     mip : int or None
         Resolution level, 0 is the finest; None takes the level that the URI names, else 0.
     boss : mapping or None
@@ -39,6 +43,9 @@ def open_volume(
         Keeps the chunks of a remote volume on the disk of this node.
     voxel_size_nm : tuple of float or None
         Size of a voxel along z, y, x, in nm, for a source that does not state it; it replaces the source's own.
+    labels : bool
+        Whether the voxels are labels, such as an annotation or a mask: they keep the values that are stored, where the
+        grey levels of a picture are turned (white stored as 0) or looked up (palettes).
 
     Returns
     -------
@@ -56,14 +63,19 @@ def open_volume(
     VolumeError
         If the source does not answer.
     """
-    volume = _open_source(uri, mip, boss)
+    source, options = split_uri_options(uri)
+    volume = options.apply_to(_open_source(source, options, mip, boss, labels))
     if voxel_size_nm is not None:
         volume = replace(volume, voxel_size_nm=voxel_size_nm)
-    return CachedVolume.of(volume, cache) if cache is not None and volume.remote else volume
+    return CachedVolume.of(volume, cache) if cache is not None and volume.is_cached else volume
 
 
-def _open_source(uri: str, mip: int | None, boss: Mapping[str, Any] | None) -> Volume:
+def _open_source(
+    uri: str, options: UriOptions, mip: int | None, boss: Mapping[str, Any] | None, labels: bool
+) -> Volume:
     """Open a volume with the one library that reads it; the other libraries are not loaded."""
+    if uri.startswith(("phantom://", "bossdb://")) and (options.axes or options.dtype):
+        raise InputError(f"{uri}: axes and dtype are options of stores and files; this volume is z,y,x of a known type")
     if uri.startswith("phantom://"):
         from kasthuri_ray.volumes.phantom_volume import open_phantom
 
@@ -72,13 +84,13 @@ def _open_source(uri: str, mip: int | None, boss: Mapping[str, Any] | None) -> V
         from kasthuri_ray.volumes.bossdb import open_bossdb
 
         return open_bossdb(uri, mip=mip, boss=boss)
-    from kasthuri_ray.volumes.hdf5_tiff import is_file_volume, open_file_volume
+    from kasthuri_ray.volumes.file_formats import is_file_volume, open_file_volume
 
     if is_file_volume(uri):
-        return open_file_volume(uri, mip=mip)
+        return open_file_volume(uri, mip=mip, options=options, labels=labels)
     from kasthuri_ray.volumes.stores import open_store
 
-    return open_store(uri, mip=mip)
+    return open_store(uri, mip=mip, options=options)
 
 
 class VolumeOpener:
@@ -99,18 +111,30 @@ class VolumeOpener:
         If the file of options or the size is malformed.
     InputNotFound
         If there is no such file of options.
+
+    Attributes
+    ----------
+    notes : list of str
+        Lines that a person should read about how the volumes were understood, once each.
     """
 
     def __init__(self, boss: str | None, cache: str | None, cache_size: str) -> None:
         self.boss = read_boss_options(boss)
         self.cache = open_cache(cache, cache_size)
-        self._opened: dict[tuple[str, int | None, Nm | None], Volume] = {}
+        self.notes: list[str] = []
+        self._opened: dict[tuple[str, int | None, Nm | None, bool], Volume] = {}
 
-    def open(self, uri: str, mip: int | None = None, voxel_size_nm: Nm | None = None) -> Volume:
+    def open(
+        self, uri: str, mip: int | None = None, voxel_size_nm: Nm | None = None, *, labels: bool = False
+    ) -> Volume:
         """Return the volume; parameters and errors as of `open_volume`."""
-        key = (uri, mip, voxel_size_nm)
+        key = (uri, mip, voxel_size_nm, labels)
         if key not in self._opened:
-            self._opened[key] = open_volume(uri, mip=mip, boss=self.boss, cache=self.cache, voxel_size_nm=voxel_size_nm)
+            volume = open_volume(
+                uri, mip=mip, boss=self.boss, cache=self.cache, voxel_size_nm=voxel_size_nm, labels=labels
+            )
+            self.notes += [note for note in volume.notes if note not in self.notes]
+            self._opened[key] = volume
         return self._opened[key]
 
 
@@ -137,7 +161,7 @@ def read_boss_options(path: str | None) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        options = json.loads(Path(path).read_text())
+        options = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputNotFound(f"--boss {path}: there is no such file") from None
     except (OSError, ValueError) as error:

@@ -15,6 +15,7 @@ import numpy as np
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Zyx, per_axis
 from kasthuri_ray.phantom.section import CHANNELS, SQUARE, VOXEL_NM, paint_section
+from kasthuri_ray.volumes.place import Place
 from kasthuri_ray.volumes.volume import Volume
 
 DEFAULT_SHAPE: Zyx = (100, 1024, 1024)
@@ -86,6 +87,7 @@ def open_phantom(uri: str, mip: int | None = None) -> Volume:
         bounds=Box.at((0, 0, 0), shape),
         dtype=np.dtype(np.uint8),
         voxel_size_nm=per_axis(float, VOXEL_NM),
+        place=Place((0.0, 0.0, 0.0), "corner", "phantom"),
         chunk=CHUNK,
         chunk_origin=(0, 0, 0),
         channel=CHANNELS.index(parts.netloc),

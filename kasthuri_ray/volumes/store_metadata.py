@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kasthuri_ray.geometry import AXES, Nm, Zyx, per_axis
+from kasthuri_ray.volumes.place import Place
 
 Document = Mapping[str, Any]
 
@@ -84,14 +85,17 @@ class OmeLevel:
         Names of the stored axes, in lower case.
     voxel_size_nm : tuple of float or None
         Size of a voxel along z, y, x, in nm; None if the unit is missing.
-    translation_nm : tuple of float
-        Position of the middle of voxel 0, 0, 0 along z, y, x, in nm.
+    place : Place or None
+        Position of the middle of voxel 0, 0, 0; None without a voxel size.
+    problem : str
+        Why the metadata cannot be used; empty if they can.
     """
 
     path: str
     axes: tuple[str, ...]
-    voxel_size_nm: Nm | None
-    translation_nm: Nm
+    voxel_size_nm: Nm | None = None
+    place: Place | None = None
+    problem: str = ""
 
 
 def find_node(documents: Mapping[str, Document], driver: str | None = None) -> StoreNode | None:
@@ -181,6 +185,8 @@ def _ome_level(dataset: Document, axes: list[dict[str, Any]], whole: Sequence[Do
     scale, translation = [1.0] * len(axes), [0.0] * len(axes)
     transformations = [*dataset.get("coordinateTransformations", []), *whole]
     for transformation in transformations:
+        if problem := _transformation_problem(transformation, names):
+            return OmeLevel(dataset["path"], names, problem=problem)
         if "scale" in transformation:
             factor = transformation["scale"]
             scale = [a * b for a, b in zip(scale, factor, strict=True)]
@@ -188,63 +194,134 @@ def _ome_level(dataset: Document, axes: list[dict[str, Any]], whole: Sequence[Do
         if "translation" in transformation:
             translation = [a + b for a, b in zip(translation, transformation["translation"], strict=True)]
     if order is None or not transformations:
-        return OmeLevel(dataset["path"], names, None, (0.0, 0.0, 0.0))
+        return OmeLevel(dataset["path"], names)
     units = [axes[axis].get("unit") for axis in order]
     size = in_nanometers([scale[axis] for axis in order], units)
     if size is None:
-        return OmeLevel(dataset["path"], names, None, (0.0, 0.0, 0.0))
+        return OmeLevel(dataset["path"], names)
     shift = per_axis(lambda axis, unit: translation[axis] * (_nanometers_per_unit(unit) or 0.0), order, units)
-    return OmeLevel(dataset["path"], names, size, shift)
+    stated = any("translation" in transformation for transformation in transformations)
+    return OmeLevel(dataset["path"], names, size, Place(shift, "middle", "OME translation", stated))
+
+
+def _transformation_problem(transformation: Document, names: tuple[str, ...]) -> str:
+    """Return what is wrong with the numbers of a transformation; "" if nothing is."""
+    for kind in ("scale", "translation"):
+        numbers = transformation.get(kind)
+        if numbers is None or (len(numbers) == len(names) and all(isinstance(n, int | float) for n in numbers)):
+            continue
+        return f"its OME metadata give the {kind} {numbers}, expected a number for each of the axes {','.join(names)}"
+    return ""
 
 
 def zyx_positions(names: Sequence[str | None] | None) -> Zyx | None:
-    """Return the indices of z, y and x among the names of an array's axes, or None if one is missing."""
+    """Return the indices of z, y and x among the names of axes, or None if one is missing."""
     lower = [str(name).lower() for name in names or ()]
     if any(lower.count(axis) != 1 for axis in AXES):
         return None
     return per_axis(lower.index, AXES)
 
 
-def zarr_axes(node: StoreNode, level: OmeLevel | None, rank: int) -> Zyx:
-    """Return which axes of a zarr array are z, y and x.
-
-    Their names are OME's axes, `dimension_names` or xarray's; without names they are the last three axes.
-
-    Parameters
-    ----------
-    node : StoreNode
-        Array.
-    level : OmeLevel or None
-        Resolution of a pyramid that the array is, if it is one.
-    rank : int
-        Number of stored axes.
-
-    Returns
-    -------
-    tuple of int
-        Indices of z, y, x.
-    """
+def axis_names(node: StoreNode, level: OmeLevel | None, rank: int) -> list[str] | None:
+    """Return the names of the stored axes: OME's, `dimension_names`, xarray's or funlib's; None if there are none."""
     for names in (
         level.axes if level else None,
         node.metadata.get("dimension_names"),
         node.attributes.get("_ARRAY_DIMENSIONS"),
+        node.attributes.get("axis_names"),
     ):
-        order = zyx_positions(names)
-        if order is not None and names is not None and len(names) == rank:
-            return order
-    return rank - 3, rank - 2, rank - 1
+        if isinstance(names, Sequence) and len(names) == rank and {"y", "x"} <= {str(name).lower() for name in names}:
+            return [str(name).removesuffix("^") for name in names]  # funlib marks channels so
+    return None
 
 
-def zarr_voxel_size(array: Document, group: Document, level: OmeLevel | None) -> Nm | None:
+def zarr_voxel_size(array: Document, group: Document, level: OmeLevel | None, order: Zyx) -> Nm | None:
     """Return the voxel size of a zarr array along z, y, x, in nm.
 
-    It is the array's `voxel_size_nm_zyx`, else that of its level in the group's pyramid, else the group's own.
+    It is the array's `voxel_size_nm_zyx`, else that of its level in the group's pyramid, the array's `transform`
+    (COSEM), its `voxel_size` or `resolution` (funlib, gunpowder), else the group's `voxel_size_nm_zyx`.
     """
     if "voxel_size_nm_zyx" in array:
         return _positive_sizes(array["voxel_size_nm_zyx"])
     if level is not None:
         return level.voxel_size_nm
-    return _positive_sizes(group.get("voxel_size_nm_zyx", ()))
+    return (
+        _transform_lengths(array, "scale")
+        or _lengths(array, ("voxel_size", "resolution"), order)
+        or _positive_sizes(group.get("voxel_size_nm_zyx", ()))
+    )
+
+
+def store_place(array: Document, level: OmeLevel | None, order: Zyx, voxel_size_nm: Nm | None) -> Place | None:
+    """Return the place of a zarr or N5 array; None if it states none, or no voxel size in nm.
+
+    Parameters
+    ----------
+    array : mapping
+        Attributes of the array.
+    level : OmeLevel or None
+        Resolution of a pyramid that the array is, if it is one.
+    order : tuple of int
+        Which stored axes are z, y, x.
+    voxel_size_nm : tuple of float or None
+        Voxel size that was found.
+
+    Returns
+    -------
+    Place or None
+        OME's translation, else COSEM's `transform`, else `offset`, else OME's scale without a translation.
+
+    Notes
+    -----
+    `offset` is in nm unless `units` says otherwise, in the order of the stored axes: z, y, x in zarr
+    (funlib.persistence, gunpowder), x, y, z in N5.
+    """
+    if voxel_size_nm is None:
+        return None
+    if level is not None and level.place is not None and level.place.stated:
+        return level.place
+    if (translate := _transform_lengths(array, "translate")) is not None:
+        return Place(translate, "middle", "transform")
+    if (offset := _lengths(array, ("offset",), order)) is not None:
+        return Place(offset, "corner", "offset")
+    return None if level is None else level.place
+
+
+def _transform_lengths(array: Document, name: str) -> Nm | None:
+    """Return the `scale` or `translate` of a COSEM transform along z, y, x, in nm."""
+    transform = array.get("transform", {})
+    order = zyx_positions(transform.get("axes")) if isinstance(transform, Mapping) else None
+    if order is None or name not in transform:
+        return None
+    units = transform.get("units", ["nm"] * len(transform["axes"]))
+    return _in_nm([transform[name][axis] for axis in order], [units[axis] for axis in order])
+
+
+def _lengths(document: Document, names: Iterable[str], order: Zyx) -> Nm | None:
+    """Return the first of several attributes that holds lengths of the stored axes, along z, y, x, in nm."""
+    units = document.get("units", document.get("unit", "nm"))
+    for name in names:
+        values = document.get(name)
+        if not isinstance(values, Sequence) or isinstance(values, str) or len(values) < 3:
+            continue
+        each = [units] * len(values) if isinstance(units, str) else units
+        if (lengths := _in_nm(_in_zyx(values, order), _in_zyx(each, order))) is not None:
+            return lengths
+    return None
+
+
+def _in_zyx(values: Sequence[Any], order: Zyx) -> list[Any]:
+    """Return the values for z, y, x of a list for all stored axes, or for those three in their stored order."""
+    kept = sorted(order)
+    return [values[kept.index(axis) if len(values) == 3 else axis] for axis in order]
+
+
+def _in_nm(values: Sequence[float], units: Sequence[str | None]) -> Nm | None:
+    """Return three positions or sizes in nm; None if a unit is no length, or a value is no finite number."""
+    factors = [_nanometers_per_unit(unit) for unit in units]
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values) or None in factors:
+        return None
+    return per_axis(lambda value, factor: round(float(value * (factor or 0.0)), 9), values, factors)
 
 
 def n5_voxel_size(array: Document, group: Document, index: int | None) -> Nm | None:
@@ -269,11 +346,8 @@ def n5_voxel_size(array: Document, group: Document, index: int | None) -> Nm | N
     """
     if "voxel_size_nm_zyx" in array:
         return _positive_sizes(array["voxel_size_nm_zyx"])
-    transform = array.get("transform", {})
-    order = zyx_positions(transform.get("axes"))
-    if order is not None:
-        units = transform.get("units", ["nm"] * 3)
-        return in_nanometers([transform["scale"][axis] for axis in order], [units[axis] for axis in order])
+    if (size := _transform_lengths(array, "scale")) is not None:
+        return size
     scales = group.get("scales", [])
     factors = array.get("downsamplingFactors", scales[index] if index is not None and index < len(scales) else [1] * 3)
     for document in (array, group):

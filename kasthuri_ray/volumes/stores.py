@@ -1,65 +1,68 @@
-"""Volumes in zarr, OME-Zarr, N5 and Neuroglancer precomputed stores, read with tensorstore.
+"""Volumes in zarr, OME-Zarr, N5 and Neuroglancer precomputed stores: which array a URI names, and what it states.
 
 The format is detected from the metadata files at the path. Where there is no array, the error lists those that exist.
+`store_volume.py` reads the voxels.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-import os
 import re
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import tensorstore as ts
 
-from kasthuri_ray.errors import InputError, InputNotFound, VolumeError
-from kasthuri_ray.geometry import Box, Nm, Zyx, per_axis
-from kasthuri_ray.storage.kvstore import (
-    ANSWER_TIMEOUT_S,
-    MIN_BYTES_PER_SECOND,
-    StoreLocation,
-    first_error_line,
-    locate_store,
-    read_json_documents,
-    tensorstore_context,
-    translate_tensorstore_errors,
-)
-from kasthuri_ray.storage.s3 import s3_filesystem
+from kasthuri_ray.errors import InputError, InputNotFound
+from kasthuri_ray.geometry import per_axis
+from kasthuri_ray.storage.kvstore import StoreLocation, locate_store, read_json_documents
 from kasthuri_ray.volumes import store_metadata
+from kasthuri_ray.volumes.array_opening import open_array
+from kasthuri_ray.volumes.axes import ABSENT, choose_axes
+from kasthuri_ray.volumes.place import Place
+from kasthuri_ray.volumes.store_listing import below_only_folder, name_array_advice, no_array_error
 from kasthuri_ray.volumes.store_metadata import ARRAY, DOCUMENTS, Document, OmeLevel, StoreNode, find_node
-from kasthuri_ray.volumes.volume import Volume, make_opening_id
+from kasthuri_ray.volumes.store_urls import resolve_store_url
+from kasthuri_ray.volumes.store_volume import stored_id
+from kasthuri_ray.volumes.uri_options import UriOptions
+from kasthuri_ray.volumes.volume import Volume
 
-MAX_LISTED = 20  # arrays that a message names
 MAX_N5_LEVELS = 20
+MAX_FOLDERS_IN_PYRAMID = 2  # between an array and the group of its pyramid, its own included
 
 
-@dataclass(kw_only=True)
-class StoreVolume(Volume):
-    """A volume that tensorstore reads."""
+@dataclass(frozen=True)
+class FoundArray:
+    """An array that a URI names, and the group around it.
 
-    spec: str  # tensorstore's spec as JSON
-    axes: Zyx  # which stored axes are z, y, x; all other axes have length 1
-    opening: str  # see `make_opening_id`
+    Parameters
+    ----------
+    uri : str
+        Name of the volume, resolution included.
+    place : StoreLocation
+        Folder of the array.
+    node : StoreNode
+        Its metadata.
+    group : mapping
+        Attributes of the group.
+    level : OmeLevel or None
+        The array's level in the group's OME pyramid.
+    index : int or None
+        The array's level in an N5 pyramid.
+    pyramid : StoreLocation or None
+        The group of the OME pyramid.
+    """
 
-    def _read(self, box: Box) -> np.ndarray:
-        timeout_s = 60 + box.num_voxels * self.dtype.itemsize / MIN_BYTES_PER_SECOND
-        try:
-            store = _open_zyx(self.spec, self.axes, self.opening)
-            return store[box.slices()].read(order="C").result(timeout=timeout_s)
-        except TimeoutError as error:
-            cause = f"there was no answer within {timeout_s:.0f} s"
-            raise VolumeError(f"{self.uri}: the cutout {box} (z,y,x) could not be read: {cause}") from error
-        except (ValueError, OSError) as error:
-            cause = first_error_line(error)
-            raise VolumeError(f"{self.uri}: the cutout {box} (z,y,x) could not be read: {cause}") from error
+    uri: str
+    place: StoreLocation
+    node: StoreNode
+    group: Document
+    level: OmeLevel | None = None
+    index: int | None = None
+    pyramid: StoreLocation | None = None
 
 
-def open_store(uri: str, mip: int | None = None) -> Volume:
+def open_store(uri: str, mip: int | None = None, options: UriOptions | None = None) -> Volume:
     """Open a path, an `s3://` URL or a tensorstore URL; parameters and errors as of `open_volume`.
 
     `mip` is a level of a pyramid (OME-Zarr group, N5 with s0, s1, ..., precomputed); `#mip=1` at the end of the URI
@@ -67,24 +70,37 @@ def open_store(uri: str, mip: int | None = None) -> Volume:
     besides z, y, x are dropped; more than one channel is an InputError.
     """
     name, mip = _split_mip(uri, mip)
-    location = locate_store(name)
+    options = options or UriOptions()
+    location = replace(locate_store(resolve_store_url(name)), uri=name)
     folder = location.folder
     if folder is not None and folder.is_file():
         raise InputError(f"{name} is a file; a zarr, N5 or precomputed volume is a folder")
     place, documents = read_json_documents(location, DOCUMENTS)
     node = find_node(documents, location.driver)
+    if node is None and (inside := below_only_folder(place)):
+        place, documents = read_json_documents(inside, DOCUMENTS)
+        node = find_node(documents, location.driver)
     if node is None:
-        raise _no_array_error(place)
+        raise no_array_error(place)
     if node.driver == "neuroglancer_precomputed":
-        return _open_precomputed(place, node, mip)
-    if node.kind == ARRAY:
-        group, level, index = _read_group(place)
+        volume = _open_precomputed(place, node, mip, options)
+    elif node.kind == ARRAY:
         _check_mip(place.uri, mip, 1)
-        volume = _open_array(place, node, group, level, index, place.uri)
-        if level is not None or (node.driver == "n5" and index is not None):
-            volume.pyramid = _source_id(place.at("..").kvstore)
-        return volume
-    return _open_pyramid(place, node, documents, mip)
+        found = _find_group(place, node)
+        volume = _open_array(found, options)
+        if found.pyramid is not None or (node.driver == "n5" and found.index is not None):
+            volume = replace(volume, pyramid=stored_id((found.pyramid or place.at("..")).kvstore))
+    else:
+        volume = _open_pyramid(place, node, documents, mip, options)
+    return volume if options.dtype is None else _with_type(volume, np.dtype(options.dtype))
+
+
+def _with_type(volume: Volume, dtype: np.dtype) -> Volume:
+    """Return the volume with its stored bytes taken for another type of the same size."""
+    if dtype.itemsize != volume.dtype.itemsize:
+        raise InputError(f"{volume.uri} holds {volume.dtype}, whose bytes cannot be taken for {dtype}")
+    fill_value = float(np.array(volume.fill_value, volume.dtype).view(dtype))
+    return replace(volume, dtype=dtype, fill_value=fill_value)
 
 
 def _split_mip(uri: str, mip: int | None) -> tuple[str, int]:
@@ -106,7 +122,9 @@ def _uri_with_mip(uri: str, mip: int) -> str:
     return f"{uri}#mip={mip}" if mip else uri
 
 
-def _open_pyramid(place: StoreLocation, group: StoreNode, documents: dict[str, Any], mip: int) -> Volume:
+def _open_pyramid(
+    place: StoreLocation, group: StoreNode, documents: dict[str, Any], mip: int, options: UriOptions
+) -> Volume:
     """Open a level of a group; raise an InputError that lists its arrays if the group is not a pyramid."""
     levels: list[OmeLevel] | None = None
     if group.driver == "n5":
@@ -114,20 +132,18 @@ def _open_pyramid(place: StoreLocation, group: StoreNode, documents: dict[str, A
     else:
         levels = store_metadata.ome_levels(group.attributes)
         if levels is None and "bioformats2raw.layout" in group.attributes.get("ome", group.attributes):
-            return open_store(f"{place.uri.rstrip('/')}{'' if place.uri.endswith(':') else '/'}0", mip)
+            return open_store(f"{place.uri.rstrip('/')}{'' if place.uri.endswith(':') else '/'}0", mip, options)
         paths = [level.path for level in levels or []]
     if not paths:
-        raise InputError(f"{place.uri} is a group, not an array; {_name_array_advice(place, group)}")
+        raise InputError(f"{place.uri} is a group, not an array; {name_array_advice(place, group)}")
     _check_mip(place.uri, mip, len(paths))
     inner = place.at(paths[mip])
     node = find_node(read_json_documents(inner, DOCUMENTS)[1], group.driver)
     if node is None or node.kind != ARRAY:
         raise InputNotFound(f"{place.uri} says that its mip {mip} is {paths[mip]!r}, but there is no array")
-    volume = _open_array(
-        inner, node, group.attributes, levels[mip] if levels else None, mip, _uri_with_mip(place.uri, mip)
-    )
-    volume.pyramid = _source_id(place.kvstore)
-    return volume
+    level = levels[mip] if levels else None
+    found = FoundArray(_uri_with_mip(place.uri, mip), inner, node, group.attributes, level, mip)
+    return replace(_open_array(found, options), pyramid=stored_id(place.kvstore))
 
 
 def _n5_levels(place: StoreLocation, documents: dict[str, Any]) -> list[str]:
@@ -139,199 +155,68 @@ def _n5_levels(place: StoreLocation, documents: dict[str, Any]) -> list[str]:
     return list(itertools.takewhile(lambda name: f"{name}/attributes.json" in levels, names))
 
 
-def _read_group(place: StoreLocation) -> tuple[Document, OmeLevel | None, int | None]:
-    """Return the attributes of the group around an array, and which OME or N5 level of its pyramid the array is."""
-    parent, name = place.at(".."), place.path.rstrip("/").rpartition("/")[2]
-    if parent.path == place.path:
-        return {}, None, None
-    try:
-        node = find_node(read_json_documents(parent, DOCUMENTS)[1], place.driver)
-    except (PermissionError, ValueError):
-        return {}, None, None  # access may be restricted to the array, and its folder may be something else
-    attributes = node.attributes if node else {}
-    levels = store_metadata.ome_levels(attributes) or []
-    level = next((level for level in levels if level.path.strip("/") == name), None)
-    match = re.fullmatch(r"s(\d+)", name)
-    return attributes, level, int(match[1]) if match else None
+def _find_group(place: StoreLocation, node: StoreNode) -> FoundArray:
+    """Return an array with the attributes of the group around it, and its level in an OME or N5 pyramid.
+
+    The level of an OME pyramid may lie in a folder of its own: `x.zarr/scale0/image`.
+    """
+    found, around = FoundArray(place.uri, place, node, {}), place
+    names: list[str] = []
+    for depth in range(MAX_FOLDERS_IN_PYRAMID):
+        names.insert(0, around.path.rstrip("/").rpartition("/")[2])
+        if around.at("..").path == around.path:
+            break
+        around = around.at("..")
+        try:
+            group = find_node(read_json_documents(around, DOCUMENTS)[1], place.driver)
+        except (PermissionError, ValueError):
+            break  # access may be restricted to the array, and its folder may be something else
+        attributes = group.attributes if group else {}
+        levels = store_metadata.ome_levels(attributes) or []
+        level = next((level for level in levels if level.path.strip("/") == "/".join(names)), None)
+        match = re.fullmatch(r"s(\d+)", names[-1])
+        if depth == 0:
+            found = FoundArray(place.uri, place, node, attributes, level, int(match[1]) if match else None)
+        if level is not None:
+            return replace(found, level=level, pyramid=around)
+        if node.driver == "n5":
+            break
+    return found
 
 
-def _open_array(
-    place: StoreLocation, node: StoreNode, group: Document, level: OmeLevel | None, index: int | None, uri: str
-) -> Volume:
-    spec = {"driver": node.driver, "kvstore": place.kvstore}
-    raw = _open_raw(spec, uri)
-    if node.driver == "n5":
-        order: Zyx = (2, 1, 0)  # N5 writes x, y, z, and a channel last
-        size = store_metadata.n5_voxel_size(node.attributes, group, index)
+def _open_array(found: FoundArray, options: UriOptions) -> Volume:
+    """Open a zarr or N5 array."""
+    node, level, attributes = found.node, found.level, found.node.attributes
+    if level is not None and level.problem and options.voxel_size_nm is None:
+        raise InputError(
+            f"{found.uri}: {level.problem}; correct coordinateTransformations in its metadata, or give the size: "
+            "?voxel_size_nm=z,y,x"
+        )
+    shape = node.metadata["dimensions" if node.driver == "n5" else "shape"]
+    if node.driver == "n5" and options.axes is None:  # x, y, z, and a channel last
+        backward = choose_axes(shape[::-1], found.uri)
+        order = per_axis(lambda axis: axis if axis == ABSENT else len(shape) - 1 - axis, backward)
     else:
-        order = store_metadata.zarr_axes(node, level, raw.rank)
-        size = store_metadata.zarr_voxel_size(node.attributes, group, level)
-    volume = _make_volume(raw, spec, order, uri, place, size)
-    if level is not None:
-        volume.translation_nm = level.translation_nm
-    return volume
+        names = store_metadata.axis_names(node, level, len(shape))
+        order = choose_axes(shape, found.uri, names=names, option=options.axes)
+    if node.driver == "n5":
+        size = store_metadata.n5_voxel_size(attributes, found.group, found.index)
+    else:
+        size = store_metadata.zarr_voxel_size(attributes, found.group, level, order)
+    place = store_metadata.store_place(attributes, level, order, size)
+    spec = {"driver": node.driver, "kvstore": found.place.kvstore}
+    volume = open_array(spec, order, found.uri, found.place, node)
+    return replace(volume, voxel_size_nm=size, place=place)
 
 
-def _open_precomputed(place: StoreLocation, node: StoreNode, mip: int) -> Volume:
+def _open_precomputed(place: StoreLocation, node: StoreNode, mip: int, options: UriOptions) -> Volume:
     scales = node.metadata["scales"]
     _check_mip(place.uri, mip, len(scales))
+    if options.axes not in (None, "xyz", "xyzc"):
+        raise InputError(f"{place.uri}: precomputed is stored as x,y,z,channel; axes={options.axes} cannot be")
     spec = {"driver": node.driver, "kvstore": place.kvstore, "scale_index": mip}
     uri = _uri_with_mip(place.uri, mip)
+    volume = open_array(spec, (2, 1, 0), uri, place, node)  # stored as x, y, z, channel
     size = store_metadata.in_nanometers(scales[mip]["resolution"][::-1], ["nm"] * 3)
-    volume = _make_volume(_open_raw(spec, uri), spec, (2, 1, 0), uri, place, size)  # stored as x, y, z, channel
-    volume.pyramid = _source_id(place.kvstore)
-    return volume
-
-
-def _make_volume(
-    raw: ts.TensorStore, spec: dict[str, Any], axes: Zyx, uri: str, place: StoreLocation, size: Nm | None
-) -> StoreVolume:
-    _check_axes(raw, axes, uri)
-    dtype = _numeric_dtype(raw, uri)
-    store = _as_zyx(raw, axes)
-    layout: Any = store.chunk_layout
-    return StoreVolume(
-        uri=uri,
-        bounds=Box.at(store.domain.inclusive_min, store.shape),
-        dtype=dtype,
-        voxel_size_nm=size,
-        chunk=per_axis(lambda length, whole: length or whole, layout.read_chunk.shape, store.shape),
-        chunk_origin=per_axis(int, layout.grid_origin),
-        remote=place.remote,
-        fill_value=_fill_value(raw),
-        source_id=_source_id(spec),
-        folder=place.address,
-        spec=json.dumps(spec),
-        axes=axes,
-        opening=make_opening_id(),
-    )
-
-
-def _fill_value(raw: ts.TensorStore) -> float:
-    """Return the value of voxels in chunks that are not stored; 0 if the format does not state it."""
-    value = None if raw.fill_value is None else float(np.asarray(raw.fill_value).item())
-    return 0.0 if value is None or np.isnan(value) else value
-
-
-def _source_id(spec: dict[str, Any]) -> str:
-    """Return the spec as text, without credentials and with links resolved: a unique name of the stored voxels."""
-
-    def normalized(value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        real = {"path": os.path.realpath(value["path"])} if value.get("driver") == "file" else {}
-        return {name: normalized(item) for name, item in {**value, **real}.items() if name != "aws_credentials"}
-
-    return json.dumps(normalized(spec), sort_keys=True)
-
-
-def _check_axes(raw: ts.TensorStore, axes: Zyx, uri: str) -> None:
-    if raw.rank < 3:
-        raise InputError(f"{uri} has {raw.rank} axes, shape {tuple(raw.shape)}; a volume has three: z, y, x")
-    for axis in set(range(raw.rank)) - set(axes):
-        if raw.shape[axis] != 1:
-            name = raw.domain.labels[axis]
-            what = f"{raw.shape[axis]} channels" if name in ("", "c", "channel") else f"{raw.shape[axis]} of {name!r}"
-            raise InputError(f"{uri} has {what} along axis {axis} of its shape {tuple(raw.shape)}; a volume has one")
-
-
-def _numeric_dtype(raw: ts.TensorStore, uri: str) -> np.dtype:
-    dtype = raw.dtype.numpy_dtype
-    if dtype.kind not in "buif":
-        raise InputError(f"{uri} holds {raw.dtype.name}; a volume holds integers or floats")
-    return dtype
-
-
-def _as_zyx(raw: ts.TensorStore, axes: Zyx) -> ts.TensorStore:
-    """Return the store with the axes z, y, x; the other axes, of length 1, are dropped."""
-    for axis in sorted(set(range(raw.rank)) - set(axes), reverse=True):
-        raw = raw[ts.d[axis][raw.domain.inclusive_min[axis]]]
-    kept = sorted(axes)
-    return raw[ts.d[[kept.index(axis) for axis in axes]].transpose[:]]
-
-
-def _open_raw(spec: dict[str, Any], uri: str) -> ts.TensorStore:
-    with translate_tensorstore_errors(uri, "opened"):
-        future = ts.open(
-            spec,
-            read=True,
-            open=True,
-            context=tensorstore_context(),
-            recheck_cached_metadata="open",
-            recheck_cached_data="open",
-        )
-        return future.result(timeout=ANSWER_TIMEOUT_S)
-
-
-@lru_cache(maxsize=32)
-def _open_zyx(spec: str, axes: Zyx, opening: str) -> ts.TensorStore:
-    """Return the open store with the axes z, y, x; each process opens it once, at its first read."""
-    return _as_zyx(_open_raw(json.loads(spec), "the store"), axes)
-
-
-def _no_array_error(place: StoreLocation) -> Exception:
-    """Return the error for a URI at which no known format was found; it lists what exists nearby."""
-    looked = f"looked for {', '.join(name for name, driver in DOCUMENTS.items() if place.driver in (None, driver))}"
-    parent = place.at("..")
-    if place.folder is None:
-        return InputNotFound(f"{place.uri}: nothing was found ({looked}){_listing(_folders_in_bucket(parent), parent)}")
-    if place.folder.is_dir():
-        return InputError(
-            f"{place.uri} is not an array or a pyramid: {looked}{_listing(_arrays_in_folder(place.folder), place)}"
-        )
-    if parent.folder is None or not parent.folder.is_dir():
-        return InputNotFound(f"{place.uri}: there is no {place.folder}")
-    return InputNotFound(
-        f"{place.uri}: nothing was found ({looked}){_listing(_arrays_in_folder(parent.folder), parent)}"
-    )
-
-
-def _name_array_advice(place: StoreLocation, group: StoreNode) -> str:
-    """Return the advice to name an array of a group, with a list of them if they can be listed."""
-    names = group.attributes.get("ome", group.attributes).get("labels") or []
-    if not names and place.folder is not None:
-        names = _arrays_in_folder(place.folder)
-    elif not names:
-        names = _folders_in_bucket(place)
-    return f"name one: {_listed(names)}" if names else "name an array inside it"
-
-
-def _listing(names: list[str], place: StoreLocation) -> str:
-    return f"; {place.path} holds: {_listed(names)}" if names else ""
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:MAX_LISTED]) + (", ..." if len(names) > MAX_LISTED else "")
-
-
-def _arrays_in_folder(folder: Path) -> list[str]:
-    """Return the paths of arrays and pyramids up to two folders down."""
-    documents = [file for depth in ("*", "*/*") for name in DOCUMENTS for file in folder.glob(f"{depth}/{name}")]
-    return sorted({file.parent.relative_to(folder).as_posix() for file in documents if _describes_volume(file)})
-
-
-def _describes_volume(document: Path) -> bool:
-    """Return whether a metadata file is that of an array or a pyramid."""
-    if document.name in (".zarray", "info"):
-        return True
-    try:
-        text = document.read_text(errors="replace")
-    except OSError:
-        return False
-    return any(key in text for key in ('"array"', '"multiscales"', '"blockSize"'))
-
-
-def _folders_in_bucket(place: StoreLocation) -> list[str]:
-    """Return the names of the folders at a path on S3; none if they may not be listed, since this is only advice."""
-    kvstore = place.kvstore
-    if kvstore["driver"] != "s3" or not kvstore.get("path"):
-        return []
-    from pyarrow.fs import FileSelector, FileType
-
-    anonymous = kvstore.get("aws_credentials", {}).get("type") == "anonymous"
-    try:
-        files = s3_filesystem(kvstore["bucket"], anonymous)
-        entries = files.get_file_info(FileSelector(f"{kvstore['bucket']}/{kvstore['path'].strip('/')}"))
-    except OSError:
-        return []
-    return sorted(entry.base_name for entry in entries if entry.type == FileType.Directory)
+    start = Place((0.0, 0.0, 0.0), "corner", "voxel_offset")
+    return replace(volume, voxel_size_nm=size, place=start, pyramid=stored_id(place.kvstore))

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Nm, Zyx, check_inside, per_axis
+from kasthuri_ray.volumes.place import Place
 
 _opening_numbers = itertools.count()
 
 
 @dataclass(kw_only=True)
 class Volume(ABC):
-    """A read-only array of voxels with a URI, a voxel size and a position in nm.
+    """A read-only array of voxels with a URI, a voxel size and a place in nm.
 
     It is picklable: Ray sends it to the process that reads it.
 
@@ -42,13 +45,18 @@ class Volume(ABC):
         Value of the voxels that are not stored.
     source_id : str or None
         Unique name of the voxels where the URI is not unique, because it omits the server or the bucket.
-    translation_nm : tuple of float
-        Position of the middle of voxel 0, 0, 0 along z, y, x, in nm, from OME's metadata. It does not move the bounds,
-        which count the voxels of this array.
+    place : Place or None
+        Position of voxel 0, 0, 0 in nm; None if the source states none. It does not move the bounds, which count the
+        voxels of this array.
     pyramid : str or None
         Name that all resolutions of a volume share; None if there is only one resolution.
     folder : str or None
         Where the bytes are stored, as a real path or `s3://bucket/key`; None if it is neither.
+    notes : tuple of str
+        Lines that a person should read about how the volume was understood.
+    decode_shape : tuple of int or None
+        What any read decodes at once, z, y, x, if that is much more than a chunk, such as a compressed section. Its
+        grid begins at `chunk_origin`, and along each axis it is a multiple of a chunk or not shorter than the volume.
     """
 
     uri: str
@@ -60,14 +68,31 @@ class Volume(ABC):
     remote: bool = False
     fill_value: float = 0
     source_id: str | None = None
-    translation_nm: Nm = (0.0, 0.0, 0.0)
+    place: Place | None = None
     pyramid: str | None = None
     folder: str | None = None
+    notes: tuple[str, ...] = ()
+
+    may_lack_chunks: ClassVar[bool] = False  # whether the source stores chunks that may be absent
+    decode_shape: Zyx | None = None
 
     @property
     def identity(self) -> str:
         """Unique name of these voxels; the cache stores their chunks under it."""
         return self.source_id or self.uri
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the chunk cache keeps the chunks: a read uses the network, or decodes much more than a chunk."""
+        return self.remote or self.decode_shape is not None
+
+    @property
+    def translation_nm(self) -> Nm:
+        """Position of voxel 0, 0, 0 as it is stated, whether of its middle or its corner; 0 without a place.
+
+        An output of this image states it as the translation of OME.
+        """
+        return (0.0, 0.0, 0.0) if self.place is None else self.place.origin_nm
 
     def read(self, box: Box) -> np.ndarray:
         """Return the voxels of a box.
@@ -95,6 +120,57 @@ class Volume(ABC):
         assert voxels.dtype == self.dtype, (self.uri, box, voxels.dtype)
         return voxels
 
+    def count_absent(self, box: Box, voxels: np.ndarray | None = None, within: Box | None = None) -> tuple[int, int]:
+        """Count the chunks that are not stored.
+
+        Parameters
+        ----------
+        box : Box
+            Box of voxels.
+        voxels : ndarray, optional
+            Voxels of the box, or their classes, if they were read: only chunks that hold one value alone are asked for.
+        within : Box, optional
+            Box that is divided into several of which `box` is one: of its chunks those count whose part in `within`
+            begins in `box`, so that each counts once. By default all chunks that meet `box`.
+
+        Returns
+        -------
+        absent, chunks : int
+            Number of chunks that are not stored, and of all.
+        """
+        within = (within or box).intersect(self.bounds)
+        if not self.may_lack_chunks:
+            return 0, self.count_chunks(box, within)
+        ranges = self._chunk_ranges(box, within)
+        chunks = [Box(*zip(*each, strict=True)) for each in itertools.product(*ranges)]
+        suspects = chunks
+        if voxels is not None:
+            parts = [voxels[chunk.intersect(box).slices(box.start)] for chunk in chunks]
+            suspects = [chunk for chunk, part in zip(chunks, parts, strict=True) if _is_constant(part)]
+        return (sum(self._are_absent(suspects)) if suspects else 0), len(chunks)
+
+    def count_chunks(self, box: Box, within: Box | None = None) -> int:
+        """Return how many chunks there are; parameters as of `count_absent`."""
+        return math.prod(map(len, self._chunk_ranges(box, (within or box).intersect(self.bounds))))
+
+    def has_any_chunk(self, box: Box) -> bool:
+        """Return whether at least one chunk of a box is stored, as far as the source can say."""
+        return True
+
+    def _chunk_ranges(self, box: Box, within: Box) -> tuple[list[tuple[int, int]], ...]:
+        """Return along each axis the ranges of chunks, cut to `within`, that begin in a box."""
+
+        def along(length: int, origin: int, start: int, stop: int, low: int, high: int) -> list[tuple[int, int]]:
+            first = origin + (max(start, low) - origin) // length * length
+            cut = ((max(at, low), min(at + length, high)) for at in range(first, min(stop, high), length))
+            return [(begin, end) for begin, end in cut if start <= begin < stop]
+
+        return per_axis(along, self.chunk, self.chunk_origin, box.start, box.stop, within.start, within.stop)
+
+    def _are_absent(self, chunks: list[Box]) -> list[bool]:
+        """Return which of several chunks are not stored."""
+        raise NotImplementedError
+
     @property
     def shape(self) -> Zyx:
         """Number of voxels along z, y, x."""
@@ -118,6 +194,13 @@ class Volume(ABC):
     @abstractmethod
     def _read(self, box: Box) -> np.ndarray:
         """Return the voxels of a box that is known to be inside the bounds."""
+
+
+def _is_constant(voxels: np.ndarray) -> bool:
+    first = voxels.flat[0]
+    if first != first:  # nan
+        return bool(np.isnan(voxels).all())
+    return not any((section != first).any() for section in voxels)
 
 
 def make_opening_id() -> str:

@@ -16,14 +16,15 @@ from kasthuri_ray.benchmarks.harness import (
     TRAINER,
     BenchmarkLine,
     PartFailed,
+    PartRunner,
     ProcessMonitor,
     benchmark_record,
     end_processes,
     lines_table,
     process_role,
     report_lines,
-    run_part,
 )
+from kasthuri_ray.progress import Reporter
 
 SLEEP = "import time; time.sleep(60)"
 # A process that holds 64 MB and starts a child that holds 32 MB. Both run until they are ended.
@@ -100,7 +101,7 @@ def test_the_command_line_of_a_process_shows_its_role() -> None:
 
 def test_the_error_of_a_failed_part_shows_its_output() -> None:
     with pytest.raises(PartFailed, match=r"the part nothing exited with code 1:[\s\S]*KeyError: 'nothing'"):
-        run_part("nothing", {})
+        PartRunner(Reporter()).run("nothing", {})
 
 
 def test_a_part_does_not_inherit_settings_of_allocator_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +129,7 @@ def test_the_table_has_columns_for_figure_goal_and_status() -> None:
 
 def test_the_json_file_holds_every_line_and_whether_it_reaches_its_goal(tmp_path: Path, capsys) -> None:
     out = tmp_path / "benchmark_x.json"
-    report_lines("x", LINES, {"rates": [1.0]}, str(out))
+    report_lines("x", LINES, {"rates": [1.0]}, str(out), Reporter())
     record = json.loads(out.read_text())
     assert record["benchmark"] == "x"
     assert record["rates"] == [1.0]
@@ -140,6 +141,6 @@ def test_the_json_file_holds_every_line_and_whether_it_reaches_its_goal(tmp_path
 
 
 def test_the_report_says_that_every_goal_is_reached(tmp_path: Path, capsys) -> None:
-    report_lines("x", LINES[:2], {}, str(tmp_path / "x.json"))
+    report_lines("x", LINES[:2], {}, str(tmp_path / "x.json"), Reporter())
     assert "every goal is reached" in capsys.readouterr().out
     assert benchmark_record("x", [], {})["lines"] == []

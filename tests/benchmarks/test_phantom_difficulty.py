@@ -19,4 +19,3 @@ def test_neither_a_threshold_nor_a_forest_finds_synapses(capsys):
     assert 0.05 < figures["forest_f1"] < 0.5
     assert figures["held_out_share"] > 0.005
     assert 0.15 < figures["membrane_share"] < 0.25
-    assert "forest_f1" in capsys.readouterr().out

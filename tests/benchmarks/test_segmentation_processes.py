@@ -17,15 +17,17 @@ from kasthuri_ray.benchmarks.segmentation_processes import (
     BlockWorkerWithTimes,
     summarize_times,
 )
-from kasthuri_ray.config.loading import resolve_settings
+from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.inference.inference_settings import InferenceSettings
 from kasthuri_ray.models.checkpoints import checkpoint_bytes, read_weights
 from kasthuri_ray.models.unet import build_network, load_weights
-from kasthuri_ray.ray_cluster.process_priority import WORKING
-from kasthuri_ray.segmentation import block_worker
-from kasthuri_ray.segmentation.segmentation_inputs import SegmentationInputs, prepare_segmentation
-from kasthuri_ray.segmentation.trained_network import read_trained_network
+from kasthuri_ray.output.ome_zarr import OmeZarrOutput
+from kasthuri_ray.segmentation import block_segmenter
+from kasthuri_ray.segmentation.block_worker import BlockWorker
+from kasthuri_ray.segmentation.segmentation_inputs import prepare_segmentation
+from kasthuri_ray.segmentation.segmentation_job import SegmentationInputs
+from kasthuri_ray.segmentation.trained_network import build_trained_network, read_trained_network
 
 SETTINGS = InferenceSettings("cpu", "float32", False, 1, (1, 64, 64), 1)
 
@@ -79,32 +81,33 @@ def test_the_steady_rate_counts_from_the_later_first_tile_to_the_earlier_last_ti
 
 def prepare(weights: str, image: str, **sections: Any) -> SegmentationInputs:
     flags = {"segment": {"weights": weights, "image": image, "cache": "none"}, **sections}
-    settings = resolve_settings("synapse", "UNet_2D", flags=flags)
-    return prepare_segmentation(settings, read_trained_network(weights), lambda line: None)
+    settings = resolve_settings(GivenSettings("synapse", "UNet_2D", flags=flags))
+    trained = read_trained_network(weights)
+    return prepare_segmentation(settings, trained, build_trained_network(settings, trained), lambda line: None)
 
 
 def test_a_worker_with_times_makes_the_same_block_and_writes_down_every_tile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(block_worker, "prepare_process", lambda settings: None)  # it would set the number of threads
+    monkeypatch.setattr(block_segmenter, "prepare_process", lambda settings: None)  # it would set the number of threads
     network = {"n_blocks": 2, "start_filters": 4}
     torch.manual_seed(0)
     weights = tmp_path / "w.pt"
     weights.write_bytes(checkpoint_bytes(build_network(network).state_dict()))
     inputs = prepare(str(weights), "phantom://em?shape=4,64,64", network=network)
     blocks = []
-    for kind in (block_worker.BlockWorker, BlockWorkerWithTimes):
+    for kind in (BlockWorker, BlockWorkerWithTimes):
         job = inputs.make_job(str(tmp_path / kind.__name__), SETTINGS, None)
         worker = kind(job)
-        worker.output.create(job.output, job.spec)
+        output = OmeZarrOutput.create(job.output, job.spec)
         worker.ready()
         assert worker.work("s0", (0, 0, 0))["blank"] is False
-        blocks.append(worker.output.read(0, Box.at((0, 0, 0), (4, 64, 64))))
+        blocks.append(output.probabilities.read(0, Box.at((0, 0, 0), (4, 64, 64))))
     np.testing.assert_array_equal(*blocks)
     (file,) = Path(f"{job.output}.{TIMES}").iterdir()
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert [row["what"] for row in rows] == ["read", "compute", "block"]
-    tiles = worker.predictor.tiles(job.box, job.image.bounds)
+    tiles = worker.segmenter.predictor.tiles(job.box, job.image.bounds)
     assert [voxels for _, voxels in rows[1]["tiles"]] == [tile.input.num_voxels for tile in tiles]
     assert summarize_times([rows])["voxels"] > job.box.num_voxels
 
@@ -119,11 +122,9 @@ def test_a_worker_without_a_network_writes_only_the_ledger(tmp_path: Path) -> No
     assert not Path(job.output).exists()
 
 
-def test_these_workers_keep_their_priority_and_their_memory_counts_as_that_of_actors() -> None:
-    for kind in (BlockWorkerWithTimes, BlockWorkerWithoutNetwork):
-        name = f"ray::{kind.__name__}.work"
-        assert name.startswith(WORKING)
-        assert process_role(name, is_part=False, computes_itself=False) == TRAINER
+def test_the_memory_of_these_workers_counts_as_that_of_actors() -> None:
+    for kind in (BlockWorker, BlockWorkerWithTimes, BlockWorkerWithoutNetwork):
+        assert process_role(f"ray::{kind.__name__}.work", is_part=False, computes_itself=False) == TRAINER
 
 
 def test_probabilities_of_the_random_weights_spread_widely(tmp_path: Path) -> None:

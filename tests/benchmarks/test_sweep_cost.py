@@ -34,8 +34,7 @@ def test_figures_are_compared_with_the_goals_of_tuning() -> None:
 
 def test_both_sweeps_have_the_same_settings_except_for_name_and_scheduler(tmp_path: Path) -> None:
     full, asha = (
-        sweep_cost.sweep_layers("/d/p.zarr", sweep_cost.QUICK, str(tmp_path), name)["flags"]
-        for name in ("none", "asha")
+        sweep_cost.sweep_flags("/d/p.zarr", sweep_cost.QUICK, str(tmp_path), name) for name in ("none", "asha")
     )
     assert full["tune"].pop("scheduler") == full["train"].pop("name") == "none"
     assert asha["tune"].pop("scheduler") == asha["train"].pop("name") == "asha"

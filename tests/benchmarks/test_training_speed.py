@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from kasthuri_ray.benchmarks import training_speed
-from kasthuri_ray.benchmarks.harness import Usage
+from kasthuri_ray.benchmarks.harness import PartRunner, Usage
 from kasthuri_ray.config.settings import Settings
+from kasthuri_ray.progress import Reporter
 
 GB = 10**9
 
@@ -24,6 +25,7 @@ def test_the_timed_settings_are_the_defaults_on_synapse_tiles(tmp_path: Path) ->
 
 def test_figures_are_compared_with_the_goals_of_training() -> None:
     results = training_speed.TrainingResults(
+        PartRunner(Reporter()),
         rates={"bare step": [10.0, 9.0, 11.0], "pipeline": [9.6], "seed's recipe": [2.0], "stream": [150.0]}
         | {training_speed.workers_name(1, 8): [5.0], training_speed.workers_name(2, 8): [9.5]}
         | {training_speed.workers_name(1, 2): [5.0], training_speed.workers_name(2, 2): [7.5]},

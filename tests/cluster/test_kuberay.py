@@ -12,6 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from kasthuri_ray import api
 from kasthuri_ray.config.loading import resolve_settings
 from kasthuri_ray.config.settings import TrainSettings
 from kasthuri_ray.ray_cluster.connection import WORKER_CPUS
@@ -194,7 +195,8 @@ def test_the_job_accepts_every_flag_and_value(path, entrypoint):
     assert outputs
     assert all(output.startswith("s3://your-bucket/") for output in outputs)
     assert flags.get("name") or flags.get("output"), "needed to resume with the same file"
-    resolve_settings(flags.get("task") or "synapse", None, **parser.overrides(parsed))
+    job = path.stem.partition("-")[0]
+    resolve_settings(api.given_settings(job, {"task": "synapse", **parser.keywords(arguments)}))
 
 
 def largest_cluster(path: Path) -> ClusterResources:

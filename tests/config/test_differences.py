@@ -3,7 +3,7 @@
 import json
 
 from kasthuri_ray.config.differences import record_differences, setting_differences
-from kasthuri_ray.config.loading import resolve_settings
+from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 
 
 def test_records_are_compared_by_key_and_tuples_equal_lists():
@@ -18,7 +18,7 @@ def test_records_are_compared_by_key_and_tuples_equal_lists():
 
 def test_only_settings_that_change_the_result_are_differences():
     def settings(*assignments: str) -> dict:
-        resolved = resolve_settings("synapse", None, assignments=["network.epochs=30", *assignments])
+        resolved = resolve_settings(GivenSettings("synapse", assignments=["network.epochs=30", *assignments]))
         return resolved.model_dump(mode="json")
 
     before = settings()
@@ -35,11 +35,11 @@ def test_only_settings_that_change_the_result_are_differences():
 
 
 def test_a_setting_that_is_newer_than_a_record_counts_as_its_default():
-    now = resolve_settings("synapse", None).model_dump(mode="json")
+    now = resolve_settings(GivenSettings("synapse")).model_dump(mode="json")
     older = json.loads(json.dumps(now))
     del older["network"]["metric"], older["task"]["z_gap"], older["train"]["weights"]
     assert setting_differences(older, now) == []
-    other = resolve_settings("synapse", None, assignments=["network.metric=val.loss"]).model_dump(mode="json")
+    other = resolve_settings(GivenSettings("synapse", assignments=["network.metric=val.loss"])).model_dump(mode="json")
     assert setting_differences(older, other) == ['network.metric: "val.average_precision" -> "val.loss"']
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kasthuri_ray.config.loading import resolve_settings
+from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 
 REGION = {"image": "a.zarr", "annotation": "b.zarr", "box": ":,:,:"}
 
@@ -13,32 +13,35 @@ def test_a_note_lists_what_a_config_file_changes_in_the_named_files(files):
     network = files("net.json", {"learning_rate": 0.1, "epochs": 2, "seed": 2})
     changes = {"learning_rate": 0.5, "epochs": 2, "loss": "dice_ce", "seed": 3, "optimizer": "SGD", "momentum": 0.5}
     config = files("best.json", {"network": {**changes, "start_filters": 8}})
-    notes = resolve_settings("synapse", network, config=config, assignments=["network.seed=7"]).notes
+    notes = resolve_settings(GivenSettings("synapse", network, config=config, assignments=["network.seed=7"])).notes
     assert notes == {
         "network": "best.json overrides --network net.json: network.start_filters is 8, not 32; network.optimizer "
         "is SGD, not Adam; network.learning_rate is 0.5, not 0.1; network.momentum is 0.5, not 0.9; and 1 more (--set "
         "overrides both)"
     }
-    assert resolve_settings("synapse", None, config=config).notes == {}
-    assert resolve_settings("synapse", network, config=files("same.json", {"network": {"epochs": 2}})).notes == {}
+    assert resolve_settings(GivenSettings("synapse", config=config)).notes == {}
+    assert (
+        resolve_settings(GivenSettings("synapse", network, config=files("same.json", {"network": {"epochs": 2}}))).notes
+        == {}
+    )
     lacking = files("lacking.json", {"name": "a"})
-    whole = resolve_settings("synapse", None).task.model_dump(mode="json")
-    assert resolve_settings(lacking, None, config=files("whole.json", {"task": whole})).notes == {}
+    whole = resolve_settings(GivenSettings("synapse")).task.model_dump(mode="json")
+    assert resolve_settings(GivenSettings(lacking, config=files("whole.json", {"task": whole}))).notes == {}
 
 
 def test_a_note_says_that_a_config_file_sets_where_the_run_is_stored(files):
     config = files("settings.json", {"train": {"name": "first", "storage": "s3://lab/runs", "compile": "off"}})
-    assert resolve_settings("synapse", None, config=config).notes == {
+    assert resolve_settings(GivenSettings("synapse", config=config)).notes == {
         "train": "settings.json sets where the run is stored: train.storage is s3://lab/runs, not outputs; train.name "
         "is first, not none (--name and --storage override it)"
     }
     typed = {"train": {"name": "second", "storage": "runs"}}
-    assert resolve_settings("synapse", None, config=config, flags=typed).notes == {}
+    assert resolve_settings(GivenSettings("synapse", config=config, flags=typed)).notes == {}
 
 
 def test_notes_are_not_written_with_the_settings(files):
     config = files("settings.json", {"train": {"name": "first"}})
-    settings = resolve_settings("synapse", None, config=config)
+    settings = resolve_settings(GivenSettings("synapse", config=config))
     assert settings.notes
     assert "notes" not in settings.model_dump()
     assert "first (" not in json.dumps(settings.training_record())
@@ -58,7 +61,7 @@ def test_notes_are_not_written_with_the_settings(files):
     ],
 )
 def test_a_task_type_that_is_nearly_a_known_one_is_accepted_with_a_note(task_type, meant):
-    settings = resolve_settings("synapse", None, assignments=[f"task.task_type={task_type}"])
+    settings = resolve_settings(GivenSettings("synapse", assignments=[f"task.task_type={task_type}"]))
     assert settings.task.task_type == task_type
     expected = f"task.task_type '{task_type}' is a type of its own, without the defaults of '{meant}'; did you mean"
     assert list(settings.notes) == ([] if meant is None else ["task.task_type"])
@@ -83,22 +86,24 @@ def task_with_boxes(files, **left_out) -> str:
 )
 def test_an_image_that_no_region_would_use_is_refused(files, overrides, message):
     with pytest.raises(ValueError, match=message):
-        resolve_settings(task_with_boxes(files), None, **overrides)
+        resolve_settings(GivenSettings(task_with_boxes(files), **overrides))
 
 
 def test_an_image_is_accepted_if_one_region_uses_it(files):
     flags = {"task": {"image_chan": "c.zarr"}}
-    task = resolve_settings(task_with_boxes(files, val="image"), None, flags=flags).task
+    task = resolve_settings(GivenSettings(task_with_boxes(files, val="image"), flags=flags)).task
     assert [task.regions(split)[0].image for split in ("train", "val")] == ["a.zarr", "c.zarr"]
     with pytest.raises(ValueError, match=r"every region in task\.boxes sets its own annotation"):
-        resolve_settings(task_with_boxes(files, val="image"), None, flags={"task": {"annotation_chan": "c.zarr"}})
-    resolve_settings(task_with_boxes(files), None)
+        resolve_settings(
+            GivenSettings(task_with_boxes(files, val="image"), flags={"task": {"annotation_chan": "c.zarr"}})
+        )
+    resolve_settings(GivenSettings(task_with_boxes(files)))
 
 
 def test_an_error_about_two_settings_names_the_flag_that_set_one_of_them(files):
     def refused(*assignments):
         with pytest.raises(ValueError, match=r".") as caught:
-            resolve_settings("synapse", None, assignments=assignments)
+            resolve_settings(GivenSettings("synapse", assignments=assignments))
         return str(caught.value)
 
     assert refused("task.z_gap=50").startswith("--set task.z_gap=50: task: z_gap 50 leaves nothing of z_val")

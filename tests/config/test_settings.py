@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kasthuri_ray.config.loading import resolve_settings
+from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.config.settings import NetworkSettings, TrainSettings
 
 
@@ -42,7 +42,7 @@ def test_any_other_number_of_workers_is_refused(value):
 )
 def test_numbers_that_no_run_can_use_are_refused_with_what_is_allowed(key, value, message):
     with pytest.raises(ValueError, match=r".") as caught:
-        resolve_settings("synapse", None, assignments=[f"network.{key}={value}"])
+        resolve_settings(GivenSettings("synapse", assignments=[f"network.{key}={value}"]))
     assert str(caught.value) == f"--set network.{key}={value}: network.{key} {message}"
 
 
@@ -63,7 +63,9 @@ def test_secrets_in_the_urls_of_volumes_are_not_written():
     signed = "https://me:pw@lab.org/em.zarr?token=secret"
     boxes = {name: [{"image": signed, "box": f"{n}:{n + 2},:,:"}] for n, name in enumerate(("train", "val"))}
     for task in ({"image_chan": signed, "annotation_chan": signed}, {"boxes": boxes, "annotation_chan": signed}):
-        settings = resolve_settings("membrane", "UNet_2D", flags={"task": task, "train": {"weights": signed}})
+        settings = resolve_settings(
+            GivenSettings("membrane", "UNet_2D", flags={"task": task, "train": {"weights": signed}})
+        )
         assert settings.task.annotation_chan == signed
         written = json.dumps(settings.training_record())
         assert "secret" not in written

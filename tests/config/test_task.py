@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kasthuri_ray.config.loading import resolve_settings
+from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.config.task import RANGES, TaskSettings, region_box
 from kasthuri_ray.geometry import Box
 
@@ -17,7 +17,7 @@ def refused(tmp_path, **changes) -> str:
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({**(NO_RANGES if "boxes" in changes else TASK), **changes}))
     with pytest.raises(ValueError, match=r".") as caught:
-        resolve_settings(str(file), None)
+        resolve_settings(GivenSettings(str(file)))
     return str(caught.value).replace(str(file), "FILE")
 
 
@@ -130,11 +130,11 @@ def test_boxes_and_ranges_together_are_refused(tmp_path):
     ranges, boxed = tmp_path / "ranges.json", tmp_path / "boxed.json"
     ranges.write_text(json.dumps(TASK))
     boxed.write_text(json.dumps({**NO_RANGES, "boxes": boxes}))
-    task = resolve_settings(str(ranges), None, assignments=[f"task.boxes={json.dumps(boxes)}"]).task
+    task = resolve_settings(GivenSettings(str(ranges), assignments=[f"task.boxes={json.dumps(boxes)}"])).task
     assert task.z_train is None
     assert [region.box for region in task.regions("train")] == ["0:4,:,:"]
     with pytest.raises(ValueError, match=r"boxes and z_train are both set"):
-        resolve_settings(str(boxed), None, assignments=["task.z_train=0,4"])
+        resolve_settings(GivenSettings(str(boxed), assignments=["task.z_train=0,4"]))
 
 
 def test_boxes_are_written_and_read_without_change():

@@ -85,7 +85,7 @@ def write_prediction_zarr(
 
 def write_zarr(path: Path, array: np.ndarray, size: tuple[float, ...] | None = SIZE_NM) -> str:
     """Write a zarr array, with a voxel size in nm unless it is None. Return its path."""
-    stored = zarr.create_array(path, data=array, chunks=(4, 64, 64))
+    stored = zarr.create_array(path, data=array, chunks=(4, 64, 64), config={"write_empty_chunks": True})
     if size:
         stored.attrs["voxel_size_nm_zyx"] = list(size)
     return str(path)

@@ -1,7 +1,5 @@
 """A comparison by blocks has the same result as scikit-learn, scikit-image and cc3d on whole arrays."""
 
-from dataclasses import replace
-
 import cc3d
 import numpy as np
 import pytest
@@ -55,7 +53,7 @@ def test_one_object_that_covers_everything_matches_no_synapse(
     synapses, compare, write_prediction, tmp_path, block_shape
 ):
     everything = write_prediction(tmp_path / "all.zarr", np.full(synapses.truth.shape, 255, np.uint8))
-    result = compare(replace(synapses.settings, prediction=everything), block_shape)[0]
+    result = compare(synapses.settings.model_copy(update={"prediction": everything}), block_shape)[0]
     assert result["recall"] == 1, "of voxels"
     assert (result["objects"]["num_predicted"], result["objects"]["num_true"] > 5) == (1, True)
     assert (result["objects"]["recall"], result["objects"]["precision"], result["objects"]["f1"]) == (0, 0, 0)

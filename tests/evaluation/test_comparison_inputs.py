@@ -1,15 +1,16 @@
 """The inputs of a comparison: boxes, voxel sizes, and predictions of other tools."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import zarr
 
+from kasthuri_ray.errors import InputError
+
 
 def test_a_box_is_in_voxels_of_the_annotation_and_cut_to_the_prediction(synapses, compare, expected_metrics):
-    result, notes = compare(replace(synapses.settings, box="4:8,:,100:280"))
+    result, notes = compare(synapses.settings.model_copy(update={"box": "4:8,:,100:280"}))
     assert result["box"] == "4:8,20:280,100:266"
     cut = (slice(2, 6), slice(None), slice(90, None))
     expected = expected_metrics(synapses.truth[cut], synapses.probability[cut], 0.4)
@@ -17,7 +18,7 @@ def test_a_box_is_in_voxels_of_the_annotation_and_cut_to_the_prediction(synapses
     assert notes == [
         "The prediction covers only 4:8,20:280,100:266 of the box 4:8,0:300,100:280: only that part is compared."
     ]
-    assert compare(replace(synapses.settings, box="4:8,20:280,100:266")) == (result, [])
+    assert compare(synapses.settings.model_copy(update={"box": "4:8,20:280,100:266"})) == (result, [])
 
 
 def test_predictions_of_other_tools_may_be_floats_or_masks(synapses, compare, expected_metrics, write_volume, tmp_path):
@@ -27,10 +28,10 @@ def test_predictions_of_other_tools_may_be_floats_or_masks(synapses, compare, ex
     names = {"image_chan": "a", "annotation_chan": "b"}
     task.write_text(json.dumps({"name": "own", "task_type": "synapse", "ignore_label": 255, **ranges, **names}))
     annotation = write_volume(tmp_path / "truth.zarr", np.where(truth == synapses.ignore_label, 255, truth))
-    settings = replace(synapses.settings, annotation=annotation, task=str(task), threshold=0.4)
+    settings = synapses.settings.model_copy(update={"annotation": annotation, "task": str(task), "threshold": 0.4})
 
     def compare_array(name, array):
-        return compare(replace(settings, prediction=write_volume(tmp_path / name, array)))
+        return compare(settings.model_copy(update={"prediction": write_volume(tmp_path / name, array)}))
 
     expected, objects = expected_metrics(truth, probability, 0.4), compare(synapses.settings)[0]["objects"]
     floats, notes = compare_array("floats.zarr", (probability / 255).astype(np.float32))
@@ -59,8 +60,8 @@ def test_without_voxel_sizes_the_provenance_says_where_the_prediction_starts(
     prediction_without_size = write_prediction(tmp_path / "out.zarr", synapses.probability, size=None)
     annotation_without_size = write_volume(tmp_path / "truth.zarr", annotation, size=None)
     expected = expected_metrics(synapses.truth, synapses.probability, 0.4)["foreground_f1"]
-    settings = replace(synapses.settings, prediction=prediction_without_size)
-    result, notes = compare(replace(settings, annotation=annotation_without_size))
+    settings = synapses.settings.model_copy(update={"prediction": prediction_without_size})
+    result, notes = compare(settings.model_copy(update={"annotation": annotation_without_size}))
     assert result["foreground_f1"] == pytest.approx(expected)
     assert "voxels are compared by their index" in notes[0]
     result, notes = compare(settings)
@@ -77,5 +78,93 @@ def test_voxel_sizes_with_fewer_digits_do_not_shift_a_distant_prediction(
     annotation[start[0] :, start[1] :, start[2] :] = truth
     stored = write_volume(tmp_path / "truth.zarr", annotation, size=(30.0, 6.03, 6.03))
     prediction = write_prediction(tmp_path / "out.zarr", probability, start)
-    result, _ = compare(replace(synapses.settings, annotation=stored, prediction=prediction))
+    result, _ = compare(synapses.settings.model_copy(update={"annotation": stored, "prediction": prediction}))
     assert result["foreground_f1"] == pytest.approx(expected_metrics(truth, probability, 0.4)["foreground_f1"])
+
+
+def changed(example, **settings):
+    return example.settings.model_copy(update=settings)
+
+
+def test_an_annotation_without_a_place_lies_on_the_voxels_of_the_image(
+    synapses, compare, write_prediction, write_volume, tmp_path
+):
+    """In a larger image, nothing says where a smaller annotation lies."""
+    image = write_volume(tmp_path / "em.zarr", np.zeros((20, 320, 300), np.uint8))
+    prediction = write_prediction(tmp_path / "out.zarr", synapses.probability, image=image)
+    with pytest.raises(InputError, match=r"its shape is not that of the image that was segmented.*\?offset_nm=0,0,0"):
+        compare(changed(synapses, prediction=prediction))
+    annotation = f"{synapses.settings.annotation}?offset_nm=0,0,0"
+    placed = changed(synapses, prediction=prediction, annotation=annotation)
+    assert compare(placed)[0]["foreground_f1"] == compare(synapses.settings)[0]["foreground_f1"]
+
+
+def test_prediction_annotation_and_instances_are_compared_at_their_places(
+    membranes, compare, write_prediction, write_volume, tmp_path
+):
+    membrane = {"task_type": "membrane"}
+    cells, annotation = membranes.settings.instances, f"{membranes.settings.annotation}?offset_nm=60,180,240"
+    prediction = write_prediction(tmp_path / "out.zarr", membranes.probability, (3, 40, 50), task=membrane)
+    big = np.zeros((10, 300, 300), np.uint64)
+    big[2:7, 30:290, 40:300] = membranes.instances
+    instances = f"{write_volume(tmp_path / 'cells.zarr', big)}?offset_nm=0,0,0"
+    settings = changed(membranes, prediction=prediction, annotation=annotation, instances=instances)
+    result, _ = compare(settings)
+    assert result["box"] == "1:5,10:260,10:260"
+    cut = np.ascontiguousarray(membranes.probability[:4, :250, :250])
+    same = write_prediction(tmp_path / "same.zarr", cut, (1, 10, 10), task=membrane)
+    assert result == compare(changed(membranes, prediction=same))[0] | {"prediction": result["prediction"]} | {
+        key: result[key] for key in ("annotation", "instances") if key in result
+    }
+    elsewhere = settings.model_copy(update={"instances": f"{cells}?offset_nm=120,180,240"})
+    with pytest.raises(
+        InputError, match=r"cells.zarr\S* covers only 2:5,10:260,10:260 of what is compared, 1:5,.*--box"
+    ):
+        compare(elsewhere)
+
+
+@pytest.mark.parametrize("image_size", [None, (30.0, 12.0, 12.0)])
+def test_a_prediction_of_another_voxel_size_is_resampled_if_that_is_wanted(
+    synapses, compare, expected_metrics, write_prediction, write_volume, tmp_path, image_size
+):
+    coarse = np.rint(synapses.probability.reshape(9, 130, 2, 128, 2).mean((2, 4))).astype(np.uint8)
+    more = (
+        {"image": write_volume(tmp_path / "em.zarr", np.zeros((12, 150, 140), np.uint8), image_size)}
+        if image_size
+        else {}
+    )
+    prediction = write_prediction(
+        tmp_path / "out.zarr", coarse, (2, 10, 5), size=(30.0, 12.0, 12.0), voxel_size_nm=[30.0, 12.0, 12.0], **more
+    )
+    annotation = f"{synapses.settings.annotation}?offset_nm=0,0,0"
+    with pytest.raises(InputError, match=r"voxel sizes differ: .*--resample"):
+        compare(changed(synapses, prediction=prediction, annotation=annotation))
+    result, _ = compare(changed(synapses, prediction=prediction, annotation=annotation, resample=True))
+    assert result["box"] == "2:11,20:280,10:266"
+    fine = coarse.astype(np.float32)
+    for axis in (1, 2):
+        old = np.arange(coarse.shape[axis])
+        middles = (np.arange(2 * len(old)) + 0.5) / 2 - 0.5
+        fine = np.apply_along_axis(lambda row, old=old, middles=middles: np.interp(middles, old, row), axis, fine)
+    expected = expected_metrics(synapses.truth, np.rint(fine).astype(np.uint8), 0.4)
+    assert result["foreground_f1"] == pytest.approx(expected["foreground_f1"])
+
+
+def test_absent_chunks_of_annotation_and_of_other_tools_predictions_are_counted(synapses, compare, tmp_path):
+    floats = (synapses.probability / 255).astype(np.float32)
+    for name, array in (("truth.zarr", synapses.truth), ("floats.zarr", floats)):
+        stored = {"chunks": (3, 64, 64), "zarr_format": 2, "config": {"write_empty_chunks": True}}
+        zarr.create_array(tmp_path / name, data=array, **stored)
+    for name in ("truth.zarr/0.0.0", "truth.zarr/2.3.1", "floats.zarr/1.1.1"):
+        (tmp_path / name).unlink()
+    task = {
+        "name": "own", "task_type": "synapse", "ignore_label": synapses.ignore_label, "image_chan": "a",
+        **{"annotation_chan": "b", "xrange_vol": [0, 8], "yrange_vol": [0, 8], "z_train": [0, 1], "z_val": [1, 2]},
+    }  # fmt: skip
+    names = {"annotation": f"{tmp_path}/truth.zarr", "prediction": f"{tmp_path}/floats.zarr"}
+    for block_shape in (None, (2, 100, 77)):
+        result, notes = compare(changed(synapses, task=task, threshold=0.4, **names), block_shape)
+        assert result["absent_chunks"] == {"prediction": [1, 3 * 5 * 4], "annotation": [2, 3 * 5 * 4]}
+    assert f"2 of 60 chunks absent in {tmp_path}/truth.zarr: their voxels count as background" in notes
+    own, _ = compare(synapses.settings)
+    assert own["absent_chunks"]["prediction"] == [0, 0]  # complete by its ledger

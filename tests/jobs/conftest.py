@@ -316,21 +316,25 @@ def submit_job(cluster, job_client, clean_env) -> Iterator[Callable[..., str]]:
 
 
 @pytest.fixture(scope="session")
-def s3_files(clean_env) -> Any:
-    """Return the file system of the S3 server."""
-    from pyarrow.fs import S3FileSystem
+def lab_bucket(clean_env) -> Any:
+    """Return the bucket `lab` of the S3 server."""
+    import boto3
 
-    url = clean_env["AWS_ENDPOINT_URL"]
-    return S3FileSystem(endpoint_override=url, access_key="key", secret_key="secret", region="us-east-1")
+    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
+    return boto3.resource("s3", region_name="us-east-1", endpoint_url=clean_env["AWS_ENDPOINT_URL"], **keys).Bucket(
+        "lab"
+    )
 
 
 @pytest.fixture(scope="session")
-def download(s3_files) -> Callable[[str, Path], None]:
-    """Return `download(source, folder)`, which copies a folder of S3, such as `bucket/run`, to a local one."""
-    from pyarrow.fs import LocalFileSystem, copy_files
+def download(lab_bucket) -> Callable[[str, Path], None]:
+    """Return `download(key, folder)`, which copies a folder of the bucket `lab` to a local one."""
 
-    def copy(source: str, folder: Path) -> None:
-        copy_files(source, str(folder), source_filesystem=s3_files, destination_filesystem=LocalFileSystem())
+    def copy(key: str, folder: Path) -> None:
+        for item in lab_bucket.objects.filter(Prefix=f"{key}/"):
+            path = folder / item.key.removeprefix(f"{key}/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lab_bucket.download_file(item.key, str(path))
 
     return copy
 

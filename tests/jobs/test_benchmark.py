@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kasthuri_ray.benchmarks import accuracy, predictor_speed, segmentation_speed, sweep_cost, training_speed
+from kasthuri_ray.benchmarks.harness import PartRunner
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "jobs/benchmark.py"
@@ -20,11 +21,15 @@ def test_help_lists_the_benchmarks_and_the_flags(help_text) -> None:
 
 def test_flags_reach_the_benchmark(load_module, monkeypatch: pytest.MonkeyPatch) -> None:
     job, calls = load_module(ROOT / SCRIPT), []
-    monkeypatch.setattr(training_speed, "run_training_benchmark", lambda **options: calls.append(options))
-    monkeypatch.setattr(accuracy, "run_accuracy", lambda **options: calls.append(options))
-    monkeypatch.setattr(segmentation_speed, "run_segmentation_benchmark", lambda **options: calls.append(options))
-    monkeypatch.setattr(predictor_speed, "run_predictor_benchmark", lambda **options: calls.append(options))
-    monkeypatch.setattr(sweep_cost, "run_sweep_benchmark", lambda **options: calls.append(options))
+
+    def record(parts: PartRunner, **options: object) -> None:
+        calls.append({**options, "verbose": parts.verbose})
+
+    monkeypatch.setattr(training_speed, "run_training_benchmark", record)
+    monkeypatch.setattr(accuracy, "run_accuracy", record)
+    monkeypatch.setattr(segmentation_speed, "run_segmentation_benchmark", record)
+    monkeypatch.setattr(predictor_speed, "run_predictor_benchmark", record)
+    monkeypatch.setattr(sweep_cost, "run_sweep_benchmark", record)
     job.main(["train", "--quick"])
     assert calls[0] == {"data": None, "quick": True, "out": "benchmark_train.json", "verbose": False}
     job.main(["accuracy", "--data", "d", "--task", "synapse", "--seeds", "3", "4", "--seed-recipe", "full"])

@@ -8,7 +8,7 @@ SCRIPT = "jobs/check.py"
 
 def test_help_lists_the_flags_and_the_exit_codes(help_text):
     text = help_text(SCRIPT)
-    for word in ("--address", "--storage", "--gpus", "--boss", "--wait-for-resources", "0 fit, 1 not fit"):
+    for word in ("--address", "--storage", "--gpus", "--boss", "--wait-for-resources", "--report", "0 fit, 1 not fit"):
         assert word in text
 
 
@@ -63,3 +63,13 @@ def test_bad_input_is_an_error_before_anything_starts(start_job, tmp_path):
         assert message in job.err
         assert "Traceback" not in job.err
         assert time.monotonic() - start < 60
+
+
+def test_a_fault_report_is_written_without_ray_and_its_path_is_printed(start_job, tmp_path):
+    job = start_job("--report", script=SCRIPT, cwd=tmp_path, env={"RAY_ADDRESS": "127.0.0.1:9"}).wait()
+    assert (job.code, job.err) == (0, "")
+    report = tmp_path / "kasthuri_ray_report.txt"
+    assert job.out.endswith(f": {report}")
+    assert "RAY_ADDRESS=127.0.0.1:9" in report.read_text()
+    job = start_job("--report", tmp_path / "other.txt", script=SCRIPT, cwd=tmp_path).wait()
+    assert (job.code, (tmp_path / "other.txt").exists()) == (0, True)

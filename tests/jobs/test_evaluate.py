@@ -36,7 +36,7 @@ def folder(tmp_path, monkeypatch):
     """Make a current folder with a prediction `p.zarr`, its annotation `a.zarr` and cells `c.zarr`; forbid Ray."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(evaluate_module, "connect_ray", lambda verbose: pytest.fail("Ray was started"))
+    monkeypatch.setattr(evaluate_module, "connect_ray", lambda *_: pytest.fail("Ray was started"))
     write_store("p.zarr", np.zeros((4, 32, 32), np.uint8))
     write_store("a.zarr", np.zeros((4, 32, 32), np.uint8))
     write_store("c.zarr", np.ones((4, 32, 32), np.uint32))
@@ -78,7 +78,7 @@ def test_a_prediction_without_provenance_needs_a_task(main, folder, capsys):
 
 def test_an_output_folder_that_cannot_be_written_is_refused(refused, folder, monkeypatch):
     (folder / "file").write_text("")
-    monkeypatch.setattr(evaluate_module, "connect_ray", lambda verbose: ClusterResources(2, 0, 1))
+    monkeypatch.setattr(evaluate_module, "connect_ray", lambda *_: ClusterResources(2, 0, 1))
     assert f"{folder}/file is a file; give another --out" in refused("--out", "file/out")
 
 
@@ -131,7 +131,8 @@ def test_instances_need_the_bounds_of_the_annotation_and_a_membrane_task(refused
 
 
 def test_invalid_thresholds_and_output_locations_are_refused(refused):
-    assert "--threshold 1.5 is not a probability" in refused("--threshold", 1.5)
+    error = refused("--threshold", 1.5)
+    assert "the command line: evaluate.threshold is 1.5: expected less than or equal to 1" in error
     assert "files are stored on a disk or on S3" in refused("--out", "gs://bucket/x")
     error = refused(
         "--prediction", "phantom://membrane?shape=4,32,32", "--annotation", "phantom://membrane?shape=4,32,32"
@@ -141,7 +142,8 @@ def test_invalid_thresholds_and_output_locations_are_refused(refused):
 
 def test_help_lists_the_flags(help_text):
     text = help_text(SCRIPT)
-    flags = ("prediction", "annotation", "task", "instances", "threshold", "box", "out", "boss", "cache", "verbose")
+    flags = ("prediction", "annotation", "task", "instances", "threshold", "box", "out", "config", "set", "boss")
+    flags += ("cache", "verbose")
     for flag in flags:
         assert f"--{flag} " in text
     start = time.perf_counter()

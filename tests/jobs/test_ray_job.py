@@ -51,7 +51,7 @@ def test_a_killed_run_on_s3_is_resumed_by_the_same_ray_job(
     assert lines[-1] == "s3://lab/runs/job"
     assert "s3://lab/runs/job" in lines[:-1]
     assert "epoch 1  " not in log
-    download("lab/runs/job", tmp_path)
+    download("runs/job", tmp_path)
     assert_same_files(finished_run.folder, tmp_path)
     assert_same_run(finished_run.folder, tmp_path)
 

@@ -12,7 +12,6 @@ import torch
 import zarr
 
 from kasthuri_ray import cli
-from kasthuri_ray.training import preflight
 from kasthuri_ray.training import train as train_module
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +30,7 @@ def refused(main, tiny_flags, tmp_path, monkeypatch, capsys):
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("KASTHURI_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(train_module, "connect_ray", lambda verbose: pytest.fail("Ray was started"))
+    monkeypatch.setattr(train_module, "connect_ray", lambda *_: pytest.fail("Ray was started"))
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def run(*arguments: object, code: int = 2) -> str:
@@ -218,15 +217,6 @@ def test_the_contents_of_a_broken_boss_file_are_not_shown(refused, tmp_path):
     error = refused("--boss", tmp_path / "boss.json")
     assert "boss.json is not readable as JSON" in error
     assert "a-secret-token" not in error
-
-
-def test_a_batch_size_below_the_number_of_workers_is_refused():
-    from kasthuri_ray.config.loading import resolve_settings
-    from kasthuri_ray.ray_cluster.resources import ClusterResources
-
-    settings = resolve_settings("phantom_synapse", None, assignments=["network.batch_size=2", "train.num_workers=3"])
-    with pytest.raises(ValueError, match=r"network.batch_size 2 is smaller than the 3 workers"):
-        preflight.plan_workers(settings, ClusterResources(8, 0, 1))
 
 
 def test_a_wrong_address_of_ray_is_refused(start_job, tiny_flags, tmp_path):

@@ -109,7 +109,7 @@ def test_ctrl_c_on_s3_ends_the_run_and_the_printed_command_resumes(
     assert resumed.code == 0, resumed.out + resumed.err
     assert resumed.lines[0] == resumed.lines[-1] == "s3://lab/runs/stopped"
     assert "epoch 1  " not in resumed.out
-    download("lab/runs/stopped", tmp_path)
+    download("runs/stopped", tmp_path)
     assert_same_files(finished_run.folder, tmp_path)
     assert_same_run(finished_run.folder, tmp_path)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ from kasthuri_ray.models.checkpoints import (
     Checkpoint,
     checkpoint_bytes,
     find_weights_file,
-    load_checkpoint_bytes,
     read_checkpoint,
     read_weights,
 )
@@ -72,14 +72,20 @@ def test_published_weights_are_read_and_loaded():
 def test_a_bare_state_dict_is_a_checkpoint_without_settings(zipped):
     state = nn.Linear(2, 3).state_dict()
     checkpoint = read_checkpoint(torch_save_bytes(state, _use_new_zipfile_serialization=zipped), "w.pt")
-    assert (checkpoint.settings, checkpoint.extra) == (None, {})
+    assert (checkpoint.settings, checkpoint.threshold, checkpoint.resume) == (None, None, None)
     assert all(torch.equal(checkpoint.weights[key], value) for key, value in state.items())
 
 
 @pytest.mark.parametrize("key", ["weights", "state_dict", "model_state_dict", "model"])
 def test_weights_in_checkpoints_of_other_programs_are_found(key):
     state = nn.Linear(2, 3).state_dict()
-    assert list(read_weights(torch_save_bytes({"epoch": 3, key: state}), "w.pt")) == ["weight", "bias"]
+    assert list(read_weights(torch_save_bytes({"epoch": 3, "best": 0.5, key: state}), "w.pt")) == ["weight", "bias"]
+
+
+def test_what_other_programs_store_beside_their_weights_is_ignored():
+    data = torch_save_bytes({"state_dict": nn.Linear(2, 3).state_dict(), "best": 0.5, "settings": [1]})
+    checkpoint = read_checkpoint(data, "w.pt")
+    assert (checkpoint.settings, checkpoint.best, checkpoint.threshold) == (None, None, None)
 
 
 def test_a_checkpoint_is_read_as_it_was_written():
@@ -89,22 +95,25 @@ def test_a_checkpoint_is_read_as_it_was_written():
     optimizer.step()
     settings = {"network": {"dim": 2, "learning_rate": 3e-4, "scheduler": None, "layers": [1, 2]}}
     resume = {"optimizer": optimizer.state_dict(), "random": torch.get_rng_state(), "epoch": 3, "shape": (1, 2)}
-    written = Checkpoint(network.state_dict(), settings, resume)
+    written = Checkpoint(network.state_dict(), settings, {"threshold": 0.25}, [0.0, 255.0], None, resume)
     read = read_checkpoint(checkpoint_bytes(written), "last.pt")
     assert read.settings == settings
-    assert (read.extra["epoch"], read.extra["shape"]) == (3, (1, 2))
-    assert torch.equal(read.extra["random"], torch.get_rng_state())
-    torch.testing.assert_close(read.extra["optimizer"], optimizer.state_dict(), rtol=0, atol=0)
+    assert (read.threshold, read.image_intensity, read.voxel_size_nm) == (0.25, [0.0, 255.0], None)
+    assert (read.resume["epoch"], read.resume["shape"]) == (3, (1, 2))
+    assert torch.equal(read.resume["random"], torch.get_rng_state())
+    torch.testing.assert_close(read.resume["optimizer"], optimizer.state_dict(), rtol=0, atol=0)
     load_weights(network, read.weights)
-    optimizer.load_state_dict(read.extra["optimizer"])
+    optimizer.load_state_dict(read.resume["optimizer"])
     assert checkpoint_bytes(read) == checkpoint_bytes(written)
 
 
-def test_any_plain_dict_is_read_as_it_was_written():
-    content = {"weights": {"w": torch.ones(2)}, "settings": {"a": None}, "best": {"epoch": 3, "f1": [0.5, True]}}
-    read = load_checkpoint_bytes(checkpoint_bytes(content), "best.pt")
-    assert (list(read), read["settings"], read["best"]) == (list(content), content["settings"], content["best"])
-    assert list(read_weights(checkpoint_bytes(content), "best.pt")) == ["w"]
+def test_the_entries_of_the_files_of_a_run_keep_their_names_and_order():
+    best = Checkpoint({"w": torch.ones(2)}, {"a": None}, {"epoch": 3, "f1": [0.5, True]}, [0.0, 255.0], None)
+    names = ["weights", "settings", "best", "image_intensity", "voxel_size_nm"]
+    content = torch.load(io.BytesIO(checkpoint_bytes(best)), weights_only=True)
+    assert (list(content), content["best"], content["voxel_size_nm"]) == (names, best.best, None)
+    last = torch.load(io.BytesIO(checkpoint_bytes(replace(best, resume={}))), weights_only=True)
+    assert list(last) == [*names, "resume"]
 
 
 def test_torch_loads_the_written_weights():
@@ -173,7 +182,7 @@ def test_a_file_without_weights_is_refused_with_its_name_and_the_reason(data, me
     [
         ({"w": np.ones(2)}, "w is a numpy.ndarray"),
         (Checkpoint({}, {"train": {"lr": np.float64(1)}}), "settings.train.lr is a numpy.float64"),
-        (Checkpoint({}, {}, {"files": [Path()]}), r"files\[0\] is a pathlib.* cannot hold; make it a tensor"),
+        (Checkpoint({}, {}, {"files": [Path()]}), r"best\.files\[0\] is a pathlib.* cannot hold; make it a tensor"),
     ],
 )
 def test_a_value_that_could_not_be_read_safely_is_not_written(content, message):

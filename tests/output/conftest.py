@@ -59,17 +59,18 @@ def write_output():
     """`write_output(output, voxels, order)` writes all of an output, block by block: every level, and the mask."""
 
     def write(output, voxels, order=1):
-        grid = output.grid(0, (4, 256, 64))
+        grid = output.probabilities.grid(0, (4, 256, 64))
         for index in list(grid)[::order]:
             box = grid.box(index)
             part = voxels[(..., *box.slices())]
-            output.write_block(0, box, part)
-            if output.spec.mask:
-                output.write_mask(0, box, label_image(part, 0.5))
+            output.probabilities.write_block(0, box, part)
+            if output.labels:
+                output.labels.write_block(0, box, label_image(part, 0.5))
         for level in output.spec.levels[1:]:
-            grid = output.grid(level.number)
+            grid = output.probabilities.grid(level.number)
             for index in list(grid)[::order]:
-                output.downsample_block(level.number, grid.box(index))
+                for array in output.arrays:
+                    array.downsample_block(level.number, grid.box(index))
         return output
 
     return write

@@ -34,26 +34,26 @@ def written(tmp_path_factory, make_spec, random_probabilities, write_output):
     return write_output(OmeZarrOutput.create(str(folder), make_spec(("pre", "post"), "synapse")), voxels), voxels
 
 
-def read_level(output, level, mask=False):
-    return (output.read_mask if mask else output.read)(level, output.spec.levels[level].box)
+def read_level(array, level):
+    return array.read(level, array.levels[level].box)
 
 
 def test_written_voxels_are_read_again(written):
     output, voxels = written
-    np.testing.assert_array_equal(read_level(output, 0), voxels)
+    np.testing.assert_array_equal(read_level(output.probabilities, 0), voxels)
     box = Box((3, 100, 5), (7, 300, 70))
-    np.testing.assert_array_equal(output.read(0, box), voxels[(..., *box.slices())])
-    np.testing.assert_array_equal(read_level(output, 0, mask=True), label_image(voxels, 0.5))
+    np.testing.assert_array_equal(output.probabilities.read(0, box), voxels[(..., *box.slices())])
+    np.testing.assert_array_equal(read_level(output.labels, 0), label_image(voxels, 0.5))
 
 
 def test_levels_are_means_and_majorities_of_the_level_before(written):
     output, _ = written
     assert [level.shape for level in output.spec.levels] == [(10, 600, 90), (10, 300, 45)]
     for number, level in enumerate(output.spec.levels[1:], 1):
-        means = downsample(read_level(output, number - 1), level.step)
-        np.testing.assert_array_equal(read_level(output, number), means)
-        majorities = downsample_labels(read_level(output, number - 1, mask=True), level.step)
-        np.testing.assert_array_equal(read_level(output, number, mask=True), majorities)
+        means = downsample(read_level(output.probabilities, number - 1), level.step)
+        np.testing.assert_array_equal(read_level(output.probabilities, number), means)
+        majorities = downsample_labels(read_level(output.labels, number - 1), level.step)
+        np.testing.assert_array_equal(read_level(output.labels, number), majorities)
 
 
 def test_a_published_validator_accepts_the_output(written):
@@ -115,12 +115,12 @@ def test_open_volume_reads_the_output_at_the_position_of_the_image(
     output = OmeZarrOutput.create(str(tmp_path / "out.zarr"), make_spec(mask="synapse"))
     write_output(output, random_probabilities())
     level = output.spec.levels[mip]
-    for name, mask in ((output.path, False), (f"{output.path}/labels/synapse", True)):
-        volume = open_volume(name, mip=mip)
+    for array in output.arrays:
+        volume = open_volume(array.path, mip=mip)
         assert volume.voxel_size_nm == level.scale
         assert volume.translation_nm == level.translation
-        expected = read_level(output, mip, mask)
-        np.testing.assert_array_equal(volume.read(volume.bounds), expected if mask else expected[0])
+        expected = read_level(array, mip).reshape(level.shape)
+        np.testing.assert_array_equal(volume.read(volume.bounds), expected)
     assert output.spec.levels[0].translation == (60.0, 120.0, 84.0)
 
 
@@ -140,31 +140,31 @@ def test_another_process_writes_the_same_bytes(tmp_path, make_spec, random_proba
     voxels, box = random_probabilities(), Box((0, 0, 0), (4, 128, 64))
     work = tmp_path / "work.pickle"
     work.write_bytes(pickle.dumps((output, box, voxels[(..., *box.slices())])))
-    code = f"import pickle; o, b, v = pickle.load(open({str(work)!r}, 'rb')); o.write_block(0, b, v)"
+    code = f"import pickle; o, b, v = pickle.load(open({str(work)!r}, 'rb')); o.probabilities.write_block(0, b, v)"
     subprocess.run([sys.executable, "-c", code], check=True)
     first = digests(output.path)
     assert "s0/c/0/0/0/0" in first
-    output.write_block(0, box, voxels[(..., *box.slices())])
+    output.probabilities.write_block(0, box, voxels[(..., *box.slices())])
     assert digests(output.path) == first
 
 
 def test_shards_of_zeros_are_not_stored_and_read_as_zeros(tmp_path, make_spec):
     output = OmeZarrOutput.create(str(tmp_path / "out.zarr"), make_spec())
-    box = output.grid(0).box((0, 0, 0))
-    assert output.write_block(0, box, np.ones((1, *box.shape), np.uint8))
+    box = output.probabilities.grid(0).box((0, 0, 0))
+    assert output.probabilities.write_block(0, box, np.ones((1, *box.shape), np.uint8))
     assert (Path(output.path) / "s0/c/0/0/0/0").exists()
-    assert not output.write_block(0, box, np.zeros((1, *box.shape), np.uint8))
+    assert not output.probabilities.write_block(0, box, np.zeros((1, *box.shape), np.uint8))
     assert not (Path(output.path) / "s0/c/0/0/0/0").exists()
-    assert not output.read(0, box).any()
-    assert not output.downsample_block(1, output.grid(1).box((0, 0, 0)))
+    assert not output.probabilities.read(0, box).any()
+    assert not output.probabilities.downsample_block(1, output.probabilities.grid(1).box((0, 0, 0)))
     assert not (Path(output.path) / "s1/c").exists()
 
 
 def test_partial_files_of_a_killed_writer_are_removed_by_the_next(tmp_path, make_spec, random_probabilities):
     output = OmeZarrOutput.create(str(tmp_path / "out.zarr"), make_spec())
-    box, voxels = output.grid(0).box((0, 0, 0)), random_probabilities()
+    box, voxels = output.probabilities.grid(0).box((0, 0, 0)), random_probabilities()
     part = np.ascontiguousarray(voxels[(..., *box.slices())])
-    output.write_block(0, box, part)
+    output.probabilities.write_block(0, box, part)
     clean = digests(output.path)
     folder = Path(output.path) / "s0/c/0/0/0"
 
@@ -174,11 +174,11 @@ def test_partial_files_of_a_killed_writer_are_removed_by_the_next(tmp_path, make
         (folder / "1_363e0538331b0256.__lock").write_bytes(b"torn")
 
     leave_partial_files()
-    output.write_block(0, box, part)
+    output.probabilities.write_block(0, box, part)
     (folder / "1_363e0538331b0256.__lock").unlink()
     assert digests(output.path) == clean
     leave_partial_files()
-    output.write_block(0, box, np.zeros_like(part))
+    output.probabilities.write_block(0, box, np.zeros_like(part))
     assert [name for name in digests(output.path) if "s0/c" in name] == ["s0/c/0/0/0/1_363e0538331b0256.__lock"]
 
 
@@ -186,9 +186,9 @@ def test_a_block_that_cuts_a_shard_is_refused(tmp_path, make_spec):
     output = OmeZarrOutput.create(str(tmp_path / "out.zarr"), make_spec())
     for box in (Box((0, 0, 0), (4, 100, 64)), Box((1, 0, 0), (4, 128, 64)), Box((8, 512, 64), (12, 600, 90))):
         with pytest.raises(ValueError, match="is not whole shards"):
-            output.write_block(0, box, np.zeros((1, *box.shape), np.uint8))
+            output.probabilities.write_block(0, box, np.zeros((1, *box.shape), np.uint8))
     last = Box((8, 512, 64), (10, 600, 90))
-    assert output.write_block(0, last, np.ones((1, *last.shape), np.uint8))
+    assert output.probabilities.write_block(0, last, np.ones((1, *last.shape), np.uint8))
 
 
 def test_each_shard_is_written_once(tmp_path, monkeypatch, make_spec, random_probabilities):
@@ -200,7 +200,7 @@ def test_each_shard_is_written_once(tmp_path, monkeypatch, make_spec, random_pro
     work = tmp_path / "work.pickle"
     box = Box((0, 0, 0), (4, 256, 90))
     work.write_bytes(pickle.dumps((output, box, random_probabilities()[(..., *box.slices())])))
-    code = f"import pickle; o, b, v = pickle.load(open({str(work)!r}, 'rb')); o.write_block(0, b, v)"
+    code = f"import pickle; o, b, v = pickle.load(open({str(work)!r}, 'rb')); o.probabilities.write_block(0, b, v)"
     log = tmp_path / "log"
     calls = "trace=rename,renameat,renameat2,fsync,fdatasync"
     run = subprocess.run([strace, "-f", "-y", "-e", calls, "-o", log, sys.executable, "-c", code], check=False)
@@ -219,7 +219,7 @@ def test_an_opened_output_equals_the_created_one(written):
     again = OmeZarrOutput.open(output.path)
     assert again == output
     assert again.spec.record == output.spec.record
-    np.testing.assert_array_equal(read_level(again, 1), read_level(output, 1))
+    np.testing.assert_array_equal(read_level(again.probabilities, 1), read_level(output.probabilities, 1))
 
 
 def test_opening_anything_but_an_output_is_refused(tmp_path):
@@ -234,7 +234,7 @@ def test_a_missing_array_is_an_error_that_names_it(tmp_path, make_spec):
     output = OmeZarrOutput.create(str(tmp_path / "out.zarr"), make_spec())
     shutil.rmtree(f"{output.path}/s1")
     with pytest.raises(FileNotFoundError, match=r"s1.* could not be opened"):
-        output.read(1, output.spec.levels[1].box)
+        output.probabilities.read(1, output.spec.levels[1].box)
 
 
 def test_the_name_of_a_label_image_is_checked(make_spec):
@@ -286,7 +286,9 @@ def test_an_output_on_s3_has_the_bytes_of_one_on_the_disk(s3, tmp_path, make_spe
         assert hashlib.sha256(data).hexdigest() == digest, name
     again = OmeZarrOutput.open("s3://some-bucket/deep/out.zarr")
     assert again == output
-    np.testing.assert_array_equal(again.read(1, again.spec.levels[1].box), read_level(local, 1))
+    np.testing.assert_array_equal(
+        again.probabilities.read(1, again.spec.levels[1].box), read_level(local.probabilities, 1)
+    )
     assert find_existing_output(output.path).is_segmentation
     remove_output(output.path)
     assert keys_of(s3, "") == []
@@ -311,13 +313,13 @@ from kasthuri_ray.output.ledger import Ledger
 from kasthuri_ray.output.ome_zarr import OmeZarrOutput
 path, spec = pickle.load(open({str(work)!r}, "rb"))
 output, ledger = OmeZarrOutput.create(path, spec), Ledger.beside(path)
-rng, grid, caught = np.random.default_rng(0), output.grid(0), []
+rng, grid, caught = np.random.default_rng(0), output.probabilities.grid(0), []
 written = {{}}
 for index in grid:
     box = grid.box(index)
     voxels = rng.integers(0, 256, (1, *box.shape), dtype=np.uint8)
     try:
-        output.write_block(0, box, voxels)
+        output.probabilities.write_block(0, box, voxels)
         ledger.record("s0", "_".join(map(str, index)))
         written[index] = voxels
     except OSError as error:
@@ -330,7 +332,7 @@ while True:
     except OSError as error:
         caught.append((error.errno, str(error)))
         break
-same = [bool((output.read(0, grid.box(i)) == v).all()) for i, v in written.items()]
+same = [bool((output.probabilities.read(0, grid.box(i)) == v).all()) for i, v in written.items()]
 parts = [str(p) for p in Path(path).rglob("*") if p.is_file() and p.name.isdigit()]
 done = len(ledger.done("s0")), len(ledger.done("s1"))
 print(json.dumps([caught[0], caught[-1], same, len(parts), done, caught.count(0), errno.ENOSPC]))

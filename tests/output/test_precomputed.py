@@ -37,8 +37,8 @@ def outputs(tmp_path_factory):
         output = OmeZarrOutput.create(str(tmp_path_factory.mktemp("out") / "out.zarr"), make_spec(channels))
         voxels = np.random.default_rng(0).integers(0, 256, (len(channels), *SHAPE), dtype=np.uint8)
         voxels[:, :4, :256, :64] = 0
-        output.write_block(0, output.spec.levels[0].box, voxels)
-        output.downsample_block(1, output.spec.levels[1].box)
+        output.probabilities.write_block(0, output.spec.levels[0].box, voxels)
+        output.probabilities.downsample_block(1, output.spec.levels[1].box)
         outputs[len(channels)] = output
     return outputs
 
@@ -46,9 +46,9 @@ def outputs(tmp_path_factory):
 def copy_output(path, output, encoding="raw"):
     copy = PrecomputedCopy.create(path, output.spec, encoding)
     for level in output.spec.levels:
-        grid = output.grid(level.number)
+        grid = output.probabilities.grid(level.number)
         for index in grid:
-            copy.copy_block(output, level.number, grid.box(index))
+            copy.copy_block(output.probabilities, level.number, grid.box(index))
     return copy
 
 
@@ -60,8 +60,8 @@ def test_open_volume_reads_every_level_at_the_position_of_the_image(outputs, tmp
         volume = open_volume(copy.path, mip=level.number)
         assert volume.voxel_size_nm == level.scale
         assert (volume.bounds.start, volume.bounds.shape) == (start, level.shape)
-        assert volume.chunk == output.spec.level_layout(level.number).chunk
-        np.testing.assert_array_equal(volume.read(volume.bounds), output.read(level.number, level.box)[0])
+        assert volume.chunk == output.probabilities.level_layout(level.number).chunk
+        np.testing.assert_array_equal(volume.read(volume.bounds), output.probabilities.read(level.number, level.box)[0])
 
 
 def test_tensorstore_reads_every_class_in_the_order_x_y_z(outputs, tmp_path):
@@ -70,7 +70,7 @@ def test_tensorstore_reads_every_class_in_the_order_x_y_z(outputs, tmp_path):
     spec = {"driver": "neuroglancer_precomputed", "kvstore": {"driver": "file", "path": f"{copy.path}/"}}
     store = ts.open(spec).result()
     assert store.domain.inclusive_min == (*START[::-1], 0)
-    np.testing.assert_array_equal(store.read().result().T, output.read(0, output.spec.levels[0].box))
+    np.testing.assert_array_equal(store.read().result().T, output.probabilities.read(0, output.spec.levels[0].box))
 
 
 def test_info_has_the_fields_that_the_format_requires(outputs, tmp_path):
@@ -113,10 +113,11 @@ def test_partial_files_of_a_killed_writer_are_removed_by_the_next(outputs, tmp_p
     partial = Path(copy.path) / "12_12_30/8-40_268-396_2-6_363e0538331b0256.__lock"
     assert partial.with_name("8-40_268-396_2-6").exists()
     partial.write_bytes(b"torn" * 50_000)
-    grid = outputs[1].grid(0)
-    copy.copy_block(outputs[1], 0, grid.box((0, 0, 0)))
+    probabilities = outputs[1].probabilities
+    grid = probabilities.grid(0)
+    copy.copy_block(probabilities, 0, grid.box((0, 0, 0)))
     assert partial.exists()
-    copy.copy_block(outputs[1], 0, grid.box((0, 1, 0)))
+    copy.copy_block(probabilities, 0, grid.box((0, 1, 0)))
     assert sorted(Path(copy.path).rglob("*")) == before
 
 
@@ -156,7 +157,9 @@ def test_a_copy_on_s3_is_read_and_removed(outputs, s3):
     output = outputs[1]
     copy = copy_output("s3://some-bucket/copies/one", output)
     volume = open_volume(copy.path, mip=1)
-    np.testing.assert_array_equal(volume.read(volume.bounds), output.read(1, output.spec.levels[1].box)[0])
+    np.testing.assert_array_equal(
+        volume.read(volume.bounds), output.probabilities.read(1, output.spec.levels[1].box)[0]
+    )
     assert find_existing_output(copy.path).is_segmentation
     remove_output(copy.path)
     assert "Contents" not in s3.list_objects_v2(Bucket="some-bucket")

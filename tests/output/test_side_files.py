@@ -3,7 +3,19 @@
 import json
 from pathlib import Path
 
-from kasthuri_ray.output.side_files import object_table_path, remove_side_files, write_plan, write_progress
+import numpy as np
+
+from kasthuri_ray.geometry import Box
+from kasthuri_ray.metrics.components import label_block_components
+from kasthuri_ray.metrics.objects import join_objects
+from kasthuri_ray.output.side_files import (
+    object_table_path,
+    read_object_table,
+    remove_side_files,
+    write_object_table,
+    write_plan,
+    write_progress,
+)
 from kasthuri_ray.storage.folder import open_storage
 
 
@@ -17,6 +29,23 @@ def test_the_plan_is_written_beside_the_output(output):
     folder = open_storage(output.rpartition("/")[0])
     assert folder.list_files() == ["out.zarr.plan.json"]
     assert folder.read_bytes("out.zarr.plan.json") == b'{\n  "blocks": 3,\n  "hours": null\n}\n'
+
+
+def test_a_table_of_objects_is_read_as_rows_of_numbers(output):
+    voxels = np.zeros((2, 4, 4), np.uint8)
+    voxels[0, 1, 1:3] = 255
+    voxels[1, 3, 3] = 204
+    components = label_block_components(voxels, Box((0, 0, 0), voxels.shape), 0.5)
+    path = f"{output}.objects.csv"
+    write_object_table(join_objects([components]), path, (30.0, 4.0, 4.0), start=(7, 0, 0))
+    first, second = read_object_table(path)
+    assert {name: first[name] for name in ("id", "size_voxels", "z_start", "x_stop")} == {
+        **{"id": 1, "size_voxels": 2, "z_start": 7, "x_stop": 3}
+    }
+    assert (first["centroid_x_nm"], first["mean_probability"]) == (6.0, 1.0)
+    assert second["highest_probability"] == 0.8
+    write_object_table(join_objects([]), path, None)
+    assert read_object_table(path) == []
 
 
 def test_progress_and_table_are_removed_and_the_plan_stays(output):

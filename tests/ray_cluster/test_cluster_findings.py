@@ -160,14 +160,15 @@ def test_a_node_that_sees_another_folder_leaves_no_file_in_it(tmp_path):
 def test_an_inspection_reports_storage_image_and_cache_and_shows_no_token(tmp_path):
     open_storage(str(tmp_path)).write_bytes("driver", MARKER)
     boss = {"protocol": "http", "host": "127.0.0.1:9", "token": "a-secret-token"}
-    request = InspectionRequest(str(tmp_path), "phantom://em?shape=8,64,64", boss, cache=str(tmp_path / "no" / "cache"))
+    cache = str(tmp_path / "no" / "cache")
+    request = InspectionRequest(str(tmp_path), "phantom://em?shape=8,64,64", boss, cache, cache_size="20GB")
     assert "a-secret-token" not in repr(request)
     fit = inspect_node(request, "anna", has_gpus=False)
     assert (fit.storage, fit.image) == ("", "")
     assert fit.image_seconds < 30
     assert fit.cache_free_bytes > 0
     assert not (tmp_path / "no").exists()
-    wrong = InspectionRequest(str(tmp_path / "x"), str(tmp_path / "no.zarr"), None, cache="none")
+    wrong = InspectionRequest(str(tmp_path / "x"), str(tmp_path / "no.zarr"), None, cache="none", cache_size="20GB")
     unfit = inspect_node(wrong, "anna", has_gpus=False)
     assert "cannot read a file" in unfit.storage
     assert "no.zarr" in unfit.image

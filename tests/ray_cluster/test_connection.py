@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from kasthuri_ray import cli
+from kasthuri_ray.progress import Reporter
 from kasthuri_ray.ray_cluster import connection
 from kasthuri_ray.ray_cluster.connection import choose_auth_token
 
@@ -34,25 +35,25 @@ def ray_init(monkeypatch):
 
 def test_starting_ray_prints_a_line_to_stderr_and_none_to_stdout(ray_init, capsys):
     calls, failures = ray_init
-    connection._start(False, 40)
+    connection._start(Reporter(), False, 40)
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("", "starting Ray on this machine (2 CPUs)\n")
     assert calls[0]["num_cpus"] == 2
     assert calls[0]["dashboard_address"] == "none://none", "processes that Ray starts look for no dashboard"
     assert "RAY_API_SERVER_ADDRESS" not in os.environ, "processes that are started later do"
     failures.append(Exception("The current node timed out during startup"))
-    connection._start(False, 40)
+    connection._start(Reporter(), False, 40)
     assert capsys.readouterr().err.splitlines()[1:] == ["Ray did not start in time; retrying (attempt 2 of 3)"]
     failures.append(RuntimeError("out of disk space"))
     with pytest.raises(RuntimeError, match="out of disk space"):
-        connection._start(False, 40)
+        connection._start(Reporter(), False, 40)
 
 
 def test_a_machine_that_is_too_busy_to_start_ray_is_an_error_that_says_what_to_do(ray_init, monkeypatch, capsys):
     calls, failures = ray_init
     failures += [Exception("The current node timed out during startup")] * 3
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert cli.run_job(lambda arguments: connection._start(False, 40), []) == cli.FAILED
+    assert cli.run_job(lambda arguments: connection._start(Reporter(), False, 40), []) == cli.FAILED
     assert len(calls) == 3
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: Ray did not start on this machine in 3 attempts: the machine is too busy")

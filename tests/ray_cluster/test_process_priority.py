@@ -14,11 +14,18 @@ SCHEDULERS = {
     "ray::TrainController.run": os.SCHED_IDLE,
     "ray::RayTrainWorker": os.SCHED_OTHER,
     "ray::MapBatches(_TileReader)": os.SCHED_OTHER,
+    "ray::Worker.work": os.SCHED_OTHER,
     "ray::IDLE": os.SCHED_OTHER,
     "/somewhere/raylet/raylet": os.SCHED_OTHER,
     "/somewhere/gcs/gcs_server": os.SCHED_OTHER,
     "python": os.SCHED_IDLE,
 }
+
+
+class Worker:
+    """An actor that works."""
+
+
 # The command of an actor's process, before Ray gives it the actor's name.
 STARTING = f"{sys.executable} -c 'import time; time.sleep(60)' /somewhere/ray/_private/workers/default_worker.py 60"
 
@@ -30,7 +37,7 @@ def test_helpers_become_idle_tasks_and_other_processes_do_not():
         pids = [int(shell.stdout.readline()) for _ in SCHEDULERS]
         try:
             wait_for_commands(pids)
-            assert lower_helper_priority() >= 3
+            assert lower_helper_priority(actors=[Worker]) >= 3
             schedulers = {name: os.sched_getscheduler(pid) for name, pid in zip(SCHEDULERS, pids, strict=True)}
             assert schedulers == SCHEDULERS
             assert os.sched_getscheduler(0) == os.SCHED_OTHER

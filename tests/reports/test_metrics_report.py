@@ -1,10 +1,9 @@
-"""The text report of a test, and the warning for a network that predicts only background."""
+"""The text report of a test."""
 
 import numpy as np
 
 from kasthuri_ray.metrics import voxel_scores
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
-from kasthuri_ray.reports.rendering import only_background_warning
 from kasthuri_ray.reports.run_page import metrics_report
 
 
@@ -32,11 +31,3 @@ def test_the_report_shows_every_score_in_aligned_columns():
 
 def test_the_report_without_an_annotation_says_so():
     assert "No annotation for test" in metrics_report(None, {"run": "mine"})
-
-
-def test_the_warning_for_a_network_that_predicts_only_background_counts_the_missed_voxels():
-    counts = VoxelCounts.zeros()
-    counts.add(np.full(100, 0.3), np.zeros(100, int), np.array([0] * 98 + [1] * 2))
-    warning = only_background_warning(counts, "synapse")
-    assert "none of 100 voxels as synapse, although 2 of them (2.00%) are" in warning
-    assert "accuracy of 98.00% therefore means nothing" in warning

@@ -99,7 +99,7 @@ def write_run(tiny_network) -> Callable[..., Path]:
         known = {"best": {"threshold": 0.4}, "image_intensity": [0.0, 255.0], "voxel_size_nm": list(VOXEL_SIZE_NM)}
         weights = tiny_network(**network).state_dict()
         (folder / "checkpoint").mkdir(parents=True)
-        content = checkpoint_bytes(Checkpoint(weights, settings, known | (extra or {})))
+        content = checkpoint_bytes(Checkpoint(weights, settings, **(known | (extra or {}))))
         (folder / "checkpoint/best.pt").write_bytes(content)
         return folder
 
@@ -179,16 +179,17 @@ def prepare() -> Callable[..., Any]:
 
     What it reports is appended to `lines`.
     """
-    from kasthuri_ray.config.loading import resolve_settings
+    from kasthuri_ray.config.loading import GivenSettings, resolve_settings
     from kasthuri_ray.segmentation.segmentation_inputs import prepare_segmentation
-    from kasthuri_ray.segmentation.trained_network import read_trained_network
+    from kasthuri_ray.segmentation.trained_network import build_trained_network, read_trained_network
 
     def make(run: Path, lines=None, task=None, network=None, assignments=(), **segment):
         trained = read_trained_network(str(run))
         base = (trained.where, trained.settings) if trained.settings else None
         flags = {"segment": {"cache": "none", "precision": "float32", "compile": "off", **segment}}
-        settings = resolve_settings(task, network, base=base, flags=flags, assignments=assignments)
-        return prepare_segmentation(settings, trained, (lines if lines is not None else []).append)
+        settings = resolve_settings(GivenSettings(task, network, flags=flags, assignments=assignments), base=base)
+        network = build_trained_network(settings, trained)
+        return prepare_segmentation(settings, trained, network, (lines if lines is not None else []).append)
 
     return make
 
@@ -212,12 +213,13 @@ def make_job(prepare) -> Callable[..., Any]:
 @pytest.fixture
 def make_worker(monkeypatch) -> Callable[..., Any]:
     """Return `make_worker(job)`: a worker that is ready, in this process, whose memory and threads it leaves alone."""
-    from kasthuri_ray.segmentation import block_worker
+    from kasthuri_ray.segmentation import block_segmenter
+    from kasthuri_ray.segmentation.block_worker import BlockWorker
 
-    monkeypatch.setattr(block_worker, "prepare_process", lambda inference: None)
+    monkeypatch.setattr(block_segmenter, "prepare_process", lambda inference: None)
 
     def make(job):
-        worker = block_worker.BlockWorker(job)
+        worker = BlockWorker(job)
         worker.ready()
         return worker
 
@@ -230,21 +232,28 @@ def run_job_here(make_worker) -> Callable[..., Any]:
     from kasthuri_ray.output.ome_zarr import OmeZarrOutput
     from kasthuri_ray.output.precomputed import PrecomputedCopy
     from kasthuri_ray.segmentation.finished_blocks import FinishedBlocks
-    from kasthuri_ray.segmentation.phases import job_phases
 
     def run(job, worker=None):
         worker = worker or make_worker(job)
-        finished = FinishedBlocks(job, worker.ledger)
+        finished = FinishedBlocks(worker.ledger)
         worker.ledger.start(job.record)
         OmeZarrOutput.create(job.output, job.spec)
         if job.precomputed:
             PrecomputedCopy.create(job.precomputed, job.spec)
-        for phase in job_phases(job):
+        for name, phase in worker.phases.items():
             for index in finished.pending(phase):
-                finished.note_done(phase, index, not worker.work(phase, index)["blank"])
+                finished.note_done(phase, index, not worker.work(name, index)["blank"])
         return finished
 
     return run
+
+
+@pytest.fixture(scope="session")
+def phases_of() -> Callable[..., dict[str, Any]]:
+    """Return `phases_of(job)`: the phases of a job by their names."""
+    from kasthuri_ray.segmentation.phases import job_phases
+
+    return lambda job: {phase.name: phase for phase in job_phases(job)}
 
 
 # the command, on the local Ray

@@ -144,7 +144,7 @@ def test_phases_run_one_after_the_other_on_the_same_actors(make_pool):
 
 
 def test_blocks_that_kill_or_raise_every_time_are_set_aside_and_the_others_are_done(make_pool, monkeypatch):
-    monkeypatch.setattr("kasthuri_ray.segmentation.block_scheduler.RETRY_PAUSES_S", (0.2, 0.2))
+    monkeypatch.setattr("kasthuri_ray.segmentation.block_failures.RETRY_PAUSES_S", (0.2, 0.2))
     logged = make_pool()
     set_aside = []
     bad = [("killer", "die"), ("raiser", "raise"), ("kills_once", "die once"), ("raises_once", "raise once")]
@@ -168,7 +168,7 @@ def test_blocks_that_kill_or_raise_every_time_are_set_aside_and_the_others_are_d
 
 
 def test_an_error_of_every_block_stops_the_pool_early(make_pool, monkeypatch):
-    monkeypatch.setattr("kasthuri_ray.segmentation.block_scheduler.RETRY_PAUSES_S", (0.2, 0.2))
+    monkeypatch.setattr("kasthuri_ray.segmentation.block_failures.RETRY_PAUSES_S", (0.2, 0.2))
     logged = make_pool()
     with pytest.raises(ActorPoolStopped, match="none was done") as stopped:
         logged.run([(number, "raise") for number in range(500)])

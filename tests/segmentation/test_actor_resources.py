@@ -11,8 +11,7 @@ from kasthuri_ray.config.settings import SegmentSettings
 from kasthuri_ray.inference.inference_settings import InferenceSettings
 from kasthuri_ray.inference.tiling import plan_tiles
 from kasthuri_ray.ray_cluster.resources import ClusterResources
-from kasthuri_ray.segmentation import actor_resources
-from kasthuri_ray.segmentation.actor_resources import SAMPLE_VOXELS, plan_actors, sample_block
+from kasthuri_ray.segmentation.actor_resources import SAMPLE_VOXELS, actor_class, plan_actors, sample_block
 
 INFERENCE = InferenceSettings("cpu", "float32", False, 2, (1, 64, 64), 1)
 KASTHURI = "phantom://em?shape=1850,26624,21504"
@@ -70,9 +69,8 @@ class PageFaultCounter:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps memory this way")
-def test_memory_that_the_network_of_an_actor_frees_is_kept_for_its_next_tile(local_ray, monkeypatch):
-    monkeypatch.setattr(actor_resources, "BlockWorker", PageFaultCounter)
-    handle = actor_resources.actor_class().options(num_cpus=0.1, max_concurrency=4).remote(None)
+def test_memory_that_the_network_of_an_actor_frees_is_kept_for_its_next_tile(local_ray):
+    handle = actor_class(PageFaultCounter).options(num_cpus=0.1, max_concurrency=4).remote(None)
     try:
         assert local_ray.get(handle.count.remote(), timeout=60) < 100  # thousands if memory is not kept
     finally:

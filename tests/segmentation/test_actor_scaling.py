@@ -3,7 +3,8 @@
 import pytest
 
 from kasthuri_ray.segmentation.actor_plan import ActorPlan, PoolTimeouts
-from kasthuri_ray.segmentation.actor_scaling import MAX_FAILED_STARTS, ActorScaling
+from kasthuri_ray.segmentation.actor_scaling import MAX_FAILED_STARTS, ActorScaling, find_surplus_actors
+from kasthuri_ray.segmentation.actor_state import ActorState
 
 
 def make_scaling(min_actors=2, max_actors=8, autoscale=False, **timeouts):
@@ -77,9 +78,10 @@ def test_a_pool_without_actors_waits_up_to_a_limit_and_reports_it_from_time_to_t
     reported_at = []
     for now in range(0, 600):
         assert scaling.stop_reason(now, 0, 0, [], False) == ""
-        if scaling.is_report_due(now):
-            reported_at.append(now)
-    assert reported_at[:3] == [10, 70, 130]
+        if line := scaling.shortage_line(now, []):
+            reported_at.append((now, line))
+    assert [now for now, _ in reported_at[:3]] == [10, 70, 130]
+    assert reported_at[1][1] == "no actor has started yet; waiting up to 530 s more"
     assert scaling.stop_reason(600, 0, 0, [], False) == "waited 600 s, and no actor has started"
 
 
@@ -96,3 +98,25 @@ def test_the_pool_stops_if_no_node_can_run_the_job_unless_the_cluster_may_grow()
     reason = "no node of the cluster can run this job: no bf16"
     assert make_scaling().stop_reason(0.0, 0, 0, ["no bf16"], True) == reason
     assert make_scaling(autoscale=True).stop_reason(0.0, 0, 0, ["no bf16"], True) == ""
+
+
+def test_actors_that_wait_for_a_node_while_others_have_one_are_reported_once():
+    actors = [ActorState(0, created_at=0.0, placed_at=1.0), ActorState(1, created_at=0.0)]
+    scaling = make_scaling()
+    scaling.stop_reason(5.0, 1, 1, [], False)
+    assert scaling.shortage_line(5.0, actors) == ""
+    assert scaling.shortage_line(11.0, actors) == "1 of 2 actors have started so far"
+    assert scaling.shortage_line(99.0, actors) == ""
+
+
+def test_actors_that_the_last_blocks_cannot_use_are_ended_at_once_if_they_have_no_node_and_else_when_idle():
+    def actor(number, **state):
+        return ActorState(number, created_at=0.0, **({"placed_at": 1.0, "is_ready": True} | state))
+
+    working, idle, was_busy = actor(0, num_blocks=2), actor(1), actor(2, last_result_at=95.0)
+    starting, waiting = actor(3, is_ready=False), actor(4, placed_at=None, is_ready=False)
+    actors = [working, idle, was_busy, starting, waiting]
+    assert find_surplus_actors(actors, 1, 60.0, 100.0) == [idle, waiting]
+    assert find_surplus_actors(actors, 4, 60.0, 100.0) == [idle]
+    assert find_surplus_actors(actors, 5, 60.0, 100.0) == []
+    assert find_surplus_actors(actors, 0, 60.0, 1000.0) == [idle, was_busy, waiting]

@@ -25,15 +25,14 @@ def test_the_next_block_goes_to_the_actor_that_holds_fewest():
     assert scheduler.assign(0) == []
     scheduler.note_done(1, 1)
     assert scheduler.assign(0) == [(1, 4)]
-    assert (scheduler.num_in_flight, scheduler.num_done) == (4, 1)
+    assert (scheduler.held.num_blocks, scheduler.tally.num_done) == (4, 1)
 
 
 def test_the_last_blocks_are_left_for_actors_that_are_starting():
     scheduler = make_scheduler(range(6), in_flight=4)
-    scheduler.num_starting = 3
-    assert blocks_of(scheduler.assign(0)) == [0, 1, 2]  # then fewer are left than there will be actors
+    assert blocks_of(scheduler.assign(0, num_starting=3)) == [0, 1, 2]  # then fewer are left than there will be actors
     scheduler.add_actor(1, "node0")
-    assert scheduler.assign(0) == [(1, 3), (1, 4)]
+    assert scheduler.assign(0, num_starting=3) == [(1, 3), (1, 4)]
 
 
 def test_blocks_are_drawn_from_their_iterable_when_they_are_needed():
@@ -75,7 +74,7 @@ def test_a_block_that_raises_three_times_is_set_aside_with_its_last_traceback():
     set_aside = SetAsideBlock("bad", "raised 3 times: ValueError: no", "trace 3")
     assert scheduler.note_error(0, "bad", "ValueError: no", "trace 3", 0.0) == [set_aside]
     assert scheduler.is_finished
-    assert scheduler.set_aside == [set_aside]
+    assert scheduler.tally.set_aside == [set_aside]
 
 
 def test_a_block_that_raised_is_retried_on_another_actor():
@@ -144,7 +143,7 @@ def test_a_block_is_set_aside_once_the_nodes_of_three_deaths_are_known_to_be_ali
         if blocks_of(scheduler.assign(0)) == ["good"]:
             scheduler.note_done(actor + 1, "good")
             scheduler.assign(0)
-    assert scheduler.num_in_flight == 0  # the bad block waits until it is known whether the nodes are alive
+    assert scheduler.held.num_blocks == 0  # the bad block waits until it is known whether the nodes are alive
     assert [scheduler.resolve_death(death, True) for death in deaths[:2]] == [[], []]
     reason = "3 actors died on it while their nodes stayed alive: killed 2"
     assert scheduler.resolve_death(deaths[2], True) == [SetAsideBlock("bad", reason, "killed 2")]
@@ -161,7 +160,7 @@ def test_deaths_on_lost_nodes_do_not_count():
     scheduler.assign(0)
     scheduler.note_done(10, "block")
     assert scheduler.is_finished
-    assert scheduler.set_aside == []
+    assert scheduler.tally.set_aside == []
 
 
 def test_a_block_on_hold_is_retried_when_a_node_turns_out_to_be_gone():
@@ -192,7 +191,7 @@ def test_blocks_of_a_removed_actor_are_queued_again_and_no_failure_counts():
         assert set(blocks_of(scheduler.assign(0))) == {0, 1}
         scheduler.remove_actor(actor)
         scheduler.add_actor(actor + 1, "node0")
-    assert not scheduler.set_aside
+    assert not scheduler.tally.set_aside
 
 
 def test_an_error_of_every_block_stops_the_phase_early():
@@ -211,28 +210,28 @@ def test_an_error_of_every_block_stops_the_phase_early():
 def test_bad_blocks_at_the_start_do_not_stop_the_phase():
     scheduler = make_scheduler(range(100), actors=1)
     run_with_errors(scheduler, bad=set(range(7)))
-    assert [each.block for each in scheduler.set_aside] == list(range(7))
-    assert scheduler.num_done == 93
+    assert [each.block for each in scheduler.tally.set_aside] == list(range(7))
+    assert scheduler.tally.num_done == 93
 
 
 def test_the_phase_stops_if_far_more_blocks_are_set_aside_than_done():
     scheduler = make_scheduler(range(1000), actors=2)
     with pytest.raises(Exception, match=r"blocks were set aside and \d were done"):
         run_with_errors(scheduler, bad=set(range(4, 1000)))
-    assert len(scheduler.set_aside) <= 20
+    assert len(scheduler.tally.set_aside) <= 20
 
 
 def test_a_volume_of_two_bad_blocks_ends_with_both_set_aside():
     scheduler = make_scheduler(range(2))
     run_with_errors(scheduler, bad={0, 1})
-    assert len(scheduler.set_aside) == 2
+    assert len(scheduler.tally.set_aside) == 2
 
 
 def test_blocks_set_aside_by_an_earlier_run_run_alone_and_do_not_stop_the_phase():
     scheduler = make_scheduler(range(30), actors=1, known_bad=set(range(30)))
     loads = []
     run_with_errors(scheduler, bad=set(range(30)), loads=loads)
-    assert len(scheduler.set_aside) == 30
+    assert len(scheduler.tally.set_aside) == 30
     assert max(loads) == 1
 
 
@@ -244,7 +243,7 @@ def run_with_errors(scheduler, bad, loads=None):
         now += 10
         assigned = scheduler.assign(now)
         if loads is not None:
-            loads.append(scheduler.num_in_flight)
+            loads.append(scheduler.held.num_blocks)
         for actor, block in assigned:
             if block in bad:
                 scheduler.note_error(actor, block, "no", "", now)
@@ -255,21 +254,21 @@ def run_with_errors(scheduler, bad, loads=None):
 def test_an_actor_whose_failed_blocks_are_done_elsewhere_is_a_failing_place():
     scheduler = make_scheduler(range(100), actors=2)
     now = 0.0
-    while not scheduler.failing_places() and not scheduler.is_finished:
+    while not scheduler.failures.failing_places() and not scheduler.is_finished:
         now += 10
         for actor, block in scheduler.assign(now):
             if actor == 0:
                 scheduler.note_error(actor, block, "the GPU is broken", "", now)
             else:
                 scheduler.note_done(actor, block)
-    assert scheduler.failing_places() == [0]
-    assert not scheduler.set_aside
+    assert scheduler.failures.failing_places() == [0]
+    assert not scheduler.tally.set_aside
 
 
 def test_a_node_whose_actors_die_on_blocks_done_elsewhere_is_a_failing_place():
     scheduler = make_scheduler(range(200), actors=2, nodes=2, in_flight=1)
     now, next_actor = 0.0, 2
-    while not scheduler.failing_places() and not scheduler.is_finished:
+    while not scheduler.failures.failing_places() and not scheduler.is_finished:
         now += 10
         for actor, block in scheduler.assign(now):
             if actor != 1:  # on node0
@@ -278,8 +277,8 @@ def test_a_node_whose_actors_die_on_blocks_done_elsewhere_is_a_failing_place():
                 next_actor += 1
             else:
                 scheduler.note_done(actor, block)
-    assert scheduler.failing_places() == ["node0"]
-    assert not scheduler.set_aside
+    assert scheduler.failures.failing_places() == ["node0"]
+    assert not scheduler.tally.set_aside
 
 
 def test_only_blocks_that_failed_are_remembered():
@@ -287,5 +286,5 @@ def test_only_blocks_that_failed_are_remembered():
     while not scheduler.is_finished:
         for actor, block in scheduler.assign(0):
             scheduler.note_done(actor, block)
-    queues = (scheduler._peeked, scheduler._retries, scheduler._suspects, scheduler._failures)
-    assert not any(len(queue) for queue in queues)
+    queue = scheduler._queue
+    assert not any(len(blocks) for blocks in (queue._peeked, queue.retries, queue.suspects, scheduler.failures))

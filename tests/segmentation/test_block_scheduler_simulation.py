@@ -117,8 +117,8 @@ def test_every_block_ends_once_and_only_the_bad_ones_are_set_aside(seed):
     )
     simulation.run(num_actors=rng.choice([1, 2, 5, 12]))
     assert simulation.ended == Counter(range(num))
-    assert {each.block for each in simulation.scheduler.set_aside} == set(bad)
-    assert simulation.scheduler.num_done == num - len(bad)
+    assert {each.block for each in simulation.scheduler.tally.set_aside} == set(bad)
+    assert simulation.scheduler.tally.num_done == num - len(bad)
     assert sum(simulation.started.values()) - num <= simulation.max_redone
     assert all(simulation.started[block] >= MAX_FAILURES_PER_BLOCK for block in bad)
-    assert simulation.scheduler.num_in_flight == 0
+    assert simulation.scheduler.held.num_blocks == 0

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import zarr
 
-from kasthuri_ray.errors import NodeUnsuitable, VolumeError
+from kasthuri_ray.errors import InputError, NodeUnsuitable, VolumeError
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.metrics.objects import join_objects
 from kasthuri_ray.output.ledger import read_components
-from kasthuri_ray.segmentation.phases import SEGMENT, phase_grid
 from kasthuri_ray.volumes.opening import open_volume
 
 
@@ -145,7 +144,7 @@ def test_chunks_that_see_only_blank_voxels_are_0_and_all_others_are_exact(
             assert np.abs(voxels - expected[(slice(None), z, y, x)]).max() <= 1
         else:
             assert not voxels.any()
-    assert trackers[0].num_blank(SEGMENT) > 10
+    assert len([1 for wrote in trackers[0].ledger.done("s0").values() if not wrote]) > 10
     all_computed = make_job(run, tmp_path / "all.zarr", image=em, skip_blank=False, **SMALL_CHUNKS)
     run_job_here(all_computed)
     assert np.abs(read_array(all_computed).astype(int) - expected).max() <= 1
@@ -158,22 +157,23 @@ def test_blank_blocks_are_neither_computed_nor_read_by_later_phases(
         run, tmp_path / "out.zarr", image=half_blank[1], block=[2, 32, 32], save_mask=True, objects=True, **SMALL_CHUNKS
     )
     worker = make_worker(job)
-    computed, predict = [], worker.predictor.predict
+    predictor, network, coarse = worker.segmenter.predictor, worker.phases["s0"], worker.phases["s1"]
+    computed, predict = [], predictor.predict
 
     def logged_predict(voxels, box, block, *more, **others):
         computed.append(block)
         return predict(voxels, box, block, *more, **others)
 
-    worker.predictor.predict = logged_predict
+    predictor.predict = logged_predict
     finished = run_job_here(job, worker)
-    blank = [index for index in phase_grid(job, SEGMENT) if not finished.done(SEGMENT)["_".join(map(str, index))]]
+    blank = [index for index in network.grid if not finished.done(network)["_".join(map(str, index))]]
     assert len(blank) > 10
-    assert len(computed) == len(phase_grid(job, SEGMENT)) - len(blank)
-    assert not {phase_grid(job, SEGMENT).box(index) for index in blank} & set(computed)
+    assert len(computed) == len(network.grid) - len(blank)
+    assert not {network.grid.box(index) for index in blank} & set(computed)
     stored = {name for name in read_files(tmp_path / "out.zarr/s0") if name.startswith("c/")}
     assert len(stored) == len(computed)
-    assert finished.num_blank("s1") > 0
-    assert len(finished.ledger.done("s1")) == len(phase_grid(job, "s1")) - finished.num_blank("s1")
+    assert finished.num_blank(coarse) > 0
+    assert len(finished.ledger.done("s1")) == len(coarse.grid) - finished.num_blank(coarse)
 
 
 def test_blocks_outside_a_mask_of_another_resolution_are_not_segmented(
@@ -184,7 +184,7 @@ def test_blocks_outside_a_mask_of_another_resolution_are_not_segmented(
     mask_path = stores.zarr(tmp_path / "mask.zarr", mask, voxel_size_nm=(30, 24, 24))
     job = make_job(run, tmp_path / "out.zarr", image=em, mask=mask_path, shard=[1, 16, 16], block=[1, 16, 16])
     finished = run_job_here(job)
-    computed = [name for name, wrote in finished.done(SEGMENT).items() if wrote]
+    computed = [name for name, wrote in finished.ledger.done("s0").items() if wrote]
     assert computed == ["1_2_5"]
     assert job.record["mask"] == mask_path
     expected = one_pass(tiny_network(), image)[:, 1, 32:48, 80:96]
@@ -192,10 +192,10 @@ def test_blocks_outside_a_mask_of_another_resolution_are_not_segmented(
     rest = read_array(job).copy()
     rest[:, 1, 32:48, 80:96] = 0
     assert not rest.any()
-    assert finished.ledger.read(SEGMENT, "0_0_0") == {"outside": True}
+    assert finished.ledger.read("s0", "0_0_0") == {"outside": True}
 
 
-def test_label_image_and_objects_are_those_of_the_whole_image(run, em, make_job, run_job_here, tmp_path):
+def test_label_image_and_objects_are_those_of_the_whole_image(run, em, make_job, run_job_here, phases_of, tmp_path):
     extras = {"save_mask": True, "objects": True, "threshold": 0.7}
     job = make_job(run, tmp_path / "out.zarr", image=em, shard=[1, 32, 32], block=[2, 32, 64], **extras)
     finished = run_job_here(job)
@@ -203,7 +203,7 @@ def test_label_image_and_objects_are_those_of_the_whole_image(run, em, make_job,
     assert 0 < mask.mean() < 1
     assert (read_array(job, "labels/synapse/s0") == mask).all()
     labels, number = cc3d.connected_components(mask, connectivity=26, return_N=True)
-    table = join_objects(read_components(finished.ledger, name) for name in finished.written("objects"))
+    table = join_objects(read_components(finished.ledger, name) for name in finished.written(phases_of(job)["objects"]))
     assert len(table) == number > 3
     assert sorted(table.size_voxels) == sorted(np.bincount(labels.ravel())[1:])
 
@@ -221,7 +221,7 @@ def test_a_precomputed_copy_holds_the_same_voxels_at_the_same_place(run, em, mak
 
 def test_an_error_names_the_block(run, em, make_job, make_worker, tmp_path, monkeypatch):
     worker = make_worker(make_job(run, tmp_path / "out.zarr", image=em))
-    monkeypatch.setattr(worker.predictor, "predict", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(worker.segmenter.predictor, "predict", lambda *a, **k: 1 / 0)
     with pytest.raises(RuntimeError, match=r"s0 of block 0:3,0:110,0:170 \(z,y,x\): ZeroDivisionError"):
         worker.work("s0", (0, 0, 0))
     assert worker.ledger.done("s0") == {}
@@ -233,7 +233,7 @@ def test_an_error_of_the_image_keeps_its_message(run, em, make_job, make_worker,
     def fail(box):
         raise VolumeError(f"em.zarr: the cutout {box} could not be read")
 
-    monkeypatch.setattr(worker.job.image, "read", fail)
+    monkeypatch.setattr(worker.segmenter.job.image, "read", fail)
     with pytest.raises(VolumeError, match="the cutout 0:3,0:110,0:170 could not be read"):
         worker.work("s0", (0, 0, 0))
 
@@ -244,6 +244,10 @@ def test_a_machine_without_the_device_of_the_job_is_unsuitable(run, em, make_job
         make_worker(changed(job, inference=changed(job.inference, device="cuda")))
 
 
+def with_precision(settings, precision):
+    return settings.model_copy(update={"segment": settings.segment.model_copy(update={"precision": precision})})
+
+
 def test_bf16_that_was_not_requested_by_name_needs_bf16_arithmetic(
     run, em, make_job, changed, make_worker, tmp_path, monkeypatch
 ):
@@ -252,7 +256,7 @@ def test_bf16_that_was_not_requested_by_name_needs_bf16_arithmetic(
     bf16 = changed(job, inference=changed(job.inference, precision="bf16"))
     with pytest.raises(NodeUnsuitable, match="started in bf16"):
         make_worker(bf16)
-    make_worker(changed(bf16, emulate_bf16=True))
+    make_worker(changed(bf16, settings=with_precision(job.settings, "bf16")))
 
 
 def test_an_actor_holds_two_cutouts_and_two_results_at_most_and_reads_while_the_network_runs(
@@ -271,7 +275,8 @@ def test_an_actor_holds_two_cutouts_and_two_results_at_most_and_reads_while_the_
             held[name] += step
             highest[name] = max(highest[name], held[name])
 
-    fetch, predict, write = worker._fetch, worker._predict, worker._write
+    segmenter, network = worker.segmenter, worker.phases["s0"]
+    fetch, predict, write = segmenter.fetch, segmenter.predict, network.write
     is_computing = threading.Event()
 
     def counted_fetch(block):
@@ -293,10 +298,10 @@ def test_an_actor_holds_two_cutouts_and_two_results_at_most_and_reads_while_the_
         count("results", -1)
         return write(block, probabilities)
 
-    monkeypatch.setattr(worker, "_fetch", counted_fetch)
-    monkeypatch.setattr(worker, "_predict", counted_predict)
-    monkeypatch.setattr(worker, "_write", counted_write)
-    indices = phase_grid(job, "s0")[:12]
+    monkeypatch.setattr(segmenter, "fetch", counted_fetch)
+    monkeypatch.setattr(segmenter, "predict", counted_predict)
+    monkeypatch.setattr(network, "write", counted_write)
+    indices = network.grid[:12]
     threads = [
         threading.Thread(target=lambda part: [worker.work("s0", index) for index in part], args=(indices[n::4],))
         for n in range(4)
@@ -323,3 +328,36 @@ def test_a_sample_is_timed_and_the_error_of_a_smaller_halo_is_measured(
     smaller = make_worker(make_job(run, tmp_path / "less.zarr", image=em, halo=[0, 2, 2]))
     assert smaller.time_tiles(block)["halo_error"] > 1 / 255
     assert read_files(tmp_path) == {}
+
+
+def test_voxels_of_nan_are_written_as_0_and_counted_and_change_no_other_block(
+    run, image, stores, tiny_network, one_pass, make_job, run_job_here, tmp_path
+):
+    floats = image.astype(np.float32)
+    floats[0, :40, :60] = np.nan
+    floats[2] = np.nan
+    em = stores.zarr(tmp_path / "em.zarr", floats)
+    more = {"assignments": ["task.image_intensity=[0,255]"], "shard": [1, 32, 32], "block": [1, 32, 64]}
+    job = make_job(run, tmp_path / "out.zarr", image=em, **more)
+    finished = run_job_here(job)
+    written, missing = read_array(job), np.isnan(floats)
+    assert not written[:, missing].any()
+    expected = one_pass(tiny_network(), np.nan_to_num(floats).astype(np.uint8))
+    assert max_difference(written[:, 1], expected[:, 1]) <= 1
+    assert np.abs(written.astype(int) - np.rint(255 * expected)).max(0)[0][~missing[0]].max() <= 1
+    records = [finished.ledger.read("s0", name) for name in finished.ledger.done("s0")]
+    assert sum(record.get("nan_voxels", 0) for record in records) == missing.sum()
+
+
+def test_absent_chunks_are_counted_in_the_records_of_the_blocks(run, image, make_job, run_job_here, prepare, tmp_path):
+    array = zarr.create_array(tmp_path / "em.zarr", data=image, chunks=(1, 32, 32), zarr_format=2)
+    array.attrs["voxel_size_nm_zyx"] = [30, 6, 6]
+    for name in ("0.0.0", "0.1.2", "2.3.5"):
+        (tmp_path / "em.zarr" / name).unlink()
+    more = {"image": str(tmp_path / "em.zarr"), "shard": [1, 32, 32], "block": [1, 64, 96]}
+    finished = run_job_here(make_job(run, tmp_path / "out.zarr", **more))
+    records = [finished.ledger.read("s0", name) for name in finished.ledger.done("s0")]
+    assert sum(record.get("absent_chunks", 0) for record in records) == 3
+    with pytest.raises(InputError, match=r"nothing of .*em.zarr is stored in the box, 0:1,32:64,64:96 .*--allow-empty"):
+        prepare(run, image=more["image"], box="0:1,32:64,64:96")
+    prepare(run, image=more["image"], box="0:1,32:64,64:96", allow_empty=True)

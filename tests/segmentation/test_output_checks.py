@@ -8,6 +8,7 @@ from kasthuri_ray import cli
 from kasthuri_ray.segmentation import output_checks
 from kasthuri_ray.segmentation import segment as segment_module
 from kasthuri_ray.segmentation.plan import TileTiming, bytes_written, plan_segmentation
+from kasthuri_ray.segmentation.trained_network import build_trained_network
 from kasthuri_ray.volumes.opening import open_volume
 
 
@@ -79,12 +80,10 @@ def test_paths_beside_the_volumes_are_accepted(run, stores, prepare, tmp_path):
 @pytest.mark.parametrize(
     ("timing", "takes"), [(None, r"at most 0\.00 GB"), (TileTiming(1.0, 1000, 2.5), r"about 0\.00 GB")]
 )
-def test_a_disk_with_too_little_space_is_an_error_with_both_numbers(
-    job, prepare, run, em, monkeypatch, tmp_path, timing, takes
-):
-    plan = plan_segmentation(job, prepare(run, image=em).network, 0, 1, 0.0, None, timing)
+def test_a_disk_with_too_little_space_is_an_error_with_both_numbers(job, monkeypatch, tmp_path, timing, takes):
+    plan = plan_segmentation(job, build_trained_network(job.settings, job.trained), 0, 1, 0.0, timing)
     usage = SimpleNamespace(free=output_checks.RESERVED_BYTES + plan.bytes_written)
-    monkeypatch.setattr(output_checks.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     assert f"{tmp_path}: 0.00 GB free, " in output_checks.check_free_space(job, plan)
     usage.free -= 1
     message = rf"{tmp_path}: 0\.00 GB free, {takes} still to write"
@@ -94,15 +93,15 @@ def test_a_disk_with_too_little_space_is_an_error_with_both_numbers(
 
 def test_a_disk_with_room_for_uncompressed_probabilities_needs_no_sample(job, changed, monkeypatch):
     usage = SimpleNamespace(free=output_checks.RESERVED_BYTES + bytes_written(job))
-    monkeypatch.setattr(output_checks.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     assert output_checks.fits_uncompressed(job)
     usage.free -= 1
     assert not output_checks.fits_uncompressed(job)
     assert output_checks.fits_uncompressed(changed(job, output="s3://bucket/out.zarr"))
 
 
-def test_a_folder_that_cannot_be_written_to_is_an_error(job, prepare, run, em, monkeypatch):
-    plan = plan_segmentation(job, prepare(run, image=em).network, 0, 1, 0.0, None, None)
-    monkeypatch.setattr(output_checks.os, "access", lambda path, mode: False)
+def test_a_folder_that_cannot_be_written_to_is_an_error(job, monkeypatch):
+    plan = plan_segmentation(job, build_trained_network(job.settings, job.trained), 0, 1, 0.0, None)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(PermissionError, match="cannot be written to; choose another --output"):
         output_checks.check_free_space(job, plan)

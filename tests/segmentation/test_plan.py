@@ -8,19 +8,20 @@ from kasthuri_ray.geometry import Box
 from kasthuri_ray.inference.tiling import plan_tiles
 from kasthuri_ray.output.block_grid import BlockGrid
 from kasthuri_ray.segmentation.plan import MAX_COMPRESSION, TileTiming, describe_plan, plan_segmentation
+from kasthuri_ray.segmentation.trained_network import build_trained_network
 
 KASTHURI = "phantom://em?shape=1850,26624,21504"
 SMALL = {"image": "phantom://em?shape=5,150,210", "box": "1:5,10:150,:", "shard": [2, 32, 32], "block": [2, 64, 96]}
 
 
 @pytest.fixture
-def make_plan(prepare, make_job, run, tmp_path):
+def make_plan(make_job, run, tmp_path):
     """Return `make_plan(timing, ..., **segment)`: a job and its plan."""
 
     def make(timing=None, num_done=0, num_actors=1, gpus=0.0, price=None, copy=None, **segment):
-        job = make_job(run, tmp_path / "out.zarr", copy=copy, **segment)
-        network = prepare(run, image=job.image.uri).network
-        return job, plan_segmentation(job, network, num_done, num_actors, gpus, price, timing)
+        job = make_job(run, tmp_path / "out.zarr", copy=copy, price_per_hour=price, **segment)
+        network = build_trained_network(job.settings, job.trained)
+        return job, plan_segmentation(job, network, num_done, num_actors, gpus, timing)
 
     return make
 

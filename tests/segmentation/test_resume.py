@@ -70,12 +70,25 @@ def test_an_output_without_its_ledger_or_a_ledger_without_its_output_is_an_error
 
 def test_a_setting_that_an_older_record_does_not_name_had_its_default(job):
     older = json.loads(json.dumps(job.record))
-    del older["network"]["pool_z"], older["task"]["ignore_label"]
+    del older["network"]["pool_z"], older["task"]["ignore_label"], older["arithmetic"]["tta"], older["skip_blank"]
     resume.check_same_settings(older, job)
     older["network"]["start_filters"] += 1
     message = r"other settings:\n  network\.start_filters: \d+ -> \d+\nGive another --output"
     with pytest.raises(ValueError, match=message):
         resume.check_same_settings(older, job)
+
+
+def test_versions_are_reported_and_not_compared(job, run, em, make_job, tmp_path):
+    start_output(job)
+    PrecomputedCopy.create(job.precomputed, job.spec)
+    other = make_job(run, tmp_path / "out.zarr", image=em, copy=job.precomputed, shard=[2, 32, 32])
+    other.record["versions"]["torch"] = "99.0"
+    record = resume.read_existing_record(job.output, False)
+    resume.check_same_settings(record, other)
+    resume.check_precomputed_copy(other, False)
+    before = job.record["versions"]["torch"]
+    assert resume.version_changes(record, other) == f"versions since the start of this output: torch {before} -> 99.0"
+    assert resume.version_changes(record, job) == resume.version_changes(None, job) == ""
 
 
 def test_all_files_of_an_earlier_segmentation_are_removed_but_its_lock_and_files_of_others(job, tmp_path, read_files):

@@ -1,6 +1,7 @@
 """The whole job in this process, on the Ray of the tests: what it writes, what it refuses, and a dry run."""
 
 import csv
+import io
 import socket
 import time
 from pathlib import Path
@@ -12,11 +13,13 @@ import torch
 import zarr
 
 from kasthuri_ray import cli
+from kasthuri_ray.config.loading import GivenSettings
 from kasthuri_ray.output.ledger import Ledger
 from kasthuri_ray.output.pyramid import downsample
+from kasthuri_ray.progress import Reporter
 from kasthuri_ray.ray_cluster.resources import ClusterResources
 from kasthuri_ray.segmentation import segment as segment_module
-from kasthuri_ray.storage.folder import Storage
+from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.storage.lease import Lease
 
 CUT = ["--shard", "2,32,32", "--block", "2,32,64"]
@@ -81,6 +84,26 @@ def test_progress_file_and_ledger_show_that_the_job_is_done(whole_output, read_j
     assert not ledger.storage.exists("lock.json")
 
 
+def test_the_result_names_output_numbers_and_table(whole_output, run, large_em):
+    requested = {
+        **{"weights": str(run), "image": large_em, "output": str(whole_output), "precision": "float32"},
+        **{"compile": "off", "cache": "none", "shard": [2, 32, 32], "block": [2, 32, 64], "save_mask": True},
+        **{"objects": True, "precomputed": str(whole_output.parent / "copy"), "actors": 1},
+    }
+    lines = io.StringIO()
+    result = segment_module.segment_from_flags(
+        GivenSettings(flags={"segment": requested}), Reporter(lines), "the same call"
+    )
+    assert (result.path, result.num_set_aside) == (str(whole_output), 0)
+    assert result.metrics.pop("seconds") > 0
+    numbers = {"num_blocks": 60, "num_done": 60, "num_skipped": 0}
+    assert result.metrics == {**numbers, "mvoxels_per_second": None}
+    with open(f"{whole_output}.synapses.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["size_voxels"] for row in result.table] == [int(row["size_voxels"]) for row in rows]
+    assert "to resume after a stop: the same call" in lines.getvalue()
+
+
 def test_two_actors_write_the_same_bytes_as_one(whole_output, segment, tmp_path, read_files):
     lines = segment("--output", tmp_path / "out.zarr", *CUT, "--save-mask", "--actors", 2).lines
     assert lines[0] == lines[-1] == str(tmp_path / "out.zarr")
@@ -131,7 +154,7 @@ def refuse(segment, tmp_path, monkeypatch):
     def call(*arguments: object, ray: bool = False) -> str:
         with monkeypatch.context() as patch:
             if not ray:
-                patch.setattr(segment_module, "connect_ray", lambda verbose: pytest.fail("Ray was started"))
+                patch.setattr(segment_module, "connect_ray", lambda reporter, verbose: pytest.fail("Ray was started"))
             refused = segment(*arguments, "--output", "out.zarr", code=2)
         assert refused.lines == [] or (ray and refused.lines[0] == str(folder / "out.zarr")), refused.lines
         assert list(folder.iterdir()) == []
@@ -185,7 +208,7 @@ def test_a_job_that_does_not_fit_the_cluster_or_the_disk_is_refused(refuse, monk
     assert "1000 actors need 250 CPUs, the cluster has 2. Give fewer with --actors" in error
     assert "1 actor needs 1 GPU, the cluster has 0" in refuse("--device", "cuda", ray=True)
     assert "tile (1, 70, 71) has 71 voxels along x" in refuse("--tile", "1,70,71", ray=True)
-    monkeypatch.setattr("kasthuri_ray.segmentation.output_checks.shutil.disk_usage", lambda path: FullDisk())
+    monkeypatch.setattr("shutil.disk_usage", lambda path: FullDisk())
     assert ": 0.00 GB free, " in refuse(ray=True)
 
 
@@ -233,7 +256,7 @@ def test_anything_else_at_the_path_of_the_output_is_never_overwritten(segment, l
 
 @pytest.mark.usefixtures("local_ray")
 def test_an_output_that_a_live_run_writes_is_refused(segment, tmp_path):
-    ledger = Storage(str(tmp_path / "out.zarr.ledger"))
+    ledger = open_storage(str(tmp_path / "out.zarr.ledger"))
     with Lease.acquire(ledger, heartbeat_s=0.3, report=lambda line: None):
         refused = segment("--output", tmp_path / "out.zarr", code=2)
     assert "is held by another live run: process" in refused.err

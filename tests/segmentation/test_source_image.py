@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from kasthuri_ray.geometry import Box
+from kasthuri_ray.inference.inference_settings import InferenceSettings
 from kasthuri_ray.segmentation.source_image import is_outside_mask, nearest_mip
+from kasthuri_ray.volumes.place import Place
 
 RANGES = ("xrange_vol", "yrange_vol", "z_train", "z_val", "z_test")
 SIZES_NM = {0: (30.0, 3.0, 3.0), 1: (30.0, 6.0, 6.0), 2: (30.0, 12.0, 12.0)}
@@ -140,8 +142,10 @@ def test_an_image_whose_type_cannot_hold_the_grey_levels_is_refused(
 
 
 def test_a_block_is_outside_if_the_mask_is_0_in_it_or_does_not_cover_it(array_volume):
-    image = array_volume(np.zeros((4, 64, 64), np.uint8), voxel_size_nm=(30.0, 4.0, 4.0), offset=(2, 8, 8))
-    mask = array_volume(np.zeros((3, 20, 20), bool), voxel_size_nm=(60.0, 16.0, 16.0))
+    place = Place((0.0, 0.0, 0.0), "corner", "offset")
+    zeros = np.zeros((4, 64, 64), np.uint8)
+    image = array_volume(zeros, voxel_size_nm=(30.0, 4.0, 4.0), offset=(2, 8, 8), place=place)
+    mask = array_volume(np.zeros((3, 20, 20), bool), voxel_size_nm=(60.0, 16.0, 16.0), place=place)
     assert is_outside_mask(Box((2, 80, 8), (3, 90, 9)), mask, image)
     mask.array[2, 3, 5] = True
     assert not is_outside_mask(Box((3, 11, 8), (5, 13, 24)), mask, image)
@@ -153,12 +157,55 @@ def test_masks_that_cannot_be_aligned_with_the_image_are_refused(run, em, stores
     with pytest.raises(ValueError, match=r"holds float32; a mask holds integers"):
         prepare(run, image=em, mask=floats)
     other = stores.zarr(tmp_path / "other.zarr", np.ones((4, 50, 70), np.uint8), voxel_size_nm=None)
-    with pytest.raises(ValueError, match="both must have a voxel size"):
+    with pytest.raises(ValueError, match=r"--mask: different shapes: .*states a place in nm.*\?offset_nm=0,0,0"):
         prepare(run, image=em, mask=other)
+    em = f"{em}?offset_nm=0,0,0"
     elsewhere = stores.precomputed(tmp_path / "elsewhere", np.ones((4, 50, 70), np.uint8), offset=(0, 0, 500))
-    with pytest.raises(ValueError, match=r"covers nothing of what is to be segmented, 0:4,0:100,0:140 of .*voxel size"):
+    with pytest.raises(ValueError, match=r"--mask: .* do not overlap. The first covers 0:120,0:600,0:840 nm in voxels"):
         prepare(run, image=em, mask=elsewhere)
-    corner = stores.zarr(tmp_path / "corner.zarr", np.ones((4, 50, 70), np.uint8))
+    corner = f"{stores.zarr(tmp_path / 'corner.zarr', np.ones((4, 50, 70), np.uint8))}?offset_nm=0,0,0"
     prepare(run, image=em, mask=corner)
     with pytest.raises(ValueError, match="covers nothing"):
         prepare(run, image=em, mask=corner, box=":,50:100,:")
+
+
+def test_a_mask_that_lies_elsewhere_is_read_at_its_place(run, em, stores, prepare, tmp_path):
+    voxels = np.zeros((4, 40, 40), np.uint8)
+    voxels[1, 5, 6] = 1
+    mask = stores.precomputed(tmp_path / "mask", voxels, offset=(1, 20, 30))
+    inputs = prepare(run, image=f"{em}?offset_nm=0,60,120", mask=mask)  # the image starts at voxel 0,10,20 of its frame
+    assert inputs.mask.read(Box((2, 15, 16), (3, 16, 17))).all()
+    inside = Box((2, 8, 8), (3, 16, 24))
+    assert not is_outside_mask(inside, inputs.mask, inputs.image)
+    assert is_outside_mask(inside.shifted((1, 0, 0)), inputs.mask, inputs.image)
+    assert is_outside_mask(Box((0, 60, 60), (1, 70, 70)), inputs.mask, inputs.image)
+
+
+def make_record(inputs):
+    return inputs.make_record(InferenceSettings("cpu", "float32", False, 1, (1, 64, 64), 1))
+
+
+def test_an_image_of_another_voxel_size_is_resampled_if_that_is_wanted(run, stores, prepare, tmp_path):
+    voxels = stores.image((2, 80, 120))
+    fine = stores.precomputed(tmp_path / "fine", voxels, offset=(1, 20, 40), voxel_size_nm=(30, 3, 3))
+    with pytest.raises(ValueError, match="read it at that size with --resample"):
+        prepare(run, image=fine)
+    lines = []
+    inputs = prepare(run, lines, image=fine, resample=True, box=":,20:50,20:80")
+    assert "is resampled from 30 x 3 x 3 nm to 30 x 6 x 6 nm (z,y,x)" in lines[0]
+    assert inputs.image.bounds == Box((1, 10, 20), (3, 50, 80))
+    expected = np.rint(voxels.reshape(2, 40, 2, 60, 2).mean((2, 4)))
+    np.testing.assert_array_equal(inputs.image.read(inputs.image.bounds), expected)
+    assert (inputs.levels[0].scale, inputs.levels[0].translation) == ((30, 6, 6), (30, 120, 120))
+    assert make_record(inputs)["resample"] is True
+    same = stores.zarr(tmp_path / "same.zarr", voxels)
+    assert "resample" not in make_record(prepare(run, image=same, resample=True))
+    bare = stores.zarr(tmp_path / "bare.zarr", voxels, voxel_size_nm=None)
+    with pytest.raises(ValueError, match=r"--resample needs the voxel size of .*bare.zarr"):
+        prepare(run, image=bare, resample=True)
+
+
+def test_an_output_inherits_the_place_of_its_image_as_it_is_stated(run, stores, prepare, tmp_path):
+    em = stores.zarr(tmp_path / "em.zarr", stores.image((2, 64, 64)))
+    inputs = prepare(run, image=f"{em}?offset_nm=-30,60,120", box="1:2,:,10:64")
+    assert inputs.levels[0].translation == (0, 60, 180)

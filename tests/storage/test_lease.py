@@ -11,10 +11,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from kasthuri_ray.errors import LeaseHeld, LeaseLost
+from kasthuri_ray.errors import InputDenied, LeaseHeld, LeaseLost, missing_is_bad_input
 from kasthuri_ray.storage import lease as lease_module
-from kasthuri_ray.storage.folder import Storage, open_storage
+from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.storage.lease import Lease
+from kasthuri_ray.storage.local_storage import LocalStorage
+from kasthuri_ray.storage.storage import Storage
 
 HEARTBEAT_S, STALE_AFTER_S = 0.2, 1.5
 LOCK = "lock.json"
@@ -32,14 +34,31 @@ try:
 except LeaseHeld as error:
     print("refused", error, flush=True)
 """
-
-
-@pytest.fixture(params=["disk", "s3"])
-def storage(request, tmp_path) -> Storage:
-    if request.param == "disk":
-        return open_storage(str(tmp_path))
-    request.getfixturevalue("s3")
-    return open_storage("s3://some-bucket/runs")
+CONTENDER = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from kasthuri_ray.errors import LeaseHeld
+from kasthuri_ray.storage.folder import open_storage
+from kasthuri_ray.storage.lease import Lease
+path, heartbeat_s, stale_after_s = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
+def acquire(name):
+    run = open_storage(path).child(name)
+    try:
+        return Lease.acquire(run, heartbeat_s=heartbeat_s, stale_after_s=stale_after_s, report=lambda line: None)
+    except LeaseHeld:
+        return None
+def keep(lease):
+    if lease is not None:
+        lease.check()
+        lease.release()
+with ThreadPoolExecutor(10) as threads:
+    print("ready", flush=True)
+    for line in sys.stdin:
+        leases = list(threads.map(acquire, line.split()))
+        print(*("refused" if lease is None else "held" for lease in leases), flush=True)
+        sys.stdin.readline()
+        list(threads.map(keep, leases))
+"""
 
 
 @pytest.fixture
@@ -73,7 +92,7 @@ def next_line(process: subprocess.Popen) -> str:
     """Return the next line that a process prints, except that it waits."""
     assert process.stdout is not None
     line = process.stdout.readline()
-    return next_line(process) if line.startswith("waiting") else line.strip()
+    return next_line(process) if line.startswith(("waiting", "s3://")) else line.strip()
 
 
 def is_alive(process: subprocess.Popen) -> bool:
@@ -224,10 +243,10 @@ def test_a_lease_survives_a_storage_that_fails_for_a_while(tmp_path, monkeypatch
     with acquire(storage) as lease:
         with monkeypatch.context() as patch:
 
-            def fail(self, name, data):
+            def fail(self, name, data, version):
                 raise ConnectionError("down")
 
-            patch.setattr(Storage, "write_bytes", fail)
+            patch.setattr(LocalStorage, "write_if", fail)
             time.sleep(3 * HEARTBEAT_S)
         before = record(storage)["beat"]
         time.sleep(3 * HEARTBEAT_S)
@@ -239,4 +258,138 @@ def test_a_lock_file_that_is_not_json_becomes_stale(tmp_path):
     storage = open_storage(str(tmp_path))
     storage.write_bytes(LOCK, b"not json")
     with Lease.acquire(storage, heartbeat_s=0.1, stale_after_s=0.5, report=lambda line: None):
+        assert record(storage)["pid"] == os.getpid()
+
+
+@pytest.fixture
+def start_contenders() -> Iterator:
+    """Yield a function that starts two processes. They ask for the leases of the runs that a line names, together,
+    print what they got, and keep it until the next line.
+    """
+    processes = []
+
+    def start(storage: Storage, heartbeat_s: float, stale_after_s: float) -> list[subprocess.Popen]:
+        command = [sys.executable, "-c", CONTENDER, storage.path, str(heartbeat_s), str(stale_after_s)]
+        for _ in range(2):
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            processes.append(subprocess.Popen(command, text=True, bufsize=1, **pipes))
+        assert [next_line(process) for process in processes] == ["ready"] * 2
+        return processes
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def ask_together(contenders: list[subprocess.Popen], storage: Storage, names: list[str]) -> None:
+    """Let two processes ask for the leases of several runs, and assert that one of them gets each lease."""
+    send_line(contenders, " ".join(names))
+    outcomes = [next_line(process).split() for process in contenders]
+    for name, pair in zip(names, zip(*outcomes, strict=True), strict=True):
+        assert sorted(pair) == ["held", "refused"], name
+        assert record(storage.child(name))["pid"] == contenders[pair.index("held")].pid
+    send_line(contenders, "release")
+
+
+def send_line(processes: list[subprocess.Popen], line: str) -> None:
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(f"{line}\n")
+
+
+def test_one_of_two_processes_that_ask_at_the_same_moment_gets_the_lease_50_times(storage, start_contenders):
+    contenders = start_contenders(storage, 0.05, 5)
+    for number in range(50):
+        ask_together(contenders, storage, [f"run_{number}"])
+
+
+def test_one_of_two_processes_replaces_a_killed_one_50_times(storage, start_contenders, start_holder):
+    holder = start_holder(storage)
+    assert next_line(holder) == "held"
+    holder.kill()
+    holder.wait()
+    contenders = start_contenders(storage, 0.05, 5)
+    for number in range(50):
+        storage.child(f"run_{number}").write_bytes(LOCK, storage.read_bytes(LOCK))
+        ask_together(contenders, storage, [f"run_{number}"])
+
+
+def test_one_of_two_processes_replaces_one_killed_on_another_machine_50_times(storage, start_contenders, killed_holder):
+    contenders = start_contenders(storage, 0.5, 2)
+    for number in range(0, 50, 10):
+        names = [f"run_{number + more}" for more in range(10)]
+        for name in names:
+            storage.child(name).write_bytes(LOCK, storage.read_bytes(LOCK))
+        ask_together(contenders, storage, names)
+
+
+def test_a_bucket_that_denies_a_write_is_bad_input_in_time(strict_s3):
+    strict_s3.refuse = lambda request: (403, "AccessDenied") if request.method == "PUT" else None
+    start = time.monotonic()
+    message = rf"s3://some-bucket/runs/{LOCK}: access is refused; check the credentials"
+    with pytest.raises(InputDenied, match=message), missing_is_bad_input():
+        acquire(open_storage("s3://some-bucket/runs"))
+    assert time.monotonic() - start < 5
+
+
+def test_a_bucket_that_does_not_exist_is_an_error_in_time(strict_s3):
+    with pytest.raises(FileNotFoundError, match=rf"s3://no-such-bucket/runs/{LOCK}: there is no such bucket"):
+        acquire(open_storage("s3://no-such-bucket/runs"))
+
+
+def test_a_write_of_which_the_answer_was_lost_counts(strict_s3):
+    storage, first = open_storage("s3://some-bucket/runs"), []
+
+    def lose_first_answer(request):
+        if request.method == "PUT" and not first:
+            first.append(request)
+            storage.write_bytes(LOCK, json.dumps(lease.record).encode())
+            return 500, "InternalError"
+
+    with acquire(storage) as lease:
+        strict_s3.refuse = lose_first_answer
+        time.sleep(10 * HEARTBEAT_S)
+        lease.check()
+        assert first
+        beat = record(storage)["beat"]
+        time.sleep(3 * HEARTBEAT_S)
+        assert record(storage)["beat"] > beat
+
+
+@pytest.fixture
+def unconditional_s3(strict_s3) -> Storage:
+    """Return a storage on a server that rejects conditional writes."""
+    strict_s3.refuse_conditional_writes()
+    return open_storage("s3://some-bucket/runs")
+
+
+def test_without_conditional_writes_a_lease_is_claimed_by_waiting_and_a_line_says_so(unconditional_s3, start_holder):
+    lines: list[str] = []
+    with acquire(unconditional_s3, report=lines.append) as lease:
+        (line,) = lines
+        assert f"runs/{LOCK}: S3 has no conditional writes (NotImplemented: no)" in line
+        time.sleep(3 * HEARTBEAT_S)
+        assert record(unconditional_s3)["beat"] > 0
+        assert next_line(start_holder(unconditional_s3)).startswith("refused")
+        unconditional_s3.write_bytes(LOCK, json.dumps({**lease.record, "token": "another"}).encode())
+        assert lease.lost.wait(10)
+    assert record(unconditional_s3)["token"] == "another"
+
+
+def test_without_conditional_writes_one_of_several_waiting_processes_gets_the_lease(unconditional_s3, start_holder):
+    unconditional_s3.write_bytes(LOCK, b"of a run that was killed")
+    test_one_of_several_waiting_processes_gets_the_lease(unconditional_s3, None, start_holder)
+
+
+def test_a_lock_file_of_an_earlier_version_is_understood(storage, start_holder):
+    holder = start_holder(storage)
+    assert next_line(holder) == "held"
+    written = record(storage)
+    assert set(written) == {"token", "beat", "host", "pid", "machine", "started", "since"}
+    assert len(storage.read_bytes(LOCK)) == 512
+    holder.kill()
+    holder.wait()
+    storage.write_bytes(LOCK, json.dumps(written).encode())
+    with acquire(storage, report=pytest.fail):
         assert record(storage)["pid"] == os.getpid()

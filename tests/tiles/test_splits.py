@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import zarr
 
-from kasthuri_ray.config.loading import resolve_settings
+from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.config.task import RANGES
 from kasthuri_ray.tiles import splits
 from kasthuri_ray.tiles.sampling import read_tile
@@ -45,7 +45,9 @@ def folder(tmp_path, monkeypatch) -> Path:
 def settings(*assignments: str, **task):
     base = {key: value for key, value in TASK.items() if "boxes" not in task or key not in RANGES}
     Path("task.json").write_text(json.dumps({**base, **task}))
-    return resolve_settings("task.json", None, assignments=["train.cache=none", "network.batch_size=8", *assignments])
+    return resolve_settings(
+        GivenSettings("task.json", assignments=["train.cache=none", "network.batch_size=8", *assignments])
+    )
 
 
 def open_tiles(*assignments: str, **task):
@@ -171,7 +173,7 @@ def test_a_split_can_have_boxes_of_several_volumes(folder):
         (
             SHAPE,
             (30, 12, 12),
-            "different voxel sizes: v.zarr/em (30.0, 6.0, 6.0) nm, o.zarr/labels (30.0, 12.0, 12.0) nm",
+            "voxel sizes differ: v.zarr/em has 30 x 6 x 6 nm, o.zarr/labels has 30 x 12 x 12 nm (z,y,x)",
         ),
         (SHAPE, (30, 6.001, 6), None),
         (SHAPE, None, None),
@@ -214,8 +216,12 @@ def test_a_task_without_a_test_annotation_is_opened_with_a_note(folder):
 
 def test_a_volume_of_unknown_voxel_size_is_opened_with_a_note(folder):
     write("u.zarr/em", np.ones(SHAPE, np.uint8), None)
-    _, notes = open_tiles(image_chan="u.zarr/em")
+    write("u.zarr/labels", np.ones(SHAPE, np.uint8), None)
+    _, notes = open_tiles(image_chan="u.zarr/em", annotation_chan="u.zarr/labels")
     assert notes == ["u.zarr/em does not state its voxel size; lengths are in voxels"]
+    tiles, notes = open_tiles(image_chan="u.zarr/em")
+    assert notes == ["u.zarr/em does not state its voxel size: it is taken to be that of v.zarr/labels, 30 x 6 x 6 nm"]
+    assert tiles.train.sources[0].image.voxel_size_nm == (30, 6, 6)
 
 
 def test_the_range_of_grey_levels_comes_from_the_training_box_alone(folder):
@@ -306,3 +312,104 @@ def test_boxes_of_two_resolutions_of_one_volume_are_compared_in_nm(folder, place
     open_tiles(boxes=boxes("4:8,0:20,16:32"), tile_size=[16, 16])  # side by side
     twice = {"train": [{**fine, "box": "0:4,:,:"}], "val": [{**fine, "box": "4:8,:,:"}, {**coarse, "box": "7:9,:,:"}]}
     assert "two boxes of val share voxels, which would count twice" in error_of(boxes=twice, tile_size=[16, 16])
+
+
+def write_placed(name: str, voxels: np.ndarray, offset=None, voxel_size_nm=(30, 6, 6)) -> str:
+    """Write a zarr as gunpowder does."""
+    array = zarr.create_array(name, data=voxels, chunks=(2, 16, 32), zarr_format=2, overwrite=True)
+    array.attrs.update({"resolution": list(voxel_size_nm)} | ({} if offset is None else {"offset": list(offset)}))
+    return name
+
+
+def test_an_annotation_that_lies_elsewhere_is_paired_by_its_place(folder):
+    em, labels = zarr.open_array("v.zarr/em")[:], zarr.open_array("v.zarr/labels")[:]
+    boxes = {split: [{"box": box}] for split, box in (("train", "3:6,8:40,4:64"), ("val", "6:8,8:40,4:64"))}
+    write_placed("placed.zarr/em", em, (300, 0, 0))
+    write_placed("placed.zarr/labels", labels[2:9, 5:, 3:], (300 + 2 * 30, 5 * 6, 3 * 6))
+    volumes = {"image_chan": "placed.zarr/em", "annotation_chan": "placed.zarr/labels"}
+    tiles, notes = open_tiles(boxes=boxes, **volumes)
+    assert notes[0].startswith("there is no annotation for test")
+    for number in range(len(tiles.val)):
+        address = tiles.val.address(number)
+        image, classes, _ = read_tile(tiles.val.sources, address)
+        np.testing.assert_array_equal(image, em[address.box.slices()])
+        own = address.own.slices(address.box.start)
+        np.testing.assert_array_equal(classes[own], labels[address.own.slices()] > 0)
+    for index in range(20):
+        image, classes, _ = read_tile(tiles.train.sources, address := tiles.train.address(0, index))
+        np.testing.assert_array_equal(image, em[address.box.slices()])
+        np.testing.assert_array_equal(classes, labels[address.box.slices()] > 0)
+
+
+def test_a_box_that_the_annotation_covers_only_in_part_is_refused(folder):
+    write_placed("placed.zarr/em", zarr.open_array("v.zarr/em")[:], (0, 0, 0))
+    write_placed("placed.zarr/labels", np.ones((7, 40, 64), np.uint8), (0, 0, 0))
+    message = error_of(image_chan="placed.zarr/em", annotation_chan="placed.zarr/labels")
+    assert "placed.zarr/labels covers only 6:7,8:40,0:64 of the val box 6:9,8:40,0:64 of placed.zarr/em" in message
+    assert "it covers 0:7,0:40,0:64 of the image (z,y,x): change task.z_val" in message
+    write_placed("placed.zarr/labels", np.ones((7, 40, 64), np.uint8), (0, 6000, 0))
+    message = error_of(image_chan="placed.zarr/em", annotation_chan="placed.zarr/labels")
+    assert "placed.zarr/em and placed.zarr/labels do not overlap. The first covers 0:360,0:240,0:384 nm" in message
+
+
+def test_an_annotation_of_another_voxel_size_is_resampled_if_that_is_wanted(folder):
+    em, labels = zarr.open_array("v.zarr/em")[:], zarr.open_array("v.zarr/labels")[:]
+    write_placed("placed.zarr/em", em)
+    write_placed("placed.zarr/labels", labels[:, ::2, ::2], voxel_size_nm=(30, 12, 12))
+    volumes = {"image_chan": "placed.zarr/em", "annotation_chan": "placed.zarr/labels"}
+    assert "voxel sizes differ" in error_of(**volumes)
+    tiles, _ = open_tiles("train.resample=true", **volumes)
+    expected = np.repeat(np.repeat(labels[:, ::2, ::2], 2, 1), 2, 2) > 0
+    address = tiles.val.address(0)
+    np.testing.assert_array_equal(read_tile(tiles.val.sources, address)[1], expected[address.box.slices()])
+
+
+def test_a_voxel_size_that_is_given_is_that_of_the_image_and_of_an_annotation_without_one(folder):
+    write("u.zarr/em", np.ones(SHAPE, np.uint8), None)
+    write("u.zarr/labels", np.ones(SHAPE, np.uint8), None)
+    volumes = {"image_chan": "u.zarr/em", "annotation_chan": "u.zarr/labels"}
+    tiles, _ = open_tiles("train.voxel_size=30,4,4", **volumes)
+    assert tiles.train.sources[0].image.voxel_size_nm == (30, 4, 4)
+    assert "voxel sizes differ" in error_of("train.voxel_size=30,4,4", image_chan="u.zarr/em")
+
+
+def test_an_image_of_which_nothing_is_stored_in_a_box_is_refused(folder):
+    image = zarr.create_array("sparse.zarr/em", data=zarr.open_array("v.zarr/em")[:], chunks=(3, 40, 64), zarr_format=2)
+    image.attrs["voxel_size_nm_zyx"] = [30, 6, 6]
+    for name in ("2.0.0", "0.0.0"):
+        Path("sparse.zarr/em", name).unlink()
+    message = error_of(image_chan="sparse.zarr/em")
+    assert "nothing of sparse.zarr/em is stored in the val box, 6:9,8:40,0:64 (z,y,x)" in message
+    assert "--allow-empty" in message
+    tiles, notes = open_tiles("train.allow_empty=true", image_chan="sparse.zarr/em")
+    assert notes == [
+        "train: 1 of 2 chunks absent in sparse.zarr/em: their voxels count as its fill value",
+        "val: 1 of 1 chunks absent in sparse.zarr/em: their voxels count as its fill value",
+    ]
+    assert tiles.absent_chunks["image"] == (2, 4)
+    assert tiles.absent_chunks["annotation"][0] == 0
+
+
+def test_absent_chunks_of_an_annotation_are_background_and_counted(folder):
+    labels = (zarr.open_array("v.zarr/labels")[:] > 0).astype(np.uint8)
+    zarr.create_array("sparse.zarr/labels", data=labels, chunks=(3, 40, 64), zarr_format=2)
+    Path("sparse.zarr/labels/2.0.0").unlink()
+    tiles, notes = open_tiles(annotation_chan="sparse.zarr/labels")
+    assert "val: 1 of 1 chunks absent in sparse.zarr/labels: their voxels count as background" in notes
+    assert tiles.absent_chunks["annotation"] == (1, 4)
+    assert not read_tile(tiles.val.sources, tiles.val.address(0))[1].any()
+
+
+def test_voxels_of_nan_are_not_learnt_from(folder):
+    em = zarr.open_array("v.zarr/em")[:].astype(np.float32)
+    em[7, :20] = np.nan
+    write("nan.zarr/em", em)
+    tiles, _ = open_tiles(image_chan="nan.zarr/em", image_intensity=[0, 255])
+    for number in range(len(tiles.val)):
+        address = tiles.val.address(number)
+        image, labels, _ = read_tile(tiles.val.sources, address)
+        missing = np.isnan(em[address.box.slices()])
+        assert (labels[missing] == 255).all()
+        assert not image[missing].any()
+        own = ~missing[address.own.slices(address.box.start)]
+        assert (labels[address.own.slices(address.box.start)][own] < 2).all()

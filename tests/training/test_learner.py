@@ -76,8 +76,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit():
     for number in range(4):
         losses.append(whole.train_epoch(number, epoch(number), losses))
         if number == 1:
-            saved = checkpoint_bytes(Checkpoint(whole.evaluation_weights(), None, {"learner": whole.state_dict()}))
-    state = read_checkpoint(saved, "last.pt").extra["learner"]
+            saved = checkpoint_bytes(Checkpoint(whole.evaluation_weights(), resume={"learner": whole.state_dict()}))
+    state = read_checkpoint(saved, "last.pt").resume["learner"]
     resumed = make_learner(seed=99)
     resumed.load_state_dict(state)
     torch.manual_seed(12345)

@@ -2,49 +2,27 @@
 
 import sys
 import types
-from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from kasthuri_ray import hardware
-from kasthuri_ray.config.loading import resolve_settings
+from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.models.unet import build_network
-from kasthuri_ray.ray_cluster.resources import ClusterResources
 from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.training import preflight
 from kasthuri_ray.training.run_folder import RunFolder
 
-membrane_settings = partial(resolve_settings, "membrane", "UNet_2D")
+
+def membrane_settings(**given):
+    """Return the settings of the membrane task with these assignments and flags."""
+    return resolve_settings(GivenSettings("membrane", "UNet_2D", **given))
 
 
 def synapse_settings(*assignments: str):
     """Return the settings of a small network for the synapse task."""
-    return resolve_settings("synapse", None, assignments=["network.start_filters=2", *assignments])
-
-
-@pytest.mark.parametrize(
-    ("train", "gpus", "saved_batch_size", "batch_size", "num_workers"),
-    [
-        ({}, 0, None, 2, 1),
-        ({"num_workers": 4}, 0, None, 4, 4),
-        ({"num_workers": "2-8"}, 0, None, 8, 8),
-        ({}, 6, None, 6, 6),
-        ({}, 8, 4, 4, 4),  # started on four GPUs
-    ],
-)
-def test_a_batch_size_that_is_not_set_has_a_tile_for_every_worker(
-    train, gpus, saved_batch_size, batch_size, num_workers
-):
-    settings = resolve_settings("membrane", "UNet_2D_attention", flags={"train": train})
-    cluster = ClusterResources(16, gpus, 1)
-    before = {"network": {"batch_size": saved_batch_size}} if saved_batch_size else None
-    chosen = preflight.choose_batch_size(settings, preflight.max_workers(settings, cluster), before)
-    assert chosen.network.batch == batch_size
-    assert preflight.plan_workers(chosen, cluster)[0][1] == num_workers
-    fixed = membrane_settings(assignments=["network.batch_size=3"])
-    assert preflight.choose_batch_size(fixed, preflight.max_workers(fixed, cluster), before) == fixed
+    return resolve_settings(GivenSettings("synapse", assignments=["network.start_filters=2", *assignments]))
 
 
 def test_a_run_that_resumes_by_its_name_does_not_need_its_first_weights_again(tmp_path, monkeypatch):
@@ -227,6 +205,20 @@ def test_initial_weights_must_be_those_of_the_network(tmp_path):
     assert "down_blocks.0.conv1.weight (2, 1, 3, 3), expected (4, 1, 3, 3)" in str(caught.value)
     with pytest.raises(FileNotFoundError, match=r"none\.pt"):
         preflight.read_initial_weights(synapse_settings("train.weights=none.pt"))
+
+
+def test_a_prepared_training_has_tiles_weights_and_notes(tiny_task):
+    network = {"n_blocks": 2, "start_filters": 4, "normalization": "group", "outputdir": "x"}
+    prepared = preflight.prepare_training(resolve_settings(GivenSettings({**tiny_task, "z_test": None}, network)))
+    assert prepared.weights is None
+    assert prepared.num_parameters == sum(weight.numel() for weight in build_network(network).parameters())
+    assert prepared.notes[0] == "unused keys of the task and network files: outputdir"
+    assert prepared.notes[1].startswith("network: the network uses group normalization")
+    assert prepared.notes[2].startswith("there is no annotation for test")
+    settings = membrane_settings(assignments=["network.batch_size=3"])
+    job = prepared.make_job(settings, "/runs/a")
+    assert (job.path, job.settings, job.tiles.val) == ("/runs/a", settings, prepared.tiles.val)
+    assert (prepared.tiles.train.tiles_per_epoch, job.tiles.train.tiles_per_epoch) == (32, 33)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -5,19 +5,20 @@ import time
 
 from kasthuri_ray.progress import PLAIN_PERIOD_S, Reporter
 from kasthuri_ray.training.ray_trainer import show_message
+from kasthuri_ray.training.training_messages import EpochMessage, StepMessage, TextMessage
 
-STEP = {
-    "epoch": 1, "epochs": 30, "step": 5, "steps": 28, "loss": 0.61254, "tiles_per_second": 7.86, "seconds_left": 130.0,
-    "wait_share": 0.0123,
-}  # fmt: skip
+STEP = StepMessage(
+    epoch=1, num_epochs=30, step=5, num_steps=28, loss=0.61254, tiles_per_second=7.86, seconds_left=130.0,
+    wait_share=0.0123,
+)  # fmt: skip
 STEP_LINE = "epoch 1/30  step 5/28  7.9 tiles/s  loss 0.6125  2 min left  waiting for data 1.2%"
-EPOCH = {
-    "epoch_done": {
+EPOCH = EpochMessage(
+    {
         "epoch": 1, "train.loss": 0.5, "val.loss": 0.25, "val.foreground_f1": 0.5, "val.average_precision": 0.4,
         "tiles_per_second": 7.0, "seconds": 32.2,
     },
-    "only_background": True,
-}  # fmt: skip
+    only_background=True,
+)  # fmt: skip
 EPOCH_LINE = "epoch 1  loss 0.5000  val loss 0.2500  F1 0.500  average precision 0.400  7.0 tiles/s  32 s"
 
 
@@ -50,6 +51,6 @@ def test_without_a_terminal_steps_are_rare_plain_lines(monkeypatch):
     now[0] += PLAIN_PERIOD_S
     show_message(reporter, STEP)
     show_message(reporter, STEP)
-    show_message(reporter, {"line": "this machine has no C++ compiler"})
+    show_message(reporter, TextMessage("this machine has no C++ compiler"))
     assert stream.getvalue().splitlines() == [STEP_LINE, "this machine has no C++ compiler"]
     assert "\r" not in stream.getvalue()

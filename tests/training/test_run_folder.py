@@ -31,14 +31,14 @@ def test_what_is_written_is_read_again(folder):
     settings = {"task": {"name": "a"}, "network": {"epochs": 3}, "train": {}}
     folder.write_settings(settings)
     folder.write_metrics({"epochs": 3, "test": None})
-    folder.write_checkpoint("best", Checkpoint({"w": torch.arange(3.0)}, {"task": {}}, {"best": {"epoch": 2}}))
+    folder.write_checkpoint("best", Checkpoint({"w": torch.arange(3.0)}, {"task": {}}, {"epoch": 2}))
     folder.write("test_outputs/slice_0.png", b"png")
     folder.write("report.rpt", "µm")
     assert folder.read_settings() == settings
     assert folder.read_metrics() == {"epochs": 3, "test": None}
     checkpoint = folder.read_checkpoint("best")
     assert torch.equal(checkpoint.weights["w"], torch.arange(3.0))
-    assert (checkpoint.settings, checkpoint.extra) == ({"task": {}}, {"best": {"epoch": 2}})
+    assert (checkpoint.settings, checkpoint.best) == ({"task": {}}, {"epoch": 2})
     assert folder.storage.read_bytes("report.rpt").decode() == "µm"
     assert folder.storage.exists("test_outputs/slice_0.png")
 

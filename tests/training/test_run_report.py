@@ -8,7 +8,7 @@ import pytest
 
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
 from kasthuri_ray.training.run_report import TileScore, _final_metrics, _warnings, choose_example_tiles
-from kasthuri_ray.training.training_job import TrainingProgress
+from kasthuri_ray.training.training_state import TrainingProgress
 
 
 def test_the_examples_are_the_best_tile_the_worst_and_some_between():
@@ -29,6 +29,12 @@ def test_without_foreground_the_examples_are_spread_over_the_box():
     assert choose_example_tiles([]) == []
 
 
+def job_with_test(test: object) -> SimpleNamespace:
+    """Return the parts of a job that metrics and warnings depend on."""
+    tiles = SimpleNamespace(test=test, train=SimpleNamespace(tiles_per_epoch=12), absent_chunks={})
+    return SimpleNamespace(tiles=tiles)
+
+
 @pytest.fixture
 def progress() -> TrainingProgress:
     history = [{"training_seconds": 4.0, "seconds": 5.0}] * 2
@@ -39,7 +45,7 @@ def progress() -> TrainingProgress:
 def test_a_finished_run_has_these_metrics_and_warnings(progress):
     counts = VoxelCounts.zeros()
     counts.add(np.array([0.1, 0.9]), np.array([0, 1]), np.array([0, 1]))
-    job = SimpleNamespace(test=object(), train=SimpleNamespace(tiles_per_epoch=12))
+    job = job_with_test(object())
     metrics = _final_metrics(job, progress, counts)
     assert metrics["test"]["foreground_f1"] == 1.0
     assert metrics["test"]["threshold"] == 0.25
@@ -54,7 +60,7 @@ def test_a_finished_run_has_these_metrics_and_warnings(progress):
 
 @pytest.mark.parametrize("test", [None, object()])
 def test_without_an_annotation_for_test_there_are_no_test_metrics(progress, test):
-    job = SimpleNamespace(test=test, train=SimpleNamespace(tiles_per_epoch=12))
+    job = job_with_test(test)
     counts = VoxelCounts.zeros()
     if test is None:
         counts.add(np.array([0.1]), np.array([0]), np.array([0]))  # of the validation box

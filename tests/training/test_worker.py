@@ -9,13 +9,12 @@ import torch
 import zarr
 
 from kasthuri_ray import hardware
-from kasthuri_ray.config.loading import resolve_settings
+from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.models.unet import build_network
-from kasthuri_ray.tiles.splits import open_task_tiles
 from kasthuri_ray.training import worker
-from kasthuri_ray.training.preflight import build_checked_network, read_initial_weights
-from kasthuri_ray.training.training_job import EVALUATE, STOP, TrainingJob, WorkerContext
+from kasthuri_ray.training.preflight import prepare_training
+from kasthuri_ray.training.training_job import EVALUATE, STOP, WorkerContext
 from kasthuri_ray.volumes.opening import open_volume
 
 LABELS = "annotation_chan"
@@ -49,14 +48,10 @@ def train_locally(local_ray, tmp_path, monkeypatch):
     def run(task: dict, network: dict, report=lambda history: None, **train: object) -> tuple[Path, list[str]]:
         Path("task.json").write_text(json.dumps(task))
         Path("net.json").write_text(json.dumps({"epochs": 1, "batch_size": 4, "tiles_per_epoch": 8, **network}))
-        settings = resolve_settings("task.json", "net.json", flags={"train": {"cache": "none", **train}})
-        messages: list[str] = []
-        build_checked_network(settings)
-        tiles = open_task_tiles(settings, messages.append)
-        folder = tmp_path / "run"
-        weights = read_initial_weights(settings)
-        train_tiles = tiles.train.in_whole_batches(settings.network.batch)
-        job = TrainingJob(settings, str(folder), train_tiles, tiles.val, tiles.test, weights, "the next command")
+        settings = resolve_settings(GivenSettings("task.json", "net.json", flags={"train": {"cache": "none", **train}}))
+        prepared, folder = prepare_training(settings), tmp_path / "run"
+        messages = list(prepared.notes)
+        job = prepared.make_job(prepared.settings, str(folder), "the next command")
         device = torch.device("cpu")
         context = WorkerContext(0, 1, 1, device, report=report, show=lambda message: messages.append(str(message)))
         threads = torch.get_num_threads()

@@ -6,14 +6,14 @@ import math
 import numpy as np
 import pytest
 
-from kasthuri_ray.config.loading import resolve_settings
+from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.training.preflight import build_checked_network
 from kasthuri_ray.tuning.search_space import SearchDomain, check_not_fixed, default_space, grid_size, parse_space
 
 
 @pytest.fixture(scope="module")
 def base():
-    return resolve_settings("synapse", "UNet_2D")
+    return resolve_settings(GivenSettings("synapse", "UNet_2D"))
 
 
 def error_message(base, content) -> str:
@@ -114,20 +114,22 @@ def test_draws_are_short_numbers_that_cover_the_whole_range_and_no_more():
 
 def test_every_built_in_network_can_be_built_from_the_default_space():
     for task, networks in (("synapse", ["UNet_2D", "UNet_2D_depth"]), ("membrane", ["UNet_2D_attention"])):
-        bases = [resolve_settings(task, name) for name in networks]
+        bases = [resolve_settings(GivenSettings(task, name)) for name in networks]
         content = default_space(bases, num_workers=1)
         space = parse_space(content, bases[0], "the default space")
         assert {"network.learning_rate", "network.normalization", "task.foreground_share"} <= space.keys()
         deepest = max(space["network.n_blocks"].listed)
         build_checked_network(
-            resolve_settings(task, networks[0], assignments=[f"network.n_blocks={deepest}", "network.start_filters=2"])
+            resolve_settings(
+                GivenSettings(task, networks[0], assignments=[f"network.n_blocks={deepest}", "network.start_filters=2"])
+            )
         )
 
 
 def test_the_default_space_fits_the_tiles_and_the_number_of_workers():
-    base = resolve_settings("synapse", "UNet_2D", assignments=["task.tile_size=64,72"])
+    base = resolve_settings(GivenSettings("synapse", "UNet_2D", assignments=["task.tile_size=64,72"]))
     space = default_space([base], num_workers=6)
     assert space["network.n_blocks"] == {"choice": [3, 4]}
     assert space["network.batch_size"] == {"choice": [6, 12, 24]}
-    own = resolve_settings("synapse", "UNet_2D", assignments=["network.model=my.Net"])
+    own = resolve_settings(GivenSettings("synapse", "UNet_2D", assignments=["network.model=my.Net"]))
     assert "network.n_blocks" not in default_space([own], num_workers=1)

@@ -6,8 +6,10 @@ import pytest
 
 from kasthuri_ray.progress import Reporter
 from kasthuri_ray.storage.folder import open_storage
+from kasthuri_ray.training.training_messages import StepMessage, TextMessage
 from kasthuri_ray.tuning.leaderboard import Leaderboard
 from kasthuri_ray.tuning.sweep_report import SweepReporter
+from kasthuri_ray.tuning.trial_messages import TrialMessage
 from kasthuri_ray.tuning.trial_record import FAILED, FINISHED, STOPPED, TrialRecord
 
 
@@ -25,15 +27,9 @@ def leaderboard(tmp_path) -> Leaderboard:
     return leaderboard
 
 
-STEP = {
-    "trial": "0003",
-    "epoch": 4,
-    "epochs": 9,
-    "step": 2,
-    "steps": 8,
-    "tiles_per_second": 7.25,
-    "seconds_left": 300.0,
-}
+STEP = StepMessage(
+    epoch=4, num_epochs=9, step=2, num_steps=8, loss=0.5, tiles_per_second=7.25, seconds_left=300.0, wait_share=0.0
+)
 
 
 def test_each_start_and_end_of_a_trial_is_a_line(leaderboard):
@@ -56,7 +52,7 @@ def test_the_table_shows_the_sweep_the_running_trials_and_the_best_ones(leaderbo
     display = SweepReporter(Reporter(io.StringIO()), leaderboard, 6, lambda: 7200.0)
     for trial in leaderboard.trials[3:]:
         display.show_start(trial)
-    display.receive(STEP)
+    display.receive(TrialMessage("0003", STEP))
     assert display.table() == [
         "3 of 6 trials done, 2 training  1 failed  best average precision 0.710 (0000 UNet_2D)  2 h 00 min left",
         "  0003 UNet_2D  epoch 4/9  step 2/8  average precision 0.600  7.2 tiles/s  5 min left",
@@ -71,5 +67,5 @@ def test_the_same_message_of_several_trials_is_shown_once(leaderboard):
     out = io.StringIO()
     display = SweepReporter(Reporter(out), leaderboard, 6, lambda: None)
     for trial in ("0003", "0004"):
-        display.receive({"line": "no C++ compiler here", "trial": trial})
+        display.receive(TrialMessage(trial, TextMessage("no C++ compiler here")))
     assert out.getvalue() == "trial 0003: no C++ compiler here\n"

@@ -27,3 +27,22 @@ def check():
         assert cut.dtype == volume.dtype
 
     return check_voxels
+
+
+@pytest.fixture(scope="session")
+def check_file():
+    """Return a function that checks that a volume in files holds exactly some voxels."""
+
+    def check_voxels(volume: Volume, voxels: np.ndarray) -> None:
+        """Read all voxels at once, and a part of all sections."""
+        assert volume.bounds == Box((0, 0, 0), voxels.shape)
+        assert volume.dtype == voxels.dtype
+        assert volume.dtype.isnative
+        np.testing.assert_array_equal(volume.read(volume.bounds), voxels)
+        box = Box((0, 2, 3), (voxels.shape[0], voxels.shape[1] - 1, voxels.shape[2] - 2))
+        cut = volume.read(box)
+        np.testing.assert_array_equal(cut, voxels[box.slices()])
+        assert cut.flags.c_contiguous
+        assert not volume.remote
+
+    return check_voxels

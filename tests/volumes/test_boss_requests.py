@@ -29,10 +29,11 @@ def test_unknown_and_malformed_options_are_refused(options, message):
 def test_the_token_is_that_of_the_options_or_else_of_the_environment(monkeypatch):
     monkeypatch.setenv("BOSSDB_TOKEN", "of-the-environment")
     assert BossServer.of(None) == BossServer("https", "api.bossdb.io", "of-the-environment")
-    assert BossServer.of({}) == BossServer("https", "api.bossdb.io", "public")
+    assert BossServer.of({"host": "boss.lab"}) == BossServer("https", "boss.lab", "of-the-environment")
+    assert BossServer.of({"token": ""}).token == "of-the-environment"
     assert BossServer.of({"token": "mine"}).token == "mine"
     monkeypatch.delenv("BOSSDB_TOKEN")
-    assert BossServer.of(None).token == "public"
+    assert BossServer.of(None).token == BossServer.of({}).token == "public"
 
 
 def test_a_token_that_the_server_repeats_is_removed_from_messages():

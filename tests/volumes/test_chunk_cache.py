@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import tracemalloc
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from kasthuri_ray.geometry import Box
 from kasthuri_ray.volumes import chunk_cache
 from kasthuri_ray.volumes.chunk_cache import CachedVolume, ChunkCache, open_cache, parse_byte_size
 from kasthuri_ray.volumes.opening import open_volume
+from kasthuri_ray.volumes.place import Place
 from kasthuri_ray.volumes.volume import Volume
 
 SHAPE, OFFSET = (20, 45, 50), (5, 3, 7)
@@ -38,8 +39,8 @@ class Source(Volume):
 
 
 def source(voxels=VOXELS, uri="test://a", **changes):
-    fields = {"chunk": (8, 16, 16), "chunk_origin": (0, 0, 0), "voxel_size_nm": None, "remote": True} | changes
-    return Source(uri=uri, bounds=Box.at(OFFSET, voxels.shape), dtype=voxels.dtype, voxels=voxels, **fields)
+    values = {"chunk": (8, 16, 16), "chunk_origin": (0, 0, 0), "voxel_size_nm": None, "remote": True} | changes
+    return Source(uri=uri, bounds=Box.at(OFFSET, voxels.shape), dtype=voxels.dtype, voxels=voxels, **values)
 
 
 @pytest.fixture
@@ -67,10 +68,20 @@ def test_every_chunk_is_fetched_once_and_cutouts_equal_the_source(cache):
     assert not list(cache.root.rglob("*.lock")) + list(cache.root.rglob("*.part"))
 
 
-def test_a_cached_volume_keeps_translation_and_pyramid_of_its_source(cache):
-    translated = source(translation_nm=(15.0, 2.0, 2.0), pyramid="em", voxel_size_nm=(30.0, 4.0, 4.0))
-    cached = CachedVolume.of(translated, cache)
-    assert (cached.translation_nm, cached.pyramid) == ((15.0, 2.0, 2.0), "em")
+def test_a_cached_volume_keeps_place_and_pyramid_of_its_source(cache):
+    place = Place((15.0, 2.0, 2.0), "middle", "OME translation")
+    cached = CachedVolume.of(source(place=place, pyramid="em", voxel_size_nm=(30.0, 4.0, 4.0)), cache)
+    assert (cached.place, cached.pyramid) == (place, "em")
+
+
+def test_what_the_source_decodes_at_once_is_read_once_whatever_part_is_asked_for(cache):
+    behind = source(decode_shape=(8, 64, 64))
+    volume = CachedVolume.of(behind, cache)
+    for box in (Box.at(OFFSET, (3, 5, 7)), Box.at(np.add(OFFSET, (4, 20, 20)), (2, 9, 9)), volume.bounds):
+        np.testing.assert_array_equal(volume.read(box), VOXELS[box.slices(OFFSET)])
+    slabs = list(volume.bounds.cells((8, 64, 64)))
+    assert sorted(map(str, behind.reads)) == sorted(map(str, slabs)), "each slab once"
+    assert len(chunk_files(cache)) == len(list(volume.bounds.cells((8, 16, 16))))
 
 
 def test_a_volume_that_is_opened_again_finds_its_chunks(cache):
@@ -227,7 +238,7 @@ def test_an_error_of_the_source_is_raised_unchanged(cache):
             raise PermissionError("no entry")
 
     behind = source()
-    down = Down(**{name: getattr(behind, name) for name in behind.__dataclass_fields__})
+    down = Down(**{item.name: getattr(behind, item.name) for item in fields(behind)})
     with pytest.raises(PermissionError, match="no entry"):
         CachedVolume.of(down, cache).read(behind.bounds)
     assert chunk_files(cache) == []
@@ -240,7 +251,7 @@ def test_threads_in_parallel_fetch_each_chunk_once(cache):
             return super()._read(box)
 
     behind = source()
-    slow = Slow(**{name: getattr(behind, name) for name in behind.__dataclass_fields__})
+    slow = Slow(**{item.name: getattr(behind, item.name) for item in fields(behind)})
     volume = CachedVolume.of(slow, cache)
     wrong = []
 

@@ -8,6 +8,10 @@ import pytest
 import tensorstore as ts
 import zarr
 
+from kasthuri_ray.errors import InputError
+from kasthuri_ray.geometry import Box
+from kasthuri_ray.volumes.opening import open_volume
+from kasthuri_ray.volumes.place import Place
 from kasthuri_ray.volumes.stores import open_store
 
 SHAPE = (12, 40, 50)
@@ -111,7 +115,7 @@ def test_the_groups_around_an_ome_zarr_image_lead_to_it(tmp_path, voxels, check)
     image.create_array("1", data=np.stack([voxels, voxels]))
     group.create_group("labels", attributes={"ome": {"labels": ["membrane", "synapse"]}})
     check(open_store(str(tmp_path / "x.zarr")), voxels)
-    with pytest.raises(ValueError, match=r"2 channels along axis 0 of its shape \(2, 12, 40, 50\)"):
+    with pytest.raises(ValueError, match=r"2 channels, shape \(2, 12, 40, 50\)"):
         open_store(str(tmp_path / "x.zarr"), mip=1)
     with pytest.raises(ValueError, match="labels is a group, not an array; name one: membrane, synapse"):
         open_store(str(tmp_path / "x.zarr" / "labels"))
@@ -155,3 +159,168 @@ def test_the_transform_of_cosems_n5_is_the_voxel_size_of_the_level(tmp_path, vox
     attributes = {"transform": transform, "downsamplingFactors": [2, 2, 1], "pixelResolution": [1, 1, 1]}
     write_attributes(tmp_path / "x.n5" / "s1", "attributes.json", attributes)
     assert open_store(str(tmp_path / "x.n5" / "s1")).voxel_size_nm == (30, 8, 10)
+
+
+def write_zarr(path: Path, voxels: np.ndarray, attributes: dict, format: int = 2, name: str = "em") -> str:
+    group = zarr.open_group(path, mode="a", zarr_format=format)
+    group.create_array(name, data=voxels, chunks=(4, 16, 16)).attrs.update(attributes)
+    return f"{path}/{name}"
+
+
+@pytest.mark.parametrize("key", ["resolution", "voxel_size"])
+@pytest.mark.parametrize(("units", "factor"), [({}, 1), ({"units": ["nm"] * 3}, 1), ({"units": ["um"] * 3}, 1000)])
+def test_offset_and_voxel_size_of_gunpowder_and_funlib_are_the_place_of_a_zarr(
+    tmp_path, voxels, check, key, units, factor
+):
+    attributes = {"offset": [300, 60, 120], key: [30, 6, 4], **units}
+    volume = open_volume(write_zarr(tmp_path / "x.zarr", voxels, attributes))
+    check(volume, voxels)
+    assert volume.voxel_size_nm == (30 * factor, 6 * factor, 4 * factor)
+    assert volume.place == Place((300 * factor, 60 * factor, 120 * factor), "corner", "offset")
+    assert volume.bounds.start == (0, 0, 0)
+
+
+def test_offsets_follow_the_stored_axes_and_leave_out_channels(tmp_path, voxels):
+    attributes = {"axis_names": ["c^", "x", "y", "z"], "offset": [4, 6, 30], "voxel_size": [4, 6, 30]}
+    group = zarr.open_group(tmp_path / "x.zarr", mode="a", zarr_format=3)
+    group.create_array("em", data=voxels.transpose(2, 1, 0)[None]).attrs.update(attributes)
+    volume = open_volume(str(tmp_path / "x.zarr" / "em"))
+    assert (volume.voxel_size_nm, volume.translation_nm) == ((30, 6, 4), (30, 6, 4))
+    assert volume.shape == SHAPE
+
+
+def test_an_offset_of_n5_is_in_the_order_x_y_z(tmp_path, voxels, check):
+    write("n5", tmp_path / "x.n5" / "em", voxels.transpose(2, 1, 0))
+    attributes = {"offset": [120, 60, 300], "resolution": [4, 6, 30]}
+    write_attributes(tmp_path / "x.n5" / "em", "attributes.json", attributes)
+    volume = open_volume(str(tmp_path / "x.n5" / "em"))
+    check(volume, voxels)
+    assert volume.voxel_size_nm == (30, 6, 4)
+    assert volume.place == Place((300, 60, 120), "corner", "offset")
+
+
+@pytest.mark.parametrize("axes", ["zyx", "xyz"])
+@pytest.mark.parametrize("driver", ["n5", "zarr"])
+def test_the_translate_of_cosem_is_in_the_order_of_its_axes(tmp_path, voxels, axes, driver):
+    values = {"z": (30, 315), "y": (6, 63), "x": (4, 122)}
+    transform = {
+        "axes": list(axes), "units": ["nm"] * 3,
+        "scale": [values[name][0] for name in axes], "translate": [values[name][1] for name in axes],
+    }  # fmt: skip
+    if driver == "n5":
+        path = str(tmp_path / "x.n5" / "em")
+        write("n5", Path(path), voxels.transpose(2, 1, 0))
+        write_attributes(Path(path), "attributes.json", {"transform": transform, "offset": [1, 2, 3]})
+    else:
+        path = write_zarr(
+            tmp_path / "x.zarr", voxels, {"transform": transform, "offset": [1, 2, 3], "resolution": [1, 1, 1]}
+        )
+    volume = open_volume(path)
+    assert volume.voxel_size_nm == (30, 6, 4)
+    assert volume.place == Place((315, 63, 122), "middle", "transform")
+
+
+def test_of_several_places_omes_translation_comes_first(tmp_path, voxels):
+    other = {"offset": [1, 2, 3], "resolution": [9, 9, 9]}
+    path = write_zarr(tmp_path / "x.zarr", voxels, other, name="s0")
+    group = zarr.open_group(tmp_path / "x.zarr", mode="a")
+    metadata = ome(["s0"], [(30, 6, 4)])
+    group.attrs.update(metadata)
+    assert open_volume(path).place == Place((1, 2, 3), "corner", "offset")  # OME states none
+    transformations = metadata["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    transformations.append({"type": "translation", "translation": [315, 63, 122]})
+    group.attrs.update(metadata)
+    volume = open_volume(path)
+    assert volume.voxel_size_nm == (30, 6, 4)
+    assert volume.place == Place((315, 63, 122), "middle", "OME translation")
+
+
+def test_an_offset_without_a_voxel_size_has_no_known_unit_and_is_no_place(tmp_path, voxels):
+    volume = open_volume(write_zarr(tmp_path / "x.zarr", voxels, {"offset": [1, 2, 3]}))
+    assert (volume.voxel_size_nm, volume.place) == (None, None)
+
+
+@pytest.mark.parametrize("where", ["level", "whole"])
+@pytest.mark.parametrize("kind", ["scale", "translation"])
+def test_numbers_that_do_not_fit_the_axes_are_refused_with_the_file_and_the_way_out(
+    tmp_path, voxels, where, kind, check
+):
+    metadata = ome(["0"], [(1, 30, 6, 4)], axes="czyx")
+    wrong = {"type": kind, kind: [3, 0.4, 0.5]}
+    if where == "level":
+        metadata["multiscales"][0]["datasets"][0]["coordinateTransformations"].append(wrong)
+    else:
+        metadata["multiscales"][0]["coordinateTransformations"] = [wrong]
+    group = zarr.create_group(tmp_path / "x.zarr", attributes={"ome": metadata})
+    group.create_array("0", data=voxels[None])
+    path = str(tmp_path / "x.zarr")
+    for name in (path, f"{path}/0"):
+        with pytest.raises(
+            InputError, match=rf"{name}: its OME metadata give the {kind} \[3, 0.4, 0.5\].*c,z,y,x.*\?voxel"
+        ):
+            open_volume(name)
+        volume = open_volume(f"{name}?voxel_size_nm=30,6,4")
+        check(volume, voxels)
+        assert volume.voxel_size_nm == (30, 6, 4)
+
+
+def test_options_of_the_uri_win_over_the_file(tmp_path, voxels, check):
+    path = write_zarr(
+        tmp_path / "x.zarr", voxels.transpose(0, 2, 1), {"offset": [300, 60, 120], "resolution": [1, 1, 1]}
+    )
+    uri = f"{path}?axes=zxy&voxel_size_nm=30,6,4&offset_nm=-30,0,8"
+    volume = open_volume(uri)
+    check(volume, voxels)
+    assert volume.voxel_size_nm == (30, 6, 4)
+    assert volume.place == Place((-30, 0, 8), "corner", "?offset_nm")
+    assert volume.uri == uri
+    assert volume.identity != open_volume(path).identity
+    assert open_volume(f"{path}?dtype=int8").read(Box((0, 0, 0), (1, 1, 1))).dtype == np.int8
+    with pytest.raises(InputError, match=r"axes=cxyz names 4 axes, but the shape is \(12, 50, 40\)"):
+        open_volume(f"{path}?axes=cxyz")
+    with pytest.raises(InputError, match="holds uint8, whose bytes cannot be taken for float32"):
+        open_volume(f"{path}?dtype=float32")
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((1, 12, 40, 50), SHAPE), ((12, 40, 50, 1), SHAPE), ((1, 1, 12, 40, 50), SHAPE), ((12, 1, 40, 50), SHAPE),
+     ((40, 50, 1), (1, 40, 50)), ((40, 50), (1, 40, 50)), ((1, 40, 50), (1, 40, 50))],
+)  # fmt: skip
+@pytest.mark.parametrize("driver", ["zarr", "zarr3", "n5"])
+def test_axes_of_length_1_are_dropped_and_an_image_is_one_section(tmp_path, voxels, shape, expected, driver, check):
+    stored = voxels[: expected[0]].reshape(shape)
+    write(driver, tmp_path / "x", stored.transpose() if driver == "n5" else stored)
+    if driver == "n5" and shape[-1] == 1:
+        return  # x of length 1
+    volume = open_volume(str(tmp_path / "x"))
+    assert volume.shape == expected
+    np.testing.assert_array_equal(volume.read(volume.bounds), voxels[: expected[0]])
+
+
+def test_two_dimensional_ome_zarr_is_one_section_and_colours_are_refused(tmp_path, voxels):
+    for name, stored in (("grey", voxels[:1]), ("rgb", voxels[:3])):
+        metadata = ome(["0"], [(1, 6, 4)], axes="cyx")
+        zarr.create_group(tmp_path / name, attributes={"ome": metadata}).create_array("0", data=stored)
+    volume = open_volume(str(tmp_path / "grey"))
+    np.testing.assert_array_equal(volume.read(volume.bounds), voxels[:1])
+    with pytest.raises(InputError, match="3 channels"):
+        open_volume(str(tmp_path / "rgb"))
+
+
+def test_an_array_inside_a_pyramid_has_the_size_and_the_place_of_its_level(tmp_path, voxels, check):
+    """ngff-zarr puts each level into a folder of its own."""
+    metadata = ome(["scale0/image", "scale1/image"], [(30, 6, 4), (30, 12, 8)])
+    shift = {"type": "translation", "translation": [0, 3, 2]}
+    metadata["multiscales"][0]["datasets"][1]["coordinateTransformations"].append(shift)
+    group = zarr.create_group(tmp_path / "x.zarr", attributes={"ome": metadata})
+    for number, level in enumerate((voxels, voxels[:, ::2, ::2])):
+        group.create_array(f"scale{number}/image", data=level)
+    path = str(tmp_path / "x.zarr")
+    for mip, factor in ((0, 1), (1, 2)):
+        for name in (f"{path}#mip={mip}", f"{path}/scale{mip}/image"):
+            volume = open_volume(name)
+            check(volume, voxels[:, ::factor, ::factor])
+            assert volume.voxel_size_nm == (30, 6 * factor, 4 * factor)
+            assert volume.place == Place((0, 3 * mip, 2 * mip), "middle", "OME translation", stated=bool(mip))
+            assert volume.pyramid == open_volume(path).pyramid

@@ -18,9 +18,9 @@ from kasthuri_ray.training.ray_trainer import is_environment_failure
 from kasthuri_ray.tuning.leaderboard import Leaderboard, recover_trials
 from kasthuri_ray.tuning.ray_tune import NO_TRIALS_LEFT, SweepInterrupted
 from kasthuri_ray.tuning.search_space import SearchDomain
+from kasthuri_ray.tuning.sweep_trials import SweepTrials
 from kasthuri_ray.tuning.trial import INTERRUPTED
 from kasthuri_ray.tuning.trial_record import FAILED, FINISHED, RUNNING
-from kasthuri_ray.tuning.tune import SweepTrials
 
 AP = "val.average_precision"
 FULL = "the disk is full: /data/sweep/trials/0001/checkpoint/last.pt could not be written. Free some space"
@@ -40,8 +40,8 @@ def start_job(tmp_path, monkeypatch):
         )  # fmt: skip
         leaderboard = Leaderboard.read(open_storage(str(tmp_path)), AP)
         recover_trials(leaderboard)
-        sweep = SweepTrials(plan, leaderboard, Reporter(io.StringIO()))
-        sweep.barrier = SimpleNamespace(store_plan=remote_method, stop=remote_method)
+        barrier = SimpleNamespace(store_plan=remote_method, stop=remote_method)
+        sweep = SweepTrials(plan, leaderboard, Reporter(io.StringIO()), barrier)
         sweep._prepare = lambda trial: SimpleNamespace(num_parameters=1)
         return sweep
 

@@ -1,0 +1,24 @@
+"""Defaults that several settings share or that `--help` shows; plain Python, so that `--help` imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Final
+
+STORAGE: Final = "outputs"
+CACHE_SIZE: Final = "20GB"
+AUTO: Final = "auto"  # device, precision and compilation
+NETWORK: Final = "UNet_2D"  # file, without --network
+# Of a sweep, without --networks.
+NETWORKS_2D: Final = ("UNet_2D", "UNet_2D_attention", "UNet_2D_residual", "UNet_2D_depth")
+NETWORKS_3D: Final = ("UNet_3D",)
+METRIC: Final = "val.average_precision"
+MIN_BATCH_SIZE: Final = 2  # tiles, where batch_size is None
+THRESHOLD: Final = 0.5  # probability, where neither the settings nor the run or the provenance have one
+GPUS_PER_ACTOR: Final = 1.0
+SEARCH: Final = "optuna"
+SCHEDULER: Final = "asha"
+NUM_TRIALS: Final = 20  # without --samples and --hours
+KEEP: Final = 3
+CHECK_IMAGE: Final = "bossdb://Kasthuri/ac4/em"
+WAIT_S: Final = 600.0  # of --wait-for-resources without a number
+REPORT_FILE: Final = "kasthuri_ray_report.txt"  # of check.py --report without a name

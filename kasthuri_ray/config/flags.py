@@ -1,0 +1,111 @@
+"""The flags of the jobs as keyword arguments of the Python API: their names, and the settings that they set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+# Settings of flags that are not in their function's own section, by the flag.
+TRAIN_TARGETS = {"image": "task.image_chan", "annotation": "task.annotation_chan", "precision": "network.precision"}
+TRAIN_FLAGS_OF_TUNE = (
+    *("storage", "name", "weights", "num_workers", "boss", "cache", "cache_size", "device", "compile"),
+    *("wait_for_resources", "mlflow", "wandb", "verbose", "voxel_size", "resample", "allow_empty"),
+)
+TUNE_TARGETS = {**TRAIN_TARGETS, "metric": "network.metric", **{name: f"train.{name}" for name in TRAIN_FLAGS_OF_TUNE}}
+TARGETS = {"train": TRAIN_TARGETS, "tune": TUNE_TARGETS}
+
+
+class DataFlags(TypedDict, total=False):
+    """Flags of every function that reads voxels: BossDB options, the cache of remote chunks, time to wait, logging."""
+
+    boss: str
+    cache: str
+    cache_size: str
+    wait_for_resources: float
+    verbose: bool
+
+
+class ComputeFlags(DataFlags, total=False):
+    """Flags of every function that runs a network."""
+
+    network: str | Mapping[str, Any]
+    config: str
+    settings: Mapping[str, Any] | Sequence[str]
+    device: str
+    precision: str
+    compile: str
+
+
+class TrainFlags(ComputeFlags, total=False):
+    """Flags of `train`."""
+
+    image: Any
+    annotation: Any
+    voxel_size: Any
+    resample: bool
+    allow_empty: bool
+    weights: str
+    storage: str
+    name: str
+    num_workers: int | str
+    mlflow: str
+    wandb: str
+
+
+class TuneFlags(TrainFlags, total=False):
+    """Flags of `tune`."""
+
+    networks: list[str]
+    space: str
+    metric: str
+    search: str
+    scheduler: str
+    grace: int
+    samples: int
+    hours: float
+    concurrent: int
+    keep: int
+
+
+class SegmentFlags(ComputeFlags, total=False):
+    """Flags of `segment`; shapes and sizes are tuples z, y, x."""
+
+    task: str | Mapping[str, Any]
+    image: Any
+    box: str
+    mip: int
+    voxel_size: Any
+    resample: bool
+    allow_empty: bool
+    mask: Any
+    overwrite: bool
+    save_mask: bool
+    objects: bool
+    precomputed: str
+    threshold: float
+    shard: Any
+    chunk: Any
+    actors: int | str
+    gpus_per_actor: float
+    block: Any
+    halo: Any
+    tile: Any
+    batch: int
+    tta: bool
+    skip_blank: bool
+    dry_run: bool
+    price_per_hour: float
+
+
+class EvaluateFlags(DataFlags, total=False):
+    """Flags of `evaluate`."""
+
+    task: str | Mapping[str, Any]
+    config: str
+    settings: Mapping[str, Any] | Sequence[str]
+    instances: Any
+    threshold: float
+    box: str
+    voxel_size: Any
+    resample: bool
+    out: str

@@ -1,0 +1,210 @@
+"""The network of a job on its blocks: read a block with its halo, and return its probabilities. Knows nothing of Ray.
+
+It is called by several threads at once, one block each: while the network runs on one block, the next is read and the
+last is written. The network has a thread of its own, since torch keeps threads and memory for each thread that calls
+it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from kasthuri_ray.errors import CompilationFailed, GpuMemoryTooSmall, NodeUnsuitable
+from kasthuri_ray.geometry import Box
+from kasthuri_ray.hardware import Machine
+from kasthuri_ray.inference.predictor import Predictor, prepare_process
+from kasthuri_ray.inference.tiling import blank_chunk_mask
+from kasthuri_ray.labels import not_imaged, to_uint8
+from kasthuri_ray.models.unet import build_network, load_weights
+from kasthuri_ray.output.ome_zarr import compression_ratio
+from kasthuri_ray.segmentation.segmentation_job import SegmentationJob
+from kasthuri_ray.segmentation.source_image import is_outside_mask
+
+UNSUITABLE_ERRORS = (GpuMemoryTooSmall, CompilationFailed)  # of the machine, not of the block
+MAX_BLOCKS_HELD = 2  # before, and after, the network: this bounds the memory that an actor needs
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """A block of the image with its halo.
+
+    Parameters
+    ----------
+    box : Box
+        The block and its halo, cut to the image.
+    voxels : ndarray of uint8
+        Grey levels of `box`, z, y, x.
+    keep : ndarray of bool, or None
+        Which chunks of the block are not blank, z, y, x; None for all.
+    num_absent : int
+        Chunks of the image that begin in the block and are not stored.
+    missing : ndarray of bool, or None
+        Where the image is nan in the block, z, y, x; None: nowhere.
+    """
+
+    box: Box
+    voxels: np.ndarray
+    keep: np.ndarray | None
+    num_absent: int = 0
+    missing: np.ndarray | None = None
+
+
+class BlockSegmenter:
+    """Segments the blocks of a job, after one call of `set_up`.
+
+    Parameters
+    ----------
+    job : SegmentationJob
+        The job.
+    """
+
+    def __init__(self, job: SegmentationJob) -> None:
+        self.job = job
+        self._computing = ThreadPoolExecutor(1, "network")
+        self._reading, self._writing = threading.Semaphore(MAX_BLOCKS_HELD), threading.Semaphore(MAX_BLOCKS_HELD)
+
+    def set_up(self) -> dict[str, Any]:
+        """Build the network on its device.
+
+        Returns
+        -------
+        dict
+            `machine`, the name of the machine.
+
+        Raises
+        ------
+        NodeUnsuitable
+            If this machine cannot run the network as the job requires.
+        """
+        return self._computing.submit(self._build).result()
+
+    def _build(self) -> dict[str, Any]:
+        job, inference = self.job, self.job.inference
+        try:
+            machine = Machine.detect(inference.device)
+        except ValueError as error:
+            raise NodeUnsuitable(str(error)) from error
+        emulates_bf16 = job.settings.segment.precision == "bf16"  # requested by name
+        if inference.precision == "bf16" and not machine.bf16 and not emulates_bf16:
+            raise NodeUnsuitable(f"the segmentation was started in bf16, and {machine.name} has no bf16 arithmetic")
+        prepare_process(inference)
+        network = build_network(job.architecture)
+        load_weights(network, job.trained.weights)
+        try:
+            self.predictor = Predictor(
+                network, job.settings.network.dim, job.classes, job.receptive_field, inference, job.halo
+            )
+        except UNSUITABLE_ERRORS as error:
+            raise NodeUnsuitable(str(error)) from error
+        return {"machine": machine.name}
+
+    def segment(self, block: Box, write: Callable[[np.ndarray], bool]) -> tuple[dict[str, Any], bool]:
+        """Run the network over a block and write its probabilities.
+
+        Parameters
+        ----------
+        block : Box
+            The block, in voxels of the image.
+        write : callable
+            Takes probabilities, uint8 c, z, y, x; returns whether any voxel is not 0.
+
+        Returns
+        -------
+        dict
+            What the ledger records.
+        bool
+            Whether the block is blank: nothing was written.
+        """
+        job = self.job
+        if job.mask is not None and is_outside_mask(block, job.mask, job.image):
+            return {"outside": True}, True
+        with ExitStack() as writing:
+            with self._reading:
+                cutout = self.fetch(block)
+                num_blank = 0 if cutout.keep is None else int((~cutout.keep).sum())
+                found = {"absent_chunks": cutout.num_absent} if cutout.num_absent else {}
+                if cutout.missing is not None:
+                    found["nan_voxels"] = int(cutout.missing.sum())
+                if cutout.keep is not None and num_blank == cutout.keep.size:
+                    return {"blank_chunks": num_blank} | found, True
+                writing.enter_context(self._writing)
+                probabilities = self._computing.submit(self.predict, cutout, block).result()
+                del cutout
+            wrote = write(probabilities)
+        return {"computed": True} | ({"blank_chunks": num_blank} if num_blank else {}) | found, not wrote
+
+    def fetch(self, block: Box) -> Cutout:
+        """Read a block with its halo, and find its blank chunks."""
+        job = self.job
+        box = job.with_halo(block)
+        stored = job.image.read(box)
+        keep = None
+        if job.settings.segment.skip_blank:
+            keep = ~blank_chunk_mask(
+                stored, box, block, job.image.bounds, job.layout.chunk, job.box.start, job.halo, job.image.fill_value
+            )
+        inside = stored[block.slices(box.start)]
+        num_absent, _ = job.image.count_absent(block, inside, job.box)
+        return Cutout(box, to_uint8(stored, job.intensity), keep, num_absent, not_imaged(inside))
+
+    def predict(self, cutout: Cutout, block: Box, on_voxels: Callable[[int], None] = lambda voxels: None) -> np.ndarray:
+        """Return the probabilities of a block: uint8 c, z, y, x; 0 where the image is nan."""
+        job = self.job
+        probabilities = self.predictor.predict(
+            cutout.voxels,
+            cutout.box,
+            block,
+            job.image.bounds,
+            keep=cutout.keep,
+            chunk=job.layout.chunk,
+            chunk_origin=job.box.start,
+            on_voxels=on_voxels,
+        )
+        if cutout.missing is not None:
+            probabilities[:, cutout.missing] = 0
+        return probabilities
+
+    def time_tiles(self, block: Box) -> dict[str, Any]:
+        """Measure how long the network takes for a small block once it is warm.
+
+        Parameters
+        ----------
+        block : Box
+            A few tiles, in voxels of the image.
+
+        Returns
+        -------
+        dict
+            Fields of `plan.TileTiming`.
+        """
+        job, cutout = self.job, self._fetch_all(block)
+        probabilities = self._computing.submit(self.predict, cutout, block).result()
+        computed: list[int] = []
+        start = time.perf_counter()
+        self._computing.submit(self.predict, cutout, block, computed.append).result()
+        seconds = time.perf_counter() - start
+        halo_error = None
+        if job.halo != job.receptive_field.margin:
+            exact = BlockSegmenter(replace(job, halo=job.receptive_field.margin))
+            exact.set_up()
+            expected = exact._computing.submit(exact.predict, exact._fetch_all(block), block).result()
+            halo_error = float(np.abs(expected.astype(np.int16) - probabilities).max()) / 255
+        return {
+            "seconds": seconds,
+            "computed_voxels": sum(computed),
+            "compression": compression_ratio(probabilities),
+            "halo_error": halo_error,
+        }
+
+    def _fetch_all(self, block: Box) -> Cutout:
+        """Read a block with its halo, and keep its blank chunks."""
+        box = self.job.with_halo(block)
+        return Cutout(box, to_uint8(self.job.image.read(box), self.job.intensity), None)

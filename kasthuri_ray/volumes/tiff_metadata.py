@@ -1,0 +1,182 @@
+"""What a TIFF file states besides its pixels: how many sections, voxel size and place, in OME's and ImageJ's words."""
+
+from __future__ import annotations
+
+import math
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from kasthuri_ray.errors import InputError
+from kasthuri_ray.geometry import Nm, per_axis
+from kasthuri_ray.volumes.place import Place
+from kasthuri_ray.volumes.store_metadata import in_nanometers
+
+if TYPE_CHECKING:
+    import tifffile
+
+ORIENTATION = 274  # a tag
+OME_UNIT = "µm"  # of PhysicalSize without a unit
+NEEDED_TAGS = (270, 273, 279, 324, 325)  # description, and the places of strips and tiles
+VALUE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # by the kind of a tag
+MAX_LISTED = 5  # files that a message names
+
+
+def promised_pages(file: tifffile.TiffFile) -> int | None:
+    """Return how many pages the metadata of OME, ImageJ or tifffile promise; None if there are none."""
+    pixels = _ome_pixels(file)
+    samples = file.pages.first.samplesperpixel
+    if pixels is not None:
+        return math.prod(int(pixels.get(f"Size{axis}", 1)) for axis in "ZCT") // samples
+    if file.is_imagej and file.imagej_metadata:
+        counts = [int(file.imagej_metadata.get(name, 1)) for name in ("slices", "frames", "channels")]
+        if samples > 1:
+            counts.pop()
+        return max(math.prod(counts), int(file.imagej_metadata.get("images", 1)) if samples == 1 else 1)
+    if file.is_shaped:
+        values = sum(math.prod(each["shape"]) for each in file.shaped_metadata or ())
+        return values // max(1, math.prod(file.pages.first.shaped))
+    return None
+
+
+def incomplete_error(uri: str, num_found: int, expected: int | None, cause: str) -> InputError:
+    """Return the error for a file of which a part is missing, with both counts as far as they are known."""
+    found = f"only {num_found}" if expected is None else f"{num_found} of {expected}"
+    return InputError(f"{uri} is incomplete: {found} sections are there{f'; {cause}' if cause else ''}. Copy it again")
+
+
+def count_whole_pages(file: tifffile.TiffFile) -> tuple[int, str | None]:
+    """Return how many pages follow each other from the first, and how the file breaks off after them, if it does."""
+    tiff, handle = file.tiff, file.filehandle
+    size = handle.size
+    offsets: list[int] = []
+    following = _read_numbers(handle, 4 if tiff.offsetsize == 4 else 8, tiff.offsetformat)
+    while following and following[0] and following[0] not in offsets:
+        offset = following[0]
+        count = _read_numbers(handle, offset, tiff.tagnoformat)
+        tags = offset + tiff.tagnosize
+        following = count and _read_numbers(handle, tags + count[0] * tiff.tagsize, tiff.offsetformat)
+        if not following:
+            return len(offsets), f"page {len(offsets) + 1} should begin at byte {offset}, but the file has {size} bytes"
+        if not _values_are_there(file, tags, count[0]):
+            return len(offsets), f"what page {len(offsets) + 1} states lies after the end of the file, {size} bytes"
+        offsets.append(offset)
+    return len(offsets), None
+
+
+def _read_numbers(handle: tifffile.FileHandle, offset: int, format: str) -> tuple[int, ...]:
+    """Return numbers at a place in a file; none if it ends before."""
+    handle.seek(offset)
+    stored = handle.read(struct.calcsize(format))
+    return struct.unpack(format, stored) if len(stored) == struct.calcsize(format) else ()
+
+
+def _values_are_there(file: tifffile.TiffFile, tags: int, count: int) -> bool:
+    """Return whether the description and the places of the pixels that tags point to are in the file."""
+    tiff = file.tiff
+    length_format = "I" if tiff.offsetsize == 4 else "Q"
+    for number in range(count):
+        tag = tags + number * tiff.tagsize
+        code, kind, length, value = _read_numbers(
+            file.filehandle, tag, f"{tiff.byteorder}HH{length_format}{length_format}"
+        )
+        num_bytes = length * VALUE_BYTES.get(kind, 1)
+        if code in NEEDED_TAGS and num_bytes > tiff.offsetsize and value + num_bytes > file.filehandle.size:
+            return False
+    return True
+
+
+def missing_ome_files(file: tifffile.TiffFile) -> list[str]:
+    """Return the files that the OME-XML names and that are not beside this one."""
+    names = [item.get("FileName", "") for item in _ome_items(file, "UUID")]
+    folder = Path(file.filehandle.path).parent
+    missing = [name for name in dict.fromkeys(names) if name and not (folder / name).is_file()]
+    return [*missing[:MAX_LISTED], *(["..."] if len(missing) > MAX_LISTED else [])]
+
+
+def ome_master_file(file: tifffile.TiffFile) -> str | None:
+    """Return the name of the file that describes an OME-TIFF of which this file is one part; None for other files."""
+    parts = _ome_items(file, "BinaryOnly")
+    return parts[0].get("MetadataFile", "its metadata file") if parts else None
+
+
+def orientation_note(frame: tifffile.TiffPage, name: str) -> str | None:
+    """Return a line about a page that states that its rows and columns are to be turned, which is not done."""
+    tag = frame.tags.get(ORIENTATION)
+    if tag is None or tag.value == 1:
+        return None
+    return f"{name}: an orientation is stated ({int(tag.value)}); rows and columns are read as they are stored"
+
+
+def tiff_voxel_size(file: tifffile.TiffFile) -> Nm | None:
+    """Return the size in OME-XML, in ImageJ's metadata or in a `voxel_size_nm_zyx` of tifffile's metadata.
+
+    A resolution in dots per inch does not count, since it says nothing about z.
+    """
+    for metadata in file.shaped_metadata or ():
+        if len(metadata.get("voxel_size_nm_zyx", ())) == 3:
+            return in_nanometers(metadata["voxel_size_nm_zyx"], ["nm"] * 3)
+    pixels = _ome_pixels(file)
+    if pixels is not None:
+        sizes = [float(pixels.get(f"PhysicalSize{axis}", 0)) for axis in "ZYX"]
+        return in_nanometers(sizes, [pixels.get(f"PhysicalSize{axis}Unit", OME_UNIT) for axis in "ZYX"])
+    if file.is_imagej and file.imagej_metadata:
+        return _imagej_voxel_size(file.imagej_metadata, file.pages.first.tags)
+    return None
+
+
+def tiff_place(file: tifffile.TiffFile, voxel_size_nm: Nm | None) -> Place | None:
+    """Return the place that OME's `PositionX/Y/Z` of the first plane or ImageJ's origin states."""
+    pixels = _ome_pixels(file)
+    if pixels is not None:
+        planes = [item for item in pixels.iter() if _is(item, "Plane")]
+        first = min(planes, key=lambda plane: [int(plane.get(f"The{axis}", 0)) for axis in "TCZ"], default=None)
+        return None if first is None else _ome_place(first)
+    origins = [(file.imagej_metadata or {}).get(f"{axis}origin") for axis in "zyx"]
+    if voxel_size_nm is None or not any(origins):
+        return None
+    origin = per_axis(lambda voxels, size: -float(voxels or 0) * size, origins, voxel_size_nm)
+    return Place(origin, "corner", "ImageJ's origin")
+
+
+def _ome_place(plane: ElementTree.Element) -> Place | None:
+    """Return the place of a plane; a position without a unit of length (a reference frame) is none."""
+    stated = [axis for axis in "ZYX" if plane.get(f"Position{axis}") is not None]
+    if not {"Y", "X"} <= set(stated):
+        return None
+    units = [plane.get(f"Position{axis}Unit") if axis in stated else "nm" for axis in "ZYX"]
+    one = in_nanometers([1.0] * 3, units)
+    if one is None:
+        return None
+    origin = per_axis(lambda axis, factor: float(plane.get(f"Position{axis}", 0)) * factor, "ZYX", one)
+    return Place(origin, "middle", "OME PositionX/Y/Z")
+
+
+def _ome_pixels(file: tifffile.TiffFile) -> ElementTree.Element | None:
+    """Return the `Pixels` of the first image in the OME-XML of a file."""
+    return next(iter(_ome_items(file, "Pixels")), None)
+
+
+def _ome_items(file: tifffile.TiffFile, name: str) -> list[ElementTree.Element]:
+    """Return the elements of a name in the OME-XML of a file; none without an XML that can be read."""
+    try:
+        root = ElementTree.fromstring(file.ome_metadata) if file.is_ome and file.ome_metadata else None
+    except ElementTree.ParseError:
+        root = None
+    return [] if root is None else [item for item in root.iter() if _is(item, name)]
+
+
+def _is(item: ElementTree.Element, name: str) -> bool:
+    return item.tag.rpartition("}")[2] == name
+
+
+def _imagej_voxel_size(metadata: dict[str, Any], tags: Any) -> Nm | None:
+    unit = str(metadata.get("unit", "")).replace("\\u00B5", "µ")
+    if "spacing" not in metadata or "XResolution" not in tags or "YResolution" not in tags:
+        return None
+    in_plane = []
+    for name in ("YResolution", "XResolution"):
+        pixels, units = tags[name].value
+        in_plane.append(units / pixels if pixels else 0.0)
+    return in_nanometers([float(metadata["spacing"]), *in_plane], [unit] * 3)

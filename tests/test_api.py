@@ -1,0 +1,135 @@
+"""The Python API: a training, a segmentation and a comparison on arrays, and what it leaves behind."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kasthuri_ray
+from kasthuri_ray import api
+from kasthuri_ray.config import flags
+from kasthuri_ray.errors import InputError
+from kasthuri_ray.progress import Reporter
+
+ROOT = Path(__file__).resolve().parents[1]
+OF_A_SWEEP_ALONE = {"network", "voxel_size", "resample", "allow_empty"}  # settings of a sweep without a flag
+NETWORK = {"start_filters": 4, "n_blocks": 2, "epochs": 1, "tiles_per_epoch": 8, "batch_size": 4}
+RANGES = {"xrange_vol": [0, 128], "yrange_vol": [0, 128], "z_train": [0, 8], "z_val": [8, 11], "z_test": [11, 16]}
+TASK = {"name": "arrays", "tile_size": [64, 64], "task_type": "membrane", **RANGES}
+
+
+@pytest.fixture(scope="session")
+def voxels():
+    """An image and its annotation, as arrays."""
+    uri = "phantom://{}?shape=16,128,128&seed=7"
+    return tuple(kasthuri_ray.open_volume(uri.format(name))[:] for name in ("em", "membrane"))
+
+
+def test_importing_the_package_is_quick_and_loads_no_heavy_package():
+    code = (
+        "import sys, time; start = time.perf_counter(); import kasthuri_ray; seconds = time.perf_counter() - start\n"
+        "assert not {'torch', 'ray', 'numpy', 'pydantic', 'tensorstore'} & sys.modules.keys(); assert seconds < 0.2\n"
+        "assert set(kasthuri_ray.__all__) < set(dir(kasthuri_ray))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = kasthuri_ray.trian
+
+
+@pytest.mark.parametrize(
+    ("call", "hint"),
+    [
+        (lambda: api.train("synapse", num_worker=2), "did you mean 'num_workers'?"),
+        (lambda: api.segment("run", "out.zarr", xyz=1), "it takes actors, allow_empty"),
+        (lambda: api.evaluate("p", "a", treshold=0.5), "did you mean 'threshold'?"),
+        (lambda: api.tune("synapse", sample=3), "did you mean 'samples'?"),
+        (lambda: api.open_volume("x.zarr", cach="none"), "did you mean 'cache'?"),
+    ],
+)
+def test_an_unknown_keyword_argument_is_refused_with_the_nearest_name(call, hint):
+    with pytest.raises(TypeError) as error:
+        call()
+    assert hint in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("job", "keywords", "positional"),
+    [
+        ("train", flags.TrainFlags, {"task"}),
+        ("tune", flags.TuneFlags, {"task"}),
+        ("segment", flags.SegmentFlags, {"weights", "output"}),
+        ("evaluate", flags.EvaluateFlags, {"prediction", "annotation"}),
+    ],
+)
+def test_the_keyword_arguments_are_the_flags_of_the_job(load_module, job, keywords, positional):
+    parser = load_module(ROOT / "jobs" / f"{job}.py").make_parser()
+    of_the_job = {action.dest for action in parser._actions} - {"help"}
+    assert of_the_job - set(keywords.__annotations__) == positional
+    assert set(keywords.__annotations__) - of_the_job <= {
+        "network",
+        "voxel_size",
+        "resample",
+        "allow_empty",
+    }  # of a sweep
+
+
+def test_bad_input_raises_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"network\.epochs"):
+        api.train("phantom_synapse", settings={"network.epochs": "many"})
+    with pytest.raises(InputError, match="there is no"):
+        api.segment("no_run", "out.zarr")
+    with pytest.raises(InputError, match="not list"):
+        api.train(TASK, image=[[1]])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arrays_are_trained_on_segmented_and_compared(voxels, local_ray, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    image, annotation = voxels
+    lines = Reporter()
+    run = kasthuri_ray.train(
+        TASK,
+        image=image,
+        annotation=annotation,
+        network=NETWORK,
+        name="run",
+        num_workers=1,
+        compile="off",
+        reporter=lines,
+    )
+    assert run.path == str(tmp_path / "outputs" / "run")
+    assert 0 <= run.metrics["test"]["foreground_f1"] <= 1
+    output = kasthuri_ray.segment(
+        run.path, "out.zarr", image=image, objects=True, threshold=0.3, actors=1, compile="off"
+    )
+    assert (output.path, output.num_set_aside) == (str(tmp_path / "out.zarr"), 0)
+    probabilities = kasthuri_ray.open_volume(output.path)
+    assert probabilities.shape == image.shape
+    assert len(output.table) == len((tmp_path / "out.zarr.objects.csv").read_text().splitlines()) - 1
+    for prediction in (output.path, probabilities[:]):
+        result = kasthuri_ray.evaluate(prediction, annotation, task=TASK, threshold=0.5, out="result")
+        assert result.path == str(tmp_path / "result")
+        assert result.metrics["voxels"] == image.size
+    assert local_ray.is_initialized()
+    with pytest.raises(InputError, match="is finished"):
+        kasthuri_ray.train(
+            TASK, image=image.copy(), annotation=annotation, network=NETWORK, name="run", num_workers=1, compile="off"
+        )
+
+
+def test_ray_is_stopped_if_it_was_not_running_before(tmp_path):
+    code = (
+        "import kasthuri_ray, ray\n"
+        "for kept in (False, True):\n"
+        "    if kept: ray.init('local', num_cpus=1, include_dashboard=False, log_to_driver=False)\n"
+        "    kasthuri_ray.evaluate('phantom://synapse?shape=4,64,64&seed=7', 'phantom://synapse?shape=4,64,64&seed=7',\n"
+        "                          task='phantom_synapse', out=f'r{kept}')\n"
+        "    assert ray.is_initialized() == kept"
+    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr

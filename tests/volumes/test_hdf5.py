@@ -1,0 +1,256 @@
+"""HDF5: datasets as h5py, ilastik, CREMI and gunpowder write them, and errors that say what to do."""
+
+import json
+import os
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+from kasthuri_ray.errors import InputError, VolumeError
+from kasthuri_ray.geometry import Box
+from kasthuri_ray.volumes.file_formats import open_file_volume
+from kasthuri_ray.volumes.opening import open_volume
+from kasthuri_ray.volumes.place import Place
+
+SHAPE = (6, 300, 210)
+
+
+@pytest.fixture
+def voxels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 60_000, SHAPE, dtype=np.uint16)
+
+
+@pytest.mark.parametrize("chunks", [None, (2, 64, 64)])
+@pytest.mark.parametrize("dtype", ["uint8", "uint64", "float32", ">u2", "int32"])
+def test_a_dataset_is_read_as_it_was_written(tmp_path, voxels, check_file, dtype, chunks):
+    stored = voxels.astype(dtype)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        item = file.create_dataset("volumes/raw", data=stored, chunks=chunks, compression=chunks and "gzip")
+        item.attrs["resolution"] = [40.0, 4.0, 4.0]
+    for uri in (f"{tmp_path}/x.h5:volumes/raw", f"{tmp_path}/x.h5:/volumes/raw", f"file://{tmp_path}/x.h5"):
+        volume = open_volume(uri)
+        check_file(volume, stored.astype(stored.dtype.newbyteorder("=")))
+        assert volume.voxel_size_nm == (40, 4, 4)
+        assert volume.chunk == (chunks or (1, 300, 210))
+
+
+def test_the_voxel_size_is_read_from_several_attributes(tmp_path, voxels):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["none"] = voxels
+        file["zyx"] = voxels
+        file["zyx"].attrs["voxel_size_nm_zyx"] = [30, 6, 6]
+        file["ilastik"] = voxels
+        file["ilastik"].attrs["element_size_um"] = [0.05, 0.01, 0.01]
+        file["funlib"] = voxels
+        file["funlib"].attrs["voxel_size"] = [0.04, 0.004, 0.004]
+        file["funlib"].attrs["units"] = ["um", "um", "um"]
+        file.create_group("group").attrs["voxel_size_nm_zyx"] = [1, 2, 3]
+        file["group/em"] = voxels
+    names = ("none", "zyx", "ilastik", "funlib", "group/em")
+    sizes = {name: open_file_volume(f"{tmp_path}/x.h5:{name}").voxel_size_nm for name in names}
+    assert sizes == {
+        "none": None,
+        "zyx": (30, 6, 6),
+        "ilastik": (50, 10, 10),
+        "funlib": (40, 4, 4),
+        "group/em": (1, 2, 3),
+    }
+
+
+def test_the_offset_of_cremi_is_the_place_of_the_corner_of_voxel_0(tmp_path, voxels):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["volumes/raw"] = voxels
+        file["volumes/labels/clefts"] = voxels
+        file["volumes/labels/clefts"].attrs.update(resolution=(40.0, 4.0, 4.0), offset=(1480.0, 3644.0, 3644.0))
+        file["group/clefts"] = voxels
+        file["group"].attrs["offset"] = (10, 20, 30)
+        file["units"] = voxels
+        file["units"].attrs.update(offset=(1, 2, 3), units="um", resolution=(1, 1, 1))
+        file["seconds"] = voxels
+        file["seconds"].attrs.update(offset=(1, 2, 3), units="s")
+    places = {
+        name: open_volume(f"{tmp_path}/x.h5:{name}").place
+        for name in ("volumes/raw", "volumes/labels/clefts", "group/clefts", "units", "seconds")
+    }
+    assert places == {
+        "volumes/raw": None,
+        "volumes/labels/clefts": Place((1480, 3644, 3644), "corner", "offset"),
+        "group/clefts": Place((10, 20, 30), "corner", "offset"),
+        "units": Place((1000, 2000, 3000), "corner", "offset"),
+        "seconds": None,
+    }
+    given = open_volume(f"{tmp_path}/x.h5:volumes/labels/clefts?offset_nm=1,2,3&voxel_size_nm=5,6,7")
+    assert (given.place.origin_nm, given.voxel_size_nm) == ((1, 2, 3), (5, 6, 7))
+
+
+def axistags(order: str) -> str:
+    return json.dumps({"axes": [{"key": key, "typeFlags": 2, "resolution": 0, "description": ""} for key in order]})
+
+
+@pytest.mark.parametrize("order", ["zyx", "xyz", "zyxc", "tzyxc", "czyx", "yxz", "tyx", "xyzc"])
+def test_axistags_of_ilastik_say_which_axis_is_which(tmp_path, voxels, check_file, order):
+    stored = voxels.transpose(["zyx".index(axis) for axis in order.replace("t", "z" if "z" not in order else "")
+                               if axis in "zyx"])  # fmt: skip
+    for number, axis in enumerate(order):
+        if axis == "c" or (axis == "t" and "z" in order):
+            stored = np.expand_dims(stored, number)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["em"] = stored
+        file["em"].attrs["axistags"] = axistags(order)
+        file["labelled"] = stored
+        for dimension, axis in zip(file["labelled"].dims, order, strict=True):
+            dimension.label = axis
+        file["plain"] = stored
+    check_file(open_volume(f"{tmp_path}/x.h5:em"), voxels)
+    check_file(open_volume(f"{tmp_path}/x.h5:labelled"), voxels)
+    if "t" not in order:
+        check_file(open_volume(f"{tmp_path}/x.h5:plain?axes={order}"), voxels)
+
+
+def test_several_channels_are_refused_whatever_their_axis_is(tmp_path, voxels):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["zyxc"] = np.stack([voxels, voxels], -1)
+        file["zyxc"].attrs["axistags"] = axistags("zyxc")
+        file["plain"] = np.stack([voxels, voxels], -1)
+    with pytest.raises(ValueError, match=r"x.h5:zyxc has 2 channels, shape \(6, 300, 210, 2\); a volume has one"):
+        open_volume(f"{tmp_path}/x.h5:zyxc")
+    with pytest.raises(ValueError, match=r"x.h5:plain has 6 channels, shape .* name them: \?axes=zyxc"):
+        open_volume(f"{tmp_path}/x.h5:plain")
+    with pytest.raises(ValueError, match=r"axes=zyxc: the axis 'c' has the length 2"):
+        open_volume(f"{tmp_path}/x.h5:plain?axes=zyxc")
+
+
+def test_an_image_of_two_axes_is_one_section(tmp_path, voxels, check_file):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["em"] = voxels[0]
+        file["channel"] = voxels[0, ..., None]
+        file["numbers"] = np.arange(5)
+    for uri in (f"{tmp_path}/x.h5:em", f"{tmp_path}/x.h5:channel"):
+        check_file(open_volume(uri), voxels[:1])
+    check_file(open_volume(f"{tmp_path}/x.h5:em?axes=xy"), voxels[:1].transpose(0, 2, 1))
+
+
+def test_a_file_with_several_datasets_needs_a_dataset_name(tmp_path, voxels, check_file):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["one"] = voxels[None, None]
+        file["image"] = voxels[0]
+    check_file(open_file_volume(str(path)), voxels)
+    path = tmp_path / "y.h5"
+    with h5py.File(path, "w") as file:
+        file["one"] = voxels
+        file["numbers"] = np.arange(5)
+        file["g/two"] = np.stack([voxels, voxels])
+    with pytest.raises(ValueError, match=r"holds 2 datasets of three axes; name one: y.h5:g/two, y.h5:one"):
+        open_file_volume(str(path))
+    with pytest.raises(ValueError, match=r"y.h5 has no dataset 'three'; name one: y.h5:g/two, y.h5:one"):
+        open_file_volume(f"{path}:three")
+    with pytest.raises(ValueError, match=r"has no dataset 'g'"):
+        open_file_volume(f"{path}:g")
+    with pytest.raises(ValueError, match=r"y.h5:g/two has 2 channels, shape \(2, 6, 300, 210\); a volume has one"):
+        open_file_volume(f"{path}:g/two")
+    with pytest.raises(ValueError, match=r"y.h5:numbers has 1 axes, shape \(5,\)"):
+        open_file_volume(f"{path}:numbers")
+    with pytest.raises(ValueError, match="has one resolution, mip 0; mip 1 does not exist"):
+        open_file_volume(f"{path}:one", mip=1)
+
+
+def test_voxels_are_taken_for_another_type_of_the_same_size(tmp_path, voxels, check_file):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["em"] = voxels.view(np.int16)
+    check_file(open_volume(f"{tmp_path}/x.h5?dtype=uint16"), voxels)
+    with pytest.raises(ValueError, match="dtype=uint8 does not fit: the stored voxels are int16"):
+        open_volume(f"{tmp_path}/x.h5?dtype=uint8")
+
+
+def test_a_broken_chunk_is_a_volume_error(tmp_path, voxels):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        item = file.create_dataset("em", data=voxels, chunks=(1, 300, 210), compression="gzip")
+        broken = item.id.get_chunk_info(2)
+    with open(tmp_path / "x.h5", "r+b") as raw:
+        raw.seek(broken.byte_offset)
+        raw.write(b"\xff" * 64)
+    volume = open_file_volume(f"{tmp_path}/x.h5:em")
+    np.testing.assert_array_equal(volume.read(Box((0, 0, 0), (2, 300, 210))), voxels[:2])
+    with pytest.raises(VolumeError, match=r"x.h5:em: the cutout 2:3,0:9,0:9 \(z,y,x\) could not be read"):
+        volume.read(Box((2, 0, 0), (3, 9, 9)))
+
+
+def write_with_filter(path: str, voxels: np.ndarray, code: int) -> None:
+    """Write one chunk as if a filter had compressed it, so that no plugin is needed."""
+    with h5py.File(path, "w") as file:
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_chunk(voxels.shape)
+        plist.set_filter(code, h5py.h5z.FLAG_OPTIONAL, (3,))
+        space = h5py.h5s.create_simple(voxels.shape)
+        h5py.h5d.create(file.id, b"em", h5py.h5t.NATIVE_UINT16, space, plist)
+        file["em"].id.write_direct_chunk((0, 0, 0), bytes(64), 0)
+
+
+@pytest.mark.parametrize(("code", "name"), [(32001, "Blosc"), (32015, "Zstandard"), (32008, "Bitshuffle")])
+def test_a_filter_that_is_not_installed_is_named_with_the_command(tmp_path, voxels, monkeypatch, code, name):
+    monkeypatch.setitem(sys.modules, "hdf5plugin", None)
+    if h5py.h5z.filter_avail(code):
+        pytest.skip("hdf5plugin is loaded")
+    write_with_filter(str(tmp_path / "x.h5"), voxels, code)
+    with pytest.raises(InputError, match=rf"HDF5 filter {name} \({code}\), .* pip install hdf5plugin"):
+        open_file_volume(f"{tmp_path}/x.h5:em")
+
+
+def test_filters_of_hdf5plugin_are_read_in_every_process(tmp_path, voxels):
+    hdf5plugin = pytest.importorskip("hdf5plugin")
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("em", data=voxels, chunks=(2, 64, 64), **hdf5plugin.Blosc())
+    volume = open_file_volume(f"{tmp_path}/x.h5:em")
+    np.testing.assert_array_equal(volume.read(volume.bounds), voxels)
+
+
+def test_a_file_that_another_program_writes_is_refused_with_what_to_do(tmp_path, voxels):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["em"] = voxels
+    code = "import h5py, sys; f = h5py.File(sys.argv[1], 'r+'); print(1, flush=True); sys.stdin.read()"
+    environment = {name: value for name, value in os.environ.items() if name != "HDF5_USE_FILE_LOCKING"}
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "x.h5")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
+    ) as writer:  # fmt: skip
+        assert writer.stdout.readline() == b"1\n"
+        with pytest.raises(InputError, match=r"x.h5 is open in another program .* HDF5_USE_FILE_LOCKING=FALSE"):
+            open_volume(f"{tmp_path}/x.h5:em")
+        writer.stdin.close()
+    np.testing.assert_array_equal(open_volume(f"{tmp_path}/x.h5:em")[0:1], voxels[:1])
+
+
+def test_a_virtual_dataset_whose_files_are_missing_is_refused_and_never_zeros(tmp_path, voxels, check_file):
+    layout = h5py.VirtualLayout(SHAPE, voxels.dtype)
+    for half in range(2):
+        with h5py.File(tmp_path / f"part{half}.h5", "w") as file:
+            file["em"] = voxels[half * 3 : half * 3 + 3]
+        source = h5py.VirtualSource(f"part{half}.h5", "em", (3, *SHAPE[1:]))
+        layout[half * 3 : half * 3 + 3] = source
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_virtual_dataset("em", layout)
+    check_file(open_volume(f"{tmp_path}/x.h5:em"), voxels)
+    (tmp_path / "part1.h5").unlink()
+    with pytest.raises(InputError, match=r"1 of 2 files that hold its voxels are missing: part1.h5"):
+        open_volume(f"{tmp_path}/x.h5:em")
+
+
+def test_a_dataset_that_was_never_written_is_said(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("em", SHAPE, np.uint8, chunks=(1, 64, 64))
+    (note,) = open_volume(f"{tmp_path}/x.h5:em").notes
+    assert note.endswith("x.h5:em: nothing is stored in the dataset; all its voxels are 0")
+
+
+def test_remote_missing_and_incomplete_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*/none.h5"):
+        open_file_volume(str(tmp_path / "none.h5:em"))
+    with pytest.raises(ValueError, match="are read from a local disk only; copy the files, or convert them to zarr"):
+        open_file_volume("s3://bucket/x.h5:em")
+    (tmp_path / "x.h5").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match=r"x.h5 is not a complete HDF5 file"):
+        open_file_volume(str(tmp_path / "x.h5"))
