@@ -277,11 +277,16 @@ def given_settings(section: str, values: Mapping[str, Any], folder: str | None =
         if value is None or name in FILE_FLAGS or (name == "task" and section != "evaluate"):
             continue
         target_section, key = TARGETS.get(section, {}).get(name, f"{section}.{name}").split(".")
-        flags.setdefault(target_section, {})[key] = _as_uri(value, folder) if name in ARRAY_FLAGS else value
+        flags.setdefault(target_section, {})[key] = _as_uri(value, folder) if name in ARRAY_FLAGS else _as_path(value)
     settings = values.get("settings") or ()
     if isinstance(settings, Mapping):
         settings = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-    return GivenSettings(values.get("task"), values.get("network"), values.get("config"), settings, flags)
+    task, network, config = (_as_path(values.get(name)) for name in ("task", "network", "config"))
+    return GivenSettings(task, network, config, settings, flags)
+
+
+def _as_path(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 @missing_is_bad_input()

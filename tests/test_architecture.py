@@ -83,7 +83,7 @@ import numpy as np, torch
 from types import SimpleNamespace
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.hardware import Machine
-from kasthuri_ray.inference.inference_settings import choose_inference_settings
+from kasthuri_ray.inference.inference_settings import InferenceWork, RequestedInference, choose_inference_settings
 from kasthuri_ray.inference.predictor import Predictor
 from kasthuri_ray.models.receptive_field import find_receptive_field
 from kasthuri_ray.models.unet import UNet
@@ -101,9 +101,8 @@ loss = Learner(network, settings, torch.device("cpu"), ComputePlan("float32", Fa
 receptive_field = find_receptive_field(network, 2)
 box = Box((0, 0, 0), (1, 32, 32))
 machine = Machine.detect("cpu")
-chosen = choose_inference_settings(
-    network, 2, receptive_field, machine, block=box.shape, num_voxels=box.num_voxels, precision="float32", compile="off"
-)
+work, requested = InferenceWork(box.shape, box.num_voxels), RequestedInference(precision="float32", compile="off")
+chosen = choose_inference_settings(network, 2, receptive_field, machine, work, requested)
 image = np.zeros(box.shape, np.uint8)
 probability = Predictor(network.eval(), 2, 2, receptive_field, chosen).predict(image, box, box, box)
 print(np.isfinite(loss), probability.shape, probability.dtype)

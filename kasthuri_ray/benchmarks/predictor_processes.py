@@ -20,7 +20,12 @@ from kasthuri_ray import hardware
 from kasthuri_ray.benchmarks.harness import run_as_part
 from kasthuri_ray.geometry import Box, Zyx, per_axis
 from kasthuri_ray.hardware import Machine
-from kasthuri_ray.inference.inference_settings import InferenceSettings, choose_inference_settings
+from kasthuri_ray.inference.inference_settings import (
+    InferenceSettings,
+    InferenceWork,
+    RequestedInference,
+    choose_inference_settings,
+)
 from kasthuri_ray.inference.predictor import Predictor, prepare_process
 from kasthuri_ray.models.receptive_field import ReceptiveField, find_receptive_field
 from kasthuri_ray.models.unet import build_network
@@ -57,17 +62,13 @@ def choose_benchmark_settings(
     receptive_field: ReceptiveField,
     machine: Machine,
     block: Sequence[int] | None = None,
-    precision: str = "auto",
     compile: str = "auto",
 ) -> InferenceSettings:
     """Return the inference settings of a large job on such machines. block: z, y, x; by default that of the job."""
     if block is None:
         block = default_block_shape(LARGE_VOLUME, plan_layout(LARGE_VOLUME), receptive_field.margin)
-    shape = per_axis(int, block)
-    num_voxels = math.prod(LARGE_VOLUME)
-    return choose_inference_settings(
-        network, dim, receptive_field, machine, block=shape, num_voxels=num_voxels, precision=precision, compile=compile
-    )
+    work = InferenceWork(per_axis(int, block), math.prod(LARGE_VOLUME))
+    return choose_inference_settings(network, dim, receptive_field, machine, work, RequestedInference(compile=compile))
 
 
 def time_runs(run: Callable[[], Any], seconds: float, device: str) -> list[float]:

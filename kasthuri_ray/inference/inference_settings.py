@@ -58,22 +58,61 @@ class InferenceSettings:
         object.__setattr__(self, "tile", tuple(int(n) for n in self.tile))  # JSON has lists
 
 
+@dataclass(frozen=True)
+class InferenceWork:
+    """What a job computes.
+
+    Parameters
+    ----------
+    block : tuple of int
+        Shape of a whole block, z, y, x.
+    num_voxels : int
+        Voxels of the whole job.
+    phase : tuple of int
+        Position of the first voxel of blocks in a cell of the pooling grid, as `pooling_phase` returns it.
+    halo : tuple of int, optional
+        As for `Predictor`: context around blocks that is smaller than the margin of the receptive field.
+    """
+
+    block: Zyx
+    num_voxels: int
+    phase: Zyx = (0, 0, 0)
+    halo: Zyx | None = None
+
+
+@dataclass(frozen=True)
+class RequestedInference:
+    """What a person asked for.
+
+    Parameters
+    ----------
+    precision, compile : str
+        `auto` to choose.
+    tile : tuple of int, optional
+        Shape, z, y, x; None to choose.
+    batch : int, optional
+        Tiles at once; None to choose.
+    tta : bool
+        Whether to use test-time augmentation.
+    gpu_share : float
+        Share of a GPU that an actor has.
+    """
+
+    precision: str = "auto"
+    compile: str = "auto"
+    tile: Zyx | None = None
+    batch: int | None = None
+    tta: bool = False
+    gpu_share: float = 1.0
+
+
 def choose_inference_settings(
     network: nn.Module,
     dim: int,
     receptive_field: ReceptiveField,
     machine: Machine,
-    *,
-    block: Zyx,
-    num_voxels: int,
-    phase: Zyx = (0, 0, 0),
-    halo: Zyx | None = None,
-    precision: str = "auto",
-    compile: str = "auto",
-    tile: Zyx | None = None,
-    batch: int | None = None,
-    tta: bool = False,
-    gpu_share: float = 1.0,
+    work: InferenceWork,
+    requested: RequestedInference = RequestedInference(),
 ) -> InferenceSettings:
     """Choose how to run a network on machines of one kind.
 
@@ -87,24 +126,10 @@ def choose_inference_settings(
         Of the network.
     machine : Machine
         The kind of machine.
-    block : tuple of int
-        Shape of a whole block, z, y, x.
-    num_voxels : int
-        Voxels of the whole job.
-    phase : tuple of int
-        Position of the first voxel of blocks in a cell of the pooling grid, as `pooling_phase` returns it.
-    halo : tuple of int, optional
-        As for `Predictor`: context around blocks that is smaller than the margin of the receptive field.
-    precision, compile : str
-        Settings of the user; `auto` to choose.
-    tile : tuple of int, optional
-        Setting of the user, z, y, x.
-    batch : int, optional
-        Setting of the user.
-    tta : bool
-        Whether to use test-time augmentation.
-    gpu_share : float
-        Share of a GPU that an actor has.
+    work : InferenceWork
+        What is computed.
+    requested : RequestedInference
+        What a person asked for.
 
     Returns
     -------
@@ -114,30 +139,26 @@ def choose_inference_settings(
     Raises
     ------
     InputError
-        If the network cannot take the tile of the user.
+        If the network cannot take the tile that was asked for.
     """
+    tta, precision = requested.tta, requested.precision
     receptive_field = receptive_field.widened_for_tta() if tta else receptive_field
-    margin = tile_margin(receptive_field, halo)
+    margin, factors = tile_margin(receptive_field, work.halo), receptive_field.factors
     if precision == "auto":
         precision = "bf16" if machine.bf16 else "float32"
     threads = choose_actor_threads(machine.cpus) if machine.device == "cpu" else 1
-    max_voxels = max_voxels_at_once(network, dim, precision, machine, threads, gpu_share)
-    if tile is None:
-        chosen = choose_tile_shape(block, margin, receptive_field.factors, max_voxels, dim, phase)
+    max_voxels = max_voxels_at_once(network, dim, precision, machine, threads, requested.gpu_share)
+    if requested.tile is None:
+        tile = choose_tile_shape(work.block, margin, factors, max_voxels, dim, work.phase)
     else:
-        chosen = check_tile_shape(tile, margin, receptive_field.factors, dim)
+        tile = check_tile_shape(requested.tile, margin, factors, dim)
+    batch = requested.batch
     if batch is None:
         fits_batch = machine.device == "cuda" and dim == 2
-        batch = max(1, min(max_voxels // math.prod(chosen), block[0])) if fits_batch else 1
-    return InferenceSettings(
-        device=machine.device,
-        precision=precision,
-        compile=should_compile_inference(compile, machine, num_voxels * count_parameters(network) * (8 if tta else 1)),
-        threads=threads,
-        tile=chosen,
-        batch=batch,
-        tta=tta,
-    )
+        batch = max(1, min(max_voxels // math.prod(tile), work.block[0])) if fits_batch else 1
+    operations = work.num_voxels * count_parameters(network) * (8 if tta else 1)
+    should_compile = should_compile_inference(requested.compile, machine, operations)
+    return InferenceSettings(machine.device, precision, should_compile, threads, tile, batch, tta)
 
 
 def tile_margin(receptive_field: ReceptiveField, halo: Zyx | None) -> Zyx:

@@ -16,8 +16,8 @@ from torch.nn.functional import log_softmax, nll_loss
 from kasthuri_ray.errors import InputError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-LOSSES = ("cross_entropy", "dice_ce", "focal", "tversky", "weighted_cross_entropy")
 
+WEIGHTED = "weighted_cross_entropy"  # the loss that takes class weights
 SMOOTH = 1e-5  # keeps a ratio of sums finite where a batch holds no foreground, as in nnU-Net and MONAI
 FOCAL_GAMMA = 2.0  # best in the paper
 TVERSKY_FALSE_POSITIVES = 0.3  # best in the paper, for lesions: a missed voxel costs more than a false one
@@ -58,14 +58,10 @@ def make_loss(
         raise InputError(f"network.loss is {name!r}; it can be {', '.join(LOSSES)}")
     if class_weights is not None:
         _check_class_weights(name, classes, class_weights)
-    losses: dict[str, Callable[..., Tensor]] = {
-        "cross_entropy": _cross_entropy,
-        "dice_ce": _dice_cross_entropy,
-        "focal": _focal,
-        "tversky": _tversky,
-        "weighted_cross_entropy": partial(_weighted_cross_entropy, class_weights=class_weights),
-    }
-    return partial(_masked_loss, losses[name], classes, ignore_index)
+    loss = LOSSES[name]
+    if name == WEIGHTED:
+        loss = partial(loss, class_weights=class_weights)
+    return partial(_masked_loss, loss, classes, ignore_index)
 
 
 def _masked_loss(
@@ -149,9 +145,19 @@ def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def _check_class_weights(name: str, classes: int, class_weights: Sequence[float]) -> None:
-    if name != "weighted_cross_entropy":
-        raise InputError(f"class weights are for the loss weighted_cross_entropy, and network.loss is {name!r}")
+    if name != WEIGHTED:
+        raise InputError(f"class weights are for the loss {WEIGHTED}, and network.loss is {name!r}")
     if len(class_weights) != classes:
         raise InputError(f"{len(class_weights)} class weights for {classes} classes: {list(class_weights)}")
     if not all(math.isfinite(weight) and weight >= 0 for weight in class_weights) or not any(class_weights):
         raise InputError(f"class weights must be 0 or more, and at least one more than 0; got {list(class_weights)}")
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "cross_entropy": _cross_entropy,
+    "dice_ce": _dice_cross_entropy,
+    "focal": _focal,
+    "tversky": _tversky,
+    WEIGHTED: _weighted_cross_entropy,
+}
+"""Each is a function of log p (N, classes, [z], y, x), labels and which voxels count, both N, [z], y, x."""

@@ -13,7 +13,12 @@ from kasthuri_ray.config.settings import SegmentSettings
 from kasthuri_ray.errors import InputError, WorkFailed
 from kasthuri_ray.geometry import Box, Zyx, ceil_div, per_axis
 from kasthuri_ray.hardware import Machine
-from kasthuri_ray.inference.inference_settings import InferenceSettings, choose_inference_settings
+from kasthuri_ray.inference.inference_settings import (
+    InferenceSettings,
+    InferenceWork,
+    RequestedInference,
+    choose_inference_settings,
+)
 from kasthuri_ray.inference.tiling import pooling_phase
 from kasthuri_ray.ray_cluster.connection import RAY_ENVIRONMENT
 from kasthuri_ray.ray_cluster.ray_errors import root_cause
@@ -72,15 +77,19 @@ def choose_settings_on_cluster(
         inputs.settings.network.dim,
         replace(inputs.receptive_field, margin=inputs.halo),
         machine,
-        block=inputs.largest_block,
-        num_voxels=inputs.box.num_voxels,
-        phase=pooling_phase(inputs.box.start, inputs.image.bounds.start, inputs.receptive_field.factors),
-        precision=requested.precision,
-        compile=requested.compile,
-        tile=per_axis(int, requested.tile) if requested.tile else None,
-        batch=requested.batch,
-        tta=requested.tta,
-        gpu_share=requested.gpus_per_actor if use_gpu else 1.0,
+        InferenceWork(
+            inputs.largest_block,
+            inputs.box.num_voxels,
+            pooling_phase(inputs.box.start, inputs.image.bounds.start, inputs.receptive_field.factors),
+        ),
+        RequestedInference(
+            precision=requested.precision,
+            compile=requested.compile,
+            tile=per_axis(int, requested.tile) if requested.tile else None,
+            batch=requested.batch,
+            tta=requested.tta,
+            gpu_share=requested.gpus_per_actor if use_gpu else 1.0,
+        ),
     )
     return inference, machine
 

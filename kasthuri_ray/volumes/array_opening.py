@@ -47,7 +47,9 @@ def open_array(spec: dict[str, Any], axes: Zyx, uri: str, place: StoreLocation, 
     InputError
         If nothing reads it; the message names the compression.
     """
-    metadata = dict(node.metadata)
+    metadata = {
+        name: value for name, value in node.metadata.items() if name not in ("attributes", "consolidated_metadata")
+    }
     if node.driver == "neuroglancer_precomputed":
         _check_encoding(metadata["scales"][spec["scale_index"]], uri)
     if node.driver == "zarr" and "dimension_separator" not in metadata and _is_nested(place, metadata):

@@ -8,12 +8,14 @@ import contextlib
 import csv
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import cc3d
 import numpy as np
@@ -42,12 +44,13 @@ class LeftBehind:
             archive.extractall(folder, filter="data")
 
     def repeat(self, name: str, *more: str, code: int = 0) -> SimpleNamespace:
-        return self.type(*self.commands[name], *more, code=code)
+        return self.run(*self.commands[name], *more, code=code)
 
-    def type(self, job: str, *flags: str, code: int = 0) -> SimpleNamespace:
+    def run(self, job: str, *flags: str, code: int = 0) -> SimpleNamespace:
         """Run a job in the folder, check its exit code, and return what it printed, as `out` and `err`."""
         out, err = io.StringIO(), io.StringIO()
-        with contextlib.chdir(self.folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+        with patch.dict(os.environ), contextlib.chdir(self.folder), streams[0], streams[1]:
             exit_code = cli.run_job(self.mains[job], list(flags))
         printed = SimpleNamespace(out=out.getvalue(), err=err.getvalue())
         assert exit_code == code, printed.out + printed.err
@@ -83,6 +86,7 @@ class LeftBehind:
 
 @pytest.fixture(scope="module")
 def mains(load_module) -> dict[str, Callable]:
+    """Return the main functions of the jobs, which run in this process: all share its Ray."""
     return {job: load_module(HERE.parents[1] / f"jobs/{job}.py").main for job in ("train", "tune", "segment")}
 
 
@@ -109,7 +113,7 @@ def test_a_killed_run_resumes_after_its_last_epoch_and_ends_as_the_uninterrupted
     assert history[:2] == before
     for row, expected in zip(history, left.history("finished"), strict=True):
         for name in ("epoch", "train.loss", "val.loss", "learning_rate"):
-            assert float(row[name]) == pytest.approx(float(expected[name]), rel=1e-2), name
+            assert float(row[name]) == pytest.approx(float(expected[name]), rel=5e-3), name
     assert (left.weights("killed") - whole).norm() < 0.02 * (killed - whole).norm()
     assert left.read_json("runs/killed/metrics.json")["epochs"] == 4
     assert "the run killed is finished, after 4 epochs" in left.repeat("killed", code=2).err
@@ -155,7 +159,7 @@ def sweep(unpack) -> SimpleNamespace:
     """Resume the killed sweep by its name alone."""
     left = unpack()
     before = left.files("runs/sweep/trials/0000/*.csv"), left.history("sweep/trials/0001")
-    return SimpleNamespace(left=left, before=before, printed=left.type("tune", "--name", "sweep", "--storage", "runs"))
+    return SimpleNamespace(left=left, before=before, printed=left.run("tune", "--name", "sweep", "--storage", "runs"))
 
 
 def test_a_killed_sweep_resumes_by_its_name_and_no_trial_runs_twice(sweep):
@@ -181,7 +185,7 @@ def test_a_sweep_whose_record_lacks_new_settings_or_has_other_versions_is_the_sa
         record["versions"] = {"torch": "2.6.0"}
 
     sweep.left.edit_json("runs/sweep/settings.json", make_older)
-    printed = sweep.left.type("tune", "--name", "sweep", "--storage", "runs", code=2)
+    printed = sweep.left.run("tune", "--name", "sweep", "--storage", "runs", code=2)
     assert "the sweep sweep is finished: 3 trials have been run" in printed.err
 
 

@@ -11,6 +11,8 @@ import pytest
 from kasthuri_ray.hardware import Machine, choose_actor_threads
 from kasthuri_ray.inference.inference_settings import (
     InferenceSettings,
+    InferenceWork,
+    RequestedInference,
     actor_memory_bytes,
     choose_inference_settings,
     inference_memory_bytes,
@@ -25,10 +27,10 @@ LAPTOP = Machine("cpu", "x86_64", 16 << 30, 8, True, True)
 GPU = Machine("cuda", "a GPU", 80 << 30, 16, True, True)
 
 
-def choose(machine=LAPTOP, network=NETWORK, dim=2, block=BLOCK, num_voxels=10**6, **requested):
-    return choose_inference_settings(
-        network, dim, find_receptive_field(network, dim), machine, block=block, num_voxels=num_voxels, **requested
-    )
+def choose(machine=LAPTOP, network=NETWORK, dim=2, block=BLOCK, num_voxels=10**6, halo=None, **requested):
+    work = InferenceWork(block, num_voxels, halo=halo)
+    field = find_receptive_field(network, dim)
+    return choose_inference_settings(network, dim, field, machine, work, RequestedInference(**requested))
 
 
 def test_settings_survive_json():
