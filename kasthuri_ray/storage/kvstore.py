@@ -171,7 +171,18 @@ def _parse_kvstore(base: str, uri: str) -> Json:
 
 
 def credential_variants(kvstore: Json) -> Iterator[Json]:
-    """Yield the specs to read `kvstore` with: as it is, or for S3 first anonymous and then with credentials."""
+    """Yield the specs to read a store with: as it is, or for S3 first anonymous and then with credentials.
+
+    Parameters
+    ----------
+    kvstore : dict
+        JSON spec of a tensorstore key-value store.
+
+    Yields
+    ------
+    dict
+        The spec with access to S3.
+    """
     yield with_s3_access(kvstore, anonymous=True)
     if "s3" in (layer["driver"] for layer in _layers(kvstore)):
         yield with_s3_access(kvstore)

@@ -6,7 +6,8 @@ from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.volumes.volume import Volume
 
-MAX_COUNTED = 20_000  # chunks of a box that are looked for before the work
+# Chunks of a box that are looked for before the work: on a disk, and by requests.
+MAX_COUNTED, MAX_REQUESTED = 20_000, 2_000
 
 
 def check_any_chunk(image: Volume, box: Box, what: str, allow_empty: bool) -> None:
@@ -51,7 +52,7 @@ def count_absent_before(volume: Volume, box: Box) -> tuple[int, int] | None:
     tuple of int, or None
         Number of absent chunks, and of all; None if these are too many to look for.
     """
-    if volume.count_chunks(box) > MAX_COUNTED:
+    if volume.count_chunks(box) > (MAX_REQUESTED if volume.remote else MAX_COUNTED):
         return None
     return volume.count_absent(box)
 

@@ -29,7 +29,7 @@ RETRYABLE_STATUS = {408, 425, 429}  # the retryable statuses below 500; every ot
 # standard error; Ray writes it to the worker's log.
 LOGGED_PAUSE_S = 1.0
 
-_RETRYABLE_ERRORS = (requests.RequestException, BloscError, TimeoutError, InputError)
+_RETRYABLE_ERRORS = (requests.RequestException, BloscError, TimeoutError, ValueError)
 _INVALID_REQUESTS = (
     requests.exceptions.InvalidURL,
     requests.exceptions.InvalidSchema,

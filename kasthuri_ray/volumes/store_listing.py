@@ -11,7 +11,7 @@ import tensorstore as ts
 
 from kasthuri_ray.errors import InputError, InputNotFound
 from kasthuri_ray.storage.folder import read_uri
-from kasthuri_ray.storage.kvstore import StoreLocation, tensorstore_context
+from kasthuri_ray.storage.kvstore import StoreLocation, credential_variants, start_reads, tensorstore_context
 from kasthuri_ray.storage.s3_access import public_address
 from kasthuri_ray.volumes.store_metadata import DOCUMENTS, StoreNode
 
@@ -102,3 +102,19 @@ def _private_folders(place: StoreLocation) -> list[str]:
     except (ValueError, OSError):
         return []
     return sorted({key.decode().partition("/")[0] for key in keys if b"/" in key})
+
+
+def check_archive_exists(location: StoreLocation) -> None:
+    """Raise an InputNotFound for a zip archive that does not exist: tensorstore may wait for it forever."""
+    if location.kvstore["driver"] != "zip":
+        return
+    for kvstore in credential_variants(location.kvstore):
+        base = kvstore["base"]
+        folder, _, name = base["path"].rstrip("/").rpartition("/")
+        try:
+            around = StoreLocation(location.uri, {**base, "path": f"{folder}/"})
+            if start_reads(around, [name], part=slice(0, 0))[name]() is not None:
+                return
+        except PermissionError:
+            return  # reading says what is refused
+    raise InputNotFound(f"{location.uri}: there is no archive {name}")

@@ -20,7 +20,12 @@ from kasthuri_ray.volumes import store_metadata
 from kasthuri_ray.volumes.array_opening import open_array
 from kasthuri_ray.volumes.axes import ABSENT, choose_axes
 from kasthuri_ray.volumes.place import Place
-from kasthuri_ray.volumes.store_listing import below_only_folder, name_array_advice, no_array_error
+from kasthuri_ray.volumes.store_listing import (
+    below_only_folder,
+    check_archive_exists,
+    name_array_advice,
+    no_array_error,
+)
 from kasthuri_ray.volumes.store_metadata import ARRAY, DOCUMENTS, Document, OmeLevel, StoreNode, find_node
 from kasthuri_ray.volumes.store_urls import resolve_store_url
 from kasthuri_ray.volumes.store_volume import stored_id
@@ -75,6 +80,7 @@ def open_store(uri: str, mip: int | None = None, options: UriOptions | None = No
     folder = location.folder
     if folder is not None and folder.is_file():
         raise InputError(f"{name} is a file; a zarr, N5 or precomputed volume is a folder")
+    check_archive_exists(location)
     place, documents = read_json_documents(location, DOCUMENTS)
     node = find_node(documents, location.driver)
     if node is None and (inside := below_only_folder(place)):

@@ -93,7 +93,7 @@ def test_volumes_that_do_not_overlap_are_refused(refused):
     group = zarr.create_group("far.zarr")
     group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": levels}]}
     group.create_array("s0", data=np.zeros((4, 32, 32), np.uint8), chunks=(4, 32, 32))
-    error = refused("--prediction", "far.zarr")
+    error = refused("--prediction", "far.zarr", "--annotation", "a.zarr?offset_nm=0,0,0")
     assert "do not overlap" in error
     assert "0:120,0:192,0:192 nm" in error
     assert "0:120,0:192,6000:6192 nm" in error
@@ -104,7 +104,8 @@ def test_boxes_outside_the_volumes_are_refused(refused):
     assert "0:5,0:32,0:32 is not within 0:4,0:32,0:32" in refused("--box", "0:5,:,:")
     assert "negative indices are refused" in refused("--box", "0:2,-2:8,:")
     write_store("low.zarr", np.zeros((2, 32, 32), np.uint8))
-    error = refused("--prediction", "low.zarr", "--box", "2:4,:,:")
+    placed = ("--prediction", "low.zarr?offset_nm=0,0,0", "--annotation", "a.zarr?offset_nm=0,0,0")
+    error = refused(*placed, "--box", "2:4,:,:")
     assert "--box 2:4,0:32,0:32 is outside the prediction: prediction and annotation overlap in 0:2,0:32,0:32" in error
 
 

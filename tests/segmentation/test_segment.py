@@ -77,7 +77,8 @@ def test_progress_file_and_ledger_show_that_the_job_is_done(whole_output, read_j
     progress = read_json(f"{whole_output}.progress.json")
     assert progress.pop("mvoxels_per_second") > 0
     assert progress == {
-        **{"state": "done", "blocks": 60, "done": 60, "skipped": 0, "set_aside": [], "seconds_left": 0.0}
+        **{"state": "done", "blocks": 60, "done": 60, "skipped": 0, "set_aside": [], "seconds_left": 0.0},
+        **{"absent_chunks": 0, "nan_voxels": 0, "chunks": progress["chunks"]},
     }
     ledger = Ledger.beside(str(whole_output))
     assert len(ledger.done("s0")) == 60

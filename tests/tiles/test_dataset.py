@@ -31,7 +31,7 @@ def test_an_item_is_the_augmented_tile_that_training_draws(make, tiny_task):
     dataset.set_epoch(2)
     image, label = dataset[4]
     given = GivenSettings(tiny_task, assignments=[f"{key}={value}" for key, value in SETTINGS.items()])
-    tiles = open_task_tiles(resolve_settings(GivenSettings(given)), lambda note: None).train
+    tiles = open_task_tiles(resolve_settings(given), lambda note: None).train
     voxels, classes, _ = read_tile(tiles.sources, tiles.address(2, 4))
     expected = Augment("em", dim=2)(
         torch.from_numpy(voxels)[None].float() / 255, torch.from_numpy(classes), [tile_seed(3, 2, 4)]

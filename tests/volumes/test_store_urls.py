@@ -74,7 +74,7 @@ def test_an_array_in_a_zip_archive_is_read_from_a_disk_and_from_a_web_server(
 
 
 def test_a_missing_archive_or_a_missing_array_in_it_is_said(archives):
-    with pytest.raises(InputNotFound, match=r"none.zarr.zip/em"):
+    with pytest.raises(InputNotFound, match=r"none.zarr.zip/em: there is no archive none.zarr.zip"):
         open_volume(f"{archives}/none.zarr.zip/em")
     with pytest.raises(InputNotFound, match=r"group.zarr.zip/membrane: nothing was found"):
         open_volume(f"{archives}/group.zarr.zip/membrane")
