@@ -205,7 +205,7 @@ def run_job(main: Callable[[Sequence[str]], int | None], arguments: Sequence[str
         Exit code of the process.
     """
     flags = list(sys.argv[1:] if arguments is None else arguments)
-    sys.path.insert(0, os.getcwd())  # so that a network file can name a module of the current folder
+    sys.path.append(os.getcwd())  # last, so that a network file can name a module here, and none hides a library
     try:
         return main(flags) or DONE
     except WorkFailed as error:
