@@ -110,22 +110,6 @@ def level_name(number: int) -> str:
     return f"s{number}"
 
 
-def level_number(name: str) -> int:
-    """Return the number of the pyramid level that an array of this name holds.
-
-    Parameters
-    ----------
-    name : str
-        Such as `s0`.
-
-    Returns
-    -------
-    int
-        Number of the level; 0 is the finest.
-    """
-    return int(name.removeprefix("s"))
-
-
 def plan_levels(
     shape: Zyx,
     voxel_size_nm: Nm | None,
