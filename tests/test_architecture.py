@@ -85,6 +85,7 @@ from kasthuri_ray.geometry import Box
 from kasthuri_ray.hardware import Machine
 from kasthuri_ray.inference.inference_settings import InferenceWork, RequestedInference, choose_inference_settings
 from kasthuri_ray.inference.predictor import Predictor
+from kasthuri_ray.inference.tiling import VolumePart
 from kasthuri_ray.models.receptive_field import find_receptive_field
 from kasthuri_ray.models.unet import UNet
 from kasthuri_ray.training.learner import ComputePlan, Learner, LearnerSettings
@@ -104,7 +105,7 @@ machine = Machine.detect("cpu")
 work, requested = InferenceWork(box.shape, box.num_voxels), RequestedInference(precision="float32", compile="off")
 chosen = choose_inference_settings(network, 2, receptive_field, machine, work, requested)
 image = np.zeros(box.shape, np.uint8)
-probability = Predictor(network.eval(), 2, 2, receptive_field, chosen).predict(image, box, box, box)
+probability = Predictor(network.eval(), 2, 2, receptive_field, chosen).predict(VolumePart(image, box, box), box)
 print(np.isfinite(loss), probability.shape, probability.dtype)
 """
     assert run_without_ray_and_pydantic(code) == "True (1, 1, 32, 32) uint8\n"

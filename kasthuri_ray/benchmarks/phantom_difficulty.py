@@ -48,16 +48,14 @@ def run_phantom_difficulty(
         nothing has read before. The others are shares of voxels.
     """
     em, membrane, synapse = (_read(channel, seed, shape) for channel in ("em", "membrane", "synapse"))
-    held_out, training = slice(shape[0] - num_held_out, None), slice(0, shape[0] - 2 * num_held_out)
+    held_out = slice(shape[0] - num_held_out, None)
     return {
         "seed": seed,
         "membrane_share": float(membrane.mean()),
         "synapse_share": float(synapse.mean()),
         "held_out_share": float(synapse[held_out].mean()),
         "threshold_f1": best_threshold_f1(em[held_out], synapse[held_out]),
-        "forest_f1": forest_f1(
-            em[training], synapse[training], em[held_out], synapse[held_out], num_trees, num_samples, seed
-        ),
+        "forest_f1": forest_f1(em, synapse, num_held_out, num_trees, num_samples, seed),
         "mvoxels_per_second": measure_phantom_speed(seed + 1),
     }
 
@@ -100,17 +98,13 @@ def compute_features(em: np.ndarray) -> np.ndarray:
 
 
 def forest_f1(
-    em: np.ndarray,
-    truth: np.ndarray,
-    held_em: np.ndarray,
-    held_truth: np.ndarray,
-    num_trees: int,
-    num_samples: int,
-    seed: int,
+    em: np.ndarray, truth: np.ndarray, num_held_out: int, num_trees: int, num_samples: int, seed: int
 ) -> float:
-    """Return the highest F1, over all thresholds, of a random forest on held-out sections."""
+    """Return the highest F1, over all thresholds, of a random forest on the last `num_held_out` sections."""
     from sklearn.ensemble import RandomForestClassifier
 
+    held_em, held_truth = em[-num_held_out:], truth[-num_held_out:]
+    em, truth = em[: -2 * num_held_out], truth[: -2 * num_held_out]
     rng = np.random.default_rng(seed)
     foreground, background = np.flatnonzero(truth), np.flatnonzero(truth == 0)
     half = num_samples // 2

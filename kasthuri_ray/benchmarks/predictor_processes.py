@@ -27,6 +27,7 @@ from kasthuri_ray.inference.inference_settings import (
     choose_inference_settings,
 )
 from kasthuri_ray.inference.predictor import Predictor, prepare_process
+from kasthuri_ray.inference.tiling import VolumePart
 from kasthuri_ray.models.receptive_field import ReceptiveField, find_receptive_field
 from kasthuri_ray.models.unet import build_network
 from kasthuri_ray.output.block_grid import default_block_shape
@@ -211,10 +212,10 @@ def _time_predict(predictor: Predictor, seconds: float) -> tuple[int, list[float
         core[0] = max(2, 2 * settings.batch)
     block = Box.at((0, 0, 0), core)
     grown = block.grown(margin)
-    voxels = np.random.default_rng(0).integers(0, 256, grown.shape, np.uint8)
+    part = VolumePart(np.random.default_rng(0).integers(0, 256, grown.shape, np.uint8), grown, grown)
     computed: list[int] = []
-    predictor.predict(voxels, grown, block, grown, on_voxels=computed.append)
-    runs = time_runs(lambda: predictor.predict(voxels, grown, block, grown), seconds, settings.device)
+    predictor.predict(part, block, on_voxels=computed.append)
+    runs = time_runs(lambda: predictor.predict(part, block), seconds, settings.device)
     return sum(computed), runs
 
 

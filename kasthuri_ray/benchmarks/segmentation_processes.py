@@ -208,6 +208,7 @@ def compare_precisions(data: str, weights: str) -> dict[str, Any]:
     from kasthuri_ray.config.settings import Settings
     from kasthuri_ray.hardware import Machine
     from kasthuri_ray.inference.predictor import Predictor, prepare_process
+    from kasthuri_ray.inference.tiling import VolumePart
     from kasthuri_ray.labels import to_uint8
     from kasthuri_ray.models.receptive_field import find_receptive_field
     from kasthuri_ray.segmentation.trained_network import build_trained_network, read_trained_network
@@ -228,7 +229,7 @@ def compare_precisions(data: str, weights: str) -> dict[str, Any]:
     probabilities = {}
     for name, inference in (("ours", chosen), ("float32", replace(chosen, precision="float32", compile=False))):
         predictor = Predictor(network, dim, settings.network.classes, receptive_field, inference)
-        probabilities[name] = predictor.predict(voxels, box, box, box)
+        probabilities[name] = predictor.predict(VolumePart(voxels, box, box), box)
     labels = truth.read(box)
     threshold = trained.threshold or 0.5
     difference = np.abs(probabilities["ours"].astype(np.int16) - probabilities["float32"]) / 255

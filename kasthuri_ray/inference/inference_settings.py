@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from kasthuri_ray.geometry import Box, Zyx, per_axis
+from kasthuri_ray.geometry import Zyx, per_axis
 from kasthuri_ray.hardware import Machine, choose_actor_threads, count_parameters, should_compile_inference
 from kasthuri_ray.inference.tile_memory import (
     OVERHEAD,
@@ -175,7 +175,7 @@ def inference_memory_bytes(network: nn.Module, dim: int, settings: InferenceSett
 
 
 def actor_memory_bytes(
-    network: nn.Module, dim: int, settings: InferenceSettings, block: Zyx, halo: Zyx, classes: int, itemsize: int = 1
+    network: nn.Module, dim: int, settings: InferenceSettings, read_bytes: int, written_bytes: int
 ) -> int:
     """Return the peak memory of an actor's process on its node.
 
@@ -187,19 +187,13 @@ def actor_memory_bytes(
         As for `choose_inference_settings`.
     settings : InferenceSettings
         How the network is run.
-    block, halo : tuple of int
-        Shape of a block, and the context around it, z, y, x.
-    classes : int
-        Number of classes, background included.
-    itemsize : int
-        Bytes of a voxel of the image.
+    read_bytes, written_bytes : int
+        What a block takes in memory once it is read, and what is written of it.
 
     Returns
     -------
     int
         Bytes; on a GPU without the memory of the GPU.
     """
-    read = Box((0, 0, 0), block).grown(halo).num_voxels * (itemsize + (itemsize > 1))
-    written = math.prod(block) * (classes - 1)
     inference = inference_memory_bytes(network, dim, settings) if settings.device == "cpu" else 0
-    return PROCESS_BYTES[settings.device] + inference + 2 * (read + written)
+    return PROCESS_BYTES[settings.device] + inference + 2 * (read_bytes + written_bytes)

@@ -18,7 +18,7 @@ from kasthuri_ray import hardware
 from kasthuri_ray.errors import CompilationFailed, GpuMemoryTooSmall
 from kasthuri_ray.geometry import Box, Zyx
 from kasthuri_ray.inference.inference_settings import InferenceSettings, tile_margin
-from kasthuri_ray.inference.tiling import Tile, chunk_grid, mirror_indices, plan_tiles, tiles_to_compute
+from kasthuri_ray.inference.tiling import ChunkGrid, Tile, VolumePart, plan_tiles, tiles_to_compute
 from kasthuri_ray.models.receptive_field import ReceptiveField
 
 # Tile shapes (several for blocks at the end of the volume) that are compiled. One more is an error, since torch would
@@ -102,32 +102,24 @@ class Predictor:
 
     def predict(
         self,
-        voxels: np.ndarray,
-        box: Box,
+        part: VolumePart,
         block: Box,
-        bounds: Box,
         keep: np.ndarray | None = None,
-        chunk: Zyx | None = None,
-        chunk_origin: Zyx | None = None,
+        grid: ChunkGrid | None = None,
         on_voxels: Callable[[int], None] = lambda voxels: None,
     ) -> np.ndarray:
         """Return the probabilities of a block.
 
         Parameters
         ----------
-        voxels : ndarray of uint8, (z, y, x)
-            Grey levels of `box`.
-        box : Box
-            The block, grown by its halo and cut to `bounds`. Voxels beyond it are mirrored: those outside of the
-            volume, and with a halo that is too small those in it.
+        part : VolumePart
+            Grey levels of the block and its halo, uint8.
         block : Box
             The block.
-        bounds : Box
-            The volume.
         keep : ndarray of bool, (z, y, x), optional
-            Chunks of the block to compute, in the order of `tiling.chunk_grid`; the others are 0. By default all.
-        chunk, chunk_origin : tuple of int, optional
-            Shape of a chunk, and a corner of the grid of chunks, z, y, x; needed with `keep`.
+            Chunks of the block to compute, in the order of `grid.boxes`; the others are 0. By default all.
+        grid : ChunkGrid, optional
+            The chunks; needed with `keep`.
         on_voxels : callable
             Gets the number of voxels of each batch after it was computed.
 
@@ -145,18 +137,18 @@ class Predictor:
         FloatingPointError
             If an output of the network is not finite.
         ValueError
-            If `voxels` is not uint8 or not of the shape of `box`.
+            If the voxels of `part` are not uint8 or not of the shape of its box.
         """
-        _check_block(voxels, box, block, bounds)
-        tiles = self.tiles(block, bounds)
+        _check_block(part, block)
+        tiles = self.tiles(block, part.bounds)
         probabilities = np.zeros((self.classes - 1, *block.shape), np.uint8)
         discarded = []
         if keep is not None:
-            assert chunk is not None and chunk_origin is not None, "keep needs chunk and chunk_origin"  # noqa: PT018
-            tiles = tiles_to_compute(tiles, block, chunk, chunk_origin, keep)
-            discarded = list(chunk_grid(block, chunk, chunk_origin)[~keep])
+            assert grid is not None, "keep needs grid"
+            tiles = tiles_to_compute(tiles, block, grid, keep)
+            discarded = list(grid.boxes(block)[~keep])
         with torch.inference_mode(), _translate_torch_errors(self.settings):
-            self._run_tiles(probabilities, tiles, _MirroredImage(voxels, box, bounds), block, on_voxels)
+            self._run_tiles(probabilities, tiles, part, block, on_voxels)
         for chunk_box in discarded:
             probabilities[(slice(None), *chunk_box.slices(block.start))] = 0
         return probabilities
@@ -165,7 +157,7 @@ class Predictor:
         self,
         probabilities: np.ndarray,
         tiles: Sequence[Tile],
-        image: _MirroredImage,
+        part: VolumePart,
         block: Box,
         on_voxels: Callable[[int], None],
     ) -> None:
@@ -173,7 +165,7 @@ class Predictor:
         write_previous: Callable[[], None] = lambda: None  # noqa: E731
         for start in range(0, len(tiles), self.settings.batch):
             batch = tiles[start : start + self.settings.batch]
-            inputs = image.gather([tile.input for tile in batch], self.settings.batch)
+            inputs = part.gather([tile.input for tile in batch], self.settings.batch)
             cores = self._compute_cores(inputs, batch)
             write_previous()
             write_previous = partial(_write_cores, probabilities, block, batch, cores, self._record_event())
@@ -217,36 +209,6 @@ class Predictor:
         with hardware.autocast(self.settings.precision, self.device):
             logits = self.network(transformed.float().div_(255))
         return _undo_view(logits, view)
-
-
-class _MirroredImage:
-    """The image around a block: `voxels` of `box`, in a volume that is mirrored at `bounds`."""
-
-    def __init__(self, voxels: np.ndarray, box: Box, bounds: Box) -> None:
-        self.voxels, self.box, self.bounds = voxels, box, bounds
-
-    def gather(self, boxes: Sequence[Box], count: int) -> np.ndarray:
-        """Return the images of boxes, uint8 `count`, z, y, x; the last box is repeated up to `count`."""
-        images = np.empty((count, *boxes[0].shape), np.uint8)
-        for number, image in enumerate(images):
-            self._copy(image, boxes[min(number, len(boxes) - 1)])
-        return images
-
-    def _copy(self, image: np.ndarray, box: Box) -> None:
-        part = self.voxels
-        for axis in range(3):
-            indices = np.arange(box.start[axis], box.stop[axis])
-            for within in (self.bounds, self.box):
-                indices = mirror_indices(indices, within.start[axis], within.stop[axis])
-            part = _take(part, indices - self.box.start[axis], axis)
-        image[...] = part
-
-
-def _take(array: np.ndarray, indices: np.ndarray, axis: int) -> np.ndarray:
-    """Return `array` at indices along an axis; a view if they are consecutive."""
-    if (np.diff(indices) == 1).all():
-        return array[(slice(None),) * axis + (slice(indices[0], indices[-1] + 1),)]
-    return array.take(indices, axis)
 
 
 def _core_logits(logits: Tensor, tile: Tile) -> Tensor:
@@ -310,11 +272,12 @@ def _undo_view(image: Tensor, view: View) -> Tensor:
     return _apply_view(flipped, (view[0], view[1], False))
 
 
-def _check_block(voxels: np.ndarray, box: Box, block: Box, bounds: Box) -> None:
+def _check_block(part: VolumePart, block: Box) -> None:
+    voxels, box = part.voxels, part.box
     if voxels.dtype != np.uint8 or voxels.shape != box.shape:
         raise ValueError(f"expected uint8 voxels of shape {box.shape} for {box}, got {voxels.dtype} {voxels.shape}")
-    if not (bounds.contains(box) and box.contains(block)):
-        raise ValueError(f"block {block} must be in the box {box} that was read, and that in the volume {bounds}")
+    if not (part.bounds.contains(box) and box.contains(block)):
+        raise ValueError(f"block {block} must be in the box {box} that was read, and that in the volume {part.bounds}")
 
 
 def _compile(network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:

@@ -183,26 +183,70 @@ def _core_sizes(extent: int, factor: int) -> list[int]:
     return sorted({ceil_div(cells, count) * factor for count in range(1, cells + 1)})
 
 
-def chunk_grid(block: Box, chunk: Zyx, chunk_origin: Zyx) -> np.ndarray:
-    """Return the block's chunks as an array z, y, x of boxes, each cut to the block."""
-    grown = block.grown_to_grid(chunk, chunk_origin)
-    shape = per_axis(operator.floordiv, grown.shape, chunk)
-    boxes = np.empty(shape, object)
-    for index, box in zip(np.ndindex(*shape), block.cells(chunk, chunk_origin), strict=True):
-        boxes[index] = box
-    return boxes
+@dataclass(frozen=True)
+class ChunkGrid:
+    """Chunks of one shape (z, y, x), side by side; `origin` is a corner of one of them, in voxels of the volume."""
+
+    shape: Zyx
+    origin: Zyx
+
+    def boxes(self, block: Box) -> np.ndarray:
+        """Return the chunks of a block as an array z, y, x of boxes, each cut to the block."""
+        grown = block.grown_to_grid(self.shape, self.origin)
+        boxes = np.empty(per_axis(operator.floordiv, grown.shape, self.shape), object)
+        for index, box in zip(np.ndindex(*boxes.shape), block.cells(self.shape, self.origin), strict=True):
+            boxes[index] = box
+        return boxes
+
+    def indices(self, box: Box) -> Box:
+        """Return the numbers of the chunks that overlap a box, as a box."""
+        grown = box.grown_to_grid(self.shape, self.origin).relative_to(self.origin)
+        return Box(*(per_axis(operator.floordiv, corner, self.shape) for corner in (grown.start, grown.stop)))
 
 
-def blank_chunk_mask(
-    voxels: np.ndarray,
-    box: Box,
-    block: Box,
-    bounds: Box,
-    chunk: Zyx,
-    chunk_origin: Zyx,
-    margin: Zyx,
-    fill_value: float,
-) -> np.ndarray:
+@dataclass(frozen=True)
+class VolumePart:
+    """Voxels of a box of a volume, for the computation of a block in it.
+
+    Attributes
+    ----------
+    voxels : ndarray, (z, y, x)
+        Values of `box`.
+    box : Box
+        Where they are: the block, grown by its halo and cut to `bounds`.
+    bounds : Box
+        The volume. It is mirrored at its faces; if the halo is too small, `box` is mirrored as well.
+    """
+
+    voxels: np.ndarray
+    box: Box
+    bounds: Box
+
+    def gather(self, boxes: Sequence[Box], count: int) -> np.ndarray:
+        """Return the voxels of boxes of one shape, (`count`, z, y, x); the last box is repeated up to `count`."""
+        images = np.empty((count, *boxes[0].shape), self.voxels.dtype)
+        for number, image in enumerate(images):
+            self._copy(image, boxes[min(number, len(boxes) - 1)])
+        return images
+
+    def _copy(self, image: np.ndarray, box: Box) -> None:
+        part = self.voxels
+        for axis in range(3):
+            indices = np.arange(box.start[axis], box.stop[axis])
+            for within in (self.bounds, self.box):
+                indices = mirror_indices(indices, within.start[axis], within.stop[axis])
+            part = _take(part, indices - self.box.start[axis], axis)
+        image[...] = part
+
+
+def _take(array: np.ndarray, indices: np.ndarray, axis: int) -> np.ndarray:
+    """Return `array` at indices along an axis; a view if they are consecutive."""
+    if (np.diff(indices) == 1).all():
+        return array[(slice(None),) * axis + (slice(indices[0], indices[-1] + 1),)]
+    return array.take(indices, axis)
+
+
+def blank_chunk_mask(part: VolumePart, block: Box, grid: ChunkGrid, margin: Zyx, fill_value: float) -> np.ndarray:
     """Find the chunks of a block around which the image holds nothing but its fill value.
 
     A chunk depends on itself, grown by the margin and cut to the volume; mirrored voxels beyond the volume are from
@@ -210,16 +254,12 @@ def blank_chunk_mask(
 
     Parameters
     ----------
-    voxels : ndarray, (z, y, x)
-        Voxels of `box` as the image stores them.
-    box : Box
-        Holds all voxels that the chunks depend on.
+    part : VolumePart
+        All voxels that the chunks depend on, as the image stores them.
     block : Box
         The block.
-    bounds : Box
-        The volume.
-    chunk, chunk_origin : tuple of int
-        Shape of a chunk, and a corner of the grid of chunks, z, y, x.
+    grid : ChunkGrid
+        The chunks.
     margin : tuple of int
         Context that a chunk depends on, z, y, x. If the block was read with a smaller halo, pass the halo.
     fill_value : float
@@ -228,33 +268,27 @@ def blank_chunk_mask(
     Returns
     -------
     ndarray of bool, (z, y, x)
-        Whether each chunk is blank, in the order of `chunk_grid`.
+        Whether each chunk is blank, in the order of `ChunkGrid.boxes`.
 
     Raises
     ------
-    InputError
-        If `box` does not hold all voxels that the chunks depend on.
+    ValueError
+        If `part` does not hold all voxels that the chunks depend on.
     """
-    boxes = chunk_grid(block, chunk, chunk_origin)
+    boxes = grid.boxes(block)
     blank = np.zeros(boxes.shape, bool)
     for index, chunk_box in np.ndenumerate(boxes):
-        context = chunk_box.grown(margin).intersect(bounds)
-        if not box.contains(context):
-            raise ValueError(f"chunk {chunk_box} depends on {context}, and only {box} was read")
-        blank[index] = _is_blank(voxels[context.slices(box.start)], fill_value)
+        context = chunk_box.grown(margin).intersect(part.bounds)
+        if not part.box.contains(context):
+            raise ValueError(f"chunk {chunk_box} depends on {context}, and only {part.box} was read")
+        blank[index] = _is_blank(part.voxels[context.slices(part.box.start)], fill_value)
     return blank
 
 
-def tiles_to_compute(tiles: Sequence[Tile], block: Box, chunk: Zyx, chunk_origin: Zyx, keep: np.ndarray) -> list[Tile]:
-    """Return the tiles whose cores overlap a chunk to be kept. keep: bool z, y, x, in the order of `chunk_grid`."""
-    first = block.grown_to_grid(chunk, chunk_origin).start
-
-    def overlaps_kept(tile: Tile) -> bool:
-        chunks = tile.core.grown_to_grid(chunk, chunk_origin).relative_to(first)
-        low, high = (per_axis(operator.floordiv, corner, chunk) for corner in (chunks.start, chunks.stop))
-        return bool(keep[Box(low, high).slices()].any())
-
-    return [tile for tile in tiles if overlaps_kept(tile)]
+def tiles_to_compute(tiles: Sequence[Tile], block: Box, grid: ChunkGrid, keep: np.ndarray) -> list[Tile]:
+    """Return the tiles whose cores overlap a chunk to be kept. keep: bool z, y, x, in the order of `grid.boxes`."""
+    first = grid.indices(block).start
+    return [tile for tile in tiles if keep[grid.indices(tile.core).slices(first)].any()]
 
 
 def mirror_indices(indices: np.ndarray, low: int, high: int) -> np.ndarray:

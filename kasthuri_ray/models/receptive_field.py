@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Zyx, ceil_div
-from kasthuri_ray.models.unet import DownBlock, UNet, UpBlock
+from kasthuri_ray.models.unet import UNet
+from kasthuri_ray.models.unet_blocks import DownBlock, UpBlock
 
 Span = tuple[int, int]  # first and last voxel along one axis, both included
 

@@ -6,34 +6,21 @@ so that these load strictly.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import ceil_div
+from kasthuri_ray.models.unet_blocks import ACTIVATIONS, CONV, BlockStyle, DownBlock, UpBlock
 from kasthuri_ray.models.user_network import check_network_output, import_network
 
 MODEL_TYPES = ("unet", "attention", "residual", "depth")
-NORMALIZATIONS = ("batch", "instance", "group", "none")
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU, "leaky": nn.LeakyReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU,
-}  # fmt: skip
-MAX_GROUPS = 8  # of a group norm; fewer where they do not divide the channels
 DEPTH_BLOCKS = 5  # default n_blocks for the model_type "depth"
 PLAIN_BLOCKS = 4  # default n_blocks otherwise
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # that DDP and torch.compile put before every key
-
-CONV: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
-TRANSPOSED: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-MAX_POOL: dict[int, type[nn.Module]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
-BATCH_NORM: dict[int, type[nn.Module]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-INSTANCE_NORM: dict[int, type[nn.Module]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
 def pooling_factors(n_blocks: int = PLAIN_BLOCKS, dim: int = 2, pool_z: int = 0) -> tuple[int, int, int]:
@@ -85,105 +72,6 @@ def check_shape(shape: Sequence[int], factors: Sequence[int]) -> None:
         f"a tile of {axes} = {tuple(shape)} cannot be pooled: the network takes multiples of {tuple(factors)}; "
         f"{nearest} would work"
     )
-
-
-class ResidualBlock(nn.Module):
-    """Two convolutions whose output is added to the input; same channels, same shape."""
-
-    def __init__(self, channels: int, dim: int, activation: str, normalization: str) -> None:
-        super().__init__()
-        self.conv1 = CONV[dim](channels, channels, 3, padding=1)
-        self.conv2 = CONV[dim](channels, channels, 3, padding=1)
-        self.act = ACTIVATIONS[activation]()
-        self.norm1 = _make_norm(normalization, channels, dim)
-        self.norm2 = _make_norm(normalization, channels, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv2(self.norm1(self.act(self.conv1(x))))
-        return self.norm2(self.act(x + y))
-
-
-class DownBlock(nn.Module):
-    """Two convolutions (and a residual block), then a max pool; returns (pooled, skip)."""
-
-    def __init__(
-        self, c_in: int, c_out: int, dim: int, activation: str, normalization: str, residual: bool, pool: tuple | None
-    ) -> None:
-        super().__init__()
-        self.conv1 = CONV[dim](c_in, c_out, 3, padding=1)
-        self.conv2 = CONV[dim](c_out, c_out, 3, padding=1)
-        self.act = ACTIVATIONS[activation]()
-        self.norm1 = _make_norm(normalization, c_out, dim)
-        self.norm2 = _make_norm(normalization, c_out, dim)
-        self.res_block = ResidualBlock(c_out, dim, activation, normalization) if residual else None
-        self.pool = MAX_POOL[dim](pool) if pool else None
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.norm1(self.act(self.conv1(x)))
-        x = self.norm2(self.act(self.conv2(x)))
-        if self.res_block is not None:
-            x = self.res_block(x)
-        return (self.pool(x) if self.pool is not None else x), x
-
-
-class AttentionGate(nn.Module):
-    """Weights for the upsampled features, from these features and the skip.
-
-    Oktay et al. 2018, "Attention U-Net", arXiv:1804.03999, eq. 1-2, in the form of the published weights: the skip is
-    the gating signal, and the upsampled features are gated.
-    """
-
-    def __init__(self, channels: int, dim: int, normalization: str) -> None:
-        super().__init__()
-        inner = max(1, channels // 2)
-        self.W_g = nn.Sequential(CONV[dim](channels, inner, 1), _make_norm(normalization, inner, dim))
-        self.W_x = nn.Sequential(CONV[dim](channels, inner, 1), _make_norm(normalization, inner, dim))
-        self.psi = nn.Sequential(CONV[dim](inner, 1, 1), _make_norm(normalization, 1, dim), nn.Sigmoid())
-
-    def forward(self, skip: Tensor, raw: Tensor) -> Tensor:
-        return raw * self.psi(torch.relu(self.W_g(skip) + self.W_x(raw)))
-
-
-class UpBlock(nn.Module):
-    """A transposed convolution, concatenation with the skip, then two convolutions (and a residual block)."""
-
-    def __init__(
-        self, c_in: int, c_out: int, dim: int, activation: str, normalization: str, model_type: str, pool: tuple
-    ) -> None:
-        super().__init__()
-        self.up = TRANSPOSED[dim](c_in, c_out, pool, stride=pool)
-        # The published weights hold conv0, which is never called. Without requires_grad, DDP expects no gradient of it.
-        self.conv0 = CONV[dim](c_in, c_out, 1).requires_grad_(False)
-        self.conv1 = CONV[dim](2 * c_out, c_out, 3, padding=1)
-        self.conv2 = CONV[dim](c_out, c_out, 3, padding=1)
-        self.act = ACTIVATIONS[activation]()
-        self.norm0 = _make_norm(normalization, c_out, dim)
-        self.norm1 = _make_norm(normalization, c_out, dim)
-        self.norm2 = _make_norm(normalization, c_out, dim)
-        self.attention_gate = AttentionGate(c_out, dim, normalization) if model_type == "attention" else None
-        self.res_block = ResidualBlock(c_out, dim, activation, normalization) if model_type == "residual" else None
-
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        raw = self.up(x)
-        up = self.norm0(self.act(raw))
-        features = (up, skip) if self.attention_gate is None else (self.attention_gate(skip, raw), up)
-        x = self.norm1(self.act(_convolve_both(self.conv1, *features)))
-        x = self.norm2(self.act(self.conv2(x)))
-        return self.res_block(x) if self.res_block is not None else x
-
-
-def _convolve_both(conv: nn.Module, first: Tensor, second: Tensor) -> Tensor:
-    """Return `conv` of the channels of both inputs.
-
-    In channels_last it is a sum of two convolutions: concatenating the inputs, and its gradient, made a training step
-    1.5 to 2 times as long (measured on a CPU). Compiled, the concatenation is left to the compiler.
-    """
-    if torch.compiler.is_compiling() or not first.is_contiguous(memory_format=torch.channels_last):
-        return conv(torch.cat([first, second], dim=1))
-    assert isinstance(conv, nn.Conv2d)
-    first_weight, second_weight = conv.weight[:, : first.shape[1]], conv.weight[:, first.shape[1] :]
-    first_part = functional.conv2d(first, first_weight, conv.bias, padding=conv.padding)
-    return first_part + functional.conv2d(second, second_weight, padding=conv.padding)
 
 
 class UNet(nn.Module):
@@ -248,13 +136,13 @@ class UNet(nn.Module):
         self.factors = pooling_factors(n_blocks, dim, pool_z)[-dim:]
         filters = [start_filters * 2**level for level in range(n_blocks)]
         pools = [(1 if level < pool_z else 2, 2, 2)[-dim:] for level in range(n_blocks - 1)]
-        shared = (dim, activation, normalization)
+        style = BlockStyle(dim, activation, normalization, model_type)
         self.down_blocks = nn.ModuleList(
-            DownBlock(c_in, c_out, *shared, model_type == "residual", pool)
+            DownBlock(c_in, c_out, style, pool)
             for c_in, c_out, pool in zip([in_channels, *filters[:-1]], filters, [*pools, None], strict=True)
         )
         self.up_blocks = nn.ModuleList(
-            UpBlock(2 * c_out, c_out, *shared, model_type, pool)
+            UpBlock(2 * c_out, c_out, style, pool)
             for c_out, pool in zip(reversed(filters[:-1]), reversed(pools), strict=True)
         )
         self.conv_final = CONV[dim](start_filters, classes, 1)
@@ -357,19 +245,6 @@ def _unwrapped_key(key: str) -> str:
 def _list_first(label: str, names: list[str], count: int = 3) -> str:
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return f"{label} {', '.join(islice(names, count))}{more}" if names else ""
-
-
-def _make_norm(name: str, channels: int, dim: int) -> nn.Module:
-    groups = name.removeprefix("group")
-    if name == "batch":
-        return BATCH_NORM[dim](channels)
-    if name == "instance":
-        return INSTANCE_NORM[dim](channels)
-    if name == "none":
-        return nn.Identity()
-    if name == "group" or (name.startswith("group") and groups.isdecimal() and int(groups) > 0):
-        return nn.GroupNorm(math.gcd(int(groups or MAX_GROUPS), channels), channels)
-    raise InputError(f"network.normalization is {name!r}; it can be {', '.join(NORMALIZATIONS)}")
 
 
 def _initialize(module: nn.Module) -> None:

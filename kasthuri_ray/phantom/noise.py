@@ -11,6 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from kasthuri_ray.geometry import Zyx
+
 NEUTRAL = 0.30  # offset that makes a cloud of vesicles no darker than the cytoplasm around it
 TEXTURE = 512  # voxels after which a texture repeats; each section shows it at another offset
 
@@ -50,12 +52,13 @@ def _spline_weights(start: int, count: int, period: int) -> tuple[np.ndarray, np
     return np.arange(first[0], first[-1] + 4), first - first[0], weights.astype(np.float32)
 
 
-def smooth_fields(keys: np.ndarray, z: int, y: int, x: int, size: int, period_z: int, period: int) -> np.ndarray:
-    """Return a smooth random field for each key, on the square of `size` voxels at z, y, x.
+def smooth_fields(keys: np.ndarray, corner: Zyx, size: int, period_z: int, period: int) -> np.ndarray:
+    """Return a smooth random field for each key, on the square of `size` voxels from `corner` on.
 
     The result is float32 (key, y, x) with mean 0 and a standard deviation near 0.2. `period_z` and `period` are the
     voxels between lattice points along z and in the plane.
     """
+    z, y, x = corner
     lattice_z, _, weights_z = _spline_weights(z, 1, period_z)
     lattice_y, at_y, weights_y = _spline_weights(y, size, period)
     lattice_x, at_x, weights_x = _spline_weights(x, size, period)
@@ -73,8 +76,9 @@ def _weighted_sum(four: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
     return total
 
 
-def cut_texture(texture: np.ndarray, key: int, salt: int, z: int, y: int, x: int, size: int) -> np.ndarray:
-    """Return the square of `size` voxels at y, x of section z from a repeating texture."""
+def cut_texture(texture: np.ndarray, key: int, salt: int, corner: Zyx, size: int) -> np.ndarray:
+    """Return the square of `size` voxels from `corner` on, of a texture that repeats in the plane."""
+    z, y, x = corner
     offset_y, offset_x = hash_integers(key, salt, z, np.arange(2)).tolist()
     y, x = (y + offset_y) % TEXTURE, (x + offset_x) % TEXTURE
     return texture[y : y + size, x : x + size]

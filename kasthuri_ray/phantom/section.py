@@ -89,11 +89,11 @@ class Square:
     def fields(self, salts: tuple[int, ...], period_z: int, period: int) -> list[np.ndarray]:
         """Return a smooth random field for each salt."""
         keys = hash_integers(self.seed, np.array(salts))
-        return [_to_patches(f) for f in smooth_fields(keys, *self.corner, SQUARE, period_z, period)]
+        return [_to_patches(f) for f in smooth_fields(keys, self.corner, SQUARE, period_z, period)]
 
     def cut(self, texture: np.ndarray, salt: int) -> np.ndarray:
         """Return the part of a repeating texture that this square shows."""
-        return _to_patches(cut_texture(texture, self.seed, salt, *self.corner, SQUARE))
+        return _to_patches(cut_texture(texture, self.seed, salt, self.corner, SQUARE))
 
     def draw_for_section(self, draw: int, low: float, high: float) -> np.float32:
         """Return a random number that the whole section shares, from one of its five draws."""

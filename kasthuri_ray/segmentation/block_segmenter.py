@@ -21,7 +21,7 @@ from kasthuri_ray.errors import CompilationFailed, GpuMemoryTooSmall, NodeUnsuit
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.hardware import Machine
 from kasthuri_ray.inference.predictor import Predictor, prepare_process
-from kasthuri_ray.inference.tiling import blank_chunk_mask
+from kasthuri_ray.inference.tiling import ChunkGrid, VolumePart, blank_chunk_mask
 from kasthuri_ray.labels import not_imaged, to_uint8
 from kasthuri_ray.models.unet import build_network, load_weights
 from kasthuri_ray.output.ome_zarr import compression_ratio
@@ -68,6 +68,7 @@ class BlockSegmenter:
 
     def __init__(self, job: SegmentationJob) -> None:
         self.job = job
+        self.grid = ChunkGrid(job.layout.chunk, job.box.start)
         self._computing = ThreadPoolExecutor(1, "network")
         self._reading, self._writing = threading.Semaphore(MAX_BLOCKS_HELD), threading.Semaphore(MAX_BLOCKS_HELD)
 
@@ -148,26 +149,16 @@ class BlockSegmenter:
         stored = job.image.read(box)
         keep = None
         if job.settings.segment.skip_blank:
-            keep = ~blank_chunk_mask(
-                stored, box, block, job.image.bounds, job.layout.chunk, job.box.start, job.halo, job.image.fill_value
-            )
+            part = VolumePart(stored, box, job.image.bounds)
+            keep = ~blank_chunk_mask(part, block, self.grid, job.halo, job.image.fill_value)
         inside = stored[block.slices(box.start)]
         num_absent, _ = job.image.count_absent(block, inside, job.box)
         return Cutout(box, to_uint8(stored, job.intensity), keep, num_absent, not_imaged(inside))
 
     def predict(self, cutout: Cutout, block: Box, on_voxels: Callable[[int], None] = lambda voxels: None) -> np.ndarray:
         """Return the probabilities of a block: uint8 c, z, y, x; 0 where the image is nan."""
-        job = self.job
-        probabilities = self.predictor.predict(
-            cutout.voxels,
-            cutout.box,
-            block,
-            job.image.bounds,
-            keep=cutout.keep,
-            chunk=job.layout.chunk,
-            chunk_origin=job.box.start,
-            on_voxels=on_voxels,
-        )
+        part = VolumePart(cutout.voxels, cutout.box, self.job.image.bounds)
+        probabilities = self.predictor.predict(part, block, cutout.keep, self.grid, on_voxels)
         if cutout.missing is not None:
             probabilities[:, cutout.missing] = 0
         return probabilities

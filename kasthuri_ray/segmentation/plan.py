@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from kasthuri_ray.geometry import Zyx
+from kasthuri_ray.geometry import Box, Zyx
 from kasthuri_ray.inference.inference_settings import actor_memory_bytes
 from kasthuri_ray.inference.tiling import count_computed_voxels
 from kasthuri_ray.progress import format_count, format_duration
@@ -166,15 +166,10 @@ def bytes_written(job: SegmentationJob, compression: float = 1.0) -> int:
 
 def planned_actor_memory(job: SegmentationJob, network: nn.Module) -> int:
     """Return the bytes that an actor's process takes at its peak, without its cache of decoded chunks."""
-    return actor_memory_bytes(
-        network,
-        job.settings.network.dim,
-        job.inference,
-        job.largest_block,
-        job.halo,
-        job.classes,
-        job.image.dtype.itemsize,
-    )
+    block, itemsize = Box((0, 0, 0), job.largest_block), job.image.dtype.itemsize
+    read = block.grown(job.halo).num_voxels * (itemsize + (itemsize > 1))  # as it is stored, and as uint8
+    written = block.num_voxels * (job.classes - 1)
+    return actor_memory_bytes(network, job.settings.network.dim, job.inference, read, written)
 
 
 def describe_plan(plan: SegmentationPlan, job: SegmentationJob) -> list[str]:

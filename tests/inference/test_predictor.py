@@ -14,7 +14,7 @@ from kasthuri_ray.errors import CompilationFailed, GpuMemoryTooSmall
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.inference.inference_settings import InferenceSettings
 from kasthuri_ray.inference.predictor import VIEWS, Predictor
-from kasthuri_ray.inference.tiling import blank_chunk_mask
+from kasthuri_ray.inference.tiling import ChunkGrid, VolumePart, blank_chunk_mask
 from kasthuri_ray.models.receptive_field import ReceptiveField, find_receptive_field
 from kasthuri_ray.models.unet import UNet, load_weights
 
@@ -108,7 +108,7 @@ def blockwise(predictor, image, bounds, whole, block, halo=None):
     for each in whole.cells(block, whole.start):
         box = each.grown(halo).intersect(bounds)
         voxels = image[box.slices(bounds.start)]
-        result[(slice(None), *each.slices(whole.start))] = predictor.predict(voxels, box, each, bounds)
+        result[(slice(None), *each.slices(whole.start))] = predictor.predict(VolumePart(voxels, box, bounds), each)
     return result
 
 
@@ -186,7 +186,7 @@ def test_batches_do_not_matter_and_the_last_one_is_filled():
     predictor = predictor_of("UNet_2D", batch=5, tile=(1, 192, 160))
     sizes = []
     predictor.network.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
-    predicted = predictor.predict(random_image(shape), bounds, bounds, bounds, on_voxels=num_voxels.append)
+    predicted = predictor.predict(VolumePart(random_image(shape), bounds, bounds), bounds, on_voxels=num_voxels.append)
     predictor.network._forward_pre_hooks.clear()
     assert difference(predicted, expected_of("UNet_2D")).max() <= 1
     num_tiles = len(predictor.tiles(bounds, bounds))
@@ -213,12 +213,13 @@ def test_blank_chunks_are_zero_and_all_others_are_unchanged():
     bounds = Box((2, 3, 5), (4, 163, 205))
     image = np.zeros(bounds.shape, np.uint8)
     image[0, :30, :50] = random_image((30, 50))
-    margin, chunk, origin = receptive_field_of("UNet_2D").margin, (2, 20, 30), bounds.start
+    margin, chunk = receptive_field_of("UNet_2D").margin, (2, 20, 30)
+    part, grid = VolumePart(image, bounds, bounds), ChunkGrid(chunk, bounds.start)
     predictor = predictor_of("UNet_2D", tile=(1, 152, 160))
-    blank = blank_chunk_mask(image, bounds, bounds, bounds, chunk, origin, margin, 0)
+    blank = blank_chunk_mask(part, bounds, grid, margin, 0)
     num_voxels = []
-    predicted = predictor.predict(image, bounds, bounds, bounds, ~blank, chunk, origin, num_voxels.append)
-    full = predictor.predict(image, bounds, bounds, bounds)
+    predicted = predictor.predict(part, bounds, ~blank, grid, num_voxels.append)
+    full = predictor.predict(part, bounds)
     mask = np.kron(blank, np.ones(chunk, bool))[tuple(map(slice, bounds.shape))]
     assert 0 < blank.sum() < blank.size
     assert (full[0][mask] != 0).any()  # the network predicts something for blank images
@@ -226,7 +227,7 @@ def test_blank_chunks_are_zero_and_all_others_are_unchanged():
     np.testing.assert_array_equal(predicted[0][~mask], full[0][~mask])
     assert len(num_voxels) < len(predictor.tiles(bounds, bounds))
     num_voxels.clear()
-    nothing = predictor.predict(image, bounds, bounds, bounds, np.zeros_like(blank), chunk, origin, num_voxels.append)
+    nothing = predictor.predict(part, bounds, np.zeros_like(blank), grid, num_voxels.append)
     assert not nothing.any()
     assert not num_voxels
 
@@ -236,7 +237,7 @@ def test_the_same_voxels_have_the_same_bytes_and_the_input_is_not_changed():
     bounds, image = Box.at(start, shape), random_image(shape)
     image.flags.writeable = False  # as voxels from a cache
     predictor = predictor_of("UNet_2D", precision="bf16")
-    one, other = (predictor.predict(image, bounds, bounds, bounds) for _ in range(2))
+    one, other = (predictor.predict(VolumePart(image, bounds, bounds), bounds) for _ in range(2))
     np.testing.assert_array_equal(one, other)
 
 
@@ -263,14 +264,14 @@ def test_a_users_network_is_run_unchanged():
 def test_wrong_voxels_wrong_boxes_and_infinite_outputs_are_refused():
     predictor, bounds = predictor_of("UNet_2D"), Box((0, 0, 0), (1, 20, 20))
     with pytest.raises(ValueError, match=r"expected uint8 voxels of shape \(1, 20, 20\).*got uint16 \(1, 20, 20\)"):
-        predictor.predict(np.zeros((1, 20, 20), np.uint16), bounds, bounds, bounds)
+        predictor.predict(VolumePart(np.zeros((1, 20, 20), np.uint16), bounds, bounds), bounds)
     with pytest.raises(ValueError, match="block 0:1,0:20,0:20 must be in the box 0:1,0:20,0:19"):
-        predictor.predict(np.zeros((1, 20, 19), np.uint8), Box((0, 0, 0), (1, 20, 19)), bounds, bounds)
+        predictor.predict(VolumePart(np.zeros((1, 20, 19), np.uint8), Box((0, 0, 0), (1, 20, 19)), bounds), bounds)
     broken = UNet(start_filters=2, n_blocks=1)
     nn.init.constant_(broken.conv_final.bias, math.nan)
     predictor = Predictor(broken, 2, 2, find_receptive_field(broken, 2), replace(EAGER, tile=(1, 24, 24)))
     with pytest.raises(FloatingPointError, match=r"not finite in 0:1,0:20,0:20: are these the weights"):
-        predictor.predict(np.zeros((1, 20, 20), np.uint8), bounds, bounds, bounds)
+        predictor.predict(VolumePart(np.zeros((1, 20, 20), np.uint8), bounds, bounds), bounds)
 
 
 def test_a_gpu_without_enough_memory_is_an_error_that_names_tile_and_batch():
@@ -281,7 +282,7 @@ def test_a_gpu_without_enough_memory_is_an_error_that_names_tile_and_batch():
 
     predictor.network = out_of_memory
     with pytest.raises(GpuMemoryTooSmall, match=r"1 tile\(s\) of \(1, 160, 176\) in float32; .*--tile or --batch"):
-        predictor.predict(np.zeros((1, 20, 20), np.uint8), bounds, bounds, bounds)
+        predictor.predict(VolumePart(np.zeros((1, 20, 20), np.uint8), bounds, bounds), bounds)
 
 
 def test_compiled_equals_eager_up_to_rounding_and_is_never_silently_uncompiled(monkeypatch):
@@ -294,16 +295,16 @@ def test_compiled_equals_eager_up_to_rounding_and_is_never_silently_uncompiled(m
     image, field = random_image((2, 40, 50)), find_receptive_field(network, 2)
     bounds = Box.at((0, 0, 0), image.shape)
     settings = replace(EAGER, tile=(1, 48, 64))
-    eager = Predictor(network, 2, 2, field, settings).predict(image, bounds, bounds, bounds)
+    eager = Predictor(network, 2, 2, field, settings).predict(VolumePart(image, bounds, bounds), bounds)
     compiled = Predictor(network, 2, 2, field, replace(settings, compile=True))
-    predicted = compiled.predict(image, bounds, bounds, bounds)
+    predicted = compiled.predict(VolumePart(image, bounds, bounds), bounds)
     assert np.ptp(predicted) > 50
     assert difference(predicted, eager / 255).max() <= 1
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
     assert not torch._inductor.config.freezing  # no setting of torch is left changed
     smaller = Box.at((0, 0, 0), (1, 8, 8))
     with pytest.raises(CompilationFailed, match="recompile"):
-        compiled.predict(image, bounds, smaller, bounds)
+        compiled.predict(VolumePart(image, bounds, bounds), smaller)
 
 
 def test_a_machine_that_cannot_compile_is_an_error_and_never_runs_uncompiled(monkeypatch):
@@ -320,4 +321,4 @@ def test_a_machine_that_cannot_compile_is_an_error_and_never_runs_uncompiled(mon
 
     predictor.network = torch.compile(network, dynamic=False, backend=broken)
     with pytest.raises(CompilationFailed, match=r"cannot be compiled on this machine: .*no such instruction$"):
-        predictor.predict(np.zeros((1, 24, 24), np.uint8), bounds, bounds, bounds)
+        predictor.predict(VolumePart(np.zeros((1, 24, 24), np.uint8), bounds, bounds), bounds)

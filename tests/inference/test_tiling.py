@@ -7,10 +7,11 @@ import pytest
 
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.inference.tiling import (
+    ChunkGrid,
+    VolumePart,
     blank_chunk_mask,
     check_tile_shape,
     choose_tile_shape,
-    chunk_grid,
     count_computed_voxels,
     mirror_indices,
     plan_tiles,
@@ -105,51 +106,52 @@ def volume_with_spots(bounds, spots):
     return volume
 
 
-def find_blank_chunks(volume, bounds, block, margin, chunk, origin):
+def find_blank_chunks(volume, bounds, block, margin, grid):
     box = block.grown(margin).intersect(bounds)
-    return blank_chunk_mask(volume[box.slices(bounds.start)], box, block, bounds, chunk, origin, margin, 7)
+    return blank_chunk_mask(VolumePart(volume[box.slices(bounds.start)], box, bounds), block, grid, margin, 7)
 
 
 def test_a_chunk_is_blank_if_everything_within_its_margin_is():
-    bounds, margin, chunk = Box((3, 0, 0), (4, 40, 40)), (0, 5, 5), (1, 10, 10)
+    bounds, margin, grid = Box((3, 0, 0), (4, 40, 40)), (0, 5, 5), ChunkGrid((1, 10, 10), (3, 0, 0))
     # Of the chunk at y, x = 10:20, a voxel 5 away is within the margin, one 6 away is not.
     for x, within in ((24, True), (25, False)):
-        blank = find_blank_chunks(volume_with_spots(bounds, [(3, 15, x)]), bounds, bounds, margin, chunk, (3, 0, 0))
+        blank = find_blank_chunks(volume_with_spots(bounds, [(3, 15, x)]), bounds, bounds, margin, grid)
         assert blank.shape == (1, 4, 4)
         assert blank[0, 1, 1] != within
         assert blank[0, 3, 0]
 
 
 def test_blank_chunks_do_not_depend_on_the_division_into_blocks():
-    bounds, margin, chunk, origin = Box((2, 5, 5), (9, 70, 93)), (2, 6, 6), (4, 10, 10), (3, 8, 8)
-    whole = Box(origin, (9, 70, 90))
+    bounds, margin, grid = Box((2, 5, 5), (9, 70, 93)), (2, 6, 6), ChunkGrid((4, 10, 10), (3, 8, 8))
+    whole = Box(grid.origin, (9, 70, 90))
     rng = np.random.default_rng(0)
     spots = [tuple(int(v) for v in rng.integers(bounds.start, bounds.stop)) for _ in range(4)]
     volume = volume_with_spots(bounds, spots)
-    expected = find_blank_chunks(volume, bounds, whole, margin, chunk, origin)
-    boxes = chunk_grid(whole, chunk, origin)
+    expected = find_blank_chunks(volume, bounds, whole, margin, grid)
+    boxes = grid.boxes(whole)
     assert boxes[-1, -1, -1] == Box((7, 68, 88), (9, 70, 90))
     assert 0 < expected.sum() < expected.size
     by_block = {}
-    for block in whole.cells((4, 20, 30), origin):
-        blank = find_blank_chunks(volume, bounds, block, margin, chunk, origin)
-        by_block |= dict(zip(chunk_grid(block, chunk, origin).flat, blank.flat, strict=True))
+    for block in whole.cells((4, 20, 30), grid.origin):
+        blank = find_blank_chunks(volume, bounds, block, margin, grid)
+        by_block |= dict(zip(grid.boxes(block).flat, blank.flat, strict=True))
     assert by_block == dict(zip(boxes.flat, expected.flat, strict=True))
 
 
 def test_finding_blank_chunks_in_a_box_without_their_margins_is_an_error():
     bounds = Box((0, 0, 0), (1, 40, 40))
     block = Box((0, 10, 10), (1, 20, 20))
+    part = VolumePart(np.zeros(block.shape, np.uint8), block, bounds)
     with pytest.raises(ValueError, match=r"chunk 0:1,10:20,10:20 depends on 0:1,5:25,5:25, and only 0:1,10:20,10:20"):
-        blank_chunk_mask(np.zeros(block.shape, np.uint8), block, block, bounds, (1, 10, 10), (0, 0, 0), (0, 5, 5), 0)
+        blank_chunk_mask(part, block, ChunkGrid((1, 10, 10), (0, 0, 0)), (0, 5, 5), 0)
 
 
 def test_tiles_whose_cores_overlap_only_blank_chunks_are_not_computed():
-    block, chunk = Box((4, 6, 6), (6, 46, 46)), (1, 20, 20)
+    block, grid = Box((4, 6, 6), (6, 46, 46)), ChunkGrid((1, 20, 20), (4, 6, 6))
     tiles = plan_tiles(block, (0, 6, 6), (0, 8, 8), (1, 4, 4), (1, 32, 32))  # cores of 16, 12 and 16 wide
     keep = np.zeros((2, 2, 2), bool)
     keep[1, 0, 1] = True  # section 5, y 6:26, x 26:46
-    needed = tiles_to_compute(tiles, block, chunk, (4, 6, 6), keep)
+    needed = tiles_to_compute(tiles, block, grid, keep)
     wanted = Box((5, 6, 26), (6, 26, 46))
     assert needed == [tile for tile in tiles if tile.core.overlaps(wanted)]
     assert 0 < len(needed) < len(tiles)
