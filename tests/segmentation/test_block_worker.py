@@ -160,9 +160,9 @@ def test_blank_blocks_are_neither_computed_nor_read_by_later_phases(
     predictor, network, coarse = worker.segmenter.predictor, worker.phases["s0"], worker.phases["s1"]
     computed, predict = [], predictor.predict
 
-    def logged_predict(voxels, box, block, *more, **others):
+    def logged_predict(part, block, *more):
         computed.append(block)
-        return predict(voxels, box, block, *more, **others)
+        return predict(part, block, *more)
 
     predictor.predict = logged_predict
     finished = run_job_here(job, worker)
