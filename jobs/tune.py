@@ -35,7 +35,11 @@ def main(arguments: Sequence[str]) -> None:
     keywords = make_parser().keywords(arguments)
     from kasthuri_ray import api
 
-    api.tune(**keywords, resume_command=lambda name: cli.resume_command(sys.argv[0], arguments, name))
+    api.tune(
+        **keywords,
+        resume_command=lambda name: cli.resume_command(sys.argv[0], arguments, name),
+        job_command=partial(cli.job_command, sys.argv[0]),
+    )
 
 
 def _add_input_flags(parser: cli.SettingsParser) -> None:

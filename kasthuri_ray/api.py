@@ -33,7 +33,9 @@ ARRAY_FLAGS = ("image", "annotation", "mask", "prediction", "instances")
 FILE_FLAGS = ("network", "config", "settings")  # and `task`: they are no settings themselves
 
 ResumeCommand = Callable[[str], str]
-SAME_CALL = "the same call with name={!r}".format
+SAME_CALL = "the same call"
+SAME_CALL_WITH_NAME = "the same call with name={!r}".format
+INSTALLED_COMMAND = "kasthuri-{}".format
 
 
 def open_volume(
@@ -76,7 +78,7 @@ def train(
     task: str | Mapping[str, Any] | None = None,
     *,
     reporter: Reporter | None = None,
-    resume_command: ResumeCommand = SAME_CALL,
+    resume_command: ResumeCommand = SAME_CALL_WITH_NAME,
     **flags: Unpack[TrainFlags],
 ) -> TrainResult:
     """Train a network on a task with Ray Train; the same `name` resumes an unfinished run.
@@ -118,7 +120,8 @@ def tune(
     task: str | Mapping[str, Any] | None = None,
     *,
     reporter: Reporter | None = None,
-    resume_command: ResumeCommand = SAME_CALL,
+    resume_command: ResumeCommand = SAME_CALL_WITH_NAME,
+    job_command: Callable[[str], str] = INSTALLED_COMMAND,
     **flags: Unpack[TuneFlags],
 ) -> TuneResult:
     """Search for the network and the settings that suit a task best, with Ray Tune.
@@ -129,6 +132,8 @@ def tune(
         As of `train`; not needed to resume a sweep by its `name`.
     reporter, resume_command : Reporter, callable
         As of `train`.
+    job_command : callable, optional
+        Returns what a person types to start a job such as "train"; for the commands that use the winner.
     **flags
         Flags of jobs/tune.py: `networks`, `space`, `samples`, `hours`, `concurrent`, `storage`, `name`, `settings`, ...
         (`TuneFlags` lists them).
@@ -151,7 +156,7 @@ def tune(
     from kasthuri_ray.tuning import tune as tuning
 
     with _ray_as_found():
-        return tuning.tune(resolve_sweep(given), reporter or Reporter(), resume_command)
+        return tuning.tune(resolve_sweep(given), reporter or Reporter(), resume_command, job_command)
 
 
 def segment(
@@ -159,7 +164,7 @@ def segment(
     output: str | None = None,
     *,
     reporter: Reporter | None = None,
-    resume_command: str = "the same call",
+    resume_command: str = SAME_CALL,
     **flags: Unpack[SegmentFlags],
 ) -> SegmentResult:
     """Segment a volume with a trained network; the same call resumes an unfinished output.
@@ -167,7 +172,8 @@ def segment(
     Parameters
     ----------
     weights : str
-        Folder of a run, or a `.pt` file together with `network` and `task`; a path, https:// or s3://.
+        Folder of a run, or a `.pt` file together with `network` and `task`; a path, https:// or s3://. None to `export`
+        a finished output.
     output : str
         Path or `s3://` URL of the OME-Zarr of probabilities.
     reporter : Reporter, optional
@@ -175,13 +181,14 @@ def segment(
     resume_command : str, optional
         What a person types to resume the segmentation.
     **flags
-        Flags of jobs/segment.py: `image`, `box`, `save_mask`, `objects`, `actors`, `dry_run`, `settings`, ...
+        Flags of jobs/segment.py: `image`, `box`, `save_mask`, `objects`, `export`, `actors`, `dry_run`, ...
         (`SegmentFlags` lists them).
 
     Returns
     -------
     SegmentResult
-        `path` of the output, `metrics`, `table` (a row for each object, with `objects=True`) and `num_set_aside`.
+        `path` of the output, `metrics`, `table` (a row for each object, with `objects=True`), `num_set_aside` and
+        `export_path`.
 
     Raises
     ------
@@ -196,7 +203,9 @@ def segment(
     from kasthuri_ray.segmentation import segment as segmentation
 
     with _ray_as_found():
-        return segmentation.segment_from_flags(given, reporter or Reporter(plain_period_s=60.0), resume_command)
+        return segmentation.segment_from_flags(
+            given, reporter or Reporter(plain_period_s=defaults.SEGMENT_PLAIN_PERIOD_S), resume_command
+        )
 
 
 def evaluate(
@@ -274,7 +283,7 @@ def given_settings(section: str, values: Mapping[str, Any], folder: str | None =
 
     flags: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
-        if value is None or name in FILE_FLAGS or (name == "task" and section != "evaluate"):
+        if value is None or name in FILE_FLAGS or (name == "task" and section not in ("evaluate", "check")):
             continue
         target_section, key = TARGETS.get(section, {}).get(name, f"{section}.{name}").split(".")
         flags.setdefault(target_section, {})[key] = _as_uri(value, folder) if name in ARRAY_FLAGS else _as_path(value)

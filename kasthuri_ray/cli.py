@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from kasthuri_ray.config import defaults
-from kasthuri_ray.errors import TRACEBACK_PREFIX, InputError, WorkFailed
+from kasthuri_ray.errors import TRACEBACK_PREFIX, InputError, UnforeseenFailure, WorkFailed
+from kasthuri_ray.module_path import search_working_folder_last
 from kasthuri_ray.storage.uris import in_ray_job, redact_secrets
 
 # Exit codes. A shell expects 130 after Ctrl-C: 128 + SIGINT.
@@ -205,9 +206,13 @@ def run_job(main: Callable[[Sequence[str]], int | None], arguments: Sequence[str
         Exit code of the process.
     """
     flags = list(sys.argv[1:] if arguments is None else arguments)
-    sys.path.append(os.getcwd())  # last, so that a network file can name a module here, and none hides a library
+    if in_ray_job():
+        search_working_folder_last()
     try:
         return main(flags) or DONE
+    except UnforeseenFailure as error:
+        text = f"{redact_secrets(str(error))}\nits traceback is in {_write_traceback(error)}"
+        return _report_error(text, error, FAILED, flags)
     except WorkFailed as error:
         return _report_error(str(error), error, FAILED, flags)
     except KeyboardInterrupt:
@@ -269,6 +274,26 @@ def segment_resume_command(program: str, arguments: Sequence[str]) -> str:
     """
     kept = [redact_secrets(argument) for argument in arguments if argument != "--overwrite"]
     return shlex.join([*_program_words(program), *kept])
+
+
+def job_command(program: str, job: str) -> str:
+    """Return what a person types to start another job.
+
+    Parameters
+    ----------
+    program : str
+        Path of this job's script, or of its installed command.
+    job : str
+        Name of the other job, such as "train".
+
+    Returns
+    -------
+    str
+        Shell words: the installed command if this is one, else the script beside this one.
+    """
+    if _installed_command(program):
+        return f"kasthuri-{job}"
+    return shlex.join(["python", os.path.join(os.path.dirname(program), f"{job}.py")])
 
 
 def _installed_command(program: str) -> str:

@@ -49,6 +49,10 @@ class WorkFailed(Exception):
     """Work that had started could not be finished; the message says why, and how to resume."""
 
 
+class UnforeseenFailure(WorkFailed):
+    """Work that had started failed with an error that nothing foresees, its `__cause__`; its traceback is of use."""
+
+
 class LeaseHeld(InputError):
     """Another live run holds the lease."""
 

@@ -160,6 +160,20 @@ def array_volume() -> Any:
     return make
 
 
+@pytest.fixture
+def without_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take home folder and name away from this user, as in a container."""
+    import pwd
+
+    def nobody(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "")  # so that it is restored, also if a test sets it
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[Any]:
     """Start Ray with two CPUs on this machine for the whole test session."""

@@ -14,6 +14,7 @@ from kasthuri_ray.cli import (
     add_compute_flags,
     add_data_access_flags,
     add_settings_flags,
+    job_command,
     resume_command,
     run_job,
     segment_resume_command,
@@ -22,10 +23,13 @@ from kasthuri_ray.errors import (
     InputDenied,
     InputError,
     InputNotFound,
+    UnforeseenFailure,
     VolumeError,
     WorkFailed,
     missing_is_bad_input,
 )
+from kasthuri_ray.progress import Reporter
+from kasthuri_ray.ray_cluster.driver import name_resume_command
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = str(ROOT / "jobs" / "train.py")
@@ -67,6 +71,27 @@ def test_an_error_in_the_program_exits_with_1_and_leaves_its_traceback_in_a_file
     assert "Traceback" not in stderr
     assert "raise error" in text
     assert "abc" not in text + stderr  # the query of a URL may be a secret
+
+
+def test_work_that_fails_unforeseen_leaves_its_traceback_in_a_file_and_names_the_command(capsys, monkeypatch, tmp_path):
+    def main(arguments):
+        with name_resume_command("again", Reporter()):
+            try:
+                [].pop()
+            except IndexError as error:
+                raise UnforeseenFailure("half way") from error
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert run_job(main, []) == 1
+    (file,) = tmp_path.iterdir()
+    assert capsys.readouterr().err == f"error: half way\nto resume: again\nits traceback is in {file}\n"
+    assert "[].pop()" in file.read_text()
+
+
+def test_the_command_of_another_job_is_the_script_beside_this_one_or_the_installed_command():
+    assert job_command("jobs/tune.py", "train") == "python jobs/train.py"
+    assert job_command("/my code/jobs/tune.py", "segment") == "python '/my code/jobs/segment.py'"
+    assert job_command("/usr/bin/kasthuri-tune", "train") == "kasthuri-train"
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError])

@@ -20,7 +20,9 @@ def run_sweep(flags: dict[str, Any]) -> dict[str, Any]:
     from kasthuri_ray.progress import Reporter
     from kasthuri_ray.tuning.tune import tune
 
-    result = tune(resolve_sweep(GivenSettings("membrane", flags=flags)), Reporter())
+    result = tune(
+        resolve_sweep(GivenSettings("membrane", flags=flags)), Reporter(), resume_command=str, job_command=str
+    )
     return json.loads(Path(result.path, "leaderboard.json").read_text())
 
 
@@ -36,7 +38,7 @@ def run_trials_alone(configs: dict[str, str], storage: str) -> dict[str, Any]:
     for name, config in configs.items():
         given = GivenSettings(config=config, flags={"train": {"storage": storage, "name": name}})
         start = time.perf_counter()
-        train(resolve_settings(given), Reporter())
+        train(resolve_settings(given), Reporter(), resume_command=str)
         seconds[name] = time.perf_counter() - start
     return {"seconds": seconds}
 

@@ -57,7 +57,7 @@ def run_training(settings: dict[str, Any]) -> dict[str, Any]:
     from kasthuri_ray.training.train import train
 
     start = time.perf_counter()
-    path = train(Settings.model_validate(settings), Reporter()).path
+    path = train(Settings.model_validate(settings), Reporter(), resume_command=str).path
     return {"path": path, "seconds": time.perf_counter() - start}
 
 

@@ -185,7 +185,15 @@ def _core_sizes(extent: int, factor: int) -> list[int]:
 
 @dataclass(frozen=True)
 class ChunkGrid:
-    """Chunks of one shape (z, y, x), side by side; `origin` is a corner of one of them, in voxels of the volume."""
+    """Chunks of one shape, side by side.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of a chunk, z, y, x.
+    origin : tuple of int
+        Corner of a chunk, in voxels of the volume, z, y, x.
+    """
 
     shape: Zyx
     origin: Zyx
@@ -208,7 +216,7 @@ class ChunkGrid:
 class VolumePart:
     """Voxels of a box of a volume, for the computation of a block in it.
 
-    Attributes
+    Parameters
     ----------
     voxels : ndarray, (z, y, x)
         Values of `box`.

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from kasthuri_ray.errors import InputError
+from kasthuri_ray.module_path import add_working_folder
 
 
 def import_network(path: str, model_args: Any) -> nn.Module:
@@ -19,6 +20,7 @@ def import_network(path: str, model_args: Any) -> nn.Module:
     Raises InputError if it cannot be imported, is not such a class, or does not take these arguments.
     """
     module_name, _, class_name = path.rpartition(".")
+    add_working_folder()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -34,7 +36,8 @@ def import_network(path: str, model_args: Any) -> nn.Module:
     if network_class is None:
         similar = difflib.get_close_matches(class_name, dir(module), n=1)
         hint = f"; did you mean {similar[0]!r}?" if similar else ""
-        raise InputError(f"network.model is {path!r}, but {module_name!r} has no {class_name!r}{hint}")
+        where = getattr(module, "__file__", None) or module_name
+        raise InputError(f"network.model is {path!r}, but {where} has no {class_name!r}{hint}")
     if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
         raise InputError(f"network.model is {path!r}, which is not a subclass of torch.nn.Module")
     if not isinstance(model_args, Mapping):

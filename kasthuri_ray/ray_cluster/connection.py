@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import logging
 import os
 import re
@@ -10,13 +11,16 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 from kasthuri_ray.errors import InputError
+from kasthuri_ray.module_path import FOLDER_VARIABLE, is_searched_first, search_working_folder_last
 from kasthuri_ray.progress import Reporter
 from kasthuri_ray.ray_cluster.nodes import living_nodes
 from kasthuri_ray.ray_cluster.package_versions import check_same_package
 from kasthuri_ray.ray_cluster.resources import ClusterResources, cluster_resources, format_resource
+from kasthuri_ray.ray_cluster.temporary_folder import default_ray_folder, find_fault, private_ray_folder
+from kasthuri_ray.storage.uris import in_ray_job
 
 OBJECT_STORE_BYTES = 512 * 2**20  # of a local Ray: tiles pass through it, none stay
 START_ATTEMPTS = 3
@@ -49,14 +53,25 @@ RAY_ENVIRONMENT = {
 # a run that ends earlier waits 12 s for the helper. With this value the helper gives up at once.
 NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "none://none"}
 
+NO_HOME = "/nonexistent"  # as Debian calls it; nothing is written there
+
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 WRONG_TOKEN = re.compile("unauthenticated|authentication token", re.IGNORECASE)  # in Ray's message
 
 
 def set_ray_environment() -> None:
-    """Set Ray's environment variables in this process; a value that the user has set wins."""
+    """Set Ray's environment variables in this process; a value that the user has set wins.
+
+    In a container a user id may have no name and no home folder. Ray Train and torch.compile fail without them.
+    """
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if not os.path.isabs(os.path.expanduser("~")):
+        os.environ["HOME"] = NO_HOME
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = f"uid{os.getuid()}"
 
 
 def connect_ray(reporter: Reporter, verbose: bool = False) -> ClusterResources:
@@ -120,7 +135,7 @@ def choose_auth_token(attach: bool) -> None:
     """
     is_set = any(os.environ.get(name) for name in TOKEN_VARIABLES)
     if attach:
-        has_token = is_set or (Path.home() / ".ray" / "auth_token").exists()
+        has_token = is_set or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
         os.environ.setdefault("RAY_AUTH_MODE", "token" if has_token else "disabled")
         return
     if "ray" not in sys.modules:  # a Ray that is imported has read its settings, and needs a token by default
@@ -152,8 +167,10 @@ def _attach(address: str, verbose: bool, level: int) -> None:
     """Attach to a cluster; explain the errors of a wrong machine and of a wrong token."""
     import ray
 
+    is_client = address.startswith("ray://")  # whose folder Ray leaves out anyway
+    options = {} if is_client else _module_path_options(attach=True)
     try:
-        ray.init(log_to_driver=verbose, logging_level=level)
+        ray.init(log_to_driver=verbose, logging_level=level, **options)
     except Exception as error:
         if "No node info found" in str(error):
             raise InputError(
@@ -176,6 +193,7 @@ def _start(reporter: Reporter, verbose: bool, level: int) -> None:
 
     cpus = usable_cpus()
     reporter.print_stderr(f"starting Ray on this machine ({format_resource(cpus, 'CPU')})")
+    folder = _ray_folder(reporter)
     for attempts_left in reversed(range(START_ATTEMPTS)):
         try:
             with _inherited_environment(NO_DASHBOARD):
@@ -186,6 +204,8 @@ def _start(reporter: Reporter, verbose: bool, level: int) -> None:
                     object_store_memory=OBJECT_STORE_BYTES,
                     log_to_driver=verbose,
                     logging_level=level,
+                    _temp_dir=folder,
+                    **_module_path_options(attach=False),
                 )
             return
         except Exception as error:
@@ -200,6 +220,36 @@ def _start(reporter: Reporter, verbose: bool, level: int) -> None:
             attempt = START_ATTEMPTS - attempts_left + 1
             reporter.print_stderr(f"Ray did not start in time; retrying (attempt {attempt} of {START_ATTEMPTS})")
             ray.shutdown()
+
+
+def _ray_folder(reporter: Reporter) -> str:
+    """Return the folder for the temporary files of Ray: its own choice, or a private one where that would fail."""
+    folder = default_ray_folder()
+    if fault := find_fault(folder):
+        folder = private_ray_folder()
+        reporter.print_stderr(f"Ray keeps its temporary files in {folder}, because {fault}")
+    return folder
+
+
+def _module_path_options(attach: bool) -> dict[str, Any]:
+    """Return options of `ray.init` with which no file in the current folder hides a library in the workers.
+
+    Ray's workers search the current folder of the driver first. Ray leaves that out for a driver that is a client; a
+    network there is found through `add_working_folder`. In a notebook the driver itself searches the folder first, and
+    the workers do as well. In a Ray job the folder is a copy on PYTHONPATH, which the workers move.
+    """
+    import ray
+
+    if in_ray_job():
+        hook = search_working_folder_last
+        return {"runtime_env": {"worker_process_setup_hook": f"{hook.__module__}.{hook.__name__}"}}
+    folder = os.getcwd()
+    if is_searched_first(folder):
+        return {}
+    options: dict[str, Any] = {"job_config": ray.job_config.JobConfig(_client_job=True)}
+    if attach:  # workers of a local Ray stand where the driver does
+        options["runtime_env"] = {"env_vars": {FOLDER_VARIABLE: folder}}
+    return options
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from kasthuri_ray.errors import LeaseLost, WorkFailed
+from kasthuri_ray.errors import LeaseLost, UnforeseenFailure, WorkFailed
 from kasthuri_ray.progress import Reporter
-from kasthuri_ray.ray_cluster.ray_errors import root_cause
+from kasthuri_ray.ray_cluster.ray_errors import is_foreseen, root_cause
 from kasthuri_ray.storage.lease import Lease
 
 CHECK_PERIOD_S = 0.2
@@ -94,7 +94,8 @@ def guard_ray_work(what: str, reporter: Reporter, lease: Lease) -> Iterator[None
     except WorkFailed:
         raise
     except Exception as error:
-        raise WorkFailed(f"{what} failed: {root_cause(error)}") from error
+        failure = WorkFailed if is_foreseen(error) else UnforeseenFailure
+        raise failure(f"{what} failed: {root_cause(error)}") from error
     except BaseException:  # Ctrl-C, or SIGTERM
         ray.shutdown()
         raise
@@ -125,7 +126,7 @@ def name_resume_command(command: str, reporter: Reporter) -> Iterator[None]:
     try:
         yield
     except WorkFailed as error:
-        raise WorkFailed(f"{error}\nto resume: {command}") from error.__cause__
+        raise type(error)(f"{error}\nto resume: {command}") from error.__cause__
     except (KeyboardInterrupt, SystemExit):
         reporter.print_line(f"to resume: {command}")
         raise

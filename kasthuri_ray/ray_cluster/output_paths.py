@@ -9,8 +9,8 @@ from pathlib import Path
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.ray_cluster.nodes import ask_nodes, living_nodes
 from kasthuri_ray.ray_cluster.resources import ClusterResources
-from kasthuri_ray.storage.folder import open_storage
-from kasthuri_ray.storage.uris import in_ray_job
+from kasthuri_ray.storage.folder import nearest_existing, open_storage
+from kasthuri_ray.storage.uris import expand_home, in_ray_job
 
 # For callers that do not know the cluster yet. If it has more nodes, the path differs and is an error.
 SINGLE_NODE = ClusterResources(0, 0, 1)
@@ -41,7 +41,7 @@ def resolve_output_path(path: str, cluster: ClusterResources, flag: str = "--sto
     InputError
         If the path is relative in a Ray job on several nodes without `KASTHURI_STORAGE`: all nodes must share it.
     """
-    path = open_storage(path).path if path.startswith("file://") else os.path.expanduser(path)
+    path = open_storage(path).path if path.startswith("file://") else expand_home(path)
     if "://" in path or os.path.isabs(path):
         return path
     if not in_ray_job():
@@ -50,7 +50,7 @@ def resolve_output_path(path: str, cluster: ClusterResources, flag: str = "--sto
     if base:
         return f"{open_storage(base).path}/{path}"
     if cluster.nodes == 1:
-        return str(Path.home() / "kasthuri_ray" / path)
+        return expand_home(f"~/kasthuri_ray/{path}")
     raise InputError(
         f"the output {path!r} is relative, and this cluster has {cluster.nodes} nodes, which must all share it: give "
         f"{flag} s3://bucket/folder or {flag} /a/shared/folder, or set KASTHURI_STORAGE for the job "
@@ -77,7 +77,7 @@ def check_writable_path(path: str, flag: str = "--storage") -> None:
     """
     if "://" in path:
         return
-    existing = _nearest_existing(path)
+    existing = nearest_existing(path)
     if not existing.is_dir():
         raise InputError(f"{path} cannot be a folder, since {existing} is a file; give another {flag}")
     try:
@@ -110,7 +110,7 @@ def check_shared_path(path: str, cluster: ClusterResources, flag: str = "--stora
     """
     if "://" in path or cluster.nodes == 1:
         return
-    probe = _create_probe(_nearest_existing(path))
+    probe = _create_probe(nearest_existing(path))
     try:
         answers = ask_nodes(living_nodes(), os.path.exists, str(probe))
     finally:
@@ -121,11 +121,6 @@ def check_shared_path(path: str, cluster: ClusterResources, flag: str = "--stora
             f"{path} is not a folder that all {len(answers)} nodes share: {', '.join(blind)} cannot see it; give "
             f"{flag} s3://bucket/folder or a shared folder"
         )
-
-
-def _nearest_existing(path: str) -> Path:
-    """Return the path, or the nearest folder above it that exists."""
-    return next(parent for parent in [Path(path), *Path(path).parents] if os.path.lexists(parent))
 
 
 def _create_probe(folder: Path) -> Path:

@@ -40,6 +40,24 @@ def root_cause(error: BaseException) -> str:
     return message if is_plain else f"{type(cause).__name__}: {message}"
 
 
+def is_foreseen(error: BaseException) -> bool:
+    """Return whether the cause is Ray, the system, bad input or numbers that are not finite, and no bug.
+
+    Parameters
+    ----------
+    error : BaseException
+        What a call to Ray raised.
+
+    Returns
+    -------
+    bool
+        False for what only its traceback explains.
+    """
+    cause = user_error(error)
+    is_of_ray = type(cause).__module__.startswith("ray.")
+    return is_of_ray or isinstance(cause, InputError | OSError | FloatingPointError)
+
+
 def user_error(error: BaseException) -> BaseException:
     """Return the error that the user's code raised, inside the errors that Ray wraps around it.
 

@@ -15,7 +15,6 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -166,7 +165,7 @@ def _read_credentials(bucket: str) -> tuple[str, str, str | None]:
     if not found["aws_access_key_id"]:
         path = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials"
         file = configparser.RawConfigParser()
-        file.read(Path(path).expanduser())
+        file.read(os.path.expanduser(path))
         profile = os.environ.get("AWS_PROFILE", "default")
         found = {name: file.get(profile, name, fallback=None) for name in names}
     key, secret = found["aws_access_key_id"], found["aws_secret_access_key"]

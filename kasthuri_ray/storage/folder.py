@@ -23,7 +23,7 @@ from kasthuri_ray.errors import InputDenied, InputError, InputNotFound, missing_
 from kasthuri_ray.storage.local_storage import LocalStorage
 from kasthuri_ray.storage.s3_storage import S3Storage
 from kasthuri_ray.storage.storage import Storage
-from kasthuri_ray.storage.uris import parse_file_url
+from kasthuri_ray.storage.uris import expand_home, parse_file_url
 
 HTTP_TIMEOUT_S = 30
 HTTP_ATTEMPTS = 3
@@ -60,7 +60,39 @@ def open_storage(path_or_url: str) -> Storage:
         raise InputError(f"{path_or_url!r}: files are stored on a disk or on S3; expected a path or s3://bucket/prefix")
     if not path_or_url:
         raise InputError("the storage path is empty; expected a path or s3://bucket/prefix")
-    return LocalStorage(os.path.abspath(Path(path_or_url).expanduser()))
+    return LocalStorage(os.path.abspath(expand_home(path_or_url)))
+
+
+def nearest_existing(path: str | Path) -> Path:
+    """Return a path, or the nearest folder above it that exists.
+
+    Parameters
+    ----------
+    path : str or Path
+        An absolute path.
+
+    Returns
+    -------
+    Path
+        What exists; a folder that this user cannot enter hides what is in it.
+    """
+    return next(parent for parent in [Path(path), *Path(path).parents] if os.path.lexists(parent))
+
+
+def can_create_in(folder: str | Path) -> bool:
+    """Return whether this user may create files in a folder.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Any path.
+
+    Returns
+    -------
+    bool
+        What its permissions say; False if it is no folder.
+    """
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
 
 
 @missing_is_bad_input()

@@ -24,15 +24,15 @@ import tensorstore as ts
 from kasthuri_ray.errors import InputDenied, InputError, VolumeError
 from kasthuri_ray.storage.content_encoding import is_encoding_refused, read_encoded_object
 from kasthuri_ray.storage.s3_access import with_s3_access
-from kasthuri_ray.storage.uris import parse_file_url
+from kasthuri_ray.storage.uris import expand_home, parse_file_url
 
 Json = dict[str, Any]
 
 # From the format in a tensorstore URL pipeline (`...|zarr3:`) to tensorstore's driver; None finds the format.
 DRIVERS = {
     "zarr2": "zarr",
-    "zarr": "zarr",
     "zarr3": "zarr3",
+    "zarr": None,  # Neuroglancer writes it for both
     "n5": "n5",
     "neuroglancer-precomputed": "neuroglancer_precomputed",
     "auto": None,
@@ -161,7 +161,7 @@ def locate_store(uri: str) -> StoreLocation:
 def _parse_kvstore(base: str, uri: str) -> Json:
     """Return the spec of `base`, which is `uri` without its format."""
     if not re.match(r"[a-z0-9+.-]+://", base):
-        return {"driver": "file", "path": f"{Path(base).expanduser().absolute()}/"}
+        return {"driver": "file", "path": f"{Path(expand_home(base)).absolute()}/"}
     if base.startswith("file://") and "|" not in base:
         return {"driver": "file", "path": parse_file_url(base)}
     try:

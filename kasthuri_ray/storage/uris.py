@@ -60,6 +60,30 @@ def is_inside(path: str, folder: str) -> bool:
     return f"{path}/".startswith(f"{folder}/")
 
 
+def expand_home(path: str) -> str:
+    """Replace `~` at the start of a path by the home folder.
+
+    Parameters
+    ----------
+    path : str
+        Any path.
+
+    Returns
+    -------
+    str
+        The path; unchanged if it does not begin with `~`.
+
+    Raises
+    ------
+    InputError
+        If there is no such home folder: HOME is not set, and the user is not in the list of users, as in a container.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise InputError(f"{path}: there is no home folder for the ~; give an absolute path, or set HOME")
+    return expanded
+
+
 def absolute_uri(uri: str) -> str:
     """Make the path of a volume absolute, so that it names the same volume from any folder.
 
@@ -80,7 +104,7 @@ def absolute_uri(uri: str) -> str:
     """
     if in_ray_job() or "://" in uri or "|" in uri:
         return uri
-    return os.path.abspath(os.path.expanduser(uri))
+    return os.path.abspath(expand_home(uri))
 
 
 def parse_file_url(url: str) -> str:

@@ -34,8 +34,6 @@ from kasthuri_ray.training.run_folder import RunFolder, run_description
 from kasthuri_ray.training.training_job import TrainingJob
 from kasthuri_ray.training.worker_plan import WorkerPlan, plan_workers, uses_gpus
 
-RESUME_COMMAND = "the same command with --name {}".format  # for callers that do not know the command
-
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -54,7 +52,7 @@ class TrainResult:
 
 
 @missing_is_bad_input()
-def train(settings: Settings, reporter: Reporter, resume_command: Callable[[str], str] = RESUME_COMMAND) -> TrainResult:
+def train(settings: Settings, reporter: Reporter, resume_command: Callable[[str], str]) -> TrainResult:
     """Train a network on Ray's workers.
 
     Parameters

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from kasthuri_ray.tuning.search_space import (
 )
 from kasthuri_ray.tuning.trial_record import OUT_OF_TIME, RUNNING
 
+JobCommand = Callable[[str], str]
 DEFAULT_SPACE_NAME = "the default space"
 
 TILE_NORM_NOTE = (
@@ -69,6 +70,8 @@ class SweepPlan:
         Content of settings.json.
     notes : tuple of str
         Lines that a person should read.
+    job_command : callable
+        Returns what a person types for a job such as "train"; for the commands that use the winner.
     """
 
     bases: dict[str, Settings]
@@ -79,6 +82,7 @@ class SweepPlan:
     workers: WorkerPlan
     description: dict[str, Any]
     notes: tuple[str, ...]
+    job_command: JobCommand
 
     @property
     def settings(self) -> Settings:
@@ -105,7 +109,7 @@ class SweepPlan:
         return replace(self.workers.demand(self.num_concurrent), noun=noun, flag=flag)
 
 
-def plan_sweep(sweep: SweepSettings, reporter: Reporter) -> SweepPlan:
+def plan_sweep(sweep: SweepSettings, reporter: Reporter, job_command: JobCommand) -> SweepPlan:
     """Plan a sweep, and connect to Ray.
 
     Raise an InputError for every mistake that can be found before the work starts.
@@ -136,6 +140,7 @@ def plan_sweep(sweep: SweepSettings, reporter: Reporter) -> SweepPlan:
         workers=replace(workers, per_node=math.ceil(num_concurrent * workers.most / cluster.nodes)),
         description=sweep_description(bases, space, sweep.begun),
         notes=(*notes, *_normalization_notes(space)),
+        job_command=job_command,
     )
 
 

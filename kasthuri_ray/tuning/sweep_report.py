@@ -166,11 +166,11 @@ def _next_commands(plan: SweepPlan) -> list[tuple[str, str]]:
     path = shlex.quote(plan.path)
     segment = (
         "Segment with the winner's weights:",
-        f"python jobs/segment.py --weights {path}/{BEST_FOLDER} --output out.zarr",
+        f"{plan.job_command('segment')} --weights {path}/{BEST_FOLDER} --output out.zarr",
     )
     if not plan.storage.is_local:
         return [segment]
-    train = ("Train the winner again, or for longer:", f"python jobs/train.py --config {path}/{BEST_CONFIG}")
+    train = ("Train the winner again, or for longer:", f"{plan.job_command('train')} --config {path}/{BEST_CONFIG}")
     return [train, segment]
 
 

@@ -78,7 +78,7 @@ def prepare_trial(settings: Settings, workers: WorkerPlan, deadline: float | Non
     `settings.train` has the id of the trial as the name. Raise an InputError for settings that contradict each other.
     """
     settings, _ = plan_workers(settings, workers.use_gpu)
-    prepared, id = prepare_training(settings), str(settings.train.name)
+    prepared, id = prepare_training(settings, is_new=False), str(settings.train.name)
     job = prepared.make_job(prepared.settings, run_path(settings, id))
     RunFolder(open_storage(job.path)).write_settings(run_description(job.settings))
     return TrialPlan(id, job, workers, prepared.num_parameters, deadline)

@@ -31,11 +31,10 @@ from kasthuri_ray.ray_cluster.driver import (
 from kasthuri_ray.ray_cluster.resources import require_resources
 from kasthuri_ray.ray_cluster.worker_messages import WorkerMessages
 from kasthuri_ray.storage.lease import Lease
-from kasthuri_ray.training.train import RESUME_COMMAND
 from kasthuri_ray.tuning.epoch_barrier import start_epoch_barrier
 from kasthuri_ray.tuning.leaderboard import BEST_CONFIG, BEST_FOLDER, Leaderboard, recover_trials
 from kasthuri_ray.tuning.ray_tune import make_scheduler, make_tuner
-from kasthuri_ray.tuning.sweep_plan import SweepPlan, check_sweep_resumable, plan_sweep
+from kasthuri_ray.tuning.sweep_plan import JobCommand, SweepPlan, check_sweep_resumable, plan_sweep
 from kasthuri_ray.tuning.sweep_report import describe_search, describe_trial, metric_name
 from kasthuri_ray.tuning.sweep_trials import SweepTrials
 from kasthuri_ray.tuning.trial import run_trial
@@ -69,7 +68,9 @@ class TuneResult:
 
 
 @missing_is_bad_input()
-def tune(sweep: SweepSettings, reporter: Reporter, resume_command: Callable[[str], str] = RESUME_COMMAND) -> TuneResult:
+def tune(
+    sweep: SweepSettings, reporter: Reporter, resume_command: Callable[[str], str], job_command: JobCommand
+) -> TuneResult:
     """Search the network and the settings that suit a task.
 
     Parameters
@@ -80,6 +81,8 @@ def tune(sweep: SweepSettings, reporter: Reporter, resume_command: Callable[[str
         Shows path, notes and trials.
     resume_command : callable
         Returns the command that resumes the sweep of a name, for users to type.
+    job_command : callable
+        Returns the command that starts a job such as "train", for users to type.
 
     Returns
     -------
@@ -93,7 +96,7 @@ def tune(sweep: SweepSettings, reporter: Reporter, resume_command: Callable[[str
     WorkFailed
         If the work fails after it has started, or if no trial finishes.
     """
-    plan = plan_sweep(sweep, reporter)
+    plan = plan_sweep(sweep, reporter, job_command)
     check_sweep_resumable(plan)
     command = resume_command(plan.storage.name)
     reporter.print_result(plan.path)  # the first line, for scripts
@@ -175,6 +178,6 @@ def _report_winner(plan: SweepPlan, leaderboard: Leaderboard, best: TrialRecord,
     )
     if plan.storage.is_local:
         reporter.print_line(
-            f"to train it again: python jobs/train.py --config {shlex.quote(f'{plan.path}/{BEST_CONFIG}')}"
+            f"to train it again: {plan.job_command('train')} --config {shlex.quote(f'{plan.path}/{BEST_CONFIG}')}"
         )
     reporter.print_line(f"to use its weights: --weights {shlex.quote(f'{plan.path}/{BEST_FOLDER}')}")

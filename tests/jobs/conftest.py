@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,10 +56,10 @@ def _prepare_process() -> None:
 class JobProcess:
     """A job that runs as a process: its lines as they are printed, its exit code, and signals to it."""
 
-    def __init__(self, arguments: list[str], env: dict[str, str], cwd: Path, script: str = "jobs/train.py") -> None:
+    def __init__(self, command: list[str], env: dict[str, str], cwd: Path) -> None:
         self.started = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-u", str(ROOT / script), *arguments],
+            command,
             env=env,
             cwd=cwd,
             text=True,
@@ -257,7 +257,7 @@ def tiny_flags(tiny_task, tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def start_job(clean_env, tmp_path_factory) -> Iterator[Callable[..., JobProcess]]:
-    """Return `start_job(*arguments, cluster, env, cwd, script)`; a job without a cluster starts its own Ray."""
+    """Return `start_job(*arguments, cluster, env, cwd, script, prefix)`; a job without a cluster starts its own Ray."""
     jobs: list[JobProcess] = []
 
     def start(
@@ -266,10 +266,12 @@ def start_job(clean_env, tmp_path_factory) -> Iterator[Callable[..., JobProcess]
         env: dict[str, str] | None = None,
         cwd: Path | None = None,
         script: str = "jobs/train.py",
+        prefix: Sequence[str] = (),
     ) -> JobProcess:
         attached = {"RAY_ADDRESS": cluster.address, **WITHOUT_TOKEN} if cluster else {}
         job_env = clean_env | attached | (env or {})
-        job = JobProcess([str(a) for a in arguments], job_env, cwd or tmp_path_factory.mktemp("cwd"), script)
+        command = [*prefix, sys.executable, "-u", str(ROOT / script), *map(str, arguments)]
+        job = JobProcess(command, job_env, cwd or tmp_path_factory.mktemp("cwd"))
         jobs.append(job)
         return job
 
@@ -291,16 +293,16 @@ def job_client(cluster) -> Any:
 
 @pytest.fixture
 def submit_job(cluster, job_client, clean_env) -> Iterator[Callable[..., str]]:
-    """Return `submit_job(script, *arguments, env)`, which runs `ray job submit` and returns the id of the job.
+    """Return `submit_job(script, *arguments, env, working_dir)`: it runs `ray job submit` and returns the job's id.
 
     Jobs that still run at the end of the test are stopped.
     """
     ids = []
 
-    def submit(script: str, *arguments: object, env: dict[str, str] | None = None) -> str:
+    def submit(script: str, *arguments: object, env: dict[str, str] | None = None, working_dir: Path = ROOT) -> str:
         # Ray's command line, which prints the id and does not wait.
         command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--no-wait"]
-        command += ["--address", cluster.dashboard, "--working-dir", str(ROOT)]
+        command += ["--address", cluster.dashboard, "--working-dir", str(working_dir)]
         command += ["--runtime-env-json", json.dumps({"env_vars": env or {}})]
         command += ["--", "python", script, *map(str, arguments)]
         job_env = clean_env | WITHOUT_TOKEN

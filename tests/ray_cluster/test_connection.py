@@ -1,5 +1,6 @@
 """Connecting to Ray: starting it on a busy machine, choosing the token, and no automatic connection."""
 
+import getpass
 import os
 import re
 import subprocess
@@ -116,3 +117,57 @@ def test_a_call_to_ray_does_not_connect_by_itself():
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert process.stdout == "refused False\n", process.stderr
+
+
+@pytest.fixture
+def module_path(monkeypatch, tmp_path):
+    """Stand in a folder that is not on the module path; return the path."""
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    return sys.path
+
+
+def test_workers_do_not_search_the_folder_of_a_job_first(ray_init, module_path, tmp_path, monkeypatch):
+    calls, _ = ray_init
+    connection._start(Reporter(), False, 40)
+    assert calls[-1]["job_config"]._client_job, "Ray adds the folders of no client"
+    assert "runtime_env" not in calls[-1]
+    connection._attach("127.0.0.1:6379", False, 40)
+    assert calls[-1]["job_config"]._client_job
+    assert calls[-1]["runtime_env"] == {"env_vars": {"KASTHURI_MODULE_FOLDER": str(tmp_path)}}
+    connection._attach("ray://127.0.0.1:10001", False, 40)
+    assert calls[-1].keys() == {"log_to_driver", "logging_level", "dashboard_address"}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    connection._attach("127.0.0.1:6379", False, 40)
+    hook = calls[-1]["runtime_env"]["worker_process_setup_hook"]
+    assert hook == "kasthuri_ray.module_path.search_working_folder_last"
+
+
+def test_workers_of_a_notebook_search_its_folder_first_as_it_does(ray_init, module_path):
+    calls, _ = ray_init
+    module_path.insert(0, "")
+    connection._start(Reporter(), False, 40)
+    connection._attach("127.0.0.1:6379", False, 40)
+    assert not [call for call in calls if "job_config" in call or "runtime_env" in call]
+
+
+def test_ray_starts_in_a_folder_of_its_own_where_its_choice_would_fail(ray_init, monkeypatch, capsys):
+    calls, _ = ray_init
+    monkeypatch.setattr(connection, "private_ray_folder", lambda: "/tmp/kr_1/ray")
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    monkeypatch.setattr(connection, "find_fault", lambda folder: "")
+    connection._start(Reporter(), False, 40)
+    monkeypatch.setattr(connection, "find_fault", lambda folder: f"{folder} belongs to another user")
+    connection._start(Reporter(), False, 40)
+    assert [call["_temp_dir"] for call in calls] == ["/tmp/ray", "/tmp/kr_1/ray"]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "starting" not in line] == [
+        "Ray keeps its temporary files in /tmp/kr_1/ray, because /tmp/ray belongs to another user"
+    ]
+
+
+def test_a_user_without_name_and_home_gets_both_for_libraries_that_ask(without_home):
+    connection.set_ray_environment()
+    assert os.path.expanduser("~/x") == "/nonexistent/x"
+    assert getpass.getuser() == f"uid{os.getuid()}"

@@ -103,7 +103,7 @@ def plan_phantom_sweep(tmp_path, monkeypatch):
     def plan(*assignments: str, **tune):
         location = (f"train.storage={tmp_path}", "train.name=sweep")
         tune = {"networks": ["UNet_2D"], **tune}
-        return plan_sweep(sweep_of(*PHANTOM, *location, *assignments, task="membrane", **tune), Reporter())
+        return plan_sweep(sweep_of(*PHANTOM, *location, *assignments, task="membrane", **tune), Reporter(), str)
 
     return plan
 
@@ -196,12 +196,12 @@ def test_a_sweep_can_be_resumed_by_its_name_alone(plan_phantom_sweep, tmp_path):
     plan = plan_phantom_sweep("network.epochs=7", samples=5, hours=2.0)
     write_sweep(plan, trial(0), finished=False)
     named = {"storage": str(tmp_path), "name": "sweep"}
-    resumed = plan_sweep(resolve_sweep(GivenSettings(flags={"train": named})), Reporter())
+    resumed = plan_sweep(resolve_sweep(GivenSettings(flags={"train": named})), Reporter(), str)
     assert sweep_differences(plan.description, resumed.description) == []
     assert (resumed.num_trials, resumed.tune.hours, resumed.settings.network.epochs) == (5, 2.0, 7)
     assert len(check_sweep_resumable(resumed).trials) == 1
     longer = GivenSettings(flags={"train": named, "tune": {"samples": 9}})
-    assert plan_sweep(resolve_sweep(longer), Reporter()).num_trials == 9
+    assert plan_sweep(resolve_sweep(longer), Reporter(), str).num_trials == 9
 
 
 def test_the_loss_is_not_searched_if_it_is_set_or_is_the_metric(plan_phantom_sweep):
