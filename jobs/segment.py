@@ -11,6 +11,7 @@ EXAMPLES = """examples:
   python jobs/segment.py --weights outputs/my_run --output out.zarr
   python jobs/segment.py --weights UNet_2D_synapse.pt --network UNet_2D --task synapse --output s3://bucket/out.zarr
   python jobs/segment.py --weights outputs/my_run --output out.zarr --box 0:100,1000:3000,1000:3000 --dry-run
+  python jobs/segment.py --output out.zarr --export part.tif --export-box 0:50,0:1000,0:1000    # of a finished output
 """
 ZYX = "Z,Y,X"
 
@@ -19,6 +20,7 @@ def make_parser() -> cli.SettingsParser:
     parser = cli.SettingsParser(prog="segment.py", description=__doc__, epilog=EXAMPLES)
     _add_input_flags(parser)
     _add_output_flags(parser)
+    _add_export_flags(parser)
     _add_processing_flags(parser)
     _add_planning_flags(parser)
     cli.add_settings_flags(parser)
@@ -73,6 +75,19 @@ def _add_output_flags(parser: cli.SettingsParser) -> None:
     )
     group.add("--shard", metavar=ZYX, help="shape of a shard, one file each (default: at most 64,1024,1024)")
     group.add("--chunk", metavar=ZYX, help="shape of a chunk, read at once (default: at most 64,256,256)")
+
+
+def _add_export_flags(parser: cli.SettingsParser) -> None:
+    group = parser.add_group("export", "a file for Fiji or ilastik; of a finished output it needs no --weights")
+    group.add("--export", metavar="FILE", help="write out.tif or out.h5 when all is segmented; the ending says which")
+    group.add(
+        "--export-box", metavar="Z0:Z1,Y0:Y1,X0:X1", help="half-open, in voxels of the image (default: all of --box)"
+    )
+    group.add(
+        "--export-what",
+        choices=["probabilities", "mask", "objects"],
+        help=f"what it holds; objects: their ids in the table of --objects (default: {defaults.EXPORT_WHAT})",
+    )
 
 
 def _add_processing_flags(parser: cli.SettingsParser) -> None:

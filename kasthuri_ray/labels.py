@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,25 +11,85 @@ import numpy as np
 from kasthuri_ray.errors import InputError
 
 IGNORE_LABEL = 255  # the class of a voxel that counts neither in training nor in evaluation
+CREMI_IGNORED = (2**64 - 2, 2**64 - 3)  # labels of CREMI's annotations: invalid, outside
 DEFAULT_PERCENTILES = (0.5, 99.5)
 VOXELS_AT_ONCE = 1 << 20  # so that a float32 copy of a whole cutout is never made
 
 
-def to_classes(
-    labels: np.ndarray, *, threshold_value: float | None, num_classes: int, ignore_label: int | None, where: str
-) -> np.ndarray:
-    """Convert an annotation to the class of every voxel.
+@dataclass(frozen=True)
+class LabelRule:
+    """What the values of an annotation mean.
 
     Parameters
     ----------
-    labels : ndarray
-        Any integer type or bool; floats only with a threshold.
     threshold_value : float or None
         A label above it is class 1, any other class 0. None takes the values 0..num_classes-1 as they are.
     num_classes : int
         Number of classes.
     ignore_label : int or None
-        The value whose voxels become IGNORE_LABEL, before any threshold; None if there is none.
+        The value whose voxels become IGNORE_LABEL, whatever else holds; None if there is none.
+    background : tuple of int or None
+        The labels that are class 0; every other label is class 1, and the threshold does not count. Then CREMI's labels
+        for "invalid" and "outside" are ignored too. None is not stated; empty says that there is no such label.
+
+    Raises
+    ------
+    InputError
+        If there are background labels and more than two classes.
+    """
+
+    threshold_value: float | None = None
+    num_classes: int = 2
+    ignore_label: int | None = None
+    background: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.background and self.num_classes > 2:
+            raise InputError(
+                f"task.background leaves two classes, background and all other labels, but network.classes is "
+                f"{self.num_classes}: leave task.background out, or set network.classes to 2"
+            )
+
+    @classmethod
+    def from_task(cls, task: Mapping[str, Any], num_classes: int) -> LabelRule:
+        """Return the rule of a task's settings, by their keys; `background` may be missing."""
+        background = task.get("background")
+        return cls(
+            threshold_value=task["threshold_value"] if task["threshold"] else None,
+            num_classes=num_classes,
+            ignore_label=task["ignore_label"],
+            background=None if background is None else tuple(background),
+        )
+
+    def ignored_labels(self, dtype: np.dtype) -> tuple[int, ...]:
+        """Return the labels of an annotation of this type whose voxels are ignored."""
+        own = () if self.ignore_label is None else (self.ignore_label,)
+        if not self.background or dtype != np.uint64:
+            return own
+        return own + tuple(label for label in CREMI_IGNORED if label not in self.background)
+
+    def check_type(self, dtype: np.dtype, where: str) -> None:
+        """Raise an InputError if an annotation of this type can hold none of the background labels."""
+        if not self.background or dtype.kind not in "biu":
+            return
+        low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        if not any(low <= label <= high for label in self.background):
+            raise InputError(
+                f"{where} holds {dtype}, which cannot hold the background {_list_labels(self.background)} of the task: "
+                "all of it would be foreground. Give the task that says what these labels mean (--task), with "
+                "`background` as the labels that mean none here"
+            )
+
+
+def to_classes(labels: np.ndarray, rule: LabelRule, where: str) -> np.ndarray:
+    """Convert an annotation to the class of every voxel.
+
+    Parameters
+    ----------
+    labels : ndarray
+        Any integer type or bool; floats only with a threshold or background labels.
+    rule : LabelRule
+        What the values mean.
     where : str
         Names the annotation in messages.
 
@@ -42,24 +103,68 @@ def to_classes(
     InputError
         If a label is not a class; the message shows the values, and what is allowed.
     """
+    is_binary = bool(rule.background) or rule.threshold_value is not None
     if labels.dtype.kind not in "buif":
         raise InputError(f"{where}: an annotation holds integers, this one holds {labels.dtype}")
-    if threshold_value is None and labels.dtype.kind == "f":
+    if labels.dtype.kind == "f" and not is_binary:
         raise InputError(
             f"{where}: an annotation holds integers, this one holds {labels.dtype}; "
             "set `threshold` to true in the task to take the voxels above its `threshold_value` as class 1"
         )
     if labels.dtype.kind == "f" and np.isnan(labels).any():
-        raise InputError(f"{where}: the annotation holds nan, which is neither above nor below the threshold")
+        raise InputError(f"{where}: the annotation holds nan, which is neither foreground nor background")
     if labels.dtype == bool:
         labels = labels.view(np.uint8)
-    if threshold_value is None:
-        classes = _check_classes(labels, num_classes, ignore_label, where)
+    if rule.background:
+        classes = (~is_any_of(labels, rule.background)).view(np.uint8)
+    elif rule.threshold_value is not None:
+        classes = (labels > _exact_threshold(labels.dtype, rule.threshold_value)).view(np.uint8)
     else:
-        classes = (labels > _exact_threshold(labels.dtype, threshold_value)).view(np.uint8)
-    if ignore_label is not None:
-        classes[labels == ignore_label] = IGNORE_LABEL
+        classes = _check_classes(labels, rule, where)
+    ignored = rule.ignored_labels(labels.dtype)
+    if ignored:
+        classes[is_any_of(labels, ignored)] = IGNORE_LABEL
     return classes
+
+
+def is_any_of(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """Return where labels are one of a few values, of which the type may be unable to hold some.
+
+    Parameters
+    ----------
+    labels : ndarray
+        Of any shape and number type.
+    values : sequence of int
+        At least one.
+
+    Returns
+    -------
+    ndarray of bool
+        The shape of `labels`.
+    """
+    found = labels == values[0]
+    for value in values[1:]:
+        found |= labels == value
+    return found
+
+
+def none_label(dtype: np.dtype) -> int | None:
+    """Return the label that programs write where there is no object.
+
+    Parameters
+    ----------
+    dtype : dtype
+        Type of an annotation.
+
+    Returns
+    -------
+    int or None
+        The maximum of an unsigned type, -1 of a signed one. None for types of 8 and 16 bits, where such a label may
+        as well mean something else, and for floats.
+    """
+    if dtype.kind not in "iu" or dtype.itemsize < 4:
+        return None
+    return -1 if dtype.kind == "i" else int(np.iinfo(dtype).max)
 
 
 def _exact_threshold(dtype: np.dtype, threshold: float) -> Any:
@@ -69,21 +174,24 @@ def _exact_threshold(dtype: np.dtype, threshold: float) -> Any:
     return int(np.floor(threshold))  # for integers, label > 0.5 is label > 0
 
 
-def _check_classes(labels: np.ndarray, num_classes: int, ignore_label: int | None, where: str) -> np.ndarray:
-    """Return `labels` as uint8; raise an InputError if one is neither a class nor `ignore_label`."""
+def _check_classes(labels: np.ndarray, rule: LabelRule, where: str) -> np.ndarray:
+    """Return `labels` as uint8; raise an InputError if one is neither a class nor the ignored label."""
     classes = labels.astype(np.uint8)
-    wrong = (labels < 0) | (labels >= num_classes)
-    if ignore_label is not None:
-        wrong &= labels != ignore_label
+    wrong = (labels < 0) | (labels >= rule.num_classes)
+    if rule.ignore_label is not None:
+        wrong &= labels != rule.ignore_label
     if wrong.any():
-        values = np.unique(labels[wrong])
-        shown = ", ".join(str(value) for value in values[:5]) + (", ..." if len(values) > 5 else "")
-        ignored = "" if ignore_label is None else f" and {ignore_label} (ignore_label)"
+        ignored = "" if rule.ignore_label is None else f" and {rule.ignore_label} (ignore_label)"
         raise InputError(
-            f"{where}: the annotation holds {shown}; allowed are 0 to {num_classes - 1}{ignored}. If these are the "
-            "ids of objects, set `threshold` to true in the task: labels above its `threshold_value` are class 1"
+            f"{where}: the annotation holds {_list_labels(np.unique(labels[wrong]))}; allowed are 0 to "
+            f"{rule.num_classes - 1}{ignored}. If these are the ids of objects, set `threshold` to true in the task: "
+            "labels above its `threshold_value` are class 1"
         )
     return classes
+
+
+def _list_labels(labels: Sequence[int] | np.ndarray) -> str:
+    return ", ".join(str(label) for label in labels[:5]) + (", ..." if len(labels) > 5 else "")
 
 
 def intensity_window(
@@ -116,10 +224,8 @@ def intensity_window(
         raise InputError(f"the image holds {dtype}; images are uint8, uint16 or other numbers")
     if dtype.kind == "f" and setting is None:
         raise InputError(f"the image holds {dtype}, whose range is not known; give image_intensity as [low, high]")
-    if setting is None and dtype == np.uint8:
-        return 0.0, 255.0
     if setting is None:
-        return _percentiles(sample, DEFAULT_PERCENTILES)
+        return _percentiles(sample, DEFAULT_PERCENTILES) if is_measured_range(setting, dtype) else (0.0, 255.0)
     if isinstance(setting, Mapping):
         if set(setting) != {"percentiles"}:
             raise InputError(
@@ -133,6 +239,22 @@ def intensity_window(
     if not low < high:
         raise InputError(f"image_intensity {[low, high]}: the low value is not below the high one")
     return low, high
+
+
+def is_measured_range(setting: Sequence[float] | Mapping[str, Sequence[float]] | None, dtype: np.dtype) -> bool:
+    """Return whether the grey levels that become 0 and 255 follow from voxels of the image.
+
+    Parameters
+    ----------
+    setting, dtype : sequence or mapping, dtype
+        As of `intensity_window`.
+
+    Returns
+    -------
+    bool
+        True for percentiles, which are the default of integers other than uint8.
+    """
+    return isinstance(setting, Mapping) or (setting is None and dtype != np.uint8)
 
 
 def _parse_pair(setting: Sequence[float]) -> tuple[float, float]:

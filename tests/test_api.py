@@ -1,9 +1,12 @@
 """The Python API: a training, a segmentation and a comparison on arrays, and what it leaves behind."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
 import kasthuri_ray
@@ -120,6 +123,45 @@ def test_arrays_are_trained_on_segmented_and_compared(voxels, local_ray, tmp_pat
         kasthuri_ray.train(
             TASK, image=image.copy(), annotation=annotation, network=NETWORK, name="run", num_workers=1, compile="off"
         )
+
+
+def test_clefts_of_cremi_are_read_alike_by_training_resuming_segmentation_and_evaluation(
+    voxels, local_ray, tmp_path, monkeypatch, capfd
+):
+    """Their background is 2**64 - 1, and the first cleft has the id 0."""
+    monkeypatch.chdir(tmp_path)
+    none, clefts = 2**64 - 1, np.full((16, 128, 128), 2**64 - 1, np.uint64)
+    for number, start in enumerate((10, 50, 90)):
+        clefts[:, start : start + 20, 20:100] = number
+    clefts[:, 120:] = 2**64 - 3  # outside
+    with h5py.File("sample.hdf", "w") as file:
+        for name, array in (("raw", voxels[0]), ("labels/clefts", clefts)):
+            stored = file.create_dataset(f"volumes/{name}", data=array, chunks=(1, 64, 64), compression="gzip")
+            stored.attrs["resolution"], stored.attrs["offset"] = (40.0, 4.0, 4.0), (0.0, 0.0, 0.0)
+    image, annotation = (f"sample.hdf:volumes/{name}" for name in ("raw", "labels/clefts"))
+    volumes = {"image": image, "annotation": annotation}
+    task = {**TASK, "task_type": "synapse", "threshold": True}
+    train = {"network": NETWORK, "name": "run", "num_workers": 1, "compile": "off", **volumes}
+
+    def lines() -> list[str]:
+        return [line for line in capfd.readouterr().out.splitlines() if f"the label {none} fills" in line]
+
+    run = kasthuri_ray.train(task, reporter=Reporter(), **train)
+    test = clefts[11:16]
+    counts = {"background": (test == none).sum(), "foreground": (test < 3).sum()}
+    assert [sum(row) for row in run.metrics["test"]["confusion"]] == [counts["background"], counts["foreground"]]
+    assert len(lines()) == 1
+    kasthuri_ray.train(task, reporter=Reporter(), settings={"network.epochs": 2}, **train)
+    assert lines() == []
+    recorded = json.loads(Path("outputs/run/settings.json").read_text())["task"]
+    assert recorded["background"] == [none]
+
+    kasthuri_ray.segment(run.path, "out.zarr", actors=1, compile="off")
+    result = kasthuri_ray.evaluate("out.zarr", annotation, box="11:16,:,:", reporter=Reporter())
+    assert lines() == []
+    assert result.metrics["background"] == [none]
+    assert result.metrics["voxels"] == counts["background"] + counts["foreground"]
+    assert result.metrics["objects"]["num_true"] == 3
 
 
 def test_ray_is_stopped_if_it_was_not_running_before(tmp_path):

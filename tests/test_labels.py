@@ -3,17 +3,22 @@
 import numpy as np
 import pytest
 
-from kasthuri_ray.labels import IGNORE_LABEL, VOXELS_AT_ONCE, intensity_window, not_imaged, to_classes, to_uint8
+from kasthuri_ray.errors import InputError
+from kasthuri_ray.labels import (
+    IGNORE_LABEL,
+    VOXELS_AT_ONCE,
+    LabelRule,
+    intensity_window,
+    none_label,
+    not_imaged,
+    to_classes,
+    to_uint8,
+)
 
 
-def classes(labels, threshold_value=None, num_classes=2, ignore_label=None):
-    return to_classes(
-        np.asarray(labels),
-        threshold_value=threshold_value,
-        num_classes=num_classes,
-        ignore_label=ignore_label,
-        where="bossdb://a/b/c at 0:1,0:2,0:3",
-    )
+def classes(labels, threshold_value=None, num_classes=2, ignore_label=None, background=None):
+    rule = LabelRule(threshold_value, num_classes, ignore_label, background)
+    return to_classes(np.asarray(labels), rule, "bossdb://a/b/c at 0:1,0:2,0:3")
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int8", "int32", "int64"])
@@ -75,6 +80,52 @@ def test_float_annotations_need_a_threshold():
         classes(np.array([np.nan]), threshold_value=0)
     with pytest.raises(ValueError, match="holds integers, this one holds complex128"):
         classes(np.array([1j]))
+
+
+NONE = 2**64 - 1  # of CREMI's clefts
+
+
+def test_every_label_that_is_not_background_is_foreground_whatever_the_threshold():
+    labels = np.array([0, 7, NONE, 2**40], np.uint64)
+    for threshold_value in (None, 0, 2**50):
+        np.testing.assert_array_equal(classes(labels, threshold_value, background=(NONE,)), [1, 1, 0, 1])
+    np.testing.assert_array_equal(classes(labels, background=(0, NONE)), [0, 1, 0, 1])
+    np.testing.assert_array_equal(classes(np.array([-1, 0, 3], np.int64), 0, background=(-1,)), [0, 1, 1])
+    np.testing.assert_array_equal(classes(np.array([0, 4, 9], np.uint8), background=(9, NONE, -1)), [1, 1, 0])
+    np.testing.assert_array_equal(classes(np.array([-1.0, 0.0, 2.5], np.float32), background=(-1,)), [0, 1, 1])
+
+
+def test_without_background_labels_the_largest_label_is_as_any_other():
+    labels = np.array([0, 7, NONE, NONE - 1], np.uint64)
+    for background in (None, ()):
+        np.testing.assert_array_equal(classes(labels, 0, background=background), [0, 1, 1, 1])
+
+
+def test_invalid_and_outside_of_cremi_are_ignored_where_there_are_background_labels():
+    labels = np.array([NONE, NONE - 1, NONE - 2, 5, 0], np.uint64)
+    ignored = IGNORE_LABEL
+    np.testing.assert_array_equal(classes(labels, background=(NONE,)), [0, ignored, ignored, 1, 1])
+    np.testing.assert_array_equal(classes(labels, background=(0,), ignore_label=5), [1, ignored, ignored, ignored, 0])
+    np.testing.assert_array_equal(classes(labels, background=(NONE, NONE - 2)), [0, ignored, 0, 1, 1])
+    signed = np.array([-1, -2, -3], np.int64)  # the same bits, but numbers that may be labels
+    np.testing.assert_array_equal(classes(signed, background=(-1,)), [0, 1, 1])
+
+
+def test_background_labels_that_a_type_cannot_hold_are_refused():
+    rule = LabelRule(background=(NONE,))
+    rule.check_type(np.dtype("uint64"), "labels.h5:clefts")
+    LabelRule(background=(0, NONE)).check_type(np.dtype("uint8"), "labels.h5:clefts")
+    for dtype in ("uint8", "int64", "uint32", "bool"):
+        with pytest.raises(InputError, match=rf"labels.h5:clefts holds {dtype}, which cannot hold .* {NONE} of the"):
+            rule.check_type(np.dtype(dtype), "labels.h5:clefts")
+    with pytest.raises(InputError, match=r"task.background leaves two classes.* network.classes is 3"):
+        LabelRule(num_classes=3, background=(0,))
+
+
+def test_only_integers_of_32_and_64_bits_have_a_label_for_none():
+    found = {name: none_label(np.dtype(name)) for name in ("uint32", "uint64", "int32", "int64")}
+    assert found == {"uint32": 2**32 - 1, "uint64": NONE, "int32": -1, "int64": -1}
+    assert not any(none_label(np.dtype(name)) for name in ("bool", "uint8", "int8", "uint16", "int16", "float32"))
 
 
 def test_the_annotation_itself_is_not_changed():

@@ -40,6 +40,11 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _as_labels(value: Any) -> Any:
+    """Return one label as a list."""
+    return [value] if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 Count = Annotated[int, Field(ge=1)]
 NotNegativeInt = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -52,6 +57,7 @@ ThreeCounts = Annotated[list[Count], Field(min_length=3, max_length=3), BeforeVa
 ThreeNotNegative = Annotated[list[NotNegativeInt], Field(min_length=3, max_length=3), BeforeValidator(_split_three)]
 ThreeLengths = Annotated[list[Positive], Field(min_length=3, max_length=3), BeforeValidator(_split_three)]
 Names = Annotated[list[str], Field(min_length=1), BeforeValidator(_as_list)]
+Labels = Annotated[list[int], BeforeValidator(_as_labels)]
 
 LossName = Literal["cross_entropy", "weighted_cross_entropy", "dice_ce", "focal", "tversky"]
 MetricName = Literal["val.average_precision", "val.foreground_f1", "val.loss"]  # columns of history.csv

@@ -82,6 +82,9 @@ class SegmentFlags(ComputeFlags, total=False):
     save_mask: bool
     objects: bool
     precomputed: str
+    export: str
+    export_box: str
+    export_what: str
     threshold: float
     shard: Any
     chunk: Any

@@ -64,6 +64,12 @@ class GivenSettings:
         assignments = [(f"--set {text}", parse_assignment(text)) for text in self.assignments]
         return [*assignments, ("the command line", self.flags)]
 
+    @property
+    def typed_keys(self) -> frozenset[str]:
+        """Settings that the command line gives, as `section.key`."""
+        layers = (layer for _, layer in self.typed)
+        return frozenset(f"{section}.{key}" for layer in layers for section, values in layer.items() for key in values)
+
     @cached_property
     def overrides(self) -> list[NamedLayer]:
         """Layers that win over the task and network files, the lowest first."""
@@ -239,7 +245,7 @@ def resolve_settings(given: GivenSettings, base: NamedLayer | None = None) -> Se
         files_given = {"task": given.task, "network": given.network}
         names = {name: _file_name(file) for name, file in files_given.items() if file is not None}
         notes |= messages.override_notes(given.config, names, _valid_sections(_merge(files, given.typed)), settings)
-    return settings.model_copy(update={"notes": notes})
+    return settings.model_copy(update={"notes": notes, "typed": given.typed_keys})
 
 
 def resolve_section(kind: type[Section], given: GivenSettings) -> Section:

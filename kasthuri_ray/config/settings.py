@@ -197,6 +197,9 @@ class SegmentSettings(SettingsSection):
     save_mask: bool = False  # write a label image of the thresholded probabilities too
     objects: bool = False  # write a CSV table of the objects above the threshold too
     precomputed: str | None = None  # path or s3:// URL of a copy as Neuroglancer precomputed; None: no copy
+    export: str | None = None  # path of a TIFF or HDF5 file that is written when all is segmented; None: no file
+    export_box: str | None = None  # region that it holds, half-open, in voxels of the image; None: all
+    export_what: Literal["probabilities", "mask", "objects"] = defaults.EXPORT_WHAT  # objects: by the ids of the table
     skip_blank: bool = True  # do not segment chunks of the image that hold nothing
     precision: Precision = defaults.AUTO  # of the arithmetic; auto: bf16 if the hardware computes with it, else float32
     compile: Compile = defaults.AUTO  # torch.compile; auto: if the job is long enough to gain time
@@ -258,7 +261,7 @@ class EvaluateSettings(SettingsSection):
 
 
 class CheckSettings(SettingsSection):
-    """What a cluster must be fit for."""
+    """What a cluster must be fit for, or which volume is checked."""
 
     address: str | None = None  # of Ray, HOST:PORT; None: RAY_ADDRESS, else this machine alone
     storage: str = defaults.STORAGE  # folder or s3:// URL that will hold all runs
@@ -269,7 +272,26 @@ class CheckSettings(SettingsSection):
     gpus: NotNegativeInt = 0  # GPUs that the cluster must have
     wait_for_resources: NotNegative | None = None  # seconds to wait until the cluster is large enough; None: do not
     report: str | None = None  # file for a fault report, instead of a check; None: check
+    volume: str | None = None  # URI of an image that is checked instead of a cluster, without Ray
+    annotation: str | None = None  # URI of its annotation
+    task: str | None = None  # name or file of the task that says what the labels mean; None: labels above 0
+    mip: NotNegativeInt | None = None  # resolution level of the image, 0 is finest; None: the URI's, else 0
+    voxel_size: ThreeLengths | None = None  # of the image, nm along z, y, x; None: from its metadata
+    out: str = defaults.VOLUME_CHECK  # folder or s3:// URL of the page about the volume
     verbose: bool = False  # show tracebacks and Ray's own messages
+
+    of_a_cluster: ClassVar[tuple[str, ...]] = ("address", "storage", "image", "gpus", "wait_for_resources", "report")
+    of_a_volume: ClassVar[tuple[str, ...]] = ("annotation", "task", "mip", "voxel_size", "out")
+
+    @model_validator(mode="after")
+    def _check_one_subject(self) -> CheckSettings:
+        others = self.of_a_volume if self.volume is None else self.of_a_cluster
+        flags = ", ".join(f"--{key.replace('_', '-')}" for key in others if key in self.model_fields_set)
+        if flags and self.volume is None:
+            raise InputError(f"{flags}: there is no volume; give the image with --volume URI")
+        if flags:
+            raise InputError(f"{flags}: not with --volume, which checks a volume alone")
+        return self
 
 
 SECTIONS: dict[str, type[SettingsSection]] = {
@@ -293,6 +315,8 @@ class Settings(SettingsSection):
     tune: TuneSettings = TuneSettings()
     kept: dict[str, Any] = Field(default={})  # unused keys of the files, which are written to settings.json again
     notes: dict[str, str] = Field(default={}, exclude=True)  # notes for the user, by section; not a setting
+    # What the command line gives, as section.key, and no file; not a setting.
+    typed: frozenset[str] = Field(default=frozenset(), exclude=True)
 
     def training_record(self) -> dict[str, Any]:
         """Return the settings of a training as JSON values, without secrets."""

@@ -111,5 +111,5 @@ def _resolve_networks(given: GivenSettings) -> dict[str, Settings]:
 
 
 def _fixed_settings(given: GivenSettings) -> frozenset[str]:
-    fixed = {f"{section}.{key}" for _, layer in given.typed for section, entries in layer.items() for key in entries}
-    return frozenset(fixed | {"network.loss"} if "task.loss" in fixed else fixed)
+    fixed = given.typed_keys
+    return fixed | {"network.loss"} if "task.loss" in fixed else fixed

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_serializer, model_serializer, model_validator
 
-from kasthuri_ray.config.field_types import Count, LossName, NotNegativeInt, SettingsSection, Share, VoxelRange
+from kasthuri_ray.config.field_types import Count, Labels, LossName, NotNegativeInt, SettingsSection, Share, VoxelRange
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Zyx, parse_box
 from kasthuri_ray.storage.uris import redact_secrets
@@ -77,6 +77,10 @@ class TaskSettings(SettingsSection):
     tile_size: Annotated[list[Count], Field(min_length=2, max_length=2)] = Field(default=[256, 256])
     threshold: bool = False  # true: values above threshold_value are class 1; false: values are the classes 0, 1, ...
     threshold_value: float = 0.0  # a value of the annotation
+    # Label that means "no object", or a list of such labels: every other label is foreground, 0 included, and
+    # `threshold` does not count. None: found out in annotations of 32 and 64 bits, where the maximum of the type (-1 of
+    # a signed one) fills more than half of the training box; an empty list: no such label.
+    background: Labels | None = None
     # Value of the annotation whose voxels are ignored in training and evaluation; None: no such value.
     ignore_label: int | None = None
     # Gray values that become black and white: [low, high], or {"percentiles": [low, high]}. None: 0 and 255 for an
@@ -140,6 +144,8 @@ class TaskSettings(SettingsSection):
         if self.boxes is None and missing:
             raise InputError(f"needs {', '.join(missing)} (or boxes)")
         self._check_gap()
+        if self.ignore_label in (self.background or ()):
+            raise InputError(f"ignore_label and background are both {self.ignore_label}: a label has one meaning")
         for split in SPLITS:
             for region in self.regions(split):
                 if region.image is None or (region.annotation is None and split != "test"):

@@ -13,7 +13,7 @@ import numpy as np
 
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Zyx, ceil_div, per_axis
-from kasthuri_ray.labels import IGNORE_LABEL, to_classes
+from kasthuri_ray.labels import IGNORE_LABEL, LabelRule, is_any_of, to_classes
 from kasthuri_ray.metrics.components import Components, UnionFind, label_mask_components, lowest_foreground_value
 from kasthuri_ray.metrics.instances import CellBlock, CellSums, label_cells
 from kasthuri_ray.metrics.matching import LabelPairs, count_label_pairs, match_objects, merge_label_pairs
@@ -43,10 +43,12 @@ class Comparison:
         What is compared, in voxels of the annotation.
     threshold : float
         A voxel is predicted as foreground from this probability.
-    threshold_value, num_classes, ignore_label
-        How labels become classes, see `to_classes`.
+    labels : LabelRule
+        What the values of the annotation mean.
     instances : Volume, optional
         Ids of cells, on the voxels of the annotation.
+    no_instance : tuple of int
+        Ids that mean "no cell", as 0 does.
     has_objects : bool
         Whether to match objects.
     """
@@ -55,10 +57,9 @@ class Comparison:
     annotation: Volume
     box: Box
     threshold: float
-    threshold_value: float | None = None
-    num_classes: int = 2
-    ignore_label: int | None = None
+    labels: LabelRule = field(default_factory=LabelRule)
     instances: Volume | None = None
+    no_instance: tuple[int, ...] = ()
     has_objects: bool = False
     is_complete: bool = False  # the prediction is our own output, which stores no blocks of zeros
 
@@ -82,14 +83,17 @@ class Comparison:
 
     def read_classes(self, box: Box) -> np.ndarray:
         """Return 0 for background, 1 for foreground of any class, or IGNORE_LABEL; uint8, z, y, x."""
-        classes = to_classes(
-            self.annotation.read(box),
-            threshold_value=self.threshold_value,
-            num_classes=self.num_classes,
-            ignore_label=self.ignore_label,
-            where=f"{self.annotation.uri} {box}",
-        )
+        classes = to_classes(self.annotation.read(box), self.labels, f"{self.annotation.uri} {box}")
         return np.where(classes == IGNORE_LABEL, classes, classes > 0).astype(np.uint8)
+
+    def read_instances(self, box: Box, classes: np.ndarray) -> np.ndarray:
+        """Return the ids of cells, z, y, x; 0 where there is none, or where the annotation's class is ignored."""
+        assert self.instances is not None
+        ids = self.instances.read(box)
+        without = classes == IGNORE_LABEL
+        if self.no_instance:
+            without |= is_any_of(ids, self.no_instance)
+        return np.where(without, 0, ids)
 
     def predict_foreground(self, probability: np.ndarray) -> np.ndarray:
         """Return a mask of the voxels whose probability is at least the threshold."""
@@ -188,7 +192,7 @@ def compare_block(comparison: Comparison, block: Box) -> BlockResult:
         result.predicted_components, predicted_ids = label_mask_components(predicted & (classes != IGNORE_LABEL), block)
         result.pairs = count_label_pairs(true_ids[inside], predicted_ids[inside])
     if comparison.instances is not None:
-        instances = np.where(classes[inside] == IGNORE_LABEL, 0, comparison.instances.read(block))
+        instances = comparison.read_instances(block, classes[inside])
         result.cells = label_cells(~predicted[: block.shape[0]], instances, block)
     return result
 

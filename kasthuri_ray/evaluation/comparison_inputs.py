@@ -23,7 +23,9 @@ from kasthuri_ray.evaluation.provenance import (
     unfinished_warning,
 )
 from kasthuri_ray.geometry import Box, Zyx, parse_box, per_axis
+from kasthuri_ray.labels import LabelRule
 from kasthuri_ray.volumes.alignment import align_volumes
+from kasthuri_ray.volumes.background_labels import find_background
 from kasthuri_ray.volumes.opening import VolumeOpener
 from kasthuri_ray.volumes.resampled_volume import Resampling, resample_image
 from kasthuri_ray.volumes.volume import Volume
@@ -67,7 +69,7 @@ def prepare_comparison(settings: EvaluateSettings) -> ComparisonInputs:
     provenance = read_provenance(settings.prediction)
     num_classes = int(provenance.get("network", {}).get("classes", 2))
     prediction = open_prediction(settings.prediction, opener, num_classes)
-    rule = find_annotation_rule(settings.task, settings.prediction, provenance)
+    rule = find_annotation_rule(settings.task, settings.prediction, provenance, num_classes)
     size = per_axis(float, settings.voxel_size) if settings.voxel_size else None
     annotation = opener.open(settings.annotation, voxel_size_nm=size, labels=True)
     if size is not None:
@@ -89,16 +91,18 @@ def prepare_comparison(settings: EvaluateSettings) -> ComparisonInputs:
     box = _choose_box(settings.box, annotation, aligned.overlap, notes.append)
     if warning := unfinished_warning(settings.prediction):
         notes.append(warning)
+    labels, found = find_background(rule.labels, [(annotation, [box])])
+    notes += found
+    instances = _open_instances(settings, opener, annotation, rule, box, notes)
     known = (settings.threshold, provenance.get("threshold"), defaults.THRESHOLD)
     comparison = Comparison(
         prediction=prediction,
         annotation=annotation,
         box=box,
         threshold=float(next(value for value in known if value is not None)),
-        threshold_value=rule.threshold_value,
-        num_classes=num_classes,
-        ignore_label=rule.ignore_label,
-        instances=_open_instances(settings, opener, annotation, rule, box, notes),
+        labels=labels,
+        instances=instances,
+        no_instance=() if instances is None else _find_no_instance(instances, box, notes),
         has_objects=rule.task_type != "membrane",
         is_complete=bool(provenance),
     )
@@ -109,7 +113,8 @@ def prepare_comparison(settings: EvaluateSettings) -> ComparisonInputs:
 
 
 def _check_annotation(annotation: Volume, rule: AnnotationRule) -> None:
-    if annotation.dtype.kind not in "bui" and rule.threshold_value is None:
+    rule.labels.check_type(annotation.dtype, annotation.uri)
+    if annotation.dtype.kind not in "bui" and rule.labels.threshold_value is None and not rule.labels.background:
         raise InputError(
             f"{annotation.uri} holds {annotation.dtype}; an annotation holds integers, or the task {rule.name} sets "
             "`threshold` to true, to take the voxels above its `threshold_value`"
@@ -158,6 +163,13 @@ def _open_instances(
         raise InputError(f"{instances.uri} holds {instances.dtype}; instances are integers, one for each cell")
     notes += aligned.notes
     return instances
+
+
+def _find_no_instance(instances: Volume, box: Box, notes: list[str]) -> tuple[int, ...]:
+    """Return the ids that mean "no cell", as 0 does: those that annotations have for "no object"."""
+    rule, found = find_background(LabelRule(), [(instances, [box])])
+    notes += found
+    return (*(rule.background or ()), *rule.ignored_labels(instances.dtype))
 
 
 def _open_image(

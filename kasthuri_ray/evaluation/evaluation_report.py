@@ -21,6 +21,7 @@ from kasthuri_ray.reports.evaluation_page import EvaluationReport, evaluation_pa
 from kasthuri_ray.reports.section_images import NUM_EXAMPLES, SectionResult, choose_evenly, choose_examples
 from kasthuri_ray.storage.storage import Storage
 from kasthuri_ray.volumes.absent_chunks import absent_text
+from kasthuri_ray.volumes.background_labels import MAX_SYNAPSE_SHARE
 from kasthuri_ray.volumes.volume import Volume
 
 MISSING_GREY = 128  # where no image is known
@@ -53,6 +54,8 @@ def evaluation_metrics(inputs: ComparisonInputs, totals: ComparisonTotals) -> di
         "absent_chunks": dict(zip(("prediction", "annotation"), totals.absent_chunks.tolist(), strict=True)),
         "sections": [{"z": z, "foreground_f1": f1} for z, f1, _ in section_scores(totals)],
     }
+    if comparison.labels.background:
+        result["background"] = list(comparison.labels.background)
     if comparison.has_objects:
         result["objects"] = totals.match_objects()
     if comparison.instances is not None:
@@ -98,6 +101,12 @@ def evaluation_notes(inputs: ComparisonInputs, totals: ComparisonTotals, result:
     for kind, (absent, chunks) in result["absent_chunks"].items():
         if absent:
             notes.append(absent_text(result[kind], absent, chunks, "background"))
+    share = _ratio(int(totals.counts.confusion[1].sum()), totals.counts.num_voxels)
+    if inputs.rule.task_type == "synapse" and share > MAX_SYNAPSE_SHARE:
+        notes.append(
+            f"{share:.0%} of what is compared of {result['annotation']} is foreground, much for synapses: check the "
+            "task's `background` and `threshold_value` (--task)."
+        )
     if "arand" in result and result["arand"] is None:
         notes.append(NO_CELLS_NOTE)
     if inputs.image is None:

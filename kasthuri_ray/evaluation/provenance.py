@@ -14,6 +14,7 @@ from kasthuri_ray.config.loading import GivenSettings, builtin_tasks, resolve_se
 from kasthuri_ray.config.task import TaskSettings
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Zyx, per_axis
+from kasthuri_ray.labels import LabelRule
 from kasthuri_ray.output.ome_zarr import OmeZarrOutput
 from kasthuri_ray.output.side_files import read_progress
 from kasthuri_ray.progress import format_count
@@ -36,35 +37,31 @@ class AnnotationRule:
         Name of the task.
     task_type : str
         `membrane`, `synapse` or another; "" if unknown.
-    threshold_value : float, optional
-        Voxels above it are foreground; None for labels that are classes.
-    ignore_label : int, optional
-        Label of voxels that are not counted.
+    labels : LabelRule
+        What its labels mean.
     image, annotation : str, optional
         URIs of the task's own volumes.
     """
 
     name: str
     task_type: str
-    threshold_value: float | None
-    ignore_label: int | None
+    labels: LabelRule
     image: str | None = None
     annotation: str | None = None
 
     @classmethod
-    def of(cls, task: Mapping[str, Any]) -> AnnotationRule:
+    def of(cls, task: Mapping[str, Any], num_classes: int) -> AnnotationRule:
         return cls(
             name=task["name"],
             task_type=task["task_type"],
-            threshold_value=task["threshold_value"] if task["threshold"] else None,
-            ignore_label=task["ignore_label"],
+            labels=LabelRule.from_task(task, num_classes),
             image=task.get("image_chan"),
             annotation=task.get("annotation_chan"),
         )
 
 
 def find_annotation_rule(
-    task: str | Mapping[str, Any] | None, prediction: str, provenance: Mapping[str, Any]
+    task: str | Mapping[str, Any] | None, prediction: str, provenance: Mapping[str, Any], num_classes: int
 ) -> AnnotationRule:
     """Return the rule of the task `task`, a name, file or content, else of the provenance's task.
 
@@ -73,7 +70,8 @@ def find_annotation_rule(
     if task is not None:
         base = "the evaluation", {"task": {"image_chan": NO_VOLUME, "annotation_chan": NO_VOLUME}}
         values = resolve_settings(GivenSettings(task), base).task.model_dump()
-        return AnnotationRule.of({key: None if value == NO_VOLUME else value for key, value in values.items()})
+        named = {key: None if value == NO_VOLUME else value for key, value in values.items()}
+        return AnnotationRule.of(named, num_classes)
     recorded = provenance.get("task")
     if recorded is None:
         raise InputError(
@@ -84,7 +82,7 @@ def find_annotation_rule(
         name: TaskSettings.model_fields[name].default
         for name in ("name", "threshold", "threshold_value", "ignore_label")
     }
-    return AnnotationRule.of({**defaults, "task_type": "", **recorded})
+    return AnnotationRule.of({**defaults, "task_type": "", **recorded}, num_classes)
 
 
 def read_provenance(uri: str) -> dict[str, Any]:

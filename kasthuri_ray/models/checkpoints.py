@@ -121,27 +121,6 @@ def read_checkpoint(data: bytes, source: str) -> Checkpoint:
     return Checkpoint(**{**known, "weights": _check_state_dict(content["weights"], source)})
 
 
-def read_weights(data: bytes, source: str) -> dict[str, Tensor]:
-    """Read a state dict, bare or from a checkpoint.
-
-    Parameters
-    ----------
-    data, source : bytes, str
-        As for `read_checkpoint`.
-
-    Returns
-    -------
-    dict of str to Tensor
-        The weights, on the CPU.
-
-    Raises
-    ------
-    InputError
-        As `read_checkpoint`.
-    """
-    return read_checkpoint(data, source).weights
-
-
 def check_finite_weights(weights: Mapping[str, Tensor], source: str) -> None:
     """Check that weights are finite; a network with others outputs nothing but nan.
 

@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from kasthuri_ray.reports.section_images import SectionResult, encode_jpeg, rank_sections
 
 # Longest side of a picture in pixels: of the errors of the best and the worst section, and of all others.
@@ -70,10 +72,8 @@ def _make_example(
     scale_bar = None if pixel_size_nm is None else make_scale_bar(section.image.shape[1] * pixel_size_nm[1])
     panels = []
     for name, pixels in pictures.items():
-        is_large = layout == "large" and name == "errors"
-        data = encode_jpeg(pixels, LARGE_PANEL_PIXELS if is_large else SMALL_PANEL_PIXELS)
-        source = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
-        panels.append(Panel(name, source, scale_bar if name in ("image", "errors") else None))
+        max_side = LARGE_PANEL_PIXELS if layout == "large" and name == "errors" else SMALL_PANEL_PIXELS
+        panels.append(make_panel(name, pixels, max_side, scale_bar if name in ("image", "errors") else None))
     return Example(
         section.z,
         section.box,
@@ -84,6 +84,12 @@ def _make_example(
         section.f1(threshold),
         *(int(mask.sum()) for mask in section.outcomes(threshold)),
     )
+
+
+def make_panel(name: str, pixels: np.ndarray, max_side: int, scale_bar: ScaleBar | None) -> Panel:
+    """Return a picture (uint8 [y, x, 3]) as a panel, with at most `max_side` pixels along its longer side."""
+    data = base64.b64encode(encode_jpeg(pixels, max_side)).decode()
+    return Panel(name, f"data:image/jpeg;base64,{data}", scale_bar)
 
 
 def make_scale_bar(width_nm: float) -> ScaleBar:

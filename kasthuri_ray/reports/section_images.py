@@ -75,14 +75,14 @@ class SectionResult:
 
         Without a truth there are no truth and no errors.
         """
-        panels = {"image": _grey(self.image)}
+        panels = {"image": grey_to_rgb(self.image)}
         if self.truth is not None:
             true = (self.truth > 0) & (self.truth != IGNORE_LABEL)
-            panels["truth"] = _tint(self.image, (FOUND_COLOUR, true))
-        panels["prediction"] = _tint(self.image, (FOUND_COLOUR, self.scaled_probability))
+            panels["truth"] = tint(self.image, (FOUND_COLOUR, true))
+        panels["prediction"] = tint(self.image, (FOUND_COLOUR, self.scaled_probability))
         if self.truth is not None:
             outcomes = self.outcomes(threshold)
-            panels["errors"] = _tint(
+            panels["errors"] = tint(
                 self.image, *((colour, mask) for (colour, _, _), mask in zip(LEGEND, outcomes, strict=True))
             )
         return panels
@@ -112,14 +112,15 @@ def encode_jpeg(panel: np.ndarray, max_side: int) -> bytes:
     return out.getvalue()
 
 
-def _grey(image: np.ndarray) -> np.ndarray:
+def grey_to_rgb(image: np.ndarray) -> np.ndarray:
+    """Return grey levels [y, x] as a picture, uint8 [y, x, 3]."""
     return np.repeat(image[..., None], 3, axis=2).astype(np.uint8)
 
 
-def _tint(image: np.ndarray, *tints: tuple[Rgb, np.ndarray]) -> np.ndarray:
+def tint(image: np.ndarray, *tints: tuple[Rgb, np.ndarray]) -> np.ndarray:
     """Return the image with each colour over it, where its mask is True or by the mask's share of the opacity."""
     # Less contrast than in the image: every tint is visible on black and on white.
-    out = 30 + 0.48 * _grey(image).astype(np.float32)
+    out = 30 + 0.48 * grey_to_rgb(image).astype(np.float32)
     for colour, mask in tints:
         alpha = (OPACITY * mask.astype(np.float32))[..., None]
         out = out * (1 - alpha) + np.asarray(colour, np.float32) * alpha

@@ -72,5 +72,21 @@ def check_free_space(job: SegmentationJob, plan: SegmentationPlan) -> str:
     return text
 
 
+def check_space(path: str, needed_bytes: int, flag: str) -> None:
+    """Raise InputError if the disk of a file that is to be written has too little space.
+
+    flag: by which the path was given.
+    """
+    disk = open_storage(path).disk_space()
+    if disk is None:
+        return
+    free = _usable_bytes(disk)
+    if needed_bytes > free:
+        raise InputError(
+            f"{disk.folder}: {free / 1e9:.2f} GB free, {needed_bytes / 1e9:.2f} GB needed for {path}; free some space "
+            f"or choose another {flag}"
+        )
+
+
 def _usable_bytes(disk: DiskSpace) -> int:
     return max(0, disk.free_bytes - RESERVED_BYTES)

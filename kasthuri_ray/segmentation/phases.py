@@ -17,6 +17,7 @@ from kasthuri_ray.metrics.components import label_block_components
 from kasthuri_ray.metrics.objects import join_objects
 from kasthuri_ray.output.block_grid import BlockGrid, block_name
 from kasthuri_ray.output.ledger import Ledger, read_components, write_components
+from kasthuri_ray.output.object_labels import block_with_shell, read_foreground
 from kasthuri_ray.output.ome_zarr import label_image
 from kasthuri_ray.output.precomputed import PrecomputedCopy
 from kasthuri_ray.output.pyramid import PyramidLevel, level_name
@@ -124,22 +125,22 @@ class PyramidPhase(Phase):
 class ObjectsPhase(Phase):
     """Objects above the threshold are labelled in each block, joined across blocks, and listed in a table."""
 
+    NAME: ClassVar[str] = "objects"
+
     postponed = "the object table is not written yet: some blocks were set aside; run the same command again"
 
     def __init__(self, job: SegmentationJob, source: Phase) -> None:
-        super().__init__(job, "objects", "objects", level_grid(job, job.levels[0]), source)
+        super().__init__(job, self.NAME, "objects", level_grid(job, job.levels[0]), source)
         self.ledger = Ledger.beside(job.output)
 
     def source_box(self, box: Box) -> Box:
         """Return a block and one voxel beyond its upper ends: with these its components are joined."""
-        return Box(box.start, box.shifted((1, 1, 1)).stop).intersect(self.grid.bounds)
+        return block_with_shell(box, self.grid.bounds)
 
     def make_block(self, index: Zyx, segmenter: BlockSegmenter) -> tuple[BlockInfo, bool]:
         """Label the components of a block and write them to the ledger."""
         block = self.grid.box(index)
-        probabilities = self.job.output_zarr.probabilities.read(0, self.source_box(block))
-        # Of several classes the foreground's probability is their sum.
-        foreground = np.minimum(probabilities.sum(0, dtype=np.uint16), 255).astype(np.uint8)
+        foreground = read_foreground(self.job.output_zarr.probabilities, self.source_box(block))
         components = label_block_components(foreground, block, self.job.threshold)
         write_components(self.ledger, block_name(index), components)
         return {}, False

@@ -9,13 +9,22 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from kasthuri_ray.config.differences import fill_defaults, fill_record_defaults, record_differences
+from kasthuri_ray.config.settings import SegmentSettings
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.inference.inference_settings import InferenceSettings
 from kasthuri_ray.output.existing_output import find_existing_output, remove_output
 from kasthuri_ray.output.ledger import Ledger
 from kasthuri_ray.output.side_files import remove_side_files
+from kasthuri_ray.ray_cluster.output_paths import SINGLE_NODE, resolve_output_path
 from kasthuri_ray.segmentation.phases import CopyPhase, NetworkPhase, job_phases
 from kasthuri_ray.segmentation.segmentation_job import SegmentationInputs, SegmentationJob
+
+
+def was_begun(segment: SegmentSettings) -> bool:
+    """Return whether the settings resume a segmentation; what their output may be is checked later."""
+    if segment.output is None or segment.overwrite:
+        return False
+    return Ledger.beside(resolve_output_path(segment.output, SINGLE_NODE, "--output")).settings() is not None
 
 
 def read_existing_record(output: str, overwrite: bool) -> dict[str, Any] | None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.config.settings import Settings
-from kasthuri_ray.errors import ActorPoolStopped, InputError, WorkFailed, missing_is_bad_input
+from kasthuri_ray.errors import ActorPoolStopped, InputError, UnforeseenFailure, WorkFailed, missing_is_bad_input
 from kasthuri_ray.hardware import Machine
 from kasthuri_ray.inference.inference_settings import InferenceSettings
 from kasthuri_ray.output.ledger import LOCK_FILE, Ledger
@@ -35,6 +36,13 @@ from kasthuri_ray.segmentation.actor_resources import (
     wait_for_actors,
 )
 from kasthuri_ray.segmentation.block_worker import BlockWorker
+from kasthuri_ray.segmentation.export import (
+    ExportRequest,
+    export_finished_output,
+    export_output,
+    read_export_request,
+    resolve_export,
+)
 from kasthuri_ray.segmentation.phases import NetworkPhase
 from kasthuri_ray.segmentation.plan import SegmentationPlan, describe_plan, plan_segmentation
 from kasthuri_ray.segmentation.segmentation_inputs import prepare_segmentation
@@ -74,6 +82,8 @@ def segment_from_flags(
         If `segment` raises it.
     """
     path, output = (given.value("segment", key) for key in ("weights", "output"))
+    if not path and output and given.value("segment", "export"):
+        return export_finished_output(given, reporter)
     if not path:
         raise InputError("no weights: give --weights with the folder of a run, or with a file of weights")
     if not output:
@@ -127,6 +137,7 @@ def segment(
     output_checks.check_output_paths(str(requested.output), requested.precomputed)
     network = build_trained_network(settings, trained)
     inputs = prepare_segmentation(settings, trained, network, notes.append)
+    export = read_export_request(requested, inputs.box, trained.where)
     volumes = {"image": inputs.image, "mask": inputs.mask}
     output_checks.check_outside_volumes(str(requested.output), requested.precomputed, volumes)
     cluster = connect_ray(reporter, requested.verbose)
@@ -140,6 +151,8 @@ def segment(
             lease = stack.enter_context(_acquire_lease(output, reporter))
         inference, machine = _choose_inference(inputs, network, record, cluster, reporter)
         job = inputs.make_job(output, inference, copy)
+        if export is not None and not requested.dry_run:
+            export = resolve_export(export, cluster, output, job.record)
         actor_plan = _plan_actors(job, record, cluster, reporter)
         if machine is not None:
             check_actor_memory(job, network, machine, math.ceil(actor_plan.min_actors / cluster.nodes))
@@ -160,7 +173,23 @@ def segment(
             resume.check_same_settings(resume.read_existing_record(output, False), job)
         run = SegmentationRun(job, reporter, lease)
         with _stop_with_command(run, resume_command):
-            return run.run(actor_plan, worker_class)
+            result = run.run(actor_plan, worker_class)
+        if export is not None:
+            result = _export(export, result, reporter, resume_command)
+        reporter.print_result(output)
+        return result
+
+
+def _export(export: ExportRequest, result: SegmentResult, reporter: Reporter, resume_command: str) -> SegmentResult:
+    """Export a segmentation that has ended; if blocks of it were set aside, only say so."""
+    try:
+        export_output(export, result.path, reporter)
+    except (InputError, OSError) as error:
+        if not (result.num_set_aside and isinstance(error, InputError)):
+            raise WorkFailed(f"{error}\nto export: {resume_command}") from error
+        reporter.print_line(f"not exported: {error}")
+        return result
+    return replace(result, export_path=export.path)
 
 
 def _resolve_path(path: str, flag: str, cluster: ClusterResources, dry_run: bool) -> str:
@@ -242,5 +271,6 @@ def _stop_with_command(run: SegmentationRun, resume_command: str) -> Iterator[No
             run.reporter.print_line(f"to resume: {resume_command}")
             raise
         is_expected = isinstance(error, ActorPoolStopped | OSError | WorkFailed) or run.lease.lost.is_set()
-        text = str(error) if is_expected else f"{type(error).__name__}: {error} (--verbose shows where)"
-        raise WorkFailed(f"{text}\nto resume: {resume_command}") from error
+        failure = WorkFailed if is_expected else UnforeseenFailure
+        text = str(error) if is_expected else f"{type(error).__name__}: {error}"
+        raise failure(f"{text}\nto resume: {resume_command}") from error

@@ -13,11 +13,13 @@ from kasthuri_ray.models.receptive_field import ReceptiveField, find_receptive_f
 from kasthuri_ray.output.block_grid import check_block_shape, default_block_shape
 from kasthuri_ray.output.layout import plan_layout
 from kasthuri_ray.output.pyramid import plan_levels
+from kasthuri_ray.segmentation.resume import was_begun
 from kasthuri_ray.segmentation.segmentation_job import SegmentationInputs
 from kasthuri_ray.segmentation.source_image import image_intensity, open_mask, open_source_image
 from kasthuri_ray.segmentation.trained_network import TrainedNetwork
 from kasthuri_ray.storage.uris import absolute_uri
 from kasthuri_ray.volumes.absent_chunks import check_any_chunk
+from kasthuri_ray.volumes.grey_range import check_grey_range
 from kasthuri_ray.volumes.opening import VolumeOpener
 
 
@@ -57,6 +59,11 @@ def prepare_segmentation(
     image = open_source_image(settings, trained, opener, report)
     box = parse_box(segment.box, image.bounds) if segment.box else image.bounds
     check_any_chunk(image, box, "the box", segment.allow_empty)
+    intensity, origin = image_intensity(image, settings, trained)
+    if origin is not None and not was_begun(segment):
+        is_stated = "task.image_intensity" in settings.typed
+        for note in check_grey_range(image, [box], intensity, origin, is_stated):
+            report(note)
     mask = None
     if segment.mask:
         mask, notes = open_mask(absolute_uri(segment.mask), image, box, opener)
@@ -76,7 +83,7 @@ def prepare_segmentation(
         image=image,
         box=box,
         mask=mask,
-        intensity=image_intensity(image, settings, trained),
+        intensity=intensity,
         halo=halo,
         layout=layout,
         block=block,

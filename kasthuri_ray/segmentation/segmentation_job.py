@@ -146,6 +146,7 @@ class SegmentationInputs:
         """
         segment, task = self.settings.segment, self.settings.task
         only_if_set = {"resample": True} if is_resampled(self.image) else {}
+        background = {"background": task.background} if task.background is not None else {}
         return _plain_json(
             {
                 **only_if_set,
@@ -155,7 +156,7 @@ class SegmentationInputs:
                 "intensity": self.intensity,
                 "weights": hash_weights(self.trained.weights),
                 "network": self.architecture,
-                "task": {name: getattr(task, name) for name in RECORDED_TASK_SETTINGS},
+                "task": {name: getattr(task, name) for name in RECORDED_TASK_SETTINGS} | background,
                 "threshold": self.threshold,
                 **{name: getattr(segment, name) for name in segment.recorded},
                 "mask": self.mask and redact_secrets(self.mask.uri),

@@ -48,12 +48,15 @@ class SegmentResult:
         holds.
     table_path : str or None
         Path or URL of the table of objects; None if there is none.
+    export_path : str or None
+        Path of the exported file; None if nothing was exported.
     """
 
     path: str
     num_set_aside: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
     table_path: str | None = None
+    export_path: str | None = None
 
     @cached_property
     def table(self) -> list[dict[str, int | float]] | None:
@@ -82,7 +85,7 @@ class SegmentationRun:
         self.set_aside: list[tuple[Phase, SetAsideBlock]] = []
 
     def run(self, actor_plan: ActorPlan, worker_class: type[BlockWorker]) -> SegmentResult:
-        """Create the output or complete it, make all blocks, and report the last lines.
+        """Create the output or complete it, make all blocks, and report what was set aside.
 
         Parameters
         ----------
@@ -177,7 +180,7 @@ class SegmentationRun:
         return tick
 
     def _finish(self, progress: SegmentationProgress, start: float) -> SegmentResult:
-        """Complete the phases whose blocks are all done, and report the last lines."""
+        """Complete the phases whose blocks are all done, and report what is left."""
         job, reporter, num_set_aside = self.job, self.reporter, len(self.set_aside)
         reporter.end()
         for phase in self.phases:
@@ -197,7 +200,6 @@ class SegmentationRun:
                 f"{num_set_aside} block{are} set aside, with tracebacks in {self.ledger.set_aside_path}; the same "
                 f"command retries {them}"
             )
-        reporter.print_result(job.output)
         has_table = any(isinstance(each, ObjectsPhase) and self.finished.is_complete(each) for each in self.phases)
         table_path = object_table_path(job.output, job.task_type) if has_table else None
         metrics = {**progress.metrics, "seconds": time.monotonic() - start}

@@ -11,10 +11,11 @@ import numpy as np
 from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Nm, Zyx, per_axis
-from kasthuri_ray.labels import intensity_window
+from kasthuri_ray.labels import intensity_window, is_measured_range
 from kasthuri_ray.segmentation.trained_network import TrainedNetwork
 from kasthuri_ray.storage.uris import absolute_uri
 from kasthuri_ray.volumes.absent_chunks import absent_text, count_absent_before
+from kasthuri_ray.volumes.grey_range import DEFAULT_RANGE, STATED_RANGE
 from kasthuri_ray.volumes.mask_alignment import align_mask, mask_box
 from kasthuri_ray.volumes.opening import VolumeOpener
 from kasthuri_ray.volumes.resampled_volume import resample_image
@@ -145,7 +146,9 @@ def _check_size(image: Volume, training_size_nm: Nm) -> None:
         )
 
 
-def image_intensity(image: Volume, settings: Settings, trained: TrainedNetwork) -> tuple[float, float]:
+def image_intensity(
+    image: Volume, settings: Settings, trained: TrainedNetwork
+) -> tuple[tuple[float, float], str | None]:
     """Return the grey levels that become 0 and 255.
 
     They are those of the training, unless the task sets others than the run's. For bare weights they are what the task
@@ -162,42 +165,28 @@ def image_intensity(image: Volume, settings: Settings, trained: TrainedNetwork) 
 
     Returns
     -------
-    tuple of float
+    intensity : tuple of float
         Low and high.
+    origin : str or None
+        Where they come from, for `check_grey_range`; None: from this image.
 
     Raises
     ------
     InputError
-        If the image's type cannot hold such grey levels, or the task's setting is malformed.
+        If the image does not hold numbers, or the task's setting is malformed.
     """
     setting = settings.task.image_intensity
     is_changed = setting != (trained.settings or {}).get("task", {}).get("image_intensity")
+    if image.dtype.kind not in "uif":
+        raise InputError(f"{image.uri} holds {image.dtype}, and the network was trained on grey levels: give an image")
     if trained.intensity is not None and not is_changed:
-        _check_type(image, trained.intensity)
-        return trained.intensity
-    if isinstance(setting, list) or (setting is None and image.dtype == np.uint8) or image.dtype.kind not in "uif":
-        return intensity_window(np.empty(0, image.dtype), image.dtype, setting)
+        return trained.intensity, "that the network was trained on"
+    if not is_measured_range(setting, image.dtype):
+        origin = DEFAULT_RANGE if setting is None else STATED_RANGE
+        return intensity_window(np.empty(0, image.dtype), image.dtype, setting), origin
     rng = np.random.default_rng(settings.network.seed)
     sample = np.concatenate([image.read(_draw_sample_box(image.bounds, rng)).ravel() for _ in range(NUM_SAMPLES)])
-    return intensity_window(sample, image.dtype, setting)
-
-
-def _check_type(image: Volume, intensity: tuple[float, float]) -> None:
-    """Raise InputError if an image of this type cannot hold the grey levels of the training."""
-    low, high = intensity
-    mismatch = f"{image.uri} holds {image.dtype}, and the network was trained on"
-    if image.dtype.kind not in "uif":
-        raise InputError(f"{mismatch} grey levels {low:g} to {high:g}; give an image of numbers")
-    if image.dtype != np.uint8 and intensity == (0.0, 255.0):
-        raise InputError(
-            f"{mismatch} uint8, grey levels 0 to 255; convert the image, or give its range with "
-            "--set task.image_intensity=LOW,HIGH"
-        )
-    if image.dtype.kind in "ui" and np.iinfo(image.dtype).max < high / 2:
-        raise InputError(
-            f"{mismatch} grey levels {low:g} to {high:g}, which it cannot hold; give an image that can, or the range "
-            "of this one with --set task.image_intensity=LOW,HIGH"
-        )
+    return intensity_window(sample, image.dtype, setting), None
 
 
 def _draw_sample_box(box: Box, rng: np.random.Generator) -> Box:

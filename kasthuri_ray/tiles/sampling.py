@@ -9,14 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, TileGrid, Zyx, ceil_div, per_axis
-from kasthuri_ray.labels import IGNORE_LABEL, not_imaged, to_classes, to_uint8
+from kasthuri_ray.labels import IGNORE_LABEL, LabelRule, not_imaged, to_classes, to_uint8
 from kasthuri_ray.volumes.volume import Volume
 
 # Limits of the search for foreground, in voxels of annotation that are read.
@@ -26,15 +26,6 @@ MAX_SEARCH_VOXELS_PER_TILE = 16_000_000  # where foreground is rare
 # The search reads whole chunks, unless they are larger than this; then it reads boxes of the tile's shape.
 MAX_SEARCH_BOX_VOXELS = 8_000_000
 MAX_SHUFFLED_BOXES = 4096  # up to this number of boxes, each is searched once before any is searched again
-
-
-@dataclass(frozen=True)
-class LabelRule:
-    """The rule that turns the values of an annotation into classes; see `labels.to_classes`."""
-
-    threshold_value: float | None = None
-    num_classes: int = 2
-    ignore_label: int | None = None
 
 
 @dataclass(frozen=True)
@@ -59,20 +50,13 @@ class TileSource:
     annotation: Volume | None
     box: Box
     intensity: tuple[float, float] = (0.0, 255.0)
-    label_rule: LabelRule = LabelRule()
+    label_rule: LabelRule = field(default_factory=LabelRule)
 
     def read_labels(self, box: Box) -> np.ndarray:
         """Return the classes in `box`: uint8, z, y, x; IGNORE_LABEL everywhere if there is no annotation."""
         if self.annotation is None:
             return np.full(box.shape, IGNORE_LABEL, np.uint8)
-        rule = self.label_rule
-        return to_classes(
-            self.annotation.read(box),
-            threshold_value=rule.threshold_value,
-            num_classes=rule.num_classes,
-            ignore_label=rule.ignore_label,
-            where=f"{self.annotation.uri} {box}",
-        )
+        return to_classes(self.annotation.read(box), self.label_rule, f"{self.annotation.uri} {box}")
 
     def find_blank_chunks(self, stored: np.ndarray, box: Box) -> list[str]:
         """Return the image chunks that meet `box` and hold only zeros, each as URI and box.
@@ -97,6 +81,9 @@ class TileSource:
             if chunk == part or not _has_grey_levels(volume.read(chunk)):
                 blank.append(f"{volume.uri} {chunk}")
         return blank
+
+
+SplitSources = Mapping[str, tuple[TileSource, ...]]  # of train, val and test, in the order of the task's regions
 
 
 @dataclass(frozen=True)
@@ -186,9 +173,10 @@ class TrainTiles:
 
     def _no_foreground_message(self, num_searched: int) -> str:
         boxes = "; ".join(f"{s.annotation.uri if s.annotation else '-'} {s.box}" for s in self.sources)
+        key = "background" if self.sources[0].label_rule.background else "threshold_value"
         return (
             f"annotation without foreground: none was found for training in {boxes}, after a search of "
-            f"{num_searched / 1e6:.3g} million voxels; check the boxes and task.threshold_value"
+            f"{num_searched / 1e6:.3g} million voxels; check the boxes and task.{key}"
         )
 
     def _needs_foreground(self, index: int) -> bool:

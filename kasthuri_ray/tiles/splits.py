@@ -6,14 +6,13 @@ import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.config.task import SPLITS, Region, TaskSettings, region_box
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, TileGrid, per_axis
-from kasthuri_ray.labels import intensity_window
-from kasthuri_ray.tiles.sampling import GridTiles, LabelRule, TileSource, TrainTiles
+from kasthuri_ray.labels import LabelRule
+from kasthuri_ray.tiles.sampling import GridTiles, SplitSources, TileSource, TrainTiles
+from kasthuri_ray.tiles.voxel_values import check_training_range, choose_intensity, choose_label_rule
 from kasthuri_ray.volumes.absent_chunks import absent_text, check_any_chunk, count_absent_before
 from kasthuri_ray.volumes.alignment import align_volumes, both_places_text
 from kasthuri_ray.volumes.opening import VolumeOpener
@@ -21,9 +20,6 @@ from kasthuri_ray.volumes.resampled_volume import Resampling
 from kasthuri_ray.volumes.voxel_grid import box_nm
 
 MAX_TILES_PER_EPOCH = 4096
-NUM_INTENSITY_TILES = 32  # random tiles from which percentiles of grey levels are computed
-
-SplitSources = Mapping[str, tuple[TileSource, ...]]  # of train, val and test, in the order of the task's regions
 
 
 @dataclass(frozen=True)
@@ -43,8 +39,13 @@ class TaskTiles:
     test: GridTiles | None
     absent_chunks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
+    @property
+    def label_rule(self) -> LabelRule:
+        """What the labels of all boxes mean."""
+        return self.train.sources[0].label_rule
 
-def open_task_tiles(settings: Settings, add_note: Callable[[str], None]) -> TaskTiles:
+
+def open_task_tiles(settings: Settings, add_note: Callable[[str], None], *, is_new: bool = True) -> TaskTiles:
     """Open the volumes of a task, and check everything that can be checked before training.
 
     Parameters
@@ -53,6 +54,9 @@ def open_task_tiles(settings: Settings, add_note: Callable[[str], None]) -> Task
         Settings of the run.
     add_note : callable
         Receives lines that a person should read.
+    is_new : bool
+        Whether nothing was learnt from these tiles before. Only then are labels that mean "no object" found out, and
+        grey levels compared with their range.
 
     Returns
     -------
@@ -69,7 +73,9 @@ def open_task_tiles(settings: Settings, add_note: Callable[[str], None]) -> Task
     task = settings.task
     opened = _open_sources(settings, add_note)
     intensity = choose_intensity(opened["train"], task, settings.network.seed)
-    rule = LabelRule(task.threshold_value if task.threshold else None, settings.network.classes, task.ignore_label)
+    if is_new:
+        check_training_range(opened["train"], intensity, settings, add_note)
+    rule = choose_label_rule(opened, settings, add_note, is_new=is_new)
     sources = {
         split: tuple(TileSource(s.image, s.annotation, s.box, intensity, rule) for s in opened[split])
         for split in SPLITS
@@ -144,18 +150,6 @@ def describe_overlap(a: TileSource, b: TileSource) -> str:
     ranges = ",".join(f"{start:g}:{stop:g}" for start, stop in shared_nm)
     boxes = f"{a.box} of {a.image.uri} and {b.box} of {b.image.uri}"
     return f"{boxes}, two resolutions of one volume, overlap in {ranges} nm (z,y,x)"
-
-
-def choose_intensity(sources: tuple[TileSource, ...], task: TaskSettings, seed: int) -> tuple[float, float]:
-    """Return the grey levels that become 0 and 255 in all volumes, from random tiles of the training boxes."""
-    image = sources[0].image
-    is_fixed = isinstance(task.image_intensity, list)
-    if is_fixed or (task.image_intensity is None and image.dtype == np.uint8):
-        return intensity_window(np.empty(0, image.dtype), image.dtype, task.image_intensity)
-    tiles = TrainTiles(sources, task.tile, seed, 0.0, NUM_INTENSITY_TILES)
-    addresses = [tiles.address(0, index) for index in range(NUM_INTENSITY_TILES)]
-    sample = np.concatenate([sources[a.source].image.read(a.box).ravel() for a in addresses])
-    return intensity_window(sample, image.dtype, task.image_intensity)
 
 
 def _open_sources(settings: Settings, add_note: Callable[[str], None]) -> dict[str, tuple[TileSource, ...]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,22 +17,22 @@ from kasthuri_ray.config.differences import setting_differences
 from kasthuri_ray.config.settings import NetworkSettings, Settings
 from kasthuri_ray.config.task import SPLITS
 from kasthuri_ray.errors import InputError
-from kasthuri_ray.models.checkpoints import check_finite_weights, find_weights_file, read_weights
+from kasthuri_ray.models.checkpoints import Checkpoint
 from kasthuri_ray.models.receptive_field import tile_normalization_note
 from kasthuri_ray.models.unet import (
     DEPTH_BLOCKS,
     PLAIN_BLOCKS,
     build_network,
     check_shape,
-    load_weights,
     pooling_factors,
 )
 from kasthuri_ray.progress import format_count
 from kasthuri_ray.ray_cluster.output_paths import SINGLE_NODE, check_writable_path, resolve_output_path
 from kasthuri_ray.ray_cluster.resources import ClusterResources
-from kasthuri_ray.storage.folder import open_storage, read_uri
+from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.storage.uris import absolute_uri, in_ray_job
 from kasthuri_ray.tiles.splits import TaskTiles, open_task_tiles
+from kasthuri_ray.training.initial_weights import initial_range_notes, read_initial_weights
 from kasthuri_ray.training.optimizer import should_stop_early
 from kasthuri_ray.training.run_folder import RunFolder
 from kasthuri_ray.training.trackers import check_trackers
@@ -86,13 +88,16 @@ class PreparedTraining:
         return TrainingJob(settings, path, tiles, self.weights, next_command)
 
 
-def prepare_training(settings: Settings) -> PreparedTraining:
+def prepare_training(settings: Settings, *, is_new: bool | None = None) -> PreparedTraining:
     """Check a run, a trial, or the settings that the trials of a sweep share, as far as that is possible without Ray.
 
     Parameters
     ----------
     settings : Settings
         Settings of the training.
+    is_new : bool, optional
+        Whether to find out what labels mean and to compare grey levels with their range, see `open_task_tiles`. By
+        default not for a run or a sweep that was begun before, which keeps what was found then.
 
     Returns
     -------
@@ -112,10 +117,37 @@ def prepare_training(settings: Settings) -> PreparedTraining:
     network = build_checked_network(settings)
     if warning := normalization_warning(network):
         notes.append(f"{settings.network.outweightfilename}: {warning}")
-    weights = read_weights_unless_resumed(settings)
-    tiles = open_task_tiles(settings, notes.append)
+    checkpoint = read_weights_unless_resumed(settings)
+    if is_new is None:
+        begun = read_begun_task(settings)
+        is_new = begun is None
+        settings = set_background(settings, (begun or {}).get("background"))
+    tiles = open_task_tiles(settings, notes.append, is_new=is_new)
+    settings = set_background(settings, tiles.label_rule.background)
+    if is_new:
+        notes += initial_range_notes(checkpoint, tiles.train)
+    weights = None if checkpoint is None else checkpoint.weights
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
     return PreparedTraining(settings, tiles, weights, num_parameters, tuple(notes))
+
+
+def read_begun_task(settings: Settings) -> dict[str, Any] | None:
+    """Return the task that is recorded for the run or sweep of this name; None if there is none."""
+    name = settings.train.name
+    if name is None:
+        return None
+    try:
+        return dict(json.loads(open_storage(run_path(settings, name)).read_bytes("settings.json"))["task"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # what is no run is refused later
+        return None
+
+
+def set_background(settings: Settings, background: Sequence[int] | None) -> Settings:
+    """Return the settings with the background labels that were found out, if the task does not state them."""
+    if background is None or settings.task.background is not None:
+        return settings
+    task = settings.task.model_copy(update={"background": list(background)})
+    return settings.model_copy(update={"task": task})
 
 
 def absolute_volume_paths(settings: Settings) -> Settings:
@@ -246,40 +278,7 @@ def normalization_warning(network: nn.Module) -> str:
     return note and f"{note}, so the segmentation changes slightly with --block and --tile"
 
 
-def read_initial_weights(settings: Settings) -> dict[str, Tensor] | None:
-    """Read the weights to start from, and check that they fit the network.
-
-    Parameters
-    ----------
-    settings : Settings
-        Settings of the run, with `train.weights`.
-
-    Returns
-    -------
-    dict of str to Tensor or None
-        State dict; None without `--weights`.
-
-    Raises
-    ------
-    InputError
-        If they are weights of another network, or not finite.
-    InputNotFound
-        If there is no such file.
-    """
-    path = settings.train.weights
-    if path is None:
-        return None
-    path = find_weights_file(path)
-    weights = read_weights(read_uri(path), path)
-    try:
-        load_weights(build_network(settings.network.model_dump()), weights)
-    except ValueError as error:
-        raise InputError(f"--weights {path}: {error}") from None
-    check_finite_weights(weights, path)
-    return weights
-
-
-def read_weights_unless_resumed(settings: Settings) -> dict[str, Tensor] | None:
+def read_weights_unless_resumed(settings: Settings) -> Checkpoint | None:
     """Return the weights to start from; None also if they cannot be read and a named run has a checkpoint to resume."""
     try:
         return read_initial_weights(settings)

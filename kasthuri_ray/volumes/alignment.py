@@ -77,6 +77,10 @@ class AlignedVolume(Volume):
     def has_any_chunk(self, box: Box) -> bool:
         return self.source.has_any_chunk(box.relative_to(self.shift))
 
+    def find_stored(self, box: Box) -> Box | None:
+        found = self.source.find_stored(box.relative_to(self.shift))
+        return found and found.shifted(self.shift)
+
 
 @dataclass(frozen=True)
 class Alignment:

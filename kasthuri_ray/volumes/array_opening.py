@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from typing import Any
 
 import tensorstore as ts
@@ -13,8 +14,9 @@ from kasthuri_ray.storage.content_encoding import is_encoding_refused
 from kasthuri_ray.storage.kvstore import StoreLocation
 from kasthuri_ray.volumes.chunk_keys import ChunkKeys
 from kasthuri_ray.volumes.decoded_store import SUFFIXES, DecodedStoreVolume, are_absent, find_keys, open_in_memory
+from kasthuri_ray.volumes.mended_metadata import mend_metadata
 from kasthuri_ray.volumes.store_metadata import Document, StoreNode
-from kasthuri_ray.volumes.store_volume import StoreVolume, describe_array, open_raw
+from kasthuri_ray.volumes.store_volume import StoreVolume, describe_array, open_raw, stored_id, with_metadata
 from kasthuri_ray.volumes.volume import Volume
 
 NUM_SAMPLES = 32  # objects that are looked for, to find how the others are named
@@ -47,27 +49,47 @@ def open_array(spec: dict[str, Any], axes: Zyx, uri: str, place: StoreLocation, 
     InputError
         If nothing reads it; the message names the compression.
     """
-    metadata = {
+    stored = {
         name: value for name, value in node.metadata.items() if name not in ("attributes", "consolidated_metadata")
     }
+    metadata = mend_metadata(node.driver, stored)
+    more: dict[str, Any] = {}
     if node.driver == "neuroglancer_precomputed":
+        more["source_id"] = stored_id(spec)  # of the folder of the info, wherever the objects are
+        place, metadata = _resolve_key(place, metadata, spec["scale_index"])
+        spec = {**spec, "kvstore": place.kvstore}
         _check_encoding(metadata["scales"][spec["scale_index"]], uri)
     if node.driver == "zarr" and "dimension_separator" not in metadata and _is_nested(place, metadata):
         spec = {**spec, "metadata": {"dimension_separator": "/"}}
     is_lz4 = node.driver == "n5" and metadata.get("compression", {}).get("type") == "lz4"
-    keys = find_keys(spec, metadata)
-    suffixes = _find_suffixes(place, keys) if keys.ranges else ()
+    mended = "" if metadata == stored else json.dumps(metadata)
     try:
-        raw = open_in_memory(spec, metadata, {}, is_lz4=True) if is_lz4 else _open(spec, uri, metadata)
+        raw = open_in_memory(spec, metadata, {}, is_lz4=True) if is_lz4 else _open(spec, uri, metadata, bool(mended))
     except InputError as error:
         return _open_refused(error, {**metadata, **spec.get("metadata", {})}, axes, uri, place)
-    fields = describe_array(raw, spec, axes, uri, place)
+    fields = {**describe_array(raw, spec, axes, uri, place), **more, "mended": mended}
     if not (is_lz4 or place.remote or node.driver == "neuroglancer_precomputed"):
         return StoreVolume(**fields)
+    keys = find_keys(spec, metadata)
+    suffixes = _find_suffixes(place, keys) if keys.ranges else ()
     is_plain = not (is_lz4 or suffixes)
     return DecodedStoreVolume(
         **fields, metadata=json.dumps(metadata), suffixes=suffixes, is_lz4=is_lz4, is_plain=is_plain
     )
+
+
+def _resolve_key(
+    place: StoreLocation, metadata: dict[str, Any], scale_index: int
+) -> tuple[StoreLocation, dict[str, Any]]:
+    """Return the folder around the objects of a precomputed scale and the metadata for it, if its key leads upwards.
+
+    Tensorstore refuses such keys, `../em/4_4_40`, which the format allows.
+    """
+    folder, name = posixpath.split(metadata["scales"][scale_index]["key"])
+    if ".." not in folder.split("/"):
+        return place, metadata
+    scales = [{**scale, "key": name} if i == scale_index else scale for i, scale in enumerate(metadata["scales"])]
+    return place.at(folder), {**metadata, "scales": scales}
 
 
 def _open_refused(error: InputError, metadata: dict[str, Any], axes: Zyx, uri: str, place: StoreLocation) -> Volume:
@@ -82,10 +104,10 @@ def _open_refused(error: InputError, metadata: dict[str, Any], axes: Zyx, uri: s
         raise InputError(f"{error}; zarr-python cannot read it either: {second}") from error
 
 
-def _open(spec: dict[str, Any], uri: str, metadata: dict[str, Any]) -> ts.TensorStore:
+def _open(spec: dict[str, Any], uri: str, metadata: dict[str, Any], is_mended: bool) -> ts.TensorStore:
     """Return the open array, also if the object of its metadata has an encoding that tensorstore does not know."""
     try:
-        return open_raw(spec, uri)
+        return open_raw(with_metadata(spec, metadata) if is_mended else spec, uri)
     except VolumeError as error:
         if not is_encoding_refused(error):
             raise

@@ -89,6 +89,12 @@ def _names_by_length(shape: Sequence[int], uri: str) -> list[str]:
     return names
 
 
+def axes_text(axes: Zyx, rank: int) -> str:
+    """Return the stored axes in their order, such as `x,y,z,-`; `-` is one of length 1 that is dropped."""
+    names = dict(zip(axes, AXES, strict=True))
+    return ",".join(names.get(axis, "-") for axis in range(rank))
+
+
 def lengths_along(axes: Zyx, lengths: Sequence[int]) -> Zyx:
     """Return the lengths of stored axes along z, y, x; 1 where an axis is absent."""
     return per_axis(lambda axis: 1 if axis == ABSENT else int(lengths[axis]), axes)

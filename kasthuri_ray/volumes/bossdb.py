@@ -109,6 +109,9 @@ def open_bossdb(
         bounds=_readable_bounds(frame, resolution, factors, uri),
         dtype=np.dtype(channel.datatype),
         voxel_size_nm=_voxel_size_nm(frame, factors),
+        voxel_size_source="coordinate frame",
+        format="BossDB",
+        stored_axes="z,y,x",
         place=Place((0.0, 0.0, 0.0), "corner", "coordinate frame"),
         chunk=CUBOID,
         chunk_origin=(0, 0, 0),
@@ -230,4 +233,5 @@ def _open_cloudvolume(channel: Mapping[str, Any], uri: str, resolution: int) -> 
     if not channel.get("bucket") or not channel.get("cv_path"):
         raise InputError(f"{uri} is stored as a CloudVolume, but its metadata name no bucket and path")
     url = bucket_url(channel["bucket"], channel["cv_path"])
-    return replace(open_store(url, mip=resolution), uri=uri, source_id=f"{url}@{resolution}")
+    volume = open_store(url, mip=resolution)
+    return replace(volume, uri=uri, source_id=f"{url}@{resolution}", format=f"BossDB, {volume.format}")

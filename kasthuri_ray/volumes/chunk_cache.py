@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from numcodecs.zstd import Zstd
 
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box
+from kasthuri_ray.storage.folder import can_create_in, nearest_existing
+from kasthuri_ray.storage.uris import expand_home
 from kasthuri_ray.volumes.parallel_calls import map_threads
 from kasthuri_ray.volumes.volume import Volume
 
@@ -53,7 +56,8 @@ def open_cache(folder: str | None, size: str) -> ChunkCache | None:
     Parameters
     ----------
     folder : str or None
-        Folder of the cache; None stands for KASTHURI_CACHE or ~/.cache/kasthuri_ray, "none" for no cache.
+        Folder of the cache; None stands for KASTHURI_CACHE or ~/.cache/kasthuri_ray (without a home folder that can be
+        written, a folder among the temporary files), "none" for no cache.
     size : str
         Disk space that the cache may take, such as 20GB.
 
@@ -68,10 +72,22 @@ def open_cache(folder: str | None, size: str) -> ChunkCache | None:
         If the size is malformed.
     """
     size_limit_bytes = parse_byte_size(size)
-    folder = folder or os.environ.get("KASTHURI_CACHE") or "~/.cache/kasthuri_ray"
+    folder = folder or os.environ.get("KASTHURI_CACHE") or _default_folder()
     if folder.lower() == "none":
         return None
-    return ChunkCache(Path(folder).expanduser().absolute(), size_limit_bytes)
+    return ChunkCache(Path(expand_home(folder)).absolute(), size_limit_bytes)
+
+
+def _default_folder() -> str:
+    """Return the folder of the cache below the user's home, or else one that is this user's among the temporary files.
+
+    A container may have no home folder, or one that cannot be written. Another user's folder is not used.
+    """
+    home = os.path.expanduser("~/.cache/kasthuri_ray")
+    if os.path.isabs(home) and can_create_in(nearest_existing(home)):
+        return home
+    own = os.path.join(tempfile.gettempdir(), f"kasthuri_ray_cache_{os.getuid()}")
+    return "none" if os.path.lexists(own) and os.lstat(own).st_uid != os.geteuid() else own
 
 
 def parse_byte_size(text: str) -> int:
@@ -282,6 +298,9 @@ class CachedVolume(Volume):
 
     def has_any_chunk(self, box: Box) -> bool:
         return self.source.has_any_chunk(box)
+
+    def find_stored(self, box: Box) -> Box | None:
+        return self.source.find_stored(box)
 
     def _cells(self, box: Box) -> Iterator[Box]:
         """Return the whole chunks that a box touches, cut to the bounds."""

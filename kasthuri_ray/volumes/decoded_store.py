@@ -26,10 +26,9 @@ from kasthuri_ray.storage.kvstore import (
 from kasthuri_ray.volumes.axes import ABSENT
 from kasthuri_ray.volumes.chunk_keys import ChunkKeys
 from kasthuri_ray.volumes.n5_lz4 import lz4_to_raw
-from kasthuri_ray.volumes.store_volume import STATISTICS_TIMEOUT_S, StoreVolume, as_zyx, sample_chunks
+from kasthuri_ray.volumes.store_volume import METADATA, STATISTICS_TIMEOUT_S, StoreVolume, as_zyx, sample_chunks
 
 SUFFIXES = {".gz": "gzip", ".br": "br", ".zstd": "zstd"}  # of CloudVolume, and the encoding of each
-METADATA = {"neuroglancer_precomputed": "info", "zarr": ".zarray", "zarr3": "zarr.json", "n5": "attributes.json"}
 
 
 @dataclass(kw_only=True)
@@ -70,6 +69,9 @@ class DecodedStoreVolume(StoreVolume):
         if not self._are_named:
             return super().has_any_chunk(box)
         return not all(self._are_absent([*sample_chunks(self, box), box]))
+
+    def find_stored(self, box: Box) -> Box | None:
+        return None if self._are_named else super().find_stored(box)
 
     def _are_absent(self, chunks: list[Box]) -> list[bool]:
         if not self._are_named:

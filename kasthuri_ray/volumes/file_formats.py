@@ -12,8 +12,8 @@ from kasthuri_ray.volumes.uri_options import UriOptions
 from kasthuri_ray.volumes.volume import Volume
 
 HDF5 = re.compile(r"(.+?\.(?:h5|hdf5|hdf))(?::(.*))?$", re.IGNORECASE)
-TIFF = re.compile(r".+\.tiff?$", re.IGNORECASE)
-MRC = re.compile(r".+\.(?:mrc|mrcs|rec|st)$", re.IGNORECASE)
+TIFF = re.compile(r".+\.(?:tiff?|tf2|tf8|btf)$", re.IGNORECASE)
+MRC = re.compile(r".+\.(?:mrcs?|rec|st|ali|preali|map|ccp4)$", re.IGNORECASE)
 SECTIONS = re.compile(r".+\.(?:png|jpe?g|txt)$", re.IGNORECASE)
 
 

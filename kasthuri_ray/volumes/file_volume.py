@@ -17,7 +17,8 @@ import numpy as np
 
 from kasthuri_ray.errors import InputDenied, InputError, InputNotFound, VolumeError
 from kasthuri_ray.geometry import Box, Zyx, per_axis
-from kasthuri_ray.volumes.axes import lengths_along, read_zyx
+from kasthuri_ray.storage.uris import expand_home
+from kasthuri_ray.volumes.axes import axes_text, lengths_along, read_zyx
 from kasthuri_ray.volumes.uri_options import UriOptions
 from kasthuri_ray.volumes.volume import Volume, make_opening_id
 
@@ -128,6 +129,7 @@ def volume_fields(
         "chunk": per_axis(min, lengths_along(axes, chunk), whole),
         "chunk_origin": (0, 0, 0),
         "axes": axes,
+        "stored_axes": axes_text(axes, len(shape)),
         "rank": len(shape),
         "stored_dtype": native,
         "opening": make_opening_id(),
@@ -164,4 +166,4 @@ def local_name(name: str, uri: str) -> Path:
         raise InputError(
             f"{uri}: HDF5, TIFF, PNG and MRC are read from a local disk only; copy the files, or convert them to zarr"
         )
-    return Path(name).expanduser().absolute()
+    return Path(expand_home(name)).absolute()

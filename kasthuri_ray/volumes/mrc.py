@@ -13,8 +13,8 @@ from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Nm, per_axis
 from kasthuri_ray.volumes.axes import choose_axes
 from kasthuri_ray.volumes.file_volume import FileVolume, Reader, local_path, volume_fields
-from kasthuri_ray.volumes.place import Place
-from kasthuri_ray.volumes.store_metadata import in_nanometers
+from kasthuri_ray.volumes.length_units import in_nanometers
+from kasthuri_ray.volumes.place import Place, StatedSize, size_fields
 from kasthuri_ray.volumes.uri_options import UriOptions
 from kasthuri_ray.volumes.volume import Volume
 
@@ -55,14 +55,15 @@ def open_mrc(name: str, uri: str, options: UriOptions) -> Volume:
     shape = (int(header.nz), int(header.ny), int(header.nx))
     flags = _imod_flags(header)
     dtype, dtype_note = _dtype(header, flags, options, uri)
-    offset = HEADER_BYTES + int(header.nsymbt)
+    offset, offset_note = _find_voxels(path, header, math.prod(shape) * dtype.itemsize, uri)
     names = [AXIS_NAMES.get(int(number), "") for number in (header.maps, header.mapr, header.mapc)]
     axes = choose_axes(shape, uri, names=names if sorted(names) == ["x", "y", "z"] else "zyx", option=options.axes)
     size, size_note = _voxel_size(header, uri)
-    notes = (_check_complete(path, shape, offset, dtype, uri), dtype_note, size_note)
+    notes = (_check_complete(path, shape, offset, dtype, uri), offset_note, dtype_note, size_note)
     return MrcVolume(
         **volume_fields(uri, shape, axes, dtype, (1, *shape[1:]), options),
-        voxel_size_nm=size,
+        **size_fields(StatedSize.of(size, "MRC cell and grid")),
+        format="MRC",
         place=_place(header, flags, size),
         source_id=f"{path.resolve()}:{options.axes or ''}{dtype}",
         notes=tuple(note for note in notes if note),
@@ -106,6 +107,16 @@ def _dtype(header: np.recarray, flags: int | None, options: UriOptions, uri: str
     if flags is not None:
         return (dtype if flags & SIGNED_BYTES else np.dtype(np.uint8)), None
     return dtype, f"{uri}: its bytes are read as signed, -128 to 127; if they are unsigned, end the URI in ?dtype=uint8"
+
+
+def _find_voxels(path: Path, header: np.recarray, num_bytes: int, uri: str) -> tuple[int, str | None]:
+    """Return the byte at which the voxels begin, and a line if the extended header is missing that the header states.
+
+    Programs that copy a header to a new file often leave its length in it.
+    """
+    if header.nsymbt and path.stat().st_size == HEADER_BYTES + num_bytes:
+        return HEADER_BYTES, f"{uri}: the extended header of {header.nsymbt} bytes that it states is not there"
+    return HEADER_BYTES + int(header.nsymbt), None
 
 
 def _check_complete(path: Path, shape: tuple[int, int, int], offset: int, dtype: np.dtype, uri: str) -> str | None:

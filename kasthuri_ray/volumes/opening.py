@@ -65,8 +65,10 @@ def open_volume(
     """
     source, options = split_uri_options(uri)
     volume = options.apply_to(_open_source(source, options, mip, boss, labels))
+    if 0 in volume.shape:
+        raise InputError(f"{uri} is empty: its shape is {volume.shape} (z,y,x)")
     if voxel_size_nm is not None:
-        volume = replace(volume, voxel_size_nm=voxel_size_nm)
+        volume = replace(volume, voxel_size_nm=voxel_size_nm, voxel_size_source="--voxel-size")
     return CachedVolume.of(volume, cache) if cache is not None and volume.is_cached else volume
 
 

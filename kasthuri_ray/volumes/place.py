@@ -1,13 +1,45 @@
-"""The place of a volume: where its voxel 0 lies in nm, and what was found about it."""
+"""The place of a volume and the size of its voxels, in nm, and what states them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Nm, per_axis
 
 Anchor = Literal["middle", "corner"]
+
+
+MIN_BARE_SIZE_NM = 0.1  # a smaller voxel, of which no unit is stated, is not in nm: it is smaller than an atom
+
+
+class StatedSize(NamedTuple):
+    """Size of a voxel along z, y, x, in nm, and where it was found, such as "OME scale" or "?voxel_size_nm"."""
+
+    size_nm: Nm
+    source: str
+    states_unit: bool = True
+
+    @classmethod
+    def of(cls, size_nm: Nm | None, source: str, states_unit: bool = True) -> StatedSize | None:
+        """Return the size with its source; None without a size."""
+        return None if size_nm is None else cls(size_nm, source, states_unit)
+
+
+def check_unit(size: StatedSize | None, uri: str) -> None:
+    """Raise an InputError for a voxel size without a unit that is too small to be in nm, such as one in micrometers."""
+    if size is not None and not size.states_unit and min(size.size_nm) < MIN_BARE_SIZE_NM:
+        numbers = ",".join(f"{length:g}" for length in size.size_nm)
+        raise InputError(
+            f"{uri}: its {size.source} is {numbers} (z,y,x) and states no unit; in nm that is smaller than an atom. "
+            "Give the size: ?voxel_size_nm=z,y,x"
+        )
+
+
+def size_fields(size: StatedSize | None) -> dict[str, Any]:
+    """Return the fields of a `Volume` that hold a voxel size."""
+    return {"voxel_size_nm": size and size.size_nm, "voxel_size_source": size.source if size else ""}
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,18 @@ import numpy as np
 from PIL import Image
 
 from kasthuri_ray.errors import InputError
-from kasthuri_ray.geometry import Nm, Zyx
+from kasthuri_ray.geometry import Zyx
 from kasthuri_ray.volumes.grey_levels import GreyRule, PixelFormat, choose_grey_rule
-from kasthuri_ray.volumes.place import Place
+from kasthuri_ray.volumes.place import Place, StatedSize
 from kasthuri_ray.volumes.section_names import kind_of_section
+from kasthuri_ray.volumes.tiff_directories import count_whole_pages
 from kasthuri_ray.volumes.tiff_metadata import (
-    count_whole_pages,
+    ORIENTATION,
     incomplete_error,
     orientation_note,
     tiff_place,
     tiff_voxel_size,
+    turned_note,
 )
 from kasthuri_ray.volumes.tiff_pages import (
     PIECE,
@@ -65,7 +67,9 @@ class SectionHeader:
         Whether any read decodes the whole section.
     codec : str
         How it is compressed; empty if it is not.
-    voxel_size_nm, place
+    voxel_size : StatedSize or None
+        Voxel size, if the file states it.
+    place : Place or None
         As of a `Volume`.
     """
 
@@ -77,7 +81,7 @@ class SectionHeader:
     chunk: Zyx
     is_decoded_whole: bool
     codec: str = ""
-    voxel_size_nm: Nm | None = None
+    voxel_size: StatedSize | None = None
     place: Place | None = None
 
 
@@ -162,8 +166,8 @@ def _open_tiff(path: str, labels: bool) -> TiffSection:
             chunk=chunk,
             is_decoded_whole=is_decoded_whole,
             codec="" if page.mapped_offset is not None else codec_name(frame),
-            voxel_size_nm=size,
-            place=tiff_place(file, size),
+            voxel_size=size,
+            place=tiff_place(file, size and size.size_nm),
         )
         return TiffSection(header, page)
 
@@ -180,9 +184,18 @@ def _open_picture(path: str, labels: bool) -> PictureSection:
         dtype, photometric = np.dtype(DTYPES[image.mode]), PHOTOMETRIC.get(image.mode, "minisblack")
         pixels = PixelFormat(photometric, len(image.getbands()), dtype, 8 * dtype.itemsize, palette)
         rule, note = choose_grey_rule(pixels, labels, path)
+        note = note or _exif_note(image, path)
         shape = image.height, image.width
     header = SectionHeader(path, shape, rule.dtype(dtype), rule, note, (1, PIECE, PIECE), True)
     return PictureSection(header, dtype, {2: 85, 4: 17}.get(bits, 1) if labels and colour == GREY else 1)
+
+
+def _exif_note(image: Image.Image, path: str) -> str | None:
+    """Return a line about an orientation that EXIF states, which is not applied."""
+    exif = Image.Exif()
+    exif.load(image.info.get("exif", b""))
+    stated = exif.get(ORIENTATION, 1)
+    return None if stated == 1 else turned_note(stated, path)
 
 
 def _open_image(path: str) -> Image.Image:

@@ -16,6 +16,7 @@ import numpy as np
 from kasthuri_ray.errors import InputDenied, InputError, InputNotFound
 from kasthuri_ray.volumes.axes import choose_axes, lengths_along
 from kasthuri_ray.volumes.file_volume import FileVolume, Reader, content_id, fill_sections, local_name, volume_fields
+from kasthuri_ray.volumes.place import size_fields
 from kasthuri_ray.volumes.section_files import PictureSection, SectionHeader, TiffSection, open_section
 from kasthuri_ray.volumes.section_names import SectionNames, choose_sections, kind_of_section, listed_sections
 from kasthuri_ray.volumes.store_metadata import DOCUMENTS
@@ -106,7 +107,7 @@ def find_section_names(name: str, uri: str) -> SectionNames | None:
     if path.is_dir():
         if any((path / document).exists() for document in DOCUMENTS):
             return None
-        files = [entry.path for entry in os.scandir(path) if entry.is_file()]
+        files = [entry.path for entry in os.scandir(path) if not os.path.isdir(entry)]  # with links to missing files
         return choose_sections(uri, files) if any(map(kind_of_section, files)) else None
     if path.is_file():
         if path.suffix.lower() == LIST_ENDING:
@@ -114,7 +115,7 @@ def find_section_names(name: str, uri: str) -> SectionNames | None:
         return SectionNames((str(path),), ()) if kind_of_section(path.name) in ("PNG", "JPEG") else None
     if not glob.has_magic(str(path)):
         return None
-    files = [file for file in glob.glob(str(path), recursive=True) if os.path.isfile(file)]
+    files = [file for file in glob.glob(str(path), recursive=True) if not os.path.isdir(file)]
     if not files:
         raise InputNotFound(f"{uri}: no file matches {path}")
     return choose_sections(uri, files)
@@ -138,7 +139,8 @@ def open_sections(names: SectionNames, uri: str, options: UriOptions, labels: bo
     _try_out(reader, headers)
     return SectionVolume(
         **volume_fields(uri, shape, axes, first.dtype, chunk, options),
-        voxel_size_nm=first.voxel_size_nm,
+        **size_fields(first.voxel_size),
+        format=f"{kind_of_section(first.path)} sections" if len(paths) > 1 else str(kind_of_section(first.path)),
         place=first.place,
         decode_shape=lengths_along(axes, (1, *first.shape)) if is_decoded_whole else None,
         source_id=content_id(paths, options.axes, labels),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kasthuri_ray.errors import InputError
+from kasthuri_ray.storage.uris import expand_home
 
 KINDS = {"TIFF": (".tif", ".tiff"), "PNG": (".png",), "JPEG": (".jpg", ".jpeg")}
 MAX_LISTED = 10  # missing numbers, or names of files, that a line shows
@@ -80,7 +81,7 @@ def choose_sections(uri: str, files: Sequence[str]) -> SectionNames:
     notes = []
     if ignored:
         notes.append(f"{uri}: {len(files) - len(chosen)} files that are no {kind} are ignored ({_listed(ignored)})")
-    return SectionNames(tuple(chosen), (*notes, *gap_notes(uri, chosen)))
+    return SectionNames(tuple(chosen), (*notes, *order_notes(uri, chosen), *gap_notes(uri, chosen)))
 
 
 def listed_sections(uri: str, lines: Sequence[str], folder: Path) -> SectionNames:
@@ -90,12 +91,21 @@ def listed_sections(uri: str, lines: Sequence[str], folder: Path) -> SectionName
     if not names or others:
         found = f"names {others[0]!r}" if others else "names no files"
         raise InputError(f"{uri} {found}; it should name one TIFF or PNG file a line")
-    chosen = [str(folder / Path(name).expanduser()) for name in names]
+    chosen = [str(folder / expand_home(name)) for name in names]
     ordered = sorted(chosen, key=natural_key)
     if chosen != ordered:
         order = f"{uri}: the sections are in the order of its lines, which is not that of their numbers"
         return SectionNames(tuple(chosen), (order,))
     return SectionNames(tuple(chosen), gap_notes(uri, chosen))
+
+
+def order_notes(uri: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Return a line that shows the order of names that differ in more than one number, such as in signs or letters."""
+    if len(names) < 2 or _varying_numbers(names) is not None:
+        return ()
+    shown = [Path(name).name for name in names]
+    order = ", ".join(shown if len(shown) <= MAX_LISTED else [*shown[:3], "...", shown[-1]])
+    return (f"{uri}: the names of the sections differ in more than one number; they are read in this order: {order}",)
 
 
 def gap_notes(uri: str, names: Sequence[str]) -> tuple[str, ...]:

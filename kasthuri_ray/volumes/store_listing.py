@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlencode
 from xml.etree import ElementTree
@@ -13,14 +15,20 @@ from kasthuri_ray.errors import InputError, InputNotFound
 from kasthuri_ray.storage.folder import read_uri
 from kasthuri_ray.storage.kvstore import StoreLocation, credential_variants, start_reads, tensorstore_context
 from kasthuri_ray.storage.s3_access import public_address
-from kasthuri_ray.volumes.store_metadata import DOCUMENTS, StoreNode
+from kasthuri_ray.volumes.store_metadata import DOCUMENTS, Document, StoreNode
+from kasthuri_ray.volumes.unread_formats import describe_unread_folder
 
 MAX_LISTED = 20  # arrays that a message names
 LISTING_TIMEOUT_S = 10.0  # for a private bucket
 
 
-def no_array_error(place: StoreLocation) -> Exception:
+def no_array_error(place: StoreLocation, documents: Mapping[str, Document]) -> Exception:
     """Return the error for a URI at which no known format was found; it lists what exists nearby."""
+    if "info" in documents:
+        kind = documents["info"].get("@type", "something without scales")
+        return InputError(f"{place.uri}: its info describes {kind}, not an image or a segmentation")
+    if place.folder and (unread := describe_unread_folder(place.folder)):
+        return InputError(f"{place.uri} holds {unread}")
     looked = f"looked for {', '.join(name for name, driver in DOCUMENTS.items() if place.driver in (None, driver))}"
     parent = place.at("..")
     if os.path.isdir(place.folder or ""):
@@ -108,6 +116,9 @@ def check_archive_exists(location: StoreLocation) -> None:
     """Raise an InputNotFound for a zip archive that does not exist: tensorstore may wait for it forever."""
     if location.kvstore["driver"] != "zip":
         return
+    base = location.kvstore["base"]
+    if base["driver"] == "file" and os.path.isfile(base["path"]) and not zipfile.is_zipfile(base["path"]):
+        raise InputError(f"{location.uri}: {base['path']} is not a complete zip archive")
     for kvstore in credential_variants(location.kvstore):
         base = kvstore["base"]
         folder, _, name = base["path"].rstrip("/").rpartition("/")

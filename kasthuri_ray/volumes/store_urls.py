@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from urllib.parse import quote
 
 from kasthuri_ray.errors import InputError
+from kasthuri_ray.storage.uris import expand_home
 
 FORMATS = {"precomputed": "neuroglancer-precomputed", "n5": "n5", "zarr": "auto", "zarr2": "zarr2", "zarr3": "zarr3"}
 NOT_READ = ("graphene", "brainmaps", "boss", "dvid", "nifti", "deepzoom", "render", "nggraph")  # of Neuroglancer
-ZIP = re.compile(r"(?P<archive>.+?\.zip)(?:/(?P<inside>.*))?", re.IGNORECASE)
+ZIP = re.compile(r"(?P<archive>.+?\.(?:zip|ozx))(?:/(?P<inside>.*))?", re.IGNORECASE)
 
 
 def resolve_store_url(uri: str) -> str:
@@ -19,8 +21,8 @@ def resolve_store_url(uri: str) -> str:
     Parameters
     ----------
     uri : str
-        `precomputed://URL`, `zarr://URL` and `n5://URL` as Neuroglancer writes them; `x.zarr.zip`, a path or URL, with
-        or without `/em` for an array inside.
+        `precomputed://URL`, `zarr://URL` and `n5://URL` as Neuroglancer writes them; `x.zarr.zip` or `x.ozx`, a path or
+        URL, with or without `/em` for an array inside.
 
     Returns
     -------
@@ -38,7 +40,7 @@ def resolve_store_url(uri: str) -> str:
             "instance with CloudVolume, and give that"
         )
     if mark and scheme in FORMATS and "|" not in uri:
-        inner = rest if "://" in rest else f"file://{quote(str(Path(rest).expanduser().absolute()))}"
+        inner = rest if "://" in rest else _file_url(rest)
         archive = ZIP.fullmatch(inner)
         return (
             f"{archive['archive']}|zip:|{FORMATS[scheme]}:{archive['inside'] or ''}"
@@ -46,7 +48,11 @@ def resolve_store_url(uri: str) -> str:
             else (f"{inner.rstrip('/')}/|{FORMATS[scheme]}:")
         )
     match = ZIP.fullmatch(uri) if "|" not in uri else None
-    if match is None or (not mark and Path(uri).expanduser().is_dir()):
+    if match is None or (not mark and os.path.isdir(expand_home(uri))):
         return uri
-    archive_url = match["archive"] if mark else f"file://{quote(str(Path(match['archive']).expanduser().absolute()))}"
+    archive_url = match["archive"] if mark else _file_url(match["archive"])
     return f"{archive_url}|zip:|auto:{quote(match['inside'] or '')}"
+
+
+def _file_url(path: str) -> str:
+    return f"file://{quote(str(Path(expand_home(path)).absolute()))}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,9 +23,11 @@ from kasthuri_ray.storage.kvstore import (
     tensorstore_context,
     translate_tensorstore_errors,
 )
+from kasthuri_ray.volumes.absent_chunks import find_stored_chunk
 from kasthuri_ray.volumes.axes import ABSENT
 from kasthuri_ray.volumes.volume import Volume, make_opening_id
 
+METADATA = {"neuroglancer_precomputed": "info", "zarr": ".zarray", "zarr3": "zarr.json", "n5": "attributes.json"}
 NUM_SAMPLES = 16  # chunks that are looked for before all of a box are
 STATISTICS_TIMEOUT_S = 60.0
 
@@ -37,11 +41,12 @@ class StoreVolume(Volume):
     spec: str  # tensorstore's spec as JSON
     axes: Zyx  # which stored axes are z, y, x; all other axes have length 1
     opening: str  # see `make_opening_id`
+    mended: str = ""  # the array's metadata as JSON, where they are not read as they are stored
 
     def _read(self, box: Box) -> np.ndarray:
         timeout_s = 60 + box.num_voxels * self.dtype.itemsize / MIN_BYTES_PER_SECOND
         try:
-            store = _open_zyx(self.spec, self.axes, self.opening)
+            store = _open_zyx(self.spec, self.axes, self.opening, self.mended)
             voxels = store[box.slices()].read(order="C").result(timeout=timeout_s)
         except TimeoutError as error:
             cause = f"there was no answer within {timeout_s:.0f} s"
@@ -55,14 +60,18 @@ class StoreVolume(Volume):
         try:
             if not all(self._are_absent(sample_chunks(self, box))):
                 return True
-            store = _open_zyx(self.spec, self.axes, self.opening)
+            store = _open_zyx(self.spec, self.axes, self.opening, self.mended)
             statistics = store[box.slices()].storage_statistics(query_not_stored=True)
             return not statistics.result(timeout=STATISTICS_TIMEOUT_S).not_stored
         except (ValueError, OSError):
             return True  # reading will show what is wrong
 
+    def find_stored(self, box: Box) -> Box | None:
+        stored_order = sorted(range(3), key=lambda axis: self.axes[axis])
+        return find_stored_chunk(self, box, stored_order)
+
     def _are_absent(self, chunks: list[Box]) -> list[bool]:
-        store = _open_zyx(self.spec, self.axes, self.opening)
+        store = _open_zyx(self.spec, self.axes, self.opening, self.mended)
         futures = [store[chunk.slices()].storage_statistics(query_not_stored=True) for chunk in chunks]
         return [bool(future.result(timeout=STATISTICS_TIMEOUT_S).not_stored) for future in futures]
 
@@ -150,6 +159,15 @@ def as_zyx(raw: ts.TensorStore, axes: Zyx, uri: str) -> ts.TensorStore:
     return raw[ts.d[[kept.index(axis) for axis in axes]].transpose[:]]
 
 
+def with_metadata(spec: dict[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the spec of an array with other metadata than its store holds; this process keeps them in memory."""
+    content, name = json.dumps(metadata).encode(), METADATA[spec["driver"]]
+    folder = f"{hashlib.sha256(content).hexdigest()}/"
+    ts.KvStore.open({"driver": "memory", "path": folder}, context=tensorstore_context()).result()[name] = content
+    layers = [{"base": spec["kvstore"]}, {"exact": name, "base": {"driver": "memory", "path": folder + name}}]
+    return {**spec, "kvstore": {"driver": "kvstack", "layers": layers}}
+
+
 def open_raw(spec: dict[str, Any], uri: str) -> ts.TensorStore:
     with translate_tensorstore_errors(uri, "opened"):
         future = ts.open(
@@ -164,6 +182,7 @@ def open_raw(spec: dict[str, Any], uri: str) -> ts.TensorStore:
 
 
 @lru_cache(maxsize=32)
-def _open_zyx(spec: str, axes: Zyx, opening: str) -> ts.TensorStore:
+def _open_zyx(spec: str, axes: Zyx, opening: str, mended: str) -> ts.TensorStore:
     """Return the open store with the axes z, y, x; each process opens it once, at its first read."""
-    return as_zyx(open_raw(json.loads(spec), "the store"), axes, "the store")
+    whole = with_metadata(json.loads(spec), json.loads(mended)) if mended else json.loads(spec)
+    return as_zyx(open_raw(whole, "the store"), axes, "the store")

@@ -14,8 +14,10 @@ from kasthuri_ray.geometry import Zyx, per_axis
 from kasthuri_ray.volumes.axes import ABSENT, CHANNELS, choose_axes, lengths_along
 from kasthuri_ray.volumes.file_volume import FileVolume, Reader, content_id, fill_sections, local_path, volume_fields
 from kasthuri_ray.volumes.grey_levels import GreyRule, choose_grey_rule
+from kasthuri_ray.volumes.place import size_fields
+from kasthuri_ray.volumes.tiff_directories import count_whole_pages, describe_odd_page
 from kasthuri_ray.volumes.tiff_metadata import (
-    count_whole_pages,
+    calibration_note,
     incomplete_error,
     missing_ome_files,
     ome_master_file,
@@ -117,12 +119,13 @@ def open_tiff(name: str, uri: str, options: UriOptions, labels: bool) -> Volume:
         planes = _num_pages(series) * (frame.samplesperpixel if as_sections else frame.shaped[1])
         size = tiff_voxel_size(file)
         paths = sorted({Page.of(page).path for page in series.pages})
-        notes = (axes_note, grey_note, orientation_note(frame, uri))
+        notes = (axes_note, grey_note, orientation_note(frame, uri), calibration_note(file, uri))
         shape, dtype = (planes, *frame.shaped[2:4]), rule.dtype(frame.dtype)
         volume = TiffVolume(
             **volume_fields(uri, shape, axes, dtype, chunk, options),
-            voxel_size_nm=size,
-            place=tiff_place(file, size),
+            **size_fields(size),
+            format="OME-TIFF" if file.is_ome else "ImageJ TIFF" if file.is_imagej else "TIFF stack",
+            place=tiff_place(file, size and size.size_nm),
             decode_shape=lengths_along(axes, (1, *shape[1:])) if is_decoded_whole else None,
             source_id=content_id(paths, options.axes, labels),
             notes=tuple(note for note in notes if note),
@@ -138,10 +141,18 @@ def open_tiff(name: str, uri: str, options: UriOptions, labels: bool) -> Volume:
 def _open_series(path: str | Path) -> tifffile.TiffFile:
     """Return the open file; pages that were written one by one, each with its own shape, become one stack."""
     file = open_tiff_file(path)
-    if len(file.series) > 1 and file.is_shaped:
+    try:
+        is_split = len(file.series) > 1 and file.is_shaped
+    except RuntimeError as error:  # of tifffile, about pages that are not alike
+        raise _odd_page_error(str(path), describe_odd_page(file) or str(error)) from error
+    if is_split:
         file.close()
         return open_tiff_file(path, is_shaped=False)
     return file
+
+
+def _odd_page_error(uri: str, odd: str) -> InputError:
+    return InputError(f"{uri}: {odd}; the pages of a stack are stored alike. Save it again, for instance with Fiji")
 
 
 def _num_pages(series: tifffile.TiffPageSeries) -> int:
@@ -153,10 +164,17 @@ def _complete_series(file: tifffile.TiffFile, uri: str) -> tifffile.TiffPageSeri
     master = ome_master_file(file)
     if master is not None:
         raise InputError(f"{uri} is one part of an OME-TIFF of several files; open the whole: {master}")
-    if len(file.series) != 1:
-        shapes = ", ".join(str(series.shape) for series in file.series[:5])
-        raise InputError(f"{uri} holds {len(file.series)} images, shapes {shapes}; a volume is one stack of pages")
-    series = file.series[0]
+    images = [series for series in file.series if not (series.keyframe.is_reduced or series.keyframe.is_mask)]
+    images = images or file.series
+    if len({series.shape for series in images}) > 1:
+        shapes = ", ".join(str(series.shape) for series in images[:5])
+        raise InputError(f"{uri} holds {len(images)} images, shapes {shapes}; a volume is one stack of pages")
+    if odd := describe_odd_page(file):
+        raise _odd_page_error(uri, odd)
+    if len(images) > 1:
+        raise InputError(f"{uri} holds {len(images)} images of one shape; a volume is one stack of pages")
+    series = images[0]
+    _check_files_alike(series, uri)
     num_found, expected = _num_complete(series), max(_num_pages(series), promised_pages(file) or 0)
     if num_found < expected:
         missing = missing_ome_files(file)
@@ -164,6 +182,21 @@ def _complete_series(file: tifffile.TiffFile, uri: str) -> tifffile.TiffPageSeri
         num_pages = 0 if missing else sum(Page.of(page).is_complete for page in file.pages)
         raise incomplete_error(uri, max(num_found, num_pages, _num_behind_first(file)), expected, cause)
     return series
+
+
+def _check_files_alike(series: tifffile.TiffPageSeries, uri: str) -> None:
+    """Raise an InputError if a file of an OME-TIFF of several files holds pages of another size, type or meaning."""
+    frames = {id(page.keyframe): page.keyframe for page in series.pages if page is not None and page.keyframe}
+    usual = _page_kind(series.keyframe)
+    for frame in frames.values():
+        if _page_kind(frame) != usual:
+            path = frame.parent.filehandle.path
+            raise InputError(f"{uri}: {path} holds pages of {_page_kind(frame)}, not of {usual}")
+
+
+def _page_kind(frame: tifffile.TiffPage) -> str:
+    pixels = pixel_format(frame)
+    return f"{' x '.join(map(str, frame.shape))} {pixels.dtype} ({pixels.photometric})"
 
 
 def _check_unbroken(path: Path, uri: str) -> None:

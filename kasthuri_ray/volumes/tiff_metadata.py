@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-import struct
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Nm, per_axis
-from kasthuri_ray.volumes.place import Place
-from kasthuri_ray.volumes.store_metadata import in_nanometers
+from kasthuri_ray.volumes.length_units import in_nanometers
+from kasthuri_ray.volumes.place import Place, StatedSize
 
 if TYPE_CHECKING:
     import tifffile
 
 ORIENTATION = 274  # a tag
 OME_UNIT = "µm"  # of PhysicalSize without a unit
-NEEDED_TAGS = (270, 273, 279, 324, 325)  # description, and the places of strips and tiles
-VALUE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # by the kind of a tag
 MAX_LISTED = 5  # files that a message names
 
 
@@ -46,47 +44,6 @@ def incomplete_error(uri: str, num_found: int, expected: int | None, cause: str)
     return InputError(f"{uri} is incomplete: {found} sections are there{f'; {cause}' if cause else ''}. Copy it again")
 
 
-def count_whole_pages(file: tifffile.TiffFile) -> tuple[int, str | None]:
-    """Return how many pages follow each other from the first, and how the file breaks off after them, if it does."""
-    tiff, handle = file.tiff, file.filehandle
-    size = handle.size
-    offsets: list[int] = []
-    following = _read_numbers(handle, 4 if tiff.offsetsize == 4 else 8, tiff.offsetformat)
-    while following and following[0] and following[0] not in offsets:
-        offset = following[0]
-        count = _read_numbers(handle, offset, tiff.tagnoformat)
-        tags = offset + tiff.tagnosize
-        following = count and _read_numbers(handle, tags + count[0] * tiff.tagsize, tiff.offsetformat)
-        if not following:
-            return len(offsets), f"page {len(offsets) + 1} should begin at byte {offset}, but the file has {size} bytes"
-        if not _values_are_there(file, tags, count[0]):
-            return len(offsets), f"what page {len(offsets) + 1} states lies after the end of the file, {size} bytes"
-        offsets.append(offset)
-    return len(offsets), None
-
-
-def _read_numbers(handle: tifffile.FileHandle, offset: int, format: str) -> tuple[int, ...]:
-    """Return numbers at a place in a file; none if it ends before."""
-    handle.seek(offset)
-    stored = handle.read(struct.calcsize(format))
-    return struct.unpack(format, stored) if len(stored) == struct.calcsize(format) else ()
-
-
-def _values_are_there(file: tifffile.TiffFile, tags: int, count: int) -> bool:
-    """Return whether the description and the places of the pixels that tags point to are in the file."""
-    tiff = file.tiff
-    length_format = "I" if tiff.offsetsize == 4 else "Q"
-    for number in range(count):
-        tag = tags + number * tiff.tagsize
-        code, kind, length, value = _read_numbers(
-            file.filehandle, tag, f"{tiff.byteorder}HH{length_format}{length_format}"
-        )
-        num_bytes = length * VALUE_BYTES.get(kind, 1)
-        if code in NEEDED_TAGS and num_bytes > tiff.offsetsize and value + num_bytes > file.filehandle.size:
-            return False
-    return True
-
-
 def missing_ome_files(file: tifffile.TiffFile) -> list[str]:
     """Return the files that the OME-XML names and that are not beside this one."""
     names = [item.get("FileName", "") for item in _ome_items(file, "UUID")]
@@ -104,25 +61,39 @@ def ome_master_file(file: tifffile.TiffFile) -> str | None:
 def orientation_note(frame: tifffile.TiffPage, name: str) -> str | None:
     """Return a line about a page that states that its rows and columns are to be turned, which is not done."""
     tag = frame.tags.get(ORIENTATION)
-    if tag is None or tag.value == 1:
+    return None if tag is None or tag.value == 1 else turned_note(int(tag.value), name)
+
+
+def turned_note(orientation: int, name: str) -> str:
+    """Return the line about an orientation of TIFF or EXIF that is stated."""
+    return f"{name}: an orientation is stated ({orientation}); rows and columns are read as they are stored"
+
+
+def calibration_note(file: tifffile.TiffFile, name: str) -> str | None:
+    """Return a line about a straight line that gives ImageJ's grey values; ImageJ saves signed 16 bits so."""
+    metadata = (file.imagej_metadata or {}) if file.is_imagej else {}
+    offset, factor = metadata.get("c0", 0), metadata.get("c1", 1)
+    if metadata.get("cf") != 0 or (offset, factor) == (0, 1):
         return None
-    return f"{name}: an orientation is stated ({int(tag.value)}); rows and columns are read as they are stored"
+    return f"{name}: ImageJ shows a value v as {offset:g} + {factor:g} v; the values are read as they are stored"
 
 
-def tiff_voxel_size(file: tifffile.TiffFile) -> Nm | None:
+def tiff_voxel_size(file: tifffile.TiffFile) -> StatedSize | None:
     """Return the size in OME-XML, in ImageJ's metadata or in a `voxel_size_nm_zyx` of tifffile's metadata.
 
     A resolution in dots per inch does not count, since it says nothing about z.
     """
     for metadata in file.shaped_metadata or ():
         if len(metadata.get("voxel_size_nm_zyx", ())) == 3:
-            return in_nanometers(metadata["voxel_size_nm_zyx"], ["nm"] * 3)
+            return StatedSize.of(in_nanometers(metadata["voxel_size_nm_zyx"], ["nm"] * 3), "voxel_size_nm_zyx")
     pixels = _ome_pixels(file)
     if pixels is not None:
         sizes = [float(pixels.get(f"PhysicalSize{axis}", 0)) for axis in "ZYX"]
-        return in_nanometers(sizes, [pixels.get(f"PhysicalSize{axis}Unit", OME_UNIT) for axis in "ZYX"])
+        units = [pixels.get(f"PhysicalSize{axis}Unit", OME_UNIT) for axis in "ZYX"]
+        return StatedSize.of(in_nanometers(sizes, units), "OME PhysicalSizeX/Y/Z")
     if file.is_imagej and file.imagej_metadata:
-        return _imagej_voxel_size(file.imagej_metadata, file.pages.first.tags)
+        size = _imagej_voxel_size(file.imagej_metadata, file.pages.first.tags)
+        return StatedSize.of(size, "ImageJ's unit, spacing and resolution")
     return None
 
 
@@ -134,9 +105,9 @@ def tiff_place(file: tifffile.TiffFile, voxel_size_nm: Nm | None) -> Place | Non
         first = min(planes, key=lambda plane: [int(plane.get(f"The{axis}", 0)) for axis in "TCZ"], default=None)
         return None if first is None else _ome_place(first)
     origins = [(file.imagej_metadata or {}).get(f"{axis}origin") for axis in "zyx"]
-    if voxel_size_nm is None or not any(origins):
+    if voxel_size_nm is None or all(origin is None for origin in origins):
         return None
-    origin = per_axis(lambda voxels, size: -float(voxels or 0) * size, origins, voxel_size_nm)
+    origin = per_axis(lambda voxels, size: 0.0 - float(voxels or 0) * size, origins, voxel_size_nm)
     return Place(origin, "corner", "ImageJ's origin")
 
 
@@ -172,7 +143,7 @@ def _is(item: ElementTree.Element, name: str) -> bool:
 
 
 def _imagej_voxel_size(metadata: dict[str, Any], tags: Any) -> Nm | None:
-    unit = str(metadata.get("unit", "")).replace("\\u00B5", "µ")
+    unit = re.sub(r"\\u([0-9A-Fa-f]{4})", lambda match: chr(int(match[1], 16)), str(metadata.get("unit", "")))
     if "spacing" not in metadata or "XResolution" not in tags or "YResolution" not in tags:
         return None
     in_plane = []

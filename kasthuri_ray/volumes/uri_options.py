@@ -54,7 +54,9 @@ class UriOptions:
             return volume
         name, mip, number = volume.uri.partition("#mip=")
         uri = volume.uri if name.endswith(self.text) else f"{name}{_joined(name, self.text)}{mip}{number}"
-        volume = replace(volume, uri=uri, voxel_size_nm=self.voxel_size_nm or volume.voxel_size_nm)
+        volume = replace(volume, uri=uri)
+        if self.voxel_size_nm is not None:
+            volume = replace(volume, voxel_size_nm=self.voxel_size_nm, voxel_size_source="?voxel_size_nm")
         if self.axes or self.dtype:
             volume = replace(volume, source_id=f"{volume.identity}?axes={self.axes}&dtype={self.dtype}")
         if self.offset_nm is None:

@@ -54,6 +54,12 @@ class Volume(ABC):
         Where the bytes are stored, as a real path or `s3://bucket/key`; None if it is neither.
     notes : tuple of str
         Lines that a person should read about how the volume was understood.
+    format : str
+        Name of the format, for people.
+    stored_axes : str
+        Stored axes in their order, such as `x,y,z,-`; `-` is one of length 1 that is dropped.
+    voxel_size_source : str
+        What states the voxel size; empty without one.
     decode_shape : tuple of int or None
         What any read decodes at once, z, y, x, if that is much more than a chunk, such as a compressed section. Its
         grid begins at `chunk_origin`, and along each axis it is a multiple of a chunk or not shorter than the volume.
@@ -72,6 +78,9 @@ class Volume(ABC):
     pyramid: str | None = None
     folder: str | None = None
     notes: tuple[str, ...] = ()
+    format: str = ""
+    stored_axes: str = ""
+    voxel_size_source: str = ""
 
     may_lack_chunks: ClassVar[bool] = False  # whether the source stores chunks that may be absent
     decode_shape: Zyx | None = None
@@ -159,6 +168,10 @@ class Volume(ABC):
     def has_any_chunk(self, box: Box) -> bool:
         """Return whether at least one chunk of a box is stored, as far as the source can say."""
         return True
+
+    def find_stored(self, box: Box) -> Box | None:
+        """Return a stored chunk of a box, cut to it; None if there is none, or if the source cannot find one soon."""
+        return None
 
     def _chunk_ranges(self, box: Box, within: Box) -> tuple[list[tuple[int, int]], ...]:
         """Return along each axis the ranges of chunks, cut to `within`, that begin in a box."""

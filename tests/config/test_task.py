@@ -31,6 +31,10 @@ def refused(tmp_path, **changes) -> str:
         ({"threshold_value": float("inf")}, "FILE: task.threshold_value is Infinity: expected a finite number"),
         ({"threshold_value": float("nan")}, "FILE: task.threshold_value is NaN: expected a finite number"),
         ({"image_intensity": [0, float("inf")]}, "task.image_intensity.1 is Infinity: expected a finite number"),
+        ({"background": "none"}, 'FILE: task.background is "none": expected a valid list'),
+        ({"background": True}, "FILE: task.background is true: expected a valid list"),
+        ({"background": [0, 1.5]}, "FILE: task.background.1 is 1.5: expected a valid integer"),
+        ({"background": [0, 5], "ignore_label": 5}, "FILE: task: ignore_label and background are both 5: a label has"),
         ({"foreground_share": 1.5}, "FILE: task.foreground_share is 1.5: expected less than or equal to 1"),
         (
             {"loss": "dice"},
@@ -149,3 +153,15 @@ def test_half_of_the_tiles_of_a_synapse_task_are_drawn_around_synapses_by_defaul
     assert TaskSettings(**TASK, task_type="synapse").share_on_foreground == 0.5
     assert TaskSettings(**TASK, task_type="membrane").share_on_foreground == 0.0
     assert TaskSettings(**TASK, task_type="synapse", foreground_share=0.0).share_on_foreground == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [("18446744073709551615", [2**64 - 1]), ("-1", [-1]), ("0,18446744073709551615", [0, 2**64 - 1]), ("[]", [])],
+)
+def test_background_is_a_label_or_several_of_any_size(tmp_path, text, labels):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(TASK))
+    settings = resolve_settings(GivenSettings(str(file), assignments=[f"task.background={text}"]))
+    assert settings.task.background == labels
+    assert json.loads(json.dumps(settings.training_record()))["task"]["background"] == labels

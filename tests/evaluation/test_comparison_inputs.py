@@ -168,3 +168,83 @@ def test_absent_chunks_of_annotation_and_of_other_tools_predictions_are_counted(
     assert f"2 of 60 chunks absent in {tmp_path}/truth.zarr: their voxels count as background" in notes
     own, _ = compare(synapses.settings)
     assert own["absent_chunks"]["prediction"] == [0, 0]  # complete by its ledger
+
+
+NONE, OUTSIDE = 2**64 - 1, 2**64 - 3  # of CREMI
+
+
+def as_clefts(example) -> np.ndarray:
+    """Return labels of the whole annotation as CREMI stores them: ids from 0, the ignored voxels outside."""
+    stored = zarr.open_array(example.settings.annotation, mode="r")[:]
+    clefts = np.where(stored == 1, np.arange(stored.shape[2]) // 40, NONE).astype(np.uint64)
+    clefts[stored == example.ignore_label] = OUTSIDE
+    return clefts
+
+
+def own_task(**more) -> dict:
+    ranges = {"xrange_vol": [0, 8], "yrange_vol": [0, 8], "z_train": [0, 1], "z_val": [1, 2], "z_test": [2, 3]}
+    return {"name": "own", "task_type": "synapse", "image_chan": "a", "annotation_chan": "b", **ranges, **more}
+
+
+@pytest.mark.parametrize("task", ["own", "of the prediction"])
+def test_clefts_of_cremi_are_compared_with_a_line(synapses, compare, write_volume, tmp_path, task):
+    expected, _ = compare(synapses.settings)
+    annotation = write_volume(tmp_path / "clefts.zarr", as_clefts(synapses))
+    own = {"task": own_task(threshold=True)} if task == "own" else {}
+    result, notes = compare(changed(synapses, annotation=annotation, **own))
+    assert result["background"] == [NONE]
+    assert "background" not in expected
+    changes = {"annotation": annotation, "background": [NONE]}
+    assert result == expected | changes
+    share = f"the label {NONE} fills 9"
+    assert [share in note for note in notes if annotation in note] == [True]
+
+
+def test_the_background_of_the_task_counts_and_nothing_is_found_out(
+    synapses, compare, write_prediction, write_volume, tmp_path
+):
+    expected, _ = compare(synapses.settings)
+    clefts = as_clefts(synapses)
+    annotation = write_volume(tmp_path / "clefts.zarr", clefts)
+    recorded = write_prediction(tmp_path / "out.zarr", synapses.probability, task={"background": [NONE]})
+    for given in ({"task": own_task(background=NONE)}, {"prediction": recorded}):
+        result, notes = compare(changed(synapses, annotation=annotation, **given))
+        assert result["foreground_f1"] == expected["foreground_f1"]
+        assert result["objects"] == expected["objects"]
+        assert not any("the label" in note for note in notes)
+    result, _ = compare(changed(synapses, annotation=annotation, task=own_task(background=[0, NONE])))
+    inside = (slice(2, 11), slice(20, 280), slice(10, 266))
+    true = (clefts < OUTSIDE - 1) & (clefts > 0)
+    predicted = synapses.probability / 255 >= 0.4
+    assert result["recall"] == pytest.approx((predicted & true[inside]).sum() / true[inside].sum())
+
+
+def test_an_annotation_that_cannot_hold_the_background_of_the_run_is_refused(
+    synapses, compare, write_prediction, tmp_path
+):
+    prediction = write_prediction(tmp_path / "out.zarr", synapses.probability, task={"background": [NONE]})
+    with pytest.raises(InputError, match=rf"synapse.zarr holds uint8, which cannot hold the background {NONE}.*--task"):
+        compare(changed(synapses, prediction=prediction))
+    compare(changed(synapses, prediction=prediction, task=own_task(ignore_label=synapses.ignore_label)))
+
+
+def test_an_annotation_of_synapses_that_is_mostly_foreground_is_a_line(synapses, compare, write_volume, tmp_path):
+    annotation = write_volume(tmp_path / "clefts.zarr", as_clefts(synapses))
+    _, notes = compare(changed(synapses, annotation=annotation, task=own_task(threshold=True, background=[])))
+    assert any("of what is compared of" in note and "is foreground, much for synapses" in note for note in notes)
+    assert not any("much for synapses" in note for note in compare(synapses.settings)[1])
+
+
+def test_ids_of_instances_that_mean_none_are_no_cell(membranes, compare, write_volume, tmp_path):
+    expected, _ = compare(membranes.settings)
+    ids = membranes.instances.copy()
+    kept = np.isin(ids, np.unique(ids[ids > 0])[::3])
+    without = np.where(kept, ids, 0)
+    marked = np.where(kept, ids, NONE).astype(np.uint64)
+    marked[:, :40][~kept[:, :40]] = OUTSIDE
+    paths = [write_volume(tmp_path / f"{name}.zarr", ids) for name, ids in (("a", without), ("b", marked))]
+    (zeros, _), (nones, notes) = (compare(changed(membranes, instances=path)) for path in paths)
+    scores = ("arand", "voi_split", "voi_merge")
+    assert [nones[name] for name in scores] == [zeros[name] for name in scores]
+    assert [nones[name] for name in scores] != [expected[name] for name in scores]
+    assert any(f"{paths[1]}: the label {NONE} fills" in note for note in notes)

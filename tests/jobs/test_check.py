@@ -1,4 +1,4 @@
-"""jobs/check.py as a process: a machine that is fit, and a cluster that is not."""
+"""jobs/check.py as a process: a machine that is fit, a cluster that is not, and volumes without Ray."""
 
 import json
 import time
@@ -8,7 +8,8 @@ SCRIPT = "jobs/check.py"
 
 def test_help_lists_the_flags_and_the_exit_codes(help_text):
     text = help_text(SCRIPT)
-    for word in ("--address", "--storage", "--gpus", "--boss", "--wait-for-resources", "--report", "0 fit, 1 not fit"):
+    words = ("--address", "--storage", "--gpus", "--boss", "--wait-for-resources", "--report", "0 fit, 1 not fit")
+    for word in (*words, "--volume", "--annotation", "--task", "--mip", "--voxel-size", "--out"):
         assert word in text
 
 
@@ -73,3 +74,56 @@ def test_a_fault_report_is_written_without_ray_and_its_path_is_printed(start_job
     assert "RAY_ADDRESS=127.0.0.1:9" in report.read_text()
     job = start_job("--report", tmp_path / "other.txt", script=SCRIPT, cwd=tmp_path).wait()
     assert (job.code, (tmp_path / "other.txt").exists()) == (0, True)
+
+
+def test_a_volume_of_bossdb_is_checked_without_ray(start_job, boss_server, tmp_path):
+    import numpy as np
+
+    image = np.random.default_rng(0).integers(1, 256, (20, 70, 80), np.uint8)
+    boss_server.add("Kasthuri/ac4/em", image, offset=(3, 100, 50))
+    labels = np.zeros((20, 70, 80), np.uint64)
+    labels[4, 10:20, 30:50] = 17
+    boss_server.add("Kasthuri/ac4/synapse", labels, offset=(3, 100, 50))
+    boss_server.token = "a-secret-token"
+    (tmp_path / "boss.json").write_text(json.dumps(boss_server.options))
+    (tmp_path / "ray.py").write_text("raise ImportError('Ray was imported')")
+    volumes = ["--volume", "bossdb://Kasthuri/ac4/em", "--annotation", "bossdb://Kasthuri/ac4/synapse"]
+    arguments = [*volumes, "--boss", tmp_path / "boss.json", "--cache", tmp_path / "cache"]
+    job = start_job(*arguments, script=SCRIPT, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}).wait()
+    assert (job.code, job.err) == (0, "")
+    assert job.lines[0] == job.lines[-1] == str(tmp_path / "volume_check")
+    rows = [" ".join(line.split()) for line in job.lines]
+    for row in (
+        "format BossDB",
+        "voxels 3:23,100:170,50:130 (z,y,x)",
+        "voxel size 30 x 6 x 6 nm (z,y,x), from coordinate frame",
+        f"values 1 to 255; percentiles 1, 50, 99: {', '.join(map(str, percentiles(image)))}",
+        f"distinct values 0 (99.8%), 17 ({100 * 200 / labels.size:.3g}%)",
+        "overlap 3:23,100:170,50:130 in voxels of the image (z,y,x)",
+    ):
+        assert row in rows
+    assert "a-secret-token" not in job.out + (tmp_path / "volume_check" / "index.html").read_text()
+
+
+def percentiles(image) -> list[int]:
+    import numpy as np
+
+    return np.percentile(image, (1, 50, 99), method="inverted_cdf").astype(int).tolist()
+
+
+def test_a_volume_that_is_not_fit_is_exit_1_and_bad_input_exit_2(start_job, tmp_path):
+    image, far = "phantom://em?shape=4,64,64", "phantom://synapse?shape=4,64,64&offset_nm=9000,0,0"
+    job = start_job("--volume", image, "--annotation", far, "--out", tmp_path / "page", script=SCRIPT).wait()
+    assert (job.code, job.err) == (1, "")
+    assert any(line.startswith("fix ") and "do not overlap" in line for line in job.lines)
+    assert (tmp_path / "page" / "index.html").exists()
+    for arguments, message in (
+        (("--annotation", image), "--annotation: there is no volume; give the image with --volume URI"),
+        (("--volume", image, "--gpus", "2"), "--gpus: not with --volume"),
+        (("--volume", tmp_path / "none.zarr"), "none.zarr"),
+        (("--volume", image, "--annotation", tmp_path / "none.zarr"), "none.zarr"),
+    ):
+        job = start_job(*arguments, script=SCRIPT, cwd=tmp_path).wait()
+        assert (job.code, job.out) == (2, "")
+        assert message in job.err
+    assert not (tmp_path / "volume_check").exists()

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -176,14 +177,19 @@ def test_a_submitted_job_writes_to_the_storage_of_the_cluster(submit_job, job_cl
 
 
 def test_sigterm_ends_all_processes_and_prints_the_command_that_resumes(start_job, segmented, tmp_path):
-    """The job starts its own Ray; the fixture `start_job` checks at the end that no process is left."""
+    """The job starts its own Ray in a folder of its own; `start_job` checks at the end that no process is left."""
     arguments, _ = segmented
-    job = start_job(*arguments, "--output", tmp_path / "out.zarr", script=SCRIPT)
+    (tmp_path / ("long" * 10)).mkdir()
+    env = {"TMPDIR": str(tmp_path / ("long" * 10))}
+    job = start_job(*arguments, "--output", tmp_path / "out.zarr", script=SCRIPT, env=env)
     wait_for_blocks(tmp_path / "out.zarr", job)
     os.kill(job.process.pid, signal.SIGTERM)
     job.wait()
     assert job.code == 143, job.out + job.err
     assert job.lines[-1].startswith("to resume: python ")
     assert "Traceback" not in job.err
+    ray_folder = re.search(r"Ray keeps its temporary files in (\S+)/ray, because", job.err)
+    assert ray_folder is not None, job.err
+    assert not Path(ray_folder[1]).exists()
     assert not Path(tmp_path / "out.zarr.ledger/lock.json").exists()
     assert json.loads((tmp_path / "out.zarr.progress.json").read_text())["state"] == "failed"

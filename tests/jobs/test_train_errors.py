@@ -57,7 +57,7 @@ def write_store(path: Path, array: np.ndarray, voxel_size=(30, 6, 6)) -> Path:
 
 @pytest.fixture
 def em(tmp_path) -> Path:
-    return write_store(tmp_path / "em.zarr", np.full((16, 128, 128), 100, np.uint8))
+    return write_store(tmp_path / "em.zarr", np.random.default_rng(0).integers(1, 256, (16, 128, 128), np.uint8))
 
 
 @pytest.mark.parametrize(

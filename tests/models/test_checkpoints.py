@@ -15,7 +15,6 @@ from kasthuri_ray.models.checkpoints import (
     checkpoint_bytes,
     find_weights_file,
     read_checkpoint,
-    read_weights,
 )
 from kasthuri_ray.models.unet import UNet, load_weights
 
@@ -49,7 +48,7 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path, zipped, positi
     }
     data = torch_save_bytes(content[position], _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError, match=r"weights.pt holds more than weights \(\S+\) and is refused") as raised:
-        read_weights(data, "weights.pt")
+        read_checkpoint(data, "weights.pt")
     assert not payload.path.exists()
     assert "weights_only" not in str(raised.value)  # torch's own message advises to disable the check
     torch.load(io.BytesIO(data), weights_only=False)
@@ -59,13 +58,13 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path, zipped, positi
 def test_a_bare_malicious_pickle_is_refused(tmp_path):
     payload = Payload(tmp_path / "payload_ran")
     with pytest.raises(ValueError, match=r"is not a file that torch\.save wrote"):
-        read_weights(pickle.dumps({"weights": payload}), "weights.pt")
+        read_checkpoint(pickle.dumps({"weights": payload}), "weights.pt")
     assert not payload.path.exists()
 
 
 def test_published_weights_are_read_and_loaded():
     path = SEED / "UNet_2D.pt"
-    load_weights(UNet(start_filters=4), read_weights(path.read_bytes(), str(path)))
+    load_weights(UNet(start_filters=4), read_checkpoint(path.read_bytes(), str(path)).weights)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -79,7 +78,8 @@ def test_a_bare_state_dict_is_a_checkpoint_without_settings(zipped):
 @pytest.mark.parametrize("key", ["weights", "state_dict", "model_state_dict", "model"])
 def test_weights_in_checkpoints_of_other_programs_are_found(key):
     state = nn.Linear(2, 3).state_dict()
-    assert list(read_weights(torch_save_bytes({"epoch": 3, "best": 0.5, key: state}), "w.pt")) == ["weight", "bias"]
+    data = torch_save_bytes({"epoch": 3, "best": 0.5, key: state})
+    assert list(read_checkpoint(data, "w.pt").weights) == ["weight", "bias"]
 
 
 def test_what_other_programs_store_beside_their_weights_is_ignored():
@@ -129,7 +129,8 @@ def test_a_view_is_written_without_the_rest_of_its_storage():
 
 def test_the_memory_format_of_a_weight_is_kept():
     weight = torch.zeros(4, 3, 2, 2).to(memory_format=torch.channels_last)
-    assert read_weights(checkpoint_bytes({"w": weight}), "w")["w"].is_contiguous(memory_format=torch.channels_last)
+    read = read_checkpoint(checkpoint_bytes({"w": weight}), "w").weights["w"]
+    assert read.is_contiguous(memory_format=torch.channels_last)
 
 
 def damaged(data: bytes) -> bytes:
@@ -172,7 +173,7 @@ LARGE = torch_save_bytes({"w": torch.ones(1000)})
 )
 def test_a_file_without_weights_is_refused_with_its_name_and_the_reason(data, message):
     with pytest.raises(ValueError, match=message) as raised:
-        read_weights(data, "w.pt")
+        read_checkpoint(data, "w.pt")
     assert str(raised.value).startswith("w.pt ")
     assert "\n" not in str(raised.value)
 

@@ -89,6 +89,12 @@ def test_a_setting_that_does_not_fit_is_an_error_that_names_it(run, em, prepare,
         prepare(run, **{"image": em} | flags)
 
 
+def test_the_background_labels_of_the_run_are_recorded_for_an_evaluation(write_run, em, prepare, tmp_path):
+    assert "background" not in make_record(prepare(write_run(tmp_path / "plain"), image=em))["task"]
+    run = write_run(tmp_path / "run", task={"background": [2**64 - 1]})
+    assert make_record(prepare(run, image=em))["task"]["background"] == [2**64 - 1]
+
+
 def test_a_smaller_halo_is_used_with_a_warning_and_a_larger_one_is_reduced_to_the_receptive_field(run, em, prepare):
     lines = []
     margin = prepare(run, image=em).halo

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.inference.inference_settings import InferenceSettings
+from kasthuri_ray.output.ledger import Ledger
 from kasthuri_ray.segmentation.source_image import is_outside_mask, nearest_mip
 from kasthuri_ray.volumes.place import Place
 
@@ -104,15 +106,13 @@ def test_if_the_task_names_several_images_one_must_be_chosen(write_run, em, prep
 
 
 def test_grey_levels_are_those_of_the_run_or_percentiles_of_the_whole_image(
-    run, write_run, stores, prepare, tiny_network, tmp_path
+    write_run, stores, prepare, tiny_network, tmp_path
 ):
     wide = 1000 + 200 * stores.image((4, 100, 140)).astype(np.uint16)
     em = stores.zarr(tmp_path / "em.zarr", wide)
     trained = write_run(tmp_path / "run", extra={"image_intensity": [900.0, 40000.0]})
     assert prepare(trained, image=em).intensity == (900, 40000)
     assert prepare(trained, image=em, assignments=["task.image_intensity=[5,6000]"]).intensity == (5, 6000)
-    with pytest.raises(ValueError, match=r"holds uint16, and the network was trained on uint8"):
-        prepare(run, image=em)
     torch.save(tiny_network().state_dict(), tmp_path / "bare.pt")
     (tmp_path / "net.json").write_text(json.dumps({"n_blocks": 2, "start_filters": 4}))
     bare = {"task": "membrane", "network": str(tmp_path / "net.json"), "image": em}
@@ -121,20 +121,94 @@ def test_grey_levels_are_those_of_the_run_or_percentiles_of_the_whole_image(
     assert prepare(tmp_path / "bare.pt", box="0:1,0:20,0:20", **bare).intensity == (low, high)
 
 
+def write_levels(stores, folder, dtype, factor=1.0) -> str:
+    return stores.zarr(folder / "em.zarr", (stores.image((4, 100, 140)) * np.float64(factor)).astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
+def test_the_values_decide_and_not_the_type_whether_an_image_fits_its_network(run, stores, prepare, tmp_path, dtype):
+    """The run was trained on uint8."""
+    lines = []
+    em = write_levels(stores, tmp_path, dtype)
+    assert prepare(run, lines, image=em).intensity == (0, 255)
+    assert lines == []
+
+
 @pytest.mark.parametrize(
-    ("dtype", "intensity", "message"),
+    ("dtype", "factor", "trained_on", "message"),
     [
-        (np.float32, [0.0, 255.0], "holds float32, and the network was trained on uint8"),
-        (np.uint8, [1000.0, 40000.0], "holds uint8, and the network was trained on grey levels 1000 to 40000"),
-        (bool, [0.0, 255.0], "holds bool"),
+        (np.float32, 1 / 255, [0, 255], "span 0.[0-9]% of the grey levels 0 to 255 that the network was trained on: t"),
+        (np.uint16, 200, [0, 255], "100% of its voxels lie outside the grey levels 0 to 255 that the network was"),
+        (np.float32, 1, [0, 1], "100% of its voxels lie outside the grey levels 0 to 1 that the network was trained"),
+        (
+            np.uint8,
+            1,
+            [0, 1],
+            r"they hold [0-9]+ to 2[0-9]{2} \(percentiles 1 and 99 .*--set task.image_intensity=LOW,H",
+        ),
+        (np.uint8, 1, [1000, 40000], "outside the grey levels 1000 to 40000 that the network was trained on"),
+        (np.uint8, 1, [0, 65535], "of the grey levels 0 to 65535 that the network was trained on"),
     ],
 )
-def test_an_image_whose_type_cannot_hold_the_grey_levels_is_refused(
-    write_run, stores, prepare, tmp_path, dtype, intensity, message
+def test_an_image_that_would_be_black_or_white_is_refused_unless_the_command_line_gives_a_range(
+    write_run, stores, prepare, tmp_path, dtype, factor, trained_on, message
 ):
-    em = stores.zarr(tmp_path / "em.zarr", np.ones((2, 64, 64), dtype))
-    run = write_run(tmp_path / "run", extra={"image_intensity": intensity})
-    with pytest.raises(ValueError, match=message):
+    em = write_levels(stores, tmp_path, dtype, factor)
+    run = write_run(tmp_path / "run", extra={"image_intensity": trained_on})
+    with pytest.raises(InputError, match=message):
+        prepare(run, image=em)
+    fits, lines = [0, 255 * factor], []
+    assert prepare(run, lines, image=em, assignments=[f"task.image_intensity={fits}"]).intensity == tuple(fits)
+    assert lines == []
+    prepare(run, lines, image=em, assignments=[f"task.image_intensity={trained_on}"])
+    assert "grey levels" in lines[0]
+
+
+def test_a_range_in_the_run_s_own_task_can_be_given_again(write_run, stores, prepare, tmp_path):
+    em = write_levels(stores, tmp_path, np.uint8)
+    run = write_run(tmp_path / "run", task={"image_intensity": [0, 1]}, extra={"image_intensity": [0, 1]})
+    with pytest.raises(InputError, match="lie outside the grey levels 0 to 1"):
+        prepare(run, image=em)
+    assert prepare(run, image=em, assignments=["task.image_intensity=0,1"]).intensity == (0, 1)
+
+
+def test_bare_weights_are_compared_with_the_range_of_their_task(stores, prepare, tiny_network, tmp_path):
+    torch.save(tiny_network().state_dict(), tmp_path / "bare.pt")
+    ranges = {name: [0, 4] for name in RANGES[:3]} | {"z_val": [4, 5], "z_test": None}
+    task = {"image_chan": "a", "annotation_chan": "b", "image_intensity": [0, 1], **ranges}
+    bare = {"network": {"n_blocks": 2, "start_filters": 4}, "image": write_levels(stores, tmp_path, np.uint8)}
+    with pytest.raises(InputError, match=r"outside the grey levels 0 to 1 that task\.image_intensity states"):
+        prepare(tmp_path / "bare.pt", task=task, **bare)
+    prepare(tmp_path / "bare.pt", task={**task, "image_intensity": None}, **bare)
+
+
+def test_only_the_box_counts_and_a_blank_one_is_a_line(run, stores, prepare, tmp_path):
+    voxels = stores.image((4, 100, 140)).astype(np.float32)
+    voxels[2], voxels[3] = np.nan, voxels[3] / 255
+    lines, em = [], stores.zarr(tmp_path / "em.zarr", voxels)
+    prepare(run, lines, image=em, box="0:2,:,:")
+    prepare(run, lines, image=em)  # a quarter of the voxels is nearly black
+    assert lines == []
+    with pytest.raises(InputError, match=r"em.zarr 3:4,0:100,0:140: its voxels span 0\.[0-9]%"):
+        prepare(run, image=em, box="3:4,:,:")
+    prepare(run, lines, image=em, box="2:3,:,:")
+    assert lines == [f"{em} 2:3,0:100,0:140 is blank, or nearly so, in a sample: its grey levels are not checked"]
+
+
+def test_a_segmentation_that_was_begun_is_not_refused(write_run, stores, prepare, tmp_path):
+    em = write_levels(stores, tmp_path, np.uint8)
+    run, output = write_run(tmp_path / "run", extra={"image_intensity": [0, 1]}), str(tmp_path / "out.zarr")
+    with pytest.raises(InputError, match="lie outside"):
+        prepare(run, image=em, output=output)
+    Ledger.beside(output).start({})
+    assert prepare(run, image=em, output=output).intensity == (0, 1)
+    with pytest.raises(InputError, match="lie outside"):
+        prepare(run, image=em, output=output, overwrite=True)
+
+
+def test_an_image_of_bools_is_refused(run, stores, prepare, tmp_path):
+    em = stores.zarr(tmp_path / "em.zarr", np.ones((2, 64, 64), bool))
+    with pytest.raises(InputError, match=r"em\.zarr holds bool, and the network was trained on grey levels"):
         prepare(run, image=em)
 
 

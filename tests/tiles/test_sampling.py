@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from kasthuri_ray.geometry import Box
-from kasthuri_ray.labels import IGNORE_LABEL
-from kasthuri_ray.tiles.sampling import GridTiles, LabelRule, TileAddress, TileSource, TrainTiles, read_tile
+from kasthuri_ray.labels import IGNORE_LABEL, LabelRule
+from kasthuri_ray.tiles.sampling import GridTiles, TileAddress, TileSource, TrainTiles, read_tile
 from kasthuri_ray.volumes.opening import open_volume
 
 TILE = (1, 24, 32)
@@ -109,6 +109,17 @@ def test_ignored_labels_are_not_foreground(source):
     tiles = TrainTiles((source(labels, label_rule=LabelRule(0, 2, ignore_label=9)),), TILE, 0, 1.0, 20)
     for index in range(20):
         assert tiles.address(0, index).box.contains(Box((3, 41, 50), (4, 42, 51)))
+
+
+def test_background_labels_are_not_foreground(source):
+    labels = np.where(one_voxel(), 0, 2**64 - 1).astype(np.uint64)
+    labels[:, :, 70:] = 2**64 - 3  # outside, of CREMI
+    tiles = TrainTiles((source(labels, label_rule=LabelRule(0, 2, None, (2**64 - 1,))),), TILE, 0, 1.0, 20)
+    for index in range(20):
+        assert tiles.address(0, index).box.contains(Box((3, 41, 50), (4, 42, 51)))
+    labels[labels == 0] = 2**64 - 1
+    with pytest.raises(ValueError, match=r"annotation without foreground.*check the boxes and task.background"):
+        tiles.check_foreground()
 
 
 def test_the_search_for_foreground_reads_whole_chunks(source):

@@ -215,7 +215,7 @@ def test_a_task_without_a_test_annotation_is_opened_with_a_note(folder):
 
 
 def test_a_volume_of_unknown_voxel_size_is_opened_with_a_note(folder):
-    write("u.zarr/em", np.ones(SHAPE, np.uint8), None)
+    write("u.zarr/em", zarr.open_array("v.zarr/em")[:], None)
     write("u.zarr/labels", np.ones(SHAPE, np.uint8), None)
     _, notes = open_tiles(image_chan="u.zarr/em", annotation_chan="u.zarr/labels")
     assert notes == ["u.zarr/em does not state its voxel size; lengths are in voxels"]
@@ -248,7 +248,7 @@ def test_the_range_of_grey_levels_comes_from_the_training_box_alone(folder):
 
 
 def test_images_of_several_data_types_need_a_range_of_grey_levels(folder):
-    write("wide.zarr/em", np.full(SHAPE, 3000, np.uint16))
+    write("wide.zarr/em", zarr.open_array("v.zarr/em")[:].astype(np.uint16) * 15)
     boxes = {
         "train": [{"box": "0:6,:,:"}, {"image": "wide.zarr/em", "box": "0:6,:,:"}],
         "val": [{"box": "6:9,:,:"}],
@@ -365,7 +365,7 @@ def test_an_annotation_of_another_voxel_size_is_resampled_if_that_is_wanted(fold
 
 
 def test_a_voxel_size_that_is_given_is_that_of_the_image_and_of_an_annotation_without_one(folder):
-    write("u.zarr/em", np.ones(SHAPE, np.uint8), None)
+    write("u.zarr/em", zarr.open_array("v.zarr/em")[:], None)
     write("u.zarr/labels", np.ones(SHAPE, np.uint8), None)
     volumes = {"image_chan": "u.zarr/em", "annotation_chan": "u.zarr/labels"}
     tiles, _ = open_tiles("train.voxel_size=30,4,4", **volumes)

@@ -1,18 +1,24 @@
 """What is checked and decided before a run starts: workers and batches, names and paths, network and weights."""
 
+import json
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
+import zarr
 from torch import nn
 
 from kasthuri_ray import hardware
 from kasthuri_ray.config.loading import GivenSettings, resolve_settings
+from kasthuri_ray.errors import InputError
+from kasthuri_ray.labels import LabelRule
+from kasthuri_ray.models.checkpoints import Checkpoint, checkpoint_bytes, read_checkpoint
 from kasthuri_ray.models.unet import build_network
 from kasthuri_ray.storage.folder import open_storage
-from kasthuri_ray.training import preflight
-from kasthuri_ray.training.run_folder import RunFolder
+from kasthuri_ray.training import initial_weights, preflight
+from kasthuri_ray.training.run_folder import RunFolder, run_description
 
 
 def membrane_settings(**given):
@@ -196,15 +202,15 @@ def test_initial_weights_must_be_those_of_the_network(tmp_path):
     file = tmp_path / "run" / "checkpoint" / "best.pt"
     file.parent.mkdir(parents=True)
     torch.save(network.state_dict(), file)
-    assert preflight.read_initial_weights(synapse_settings()) is None
+    assert initial_weights.read_initial_weights(synapse_settings()) is None
     for path in (file, tmp_path / "run"):
-        weights = preflight.read_initial_weights(synapse_settings(f"train.weights={path}"))
+        weights = initial_weights.read_initial_weights(synapse_settings(f"train.weights={path}")).weights
         assert all(torch.equal(weights[name], value) for name, value in network.state_dict().items())
     with pytest.raises(ValueError, match=r"--weights .*best\.pt: these are weights of another network: ") as caught:
-        preflight.read_initial_weights(synapse_settings(f"train.weights={file}", "network.start_filters=4"))
+        initial_weights.read_initial_weights(synapse_settings(f"train.weights={file}", "network.start_filters=4"))
     assert "down_blocks.0.conv1.weight (2, 1, 3, 3), expected (4, 1, 3, 3)" in str(caught.value)
     with pytest.raises(FileNotFoundError, match=r"none\.pt"):
-        preflight.read_initial_weights(synapse_settings("train.weights=none.pt"))
+        initial_weights.read_initial_weights(synapse_settings("train.weights=none.pt"))
 
 
 def test_a_prepared_training_has_tiles_weights_and_notes(tiny_task):
@@ -230,4 +236,90 @@ def test_initial_weights_that_are_not_finite_are_refused(tmp_path, value):
     with pytest.raises(
         ValueError, match=r"broken\.pt holds weights that are not finite .*, in conv_final\.bias: their"
     ):
-        preflight.read_initial_weights(settings)
+        initial_weights.read_initial_weights(settings)
+
+
+# labels and grey levels
+
+
+NONE = 2**64 - 1  # of CREMI's clefts
+
+
+@pytest.fixture
+def clefts(tmp_path, tiny_task) -> dict:
+    """Return a task whose annotation marks the background as CREMI does; its first cleft has the id 0."""
+    labels = np.full((16, 128, 128), NONE, np.uint64)
+    labels[:, 40:60, 30:80] = 0
+    zarr.create_array(tmp_path / "clefts.zarr", data=labels, chunks=(1, 64, 64))
+    return {**tiny_task, "annotation_chan": f"{tmp_path}/clefts.zarr", "threshold": True}
+
+
+def resolve(task, *assignments, **train):
+    network = {"n_blocks": 2, "start_filters": 4, "batch_size": 8}
+    flags = {"train": {"cache": "none", **train}}
+    return resolve_settings(GivenSettings(task, network, assignments=assignments, flags=flags))
+
+
+def begin_run(prepared, path) -> RunFolder:
+    """Write the settings of a run that starts."""
+    folder = RunFolder(open_storage(str(path)))
+    folder.write_settings(json.loads(json.dumps(run_description(prepared.settings))))
+    return folder
+
+
+def test_the_background_that_is_found_is_recorded_and_a_resumed_run_keeps_it(clefts, tmp_path):
+    named = resolve(clefts, storage=str(tmp_path), name="run")
+    prepared = preflight.prepare_training(named)
+    assert prepared.settings.task.background == [NONE]
+    assert [note for note in prepared.notes if f"the label {NONE} fills" in note]
+    folder = begin_run(prepared, tmp_path / "run")
+    assert folder.read_settings()["task"]["background"] == [NONE]
+    zarr.open_array(tmp_path / "clefts.zarr")[:, 60:] = 0  # now less than half is background
+    again = preflight.prepare_training(named)
+    assert again.tiles.label_rule == prepared.tiles.label_rule
+    preflight.check_run_resumable(folder, again.settings)
+    other = preflight.prepare_training(resolve(clefts, storage=str(tmp_path), name="other"))
+    assert other.settings.task.background is None
+    stated = preflight.prepare_training(resolve(clefts, "task.background=3", storage=str(tmp_path), name="run"))
+    with pytest.raises(ValueError, match=rf"other settings:\n  task.background: \[{NONE}\] -> \[3\]"):
+        preflight.check_run_resumable(folder, stated.settings)
+
+
+@pytest.mark.parametrize("kind", ["run", "sweep"])
+def test_a_run_or_a_sweep_that_was_begun_before_keeps_its_labels_and_is_not_refused_for_its_grey_levels(
+    clefts, tmp_path, kind
+):
+    white = {**clefts, "image_intensity": [0, 1]}
+    named = resolve(white, storage=str(tmp_path), name="older")
+    with pytest.raises(InputError, match="lie outside the grey levels 0 to 1"):
+        preflight.prepare_training(named)
+    record = named.training_record()
+    del record["task"]["background"]
+    if kind == "sweep":
+        del record["network"]
+    open_storage(str(tmp_path / "older")).write_bytes("settings.json", json.dumps(record).encode())
+    prepared = preflight.prepare_training(named)
+    assert prepared.settings.task.background is None
+    assert prepared.tiles.label_rule == LabelRule(0.0)
+    if kind == "run":
+        preflight.check_run_resumable(RunFolder(open_storage(str(tmp_path / "older"))), prepared.settings)
+
+
+def test_a_checkpoint_holds_the_background_and_segmentation_and_evaluation_read_it(clefts, tmp_path):
+    prepared = preflight.prepare_training(resolve(clefts))
+    weights = build_network(prepared.settings.network.model_dump()).state_dict()
+    (tmp_path / "best.pt").write_bytes(checkpoint_bytes(Checkpoint(weights, prepared.settings.training_record())))
+    read = read_checkpoint((tmp_path / "best.pt").read_bytes(), "best.pt").settings
+    assert resolve_settings(GivenSettings(), ("best.pt", {"task": read["task"]})).task.background == [NONE]
+
+
+def test_initial_weights_of_another_range_are_a_line_with_both_ranges(tiny_task, tmp_path):
+    network = build_network({"n_blocks": 2, "start_filters": 4})
+    for name, intensity in (("same", [0.0, 255.0]), ("floats", [0.0, 1.0]), ("unknown", None)):
+        checkpoint = Checkpoint(network.state_dict(), {"task": {}}, image_intensity=intensity)
+        (tmp_path / f"{name}.pt").write_bytes(checkpoint_bytes(checkpoint))
+        notes = preflight.prepare_training(resolve(tiny_task, weights=str(tmp_path / f"{name}.pt"))).notes
+        text = "lie outside the grey levels 0 to 1 that the initial weights were trained on: they hold "
+        assert any(text in note and "here 0 becomes black and 255 white" in note for note in notes) == (
+            name == "floats"
+        )

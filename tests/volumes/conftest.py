@@ -1,7 +1,11 @@
 """What the tests of stores share."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
+import tifffile
 
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.volumes.volume import Volume
@@ -46,3 +50,15 @@ def check_file():
         assert not volume.remote
 
     return check_voxels
+
+
+@pytest.fixture(scope="session")
+def write_pages() -> Callable[..., None]:
+    """Return a function that writes the pages of a TIFF stack one by one."""
+
+    def write(path: Path, voxels: np.ndarray, **more: object) -> None:
+        with tifffile.TiffWriter(path) as file:
+            for page in voxels:
+                file.write(page, contiguous=False, **more)
+
+    return write

@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import tracemalloc
@@ -377,3 +378,19 @@ def test_the_cache_folder_is_that_of_the_flag_or_the_environment_or_the_home(tmp
     with pytest.raises(ValueError, match="'big' is not a positive number"):
         open_cache("none", "big")
     assert list(tmp_path.iterdir()) == [], "nothing is written before a chunk is"
+
+
+def test_without_a_home_folder_that_can_be_written_the_cache_is_among_the_temporary_files(
+    tmp_path, monkeypatch, without_home
+):
+    monkeypatch.delenv("KASTHURI_CACHE", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own = tmp_path / f"kasthuri_ray_cache_{os.getuid()}"
+    assert open_cache(None, "1GB").folder == own
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    assert open_cache(None, "1GB").folder == own
+    own.mkdir()
+    assert open_cache(None, "1GB").folder == own
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert open_cache(None, "1GB") is None, "the folder belongs to another user"

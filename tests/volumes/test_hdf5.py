@@ -239,6 +239,64 @@ def test_a_virtual_dataset_whose_files_are_missing_is_refused_and_never_zeros(tm
         open_volume(f"{tmp_path}/x.h5:em")
 
 
+@pytest.mark.parametrize("fault", ["no such dataset", "no HDF5"])
+def test_a_virtual_dataset_whose_files_hold_something_else_is_refused_and_never_zeros(tmp_path, voxels, fault):
+    """https://github.com/HDFGroup/hdf5/issues/5088: HDF5 fills in what it cannot read, without a word."""
+    layout = h5py.VirtualLayout(SHAPE, voxels.dtype)
+    layout[:3] = h5py.VirtualSource("part.h5", "em", (3, *SHAPE[1:]))
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_virtual_dataset("em", layout)
+    with h5py.File(tmp_path / "part.h5", "w") as file:
+        file["other"] = voxels[:3]
+    if fault == "no HDF5":
+        (tmp_path / "part.h5").write_bytes(b"nothing of the kind")
+    with pytest.raises(
+        InputError, match=r"1 of the 1 datasets of which it consists cannot be read, such as em in part.h5"
+    ):
+        open_volume(f"{tmp_path}/x.h5:em")
+
+
+def test_links_are_followed_listed_and_named_where_they_lead_nowhere(tmp_path, voxels, check_file):
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        file["em"] = voxels
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["volumes/raw"] = h5py.ExternalLink("data.h5", "/em")
+        file["soft"] = h5py.SoftLink("/volumes/raw")
+        file["gone"] = h5py.ExternalLink("moved.h5", "/em")
+        file["lost"] = h5py.SoftLink("/nowhere")
+    for name in ("volumes/raw", "soft"):
+        check_file(open_volume(f"{tmp_path}/x.h5:{name}"), voxels)
+    for name, target in {"gone": "moved.h5:/em", "lost": "/nowhere"}.items():
+        with pytest.raises(InputError, match=rf"x.h5:{name}: '{name}' is a link to {target}, which is not there"):
+            open_volume(f"{tmp_path}/x.h5:{name}")
+    with pytest.raises(InputError, match=r"has no dataset 'a/b'; name one: x.h5:soft, x.h5:volumes/raw"):
+        open_volume(f"{tmp_path}/x.h5:a/b")
+
+
+@pytest.mark.parametrize("stated", [None, "int16", "uint8"])
+def test_the_int16_of_bigdataviewer_is_uint16_unless_it_states_its_type(tmp_path, voxels, check_file, stated):
+    """https://github.com/bigdataviewer/bigdataviewer-core/pull/157: Java has no uint16, so that 40000 is -25536."""
+    stored = voxels.astype(stated) if stated else voxels.view(np.int16)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["t00000/s00/0/cells"] = stored
+        file["s00/resolutions"] = [[1.0, 1.0, 1.0]]
+        if stated:
+            file["s00"].attrs["dataType"] = stated
+    volume = open_volume(f"{tmp_path}/x.h5:t00000/s00/0/cells")
+    check_file(volume, stored if stated else voxels)
+    assert ["BigDataViewer stores uint16 as int16" in note for note in volume.notes] == ([] if stated else [True])
+    check_file(open_volume(f"{tmp_path}/x.h5:t00000/s00/0/cells?dtype={stored.dtype}"), stored)
+
+
+def test_a_dataset_that_holds_no_array_is_refused(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["number"] = 5
+        file["nothing"] = h5py.Empty("f4")
+    for name, what in {"number": "one number", "nothing": "nothing"}.items():
+        with pytest.raises(InputError, match=f"x.h5:{name} holds {what}; a volume has three axes"):
+            open_volume(f"{tmp_path}/x.h5:{name}")
+
+
 def test_a_dataset_that_was_never_written_is_said(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.create_dataset("em", SHAPE, np.uint8, chunks=(1, 64, 64))

@@ -40,7 +40,7 @@ def patch(path: str, offset: int, *values: int, order: str = "<") -> str:
     return path
 
 
-@pytest.mark.parametrize("ending", ["mrc", "rec", "st", "mrcs", "MRC"])
+@pytest.mark.parametrize("ending", ["mrc", "rec", "st", "mrcs", "MRC", "map", "ali", "preali"])
 @pytest.mark.parametrize("dtype", ["int8", "int16", "uint16", "float32", "float16"])
 def test_a_stack_is_read_as_it_was_written(tmp_path, voxels, check_file, dtype, ending):
     stored = voxels.astype(dtype) if dtype != "uint16" else voxels.view(np.uint8).astype(dtype)
@@ -138,3 +138,24 @@ def test_colours_complex_values_and_several_volumes_are_refused(tmp_path, voxels
     path = patch(write(tmp_path / "z.mrc", voxels), 152, STAMP, 16)
     with pytest.raises(InputError, match="holds values of 4 bits"):
         open_volume(path)
+
+
+@pytest.mark.parametrize("stamp", [b"\x44\x44\0\0", b"\x44\x11\0\0", b"\x44\x20\x20\x20", bytes(4), b"\x11\x11\0\0"])
+@pytest.mark.parametrize("map_id", [b"MAP ", bytes(4)])
+def test_machine_stamps_and_map_ids_of_other_programs_do_not_matter(tmp_path, voxels, check_file, stamp, map_id):
+    """https://github.com/ccpem/mrcfile/issues/7, /44 and /47: of EMDB, Amira and IMOD."""
+    path = write(tmp_path / "x.mrc", voxels.astype(np.float32), voxel_size=(40, 60, 300))
+    with open(path, "r+b") as file:
+        file.seek(208)
+        file.write(map_id + stamp)
+    volume = open_volume(path)
+    check_file(volume, voxels.astype(np.float32))
+    assert volume.voxel_size_nm == (30, 6, 4)
+
+
+def test_an_extended_header_that_is_stated_and_not_there_is_said(tmp_path, voxels, check_file):
+    """https://github.com/ccpem/mrcfile/issues/51: cryoCARE copies the header without it."""
+    path = patch(write(tmp_path / "x.mrc", voxels.astype(np.float32)), 92, 1024)
+    volume = open_volume(path)
+    check_file(volume, voxels.astype(np.float32))
+    assert "the extended header of 1024 bytes that it states is not there" in volume.notes[0]

@@ -80,6 +80,13 @@ def test_a_missing_archive_or_a_missing_array_in_it_is_said(archives):
         open_volume(f"{archives}/group.zarr.zip/membrane")
 
 
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("url", ["zarr://file://{}/em", "file://{}/|zarr:em", "file://{}/em/|zarr:"])
+def test_a_zarr_url_of_neuroglancer_reads_both_formats(tmp_path, voxels, url, zarr_format, check):
+    zarr.create_array(tmp_path / "em", data=voxels, zarr_format=zarr_format)
+    check(open_volume(url.format(tmp_path)), voxels)
+
+
 def test_precomputed_urls_want_precomputed(tmp_path, voxels):
     zarr.create_array(tmp_path / "em", data=voxels)
     with pytest.raises(InputError, match=r"is not an array or a pyramid: looked for info"):
@@ -87,3 +94,23 @@ def test_precomputed_urls_want_precomputed(tmp_path, voxels):
     np.testing.assert_array_equal(
         open_volume(f"zarr://{tmp_path}/em").read(open_volume(str(tmp_path / "em")).bounds), voxels
     )
+
+
+def test_an_ozx_file_is_an_ome_zarr_in_a_zip_archive(tmp_path, voxels, check):
+    axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
+    scale = {"type": "scale", "scale": [30, 6, 4]}
+    ome = {"multiscales": [{"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": [scale]}]}]}
+    group = zarr.create_group(tmp_path / "x.zarr", attributes={"ome": ome})
+    group.create_array("0", data=voxels, chunks=(4, 16, 16))
+    shutil.make_archive(str(tmp_path / "x"), "zip", tmp_path / "x.zarr")
+    (tmp_path / "x.zip").rename(tmp_path / "x.ozx")
+    for name in ("x.ozx", "x.ozx/0"):
+        volume = open_volume(f"{tmp_path}/{name}")
+        check(volume, voxels)
+        assert volume.voxel_size_nm == (30, 6, 4)
+
+
+def test_a_broken_archive_is_bad_input(tmp_path):
+    (tmp_path / "x.zarr.zip").write_bytes(b"nothing of the kind")
+    with pytest.raises(InputError, match=r"x.zarr.zip is not a complete zip archive"):
+        open_volume(f"{tmp_path}/x.zarr.zip")

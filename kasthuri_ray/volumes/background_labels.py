@@ -1,0 +1,112 @@
+"""Annotations in which a label such as 2**64 - 1 means "no object": found out from a sample of their boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from kasthuri_ray.errors import InputError
+from kasthuri_ray.geometry import Box
+from kasthuri_ray.labels import IGNORE_LABEL, LabelRule, is_any_of, none_label, to_classes
+from kasthuri_ray.volumes.cutout_sample import sample_boxes
+from kasthuri_ray.volumes.volume import Volume
+
+MIN_SHARE = 0.5  # of a sample that a label fills if it means "no object"
+MAX_SYNAPSE_SHARE = 0.5  # of a box that is foreground; more is hardly an annotation of synapses
+
+Annotation = tuple[Volume, Sequence[Box]]  # and the boxes of it that count
+
+
+def find_background(
+    rule: LabelRule, annotations: Sequence[Annotation], others: Sequence[Annotation] = ()
+) -> tuple[LabelRule, list[str]]:
+    """Find out whether annotations mark the background by the maximum of their type, signed ones by -1.
+
+    Parameters
+    ----------
+    rule : LabelRule
+        What is known about their labels.
+    annotations : sequence of (Volume, boxes)
+        Annotations from which it is found out.
+    others : sequence of (Volume, boxes)
+        Annotations that are read by the same rule.
+
+    Returns
+    -------
+    rule : LabelRule
+        With the background, if it was not stated and in one of them it fills more than half of a sample.
+    notes : list of str
+        A line about each annotation in which it was found.
+
+    Raises
+    ------
+    InputError
+        If some annotations have such a background, and others none.
+    """
+    if rule.background is not None or rule.num_classes > 2:
+        return rule, []
+    shares = [_none_share(rule, annotation) for annotation in annotations]
+    if max(shares, default=0.0) <= MIN_SHARE:
+        return rule, []
+    shares += [_none_share(rule, annotation) for annotation in others]
+    everyone = [*annotations, *others]
+    found, _ = everyone[int(np.argmax(shares))]
+    for (volume, _), share in zip(everyone, shares, strict=True):
+        if not share:
+            raise InputError(
+                f"in {found.uri} the label {none_label(found.dtype)} means background, and a sample of {volume.uri} "
+                "holds none: give the labels that mean background in any of them, --set task.background=LABEL,LABEL"
+            )
+    labels = {none_label(volume.dtype) for volume, _ in everyone}
+    notes = [
+        _found_note(volume, share) for (volume, _), share in zip(annotations, shares, strict=False) if share > MIN_SHARE
+    ]
+    return replace(rule, background=tuple(sorted(label for label in labels if label is not None))), notes
+
+
+def _none_share(rule: LabelRule, annotation: Annotation) -> float:
+    """Return the share of the label that means "no object" in a sample, without the voxels that are ignored."""
+    volume, boxes = annotation
+    label = none_label(volume.dtype)
+    if label is None or label == rule.ignore_label:
+        return 0.0
+    labels = sample_boxes(volume, boxes)
+    ignored = replace(rule, background=(label,)).ignored_labels(volume.dtype)
+    counted = labels[~is_any_of(labels, ignored)] if ignored else labels
+    return float((counted == label).mean()) if counted.size else 0.0
+
+
+def _found_note(volume: Volume, share: float) -> str:
+    ignored = ", 2^64-2 and 2^64-3 are ignored" if volume.dtype == np.uint64 else ""
+    return (
+        f"{volume.uri}: the label {none_label(volume.dtype)} fills {share:.0%} of a sample and counts as background; "
+        f"every other label, 0 included, is foreground{ignored} (`background` of the task says otherwise)"
+    )
+
+
+def foreground_share(rule: LabelRule, annotation: Annotation) -> float:
+    """Return the share of foreground in a sample of an annotation.
+
+    Parameters
+    ----------
+    rule : LabelRule
+        What its labels mean.
+    annotation : (Volume, boxes)
+        The annotation.
+
+    Returns
+    -------
+    float
+        Of the voxels that are not ignored; 0 if there are none.
+
+    Raises
+    ------
+    InputError
+        If the sample holds a label that is no class.
+    """
+    volume, boxes = annotation
+    classes = to_classes(sample_boxes(volume, boxes), rule, f"{volume.uri} {boxes[0]}")
+    counted = classes[classes != IGNORE_LABEL]
+    return float((counted > 0).mean()) if counted.size else 0.0

@@ -1,0 +1,88 @@
+"""Labels that mean "no object", found out from a sample: in which types, from which share, and with which words."""
+
+import numpy as np
+import pytest
+
+from kasthuri_ray.errors import InputError
+from kasthuri_ray.labels import LabelRule
+from kasthuri_ray.volumes.background_labels import find_background, foreground_share
+
+SHAPE = (4, 60, 80)
+NONE = 2**64 - 1
+
+
+def labels(share: float, dtype=np.uint64, none: int | None = None, other: int = 7) -> np.ndarray:
+    """Return labels of which a share means "none"."""
+    none = np.iinfo(dtype).max if none is None else none
+    return np.where(np.random.default_rng(0).random(SHAPE) < share, dtype(none), dtype(other))
+
+
+@pytest.fixture
+def find(array_volume):
+    """Return `find(labels, ..., rule=LabelRule(), others=[])`: the background that is found, and the notes."""
+
+    def run(*arrays, rule=None, others=()):
+        pairs = [[(v := array_volume(a, uri=f"array://{n}"), [v.bounds]) for n, a in each] for each in (
+            enumerate(arrays), enumerate(others, len(arrays))
+        )]  # fmt: skip
+        found, notes = find_background(rule or LabelRule(0.0), *pairs)
+        return found.background, notes
+
+    return run
+
+
+@pytest.mark.parametrize(("dtype", "none"), [(np.uint64, NONE), (np.uint32, 2**32 - 1), (np.int64, -1), (np.int32, -1)])
+def test_a_label_for_none_that_fills_more_than_half_is_found_in_32_and_64_bits(find, dtype, none):
+    background, (note,) = find(labels(0.6, dtype, none))
+    assert background == (none,)
+    assert note.startswith(f"array://0: the label {none} fills 60% of a sample and counts as background; every other")
+    assert "0 included" in note
+    assert ("2^64-3 are ignored" in note) == (dtype is np.uint64)
+    assert find(labels(0.4, dtype, none)) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "none"), [(np.uint8, 255), (np.uint16, 65_535), (np.int8, -1), (np.int16, -1), (np.int64, 2**63 - 1)]
+)
+def test_nothing_is_guessed_in_8_and_16_bits_nor_from_the_maximum_of_a_signed_type(find, dtype, none):
+    assert find(labels(0.9, dtype, none)) == (None, [])
+
+
+def test_what_the_task_states_is_kept(find):
+    many = labels(0.9)
+    for stated in ((), (7,), (0, NONE)):
+        assert find(many, rule=LabelRule(0.0, background=stated)) == (stated, [])
+    assert find(many, rule=LabelRule(0.0, ignore_label=NONE)) == (None, [])
+    assert find(labels(0.9, np.int32, -1), rule=LabelRule(None, num_classes=3)) == (None, [])
+
+
+def test_voxels_that_are_ignored_do_not_count_for_the_share(find):
+    padded = labels(0.8)
+    padded[:, :45] = NONE - 2  # outside: three quarters
+    assert find(padded)[0] == (NONE,)
+    padded[:, :45] = 0
+    assert find(padded, rule=LabelRule(0.0, ignore_label=0))[0] == (NONE,)
+    assert find(padded) == (None, [])
+
+
+def test_annotations_of_several_types_have_the_labels_of_each(find):
+    background, notes = find(labels(0.6), labels(0.3, np.int64, -1), others=[labels(0.1, np.uint32)])
+    assert background == (-1, 2**32 - 1, NONE)
+    assert len(notes) == 1
+
+
+@pytest.mark.parametrize("other", [labels(0.0), labels(0.6, np.uint8)])
+@pytest.mark.parametrize("where", ["others", "annotations"])
+def test_an_annotation_without_such_a_label_beside_one_with_it_is_refused(find, other, where):
+    with pytest.raises(InputError, match=rf"in array://0 the label {NONE} means background, and a sample of array://1"):
+        find(labels(0.6), other) if where == "annotations" else find(labels(0.6), others=[other])
+
+
+def test_the_share_of_foreground_leaves_out_what_is_ignored(array_volume):
+    volume = array_volume(labels(0.25))
+    volume.array[:, :30] = NONE - 1
+    rule, annotation = LabelRule(background=(NONE,)), (volume, [volume.bounds])
+    assert foreground_share(rule, annotation) == pytest.approx(0.75, abs=0.01)
+    assert foreground_share(LabelRule(background=(7,)), annotation) == pytest.approx(0.25, abs=0.01)
+    volume.array[:] = NONE - 1
+    assert foreground_share(rule, annotation) == 0
