@@ -20,7 +20,7 @@ from kasthuri_ray.benchmarks.segmentation_processes import (
 from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.inference.inference_settings import InferenceSettings
-from kasthuri_ray.models.checkpoints import checkpoint_bytes, read_weights
+from kasthuri_ray.models.checkpoints import checkpoint_bytes, read_checkpoint
 from kasthuri_ray.models.unet import build_network, load_weights
 from kasthuri_ray.output.ome_zarr import OmeZarrOutput
 from kasthuri_ray.segmentation import block_segmenter
@@ -130,7 +130,7 @@ def test_the_memory_of_these_workers_counts_as_that_of_actors() -> None:
 def test_probabilities_of_the_random_weights_spread_widely(tmp_path: Path) -> None:
     path = segmentation_processes.make_weights(str(tmp_path / "w.pt"))
     network = build_network({"model_type": "unet"}).eval()
-    load_weights(network, read_weights(Path(path).read_bytes(), path))
+    load_weights(network, read_checkpoint(Path(path).read_bytes(), path).weights)
     image = torch.from_numpy(np.random.default_rng(1).random((1, 1, 16, 16), np.float32).repeat(8, 2).repeat(8, 3))
     with torch.no_grad():
         probabilities = torch.softmax(network(image), 1)[0, 1]
