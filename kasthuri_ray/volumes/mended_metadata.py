@@ -94,7 +94,7 @@ def _mend_scale(scale: Mapping[str, Any]) -> dict[str, Any]:
         name: _integers(value) if name in ("size", "voxel_offset", "chunk_sizes") else value
         for name, value in scale.items()
     }
-    if isinstance(mended.get("key"), str):
+    if isinstance(mended.get("key"), str) and mended["key"]:
         mended["key"] = posixpath.normpath(mended["key"].strip("/"))
     if mended.get("encoding") != "compressed_segmentation":
         mended.pop("compressed_segmentation_block_size", None)

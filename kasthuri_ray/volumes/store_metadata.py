@@ -236,8 +236,8 @@ def n5_voxel_size(array: Document, group: Document, index: int | None, order: Zy
     if (size := _transform_size(array)) is not None:
         return size
     scales = group.get("scales", [])
-    of_group = scales[index] if index is not None and index < len(scales) else None
-    factors = _factors(array.get("downsamplingFactors", of_group), order)
+    listed = scales[index] if index is not None and index < len(scales) else None
+    factors = _factors(array.get("downsamplingFactors", listed), order)
     for document in (array, group):
         for name in ("pixelResolution", "resolution"):
             if name in document:

@@ -227,7 +227,7 @@ def _num_complete(series: tifffile.TiffPageSeries) -> int:
 
 def _choose_plane_axes(series: tifffile.TiffPageSeries, option: str | None, uri: str) -> tuple[Zyx, bool, str | None]:
     """Return which of sections, rows and columns are z, y, x, whether samples are sections, and a line about it."""
-    names, shape, samples = series.axes.lower(), series.shape, series.keyframe.samplesperpixel
+    names, shape, samples = _plane_axes(series), series.shape, series.keyframe.samplesperpixel
     as_sections = False
     if "s" in names and samples > 1:
         sample = names.index("s")
@@ -252,6 +252,15 @@ def _choose_plane_axes(series: tifffile.TiffPageSeries, option: str | None, uri:
     return per_axis(lambda axis: position.get(axis, 0), chosen), as_sections, note
 
 
+def _plane_axes(series: tifffile.TiffPageSeries) -> str:
+    """Return the names of a stack's axes, of which `s` is that of the samples, whatever the file calls it."""
+    names, samples = series.axes.lower(), series.keyframe.samplesperpixel
+    others = [axis for axis, name in enumerate(names) if name not in "yx" and series.shape[axis] == samples]
+    if samples == 1 or "s" in names or len(others) != 1:
+        return names
+    return f"{names[: others[0]]}s{names[others[0] + 1 :]}"
+
+
 def _check_grey(volume: TiffVolume, series: tifffile.TiffPageSeries) -> None:
     """Raise an InputError if the first, the middle or the last section has a colour where it is read first."""
     last = _num_pages(series) - 1
@@ -262,6 +271,6 @@ def _check_grey(volume: TiffVolume, series: tifffile.TiffPageSeries) -> None:
         try:
             reader.read((slice(z, z + 1), rows, columns))
         except ValueError as error:
-            advice = PLANAR_ADVICE.format(volume.rule.samples, series.axes.lower().replace("s", "z"))
+            advice = PLANAR_ADVICE.format(volume.rule.samples, _plane_axes(series).replace("s", "z"))
             is_flat = len(series.shape) == 3
             raise InputError(f"{volume.uri}, section {z}: {error}{advice if is_flat else ''}") from None

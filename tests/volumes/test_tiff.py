@@ -1,4 +1,4 @@
-"""TIFF stacks as tifffile, ImageJ, OME writers and Pillow write them: voxels, size, place, grey levels."""
+"""TIFF stacks as tifffile, ImageJ, OME writers and Pillow write them: voxels, axes, grey levels."""
 
 import itertools
 import logging
@@ -17,7 +17,6 @@ from kasthuri_ray.errors import InputError, VolumeError
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.volumes.file_formats import is_file_volume, open_file_volume
 from kasthuri_ray.volumes.opening import open_volume
-from kasthuri_ray.volumes.place import Place
 from kasthuri_ray.volumes.uri_options import UriOptions
 
 SHAPE = (6, 300, 210)
@@ -165,35 +164,6 @@ def test_the_grey_levels_of_jpeg_are_those_of_pillow(tmp_path, voxels):
     np.testing.assert_array_equal(volume.read(volume.bounds)[0], np.asarray(Image.open(tmp_path / "x.tif")))
 
 
-def test_the_voxel_size_is_read_from_imagej_ome_and_our_metadata(tmp_path, voxels, check_file):
-    metadata = {"spacing": 0.03, "unit": "um", "axes": "ZYX"}
-    tifffile.imwrite(tmp_path / "ij.tif", voxels, imagej=True, resolution=(1 / 0.004, 1 / 0.005), metadata=metadata)
-    metadata = {"axes": "ZYX"} | {f"PhysicalSize{axis}": size for axis, size in zip("XYZ", (4, 5, 0.03), strict=True)}
-    metadata |= {"PhysicalSizeXUnit": "nm", "PhysicalSizeYUnit": "nm"}
-    tifffile.imwrite(tmp_path / "x.ome.tif", voxels, metadata=metadata)
-    tifffile.imwrite(tmp_path / "zyx.tif", voxels, metadata={"voxel_size_nm_zyx": [30, 5, 4]})
-    tifffile.imwrite(tmp_path / "dpi.tif", voxels, resolution=(300, 300))
-    for name, size in {"ij.tif": (30, 5, 4), "x.ome.tif": (30, 5, 4), "zyx.tif": (30, 5, 4), "dpi.tif": None}.items():
-        volume = open_file_volume(str(tmp_path / name))
-        check_file(volume, voxels)
-        assert volume.voxel_size_nm == (size and pytest.approx(size, rel=1e-6))
-
-
-def test_the_place_is_read_from_ome_positions_and_the_origin_of_imagej(tmp_path, voxels):
-    plane = {f"Position{axis}": [value] * 6 for axis, value in zip("XYZ", (1.5, -2.0, 300.0), strict=True)}
-    units = {"PositionXUnit": ["µm"] * 6, "PositionYUnit": ["µm"] * 6, "PositionZUnit": ["nm"] * 6}
-    tifffile.imwrite(tmp_path / "x.ome.tif", voxels, metadata={"axes": "ZYX", "Plane": plane | units})
-    tifffile.imwrite(tmp_path / "frame.ome.tif", voxels, metadata={"axes": "ZYX", "Plane": plane})
-    metadata = {"spacing": 30.0, "unit": "nm", "axes": "ZYX", "xorigin": -10, "yorigin": -20, "zorigin": 3}
-    tifffile.imwrite(tmp_path / "ij.tif", voxels, imagej=True, resolution=(1 / 4, 1 / 5), metadata=metadata)
-    places = {name: open_volume(str(tmp_path / name)).place for name in ("x.ome.tif", "frame.ome.tif", "ij.tif")}
-    assert places == {
-        "x.ome.tif": Place((300, -2000, 1500), "middle", "OME PositionX/Y/Z"),
-        "frame.ome.tif": None,
-        "ij.tif": Place((-90, 100, 40), "corner", "ImageJ's origin"),
-    }
-
-
 @pytest.mark.parametrize(
     "more",
     [
@@ -240,6 +210,10 @@ def test_a_stack_of_three_that_was_saved_as_colours_is_refused_with_what_to_type
     check_file(open_volume(f"{tmp_path}/zip.tif?axes=zyx"), stack)
     tifffile.imwrite(tmp_path / "last.tif", np.moveaxis(stack, 0, 2), photometric="rgb")
     check_file(open_volume(f"{tmp_path}/last.tif?axes=yxz"), stack)
+    tifffile.imwrite(tmp_path / "cyx.tif", stack, photometric="rgb", metadata={"axes": "CYX"})
+    with pytest.raises(InputError, match=r"it holds colours.* if its 3 planes are sections, .*\?axes=zyx"):
+        open_volume(str(tmp_path / "cyx.tif"))
+    check_file(open_volume(f"{tmp_path}/cyx.tif?axes=zyx"), stack)
 
 
 @pytest.mark.parametrize("layout", ["contig", "separate"])
@@ -337,13 +311,6 @@ def test_a_codec_that_nothing_here_decodes_is_named_with_how_to_install_it(tmp_p
         open_file_volume(str(tmp_path / "x.tif"))
 
 
-def test_an_orientation_is_said_and_not_applied(tmp_path, voxels, check_file):
-    tifffile.imwrite(tmp_path / "x.tif", voxels[0], extratags=[(274, "H", 1, 6, True)])
-    volume = open_volume(str(tmp_path / "x.tif"))
-    check_file(volume, voxels[:1])
-    assert "an orientation is stated (6); rows and columns are read as they are stored" in volume.notes[0]
-
-
 @pytest.mark.parametrize("name", ["x.h5:em", "x.tif"])
 def test_a_volume_pickles_and_reads_in_another_process(tmp_path, voxels, name):
     with h5py.File(tmp_path / "x.h5", "w") as file:
@@ -377,21 +344,3 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60)
     assert int(done.stdout) < 120_000, done.stderr  # kB; the stack is 201 MB, the cache of pages 64
-
-
-@pytest.mark.parametrize(
-    ("unit", "factor"), [("nm", 1), ("\\u00B5m", 1000), ("micron", 1000), ("\\u00C5", 0.1), ("inch", 2.54e7)]
-)
-def test_units_of_imagej_are_read_as_it_writes_them(tmp_path, voxels, unit, factor):
-    metadata = {"axes": "ZYX", "spacing": 30, "unit": unit}
-    tifffile.imwrite(tmp_path / "x.tif", voxels, imagej=True, resolution=(1 / 4, 1 / 6), metadata=metadata)
-    size = open_volume(str(tmp_path / "x.tif")).voxel_size_nm
-    assert size == pytest.approx((30 * factor, 6 * factor, 4 * factor))
-
-
-def test_the_calibration_of_imagejs_signed_images_is_said(tmp_path, voxels, check_file):
-    text = "ImageJ=1.54f\nimages=6\nslices=6\nunit=nm\ncf=0\nc0=-32768\nc1=1\nspacing=30\n"
-    tifffile.imwrite(tmp_path / "x.tif", voxels, description=text, metadata=None, **GREY)
-    volume = open_volume(str(tmp_path / "x.tif"))
-    check_file(volume, voxels)
-    assert "ImageJ shows a value v as -32768 + 1 v; the values are read as they are stored" in volume.notes[0]
