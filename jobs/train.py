@@ -47,7 +47,11 @@ def main(arguments: Sequence[str]) -> None:
     keywords = make_parser().keywords(arguments)
     from kasthuri_ray import api
 
-    api.train(**keywords, resume_command=lambda name: cli.resume_command(sys.argv[0], arguments, name))
+    api.train(
+        **keywords,
+        resume_command=lambda name: cli.resume_command(sys.argv[0], arguments, name),
+        return_finished=False,
+    )
 
 
 run = partial(cli.run_job, main)  # the command kasthuri-train

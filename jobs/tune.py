@@ -39,6 +39,7 @@ def main(arguments: Sequence[str]) -> None:
         **keywords,
         resume_command=lambda name: cli.resume_command(sys.argv[0], arguments, name),
         job_command=partial(cli.job_command, sys.argv[0]),
+        return_finished=False,
     )
 
 

@@ -6,6 +6,7 @@
     output = kasthuri_ray.segment(run.path, "synapses.zarr", objects=True)
 
 `train`, `tune`, `segment` and `evaluate` are what the jobs call; `open_volume` and `TileDataset` read voxels and tiles.
+`help(kasthuri_ray.train)` and so on describe them; kasthuri_ray/config/flags.py lists their keyword arguments.
 Importing this package loads neither torch nor Ray. Start reading at `jobs/train.py` and docs/architecture.md.
 """
 

@@ -2,13 +2,12 @@
 
 Keyword arguments have the names of the flags (`--num-workers 2` is `num_workers=2`). `settings={"network.epochs": 3}`
 and `settings=["network.epochs=3"]` are `--set network.epochs=3`. Tasks and networks are names, files or mappings of
-what such a file holds. Images, annotations and masks are URIs, or arrays (z, y, x) that fit into memory.
+what such a file holds. Images, annotations and masks are URIs, paths, or arrays (z, y, x) that fit into memory.
+kasthuri_ray/config/flags.py lists the flags of each function, kasthuri_ray/config/settings.py and task.py all settings.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,8 +15,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Unpack
 
 from kasthuri_ray.config import defaults
-from kasthuri_ray.config.flags import TARGETS, DataFlags, EvaluateFlags, SegmentFlags, TrainFlags, TuneFlags
-from kasthuri_ray.errors import InputError, missing_is_bad_input
+from kasthuri_ray.config.flags import DataFlags, EvaluateFlags, SegmentFlags, TrainFlags, TuneFlags
+from kasthuri_ray.config.keyword_arguments import (
+    as_assignments,
+    as_setting,
+    check_keywords,
+    check_task_or_network,
+    set_by_keywords,
+)
+from kasthuri_ray.errors import AlreadyFinished
 from kasthuri_ray.progress import Reporter
 
 if TYPE_CHECKING:
@@ -39,13 +45,17 @@ INSTALLED_COMMAND = "kasthuri-{}".format
 
 
 def open_volume(
-    uri: str, *, mip: int | None = None, voxel_size: Nm | None = None, **flags: Unpack[DataFlags]
+    uri: str | os.PathLike[str],
+    *,
+    mip: int | None = None,
+    voxel_size: Nm | str | None = None,
+    **flags: Unpack[DataFlags],
 ) -> Volume:
     """Open a volume and read its metadata, not yet its voxels.
 
     Parameters
     ----------
-    uri : str
+    uri : str or path
         A volume in any format that the jobs read: `bossdb://collection/experiment/channel`, the path or URL of a zarr,
         N5, precomputed, HDF5 or TIFF volume, `phantom://em?shape=z,y,x`.
     mip : int, optional
@@ -58,20 +68,21 @@ def open_volume(
     Returns
     -------
     Volume
-        `volume[z0:z1, y0:y1, x0:x1]` reads voxels; `shape`, `dtype`, `bounds` and `voxel_size_nm` describe it.
+        `volume[z0:z1, y0:y1, x0:x1]` reads voxels into a numpy array; `shape`, `dtype`, `bounds` and `voxel_size_nm`
+        describe it.
 
     Raises
     ------
     InputError
-        If there is no such volume, or it cannot be read.
+        If there is no such volume, it cannot be read, or an argument is malformed.
     VolumeError
         If the source does not answer.
     """
-    _check_flags("open_volume", flags, DataFlags)
-    from kasthuri_ray.volumes.opening import VolumeOpener
+    check_keywords("open_volume", flags, DataFlags.__annotations__)
+    from kasthuri_ray.volumes.opening import VolumeOpener, parse_voxel_size
 
     opener = VolumeOpener(flags.get("boss"), flags.get("cache"), flags.get("cache_size", defaults.CACHE_SIZE))
-    return opener.open(uri, mip, voxel_size)
+    return opener.open(os.fspath(uri) if isinstance(uri, os.PathLike) else uri, mip, parse_voxel_size(voxel_size))
 
 
 def train(
@@ -79,21 +90,26 @@ def train(
     *,
     reporter: Reporter | None = None,
     resume_command: ResumeCommand = SAME_CALL_WITH_NAME,
+    return_finished: bool = True,
     **flags: Unpack[TrainFlags],
 ) -> TrainResult:
-    """Train a network on a task with Ray Train; the same `name` resumes an unfinished run.
+    """Train a network on a task with Ray Train; the same call with the same `name` resumes an unfinished run.
 
     Parameters
     ----------
-    task : str or mapping
+    task : str, path or mapping
         Name of a built-in task, path of a task file, or what such a file holds.
     reporter : Reporter, optional
         Where progress is shown; standard error by default.
     resume_command : callable, optional
         Returns what a person types to resume the run of a name.
+    return_finished : bool
+        Whether the result of a run of this `name` and these settings is returned if it is finished already; otherwise
+        AlreadyFinished, an InputError, is raised.
     **flags
         Flags of jobs/train.py: `network`, `image`, `annotation`, `weights`, `storage`, `name`, `num_workers`,
-        `settings`, ... (`TrainFlags` lists them).
+        `settings`, ... All are in `TrainFlags` in kasthuri_ray/config/flags.py, and `python jobs/train.py --help`
+        (`kasthuri-train --help`) says what they mean. All settings are in kasthuri_ray/config/settings.py and task.py.
 
     Returns
     -------
@@ -107,13 +123,18 @@ def train(
     WorkFailed
         If the work fails after it has started; the same `name` resumes it.
     """
-    _check_flags("train", flags, TrainFlags)
+    check_keywords("train", flags, TrainFlags.__annotations__)
     given = given_settings("train", {"task": task, **flags}, flags.get("storage"))
     from kasthuri_ray.config.loading import resolve_settings
     from kasthuri_ray.training import train as training
 
+    reporter = reporter or Reporter()
     with _ray_as_found():
-        return training.train(resolve_settings(given), reporter or Reporter(), resume_command)
+        try:
+            return training.train(resolve_settings(given), reporter, resume_command)
+        except AlreadyFinished as finished:
+            _report_finished(finished, return_finished, reporter)
+            return training.TrainResult.read(finished.path)
 
 
 def tune(
@@ -122,26 +143,31 @@ def tune(
     reporter: Reporter | None = None,
     resume_command: ResumeCommand = SAME_CALL_WITH_NAME,
     job_command: Callable[[str], str] = INSTALLED_COMMAND,
+    return_finished: bool = True,
     **flags: Unpack[TuneFlags],
 ) -> TuneResult:
     """Search for the network and the settings that suit a task best, with Ray Tune.
 
     Parameters
     ----------
-    task : str or mapping, optional
+    task : str, path or mapping, optional
         As of `train`; not needed to resume a sweep by its `name`.
     reporter, resume_command : Reporter, callable
         As of `train`.
     job_command : callable, optional
         Returns what a person types to start a job such as "train"; for the commands that use the winner.
+    return_finished : bool
+        As of `train`, for a sweep.
     **flags
-        Flags of jobs/tune.py: `networks`, `space`, `samples`, `hours`, `concurrent`, `storage`, `name`, `settings`, ...
-        (`TuneFlags` lists them).
+        Flags of jobs/tune.py: `networks`, `space` (a file, or a mapping of what it holds), `samples`, `hours`,
+        `concurrent`, `storage`, `name`, `settings`, ... All are in `TuneFlags` in kasthuri_ray/config/flags.py, and
+        `python jobs/tune.py --help` (`kasthuri-tune --help`) says what they mean.
 
     Returns
     -------
     TuneResult
-        `path` of the sweep's folder, `leaderboard` (the trials, best first) and the `best` trial.
+        `path` of the sweep's folder, `leaderboard` (the trials, best first), the `best` trial and its `metrics`, as in
+        its metrics.json.
 
     Raises
     ------
@@ -150,18 +176,23 @@ def tune(
     WorkFailed
         If the work fails after it has started, or if no trial finishes.
     """
-    _check_flags("tune", flags, TuneFlags)
+    check_keywords("tune", flags, TuneFlags.__annotations__)
     given = given_settings("tune", {"task": task, **flags}, flags.get("storage"))
     from kasthuri_ray.config.sweep_settings import resolve_sweep
     from kasthuri_ray.tuning import tune as tuning
 
+    reporter = reporter or Reporter()
     with _ray_as_found():
-        return tuning.tune(resolve_sweep(given), reporter or Reporter(), resume_command, job_command)
+        try:
+            return tuning.tune(resolve_sweep(given), reporter, resume_command, job_command)
+        except AlreadyFinished as finished:
+            _report_finished(finished, return_finished, reporter)
+            return tuning.TuneResult.read(finished.path)
 
 
 def segment(
-    weights: str | None = None,
-    output: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | None = None,
     *,
     reporter: Reporter | None = None,
     resume_command: str = SAME_CALL,
@@ -171,18 +202,19 @@ def segment(
 
     Parameters
     ----------
-    weights : str
-        Folder of a run, or a `.pt` file together with `network` and `task`; a path, https:// or s3://. None to `export`
-        a finished output.
-    output : str
+    weights : str or path
+        Folder of a run (`run.path`), or a `.pt` file together with `network` and `task`; a path, https:// or s3://.
+        None to `export` a finished output.
+    output : str or path
         Path or `s3://` URL of the OME-Zarr of probabilities.
     reporter : Reporter, optional
         As of `train`.
     resume_command : str, optional
         What a person types to resume the segmentation.
     **flags
-        Flags of jobs/segment.py: `image`, `box`, `save_mask`, `objects`, `export`, `actors`, `dry_run`, ...
-        (`SegmentFlags` lists them).
+        Flags of jobs/segment.py: `image`, `box` (text, or `np.s_[0:10, :, :]`), `save_mask`, `objects`, `export`,
+        `actors`, `dry_run`, ... All are in `SegmentFlags` in kasthuri_ray/config/flags.py, and
+        `python jobs/segment.py --help` (`kasthuri-segment --help`) says what they mean.
 
     Returns
     -------
@@ -197,9 +229,9 @@ def segment(
     WorkFailed
         If the segmentation stops after it started; the same call resumes it.
     """
-    _check_flags("segment", flags, SegmentFlags)
-    values = {"weights": weights, "output": output, **flags}
-    given = given_settings("segment", values, output and os.path.dirname(output))
+    check_keywords("segment", flags, SegmentFlags.__annotations__)
+    values = {"weights": weights, "output": as_setting("output", output), **flags}
+    given = given_settings("segment", values, values["output"] and os.path.dirname(values["output"]))
     from kasthuri_ray.segmentation import segment as segmentation
 
     with _ray_as_found():
@@ -215,14 +247,17 @@ def evaluate(
 
     Parameters
     ----------
-    prediction : str or array
+    prediction : str, path or array
         Probabilities: an output of `segment`, any other volume, or an array; floats, or uint8 where 255 is 1.
-    annotation : str or array
+    annotation : str, path or array
         Ground truth.
     reporter : Reporter, optional
         As of `train`.
     **flags
-        Flags of jobs/evaluate.py: `task`, `box`, `threshold`, `instances`, `out`, ... (`EvaluateFlags` lists them).
+        Flags of jobs/evaluate.py: `task`, `box`, `threshold`, `instances`, `out`, `settings`, ... All are in
+        `EvaluateFlags` in kasthuri_ray/config/flags.py, and `python jobs/evaluate.py --help`
+        (`kasthuri-evaluate --help`) says what they mean. Settings such as `{"task.threshold": True}` change the task
+        that the prediction names, or that `task` gives.
 
     Returns
     -------
@@ -236,25 +271,24 @@ def evaluate(
     WorkFailed
         If the work fails after it has started.
     """
-    _check_flags("evaluate", flags, EvaluateFlags)
+    check_keywords("evaluate", flags, EvaluateFlags.__annotations__)
     values = {"prediction": prediction, "annotation": annotation, **flags}
     given = given_settings("evaluate", values, flags.get("out"))
     from kasthuri_ray.config.loading import resolve_section
     from kasthuri_ray.config.settings import EvaluateSettings
     from kasthuri_ray.evaluation import evaluate as evaluation
 
+    settings = resolve_section(EvaluateSettings, given)
     with _ray_as_found():
-        return evaluation.evaluate(resolve_section(EvaluateSettings, given), reporter or Reporter())
+        return evaluation.evaluate(settings, reporter or Reporter(), task_changes=given.typed_values("task"))
 
 
-def _check_flags(function: str, flags: Mapping[str, Any], allowed: type) -> None:
-    """Raise a TypeError for a keyword argument that is no flag; it names the nearest."""
-    names = allowed.__annotations__
-    for name in flags:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(sorted(names))}"
-            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{hint}")
+def _report_finished(finished: AlreadyFinished, return_finished: bool, reporter: Reporter) -> None:
+    """Show that the result which follows is an earlier one, or raise the error if no such result is wanted."""
+    if not return_finished:
+        raise finished
+    reporter.print_line(str(finished))
+    reporter.print_result(finished.path)
 
 
 def given_settings(section: str, values: Mapping[str, Any], folder: str | None = None) -> GivenSettings:
@@ -277,37 +311,21 @@ def given_settings(section: str, values: Mapping[str, Any], folder: str | None =
     Raises
     ------
     InputError
-        If a volume is neither a URI nor an array.
+        If an argument is of a kind that its name does not allow, such as a volume that is neither a URI nor an array.
     """
     from kasthuri_ray.config.loading import GivenSettings
 
-    flags: dict[str, dict[str, Any]] = {}
-    for name, value in values.items():
-        if value is None or name in FILE_FLAGS or (name == "task" and section not in ("evaluate", "check")):
-            continue
-        target_section, key = TARGETS.get(section, {}).get(name, f"{section}.{name}").split(".")
-        flags.setdefault(target_section, {})[key] = _as_uri(value, folder) if name in ARRAY_FLAGS else _as_path(value)
-    settings = values.get("settings") or ()
-    if isinstance(settings, Mapping):
-        settings = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-    task, network, config = (_as_path(values.get(name)) for name in ("task", "network", "config"))
-    return GivenSettings(task, network, config, settings, flags)
+    task, network = (check_task_or_network(name, values.get(name)) for name in ("task", "network"))
+    files = FILE_FLAGS if section in ("evaluate", "check") else (*FILE_FLAGS, "task")
+    others = {name: value for name, value in values.items() if name not in files and value is not None}
+    arrays = {name: others[name] for name in ARRAY_FLAGS if not isinstance(others.get(name, ""), str | os.PathLike)}
+    if arrays:
+        from kasthuri_ray.volumes.array_volume import volume_uri
 
-
-def _as_path(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-@missing_is_bad_input()
-def _as_uri(volume: Any, folder: str | None) -> str:
-    """Return the URI of a volume that may be an array."""
-    if isinstance(volume, str | os.PathLike):
-        return os.fspath(volume)
-    if not hasattr(volume, "__array__"):
-        raise InputError(f"a volume is a URI or an array with axes z, y, x, not {type(volume).__name__}")
-    from kasthuri_ray.volumes.array_volume import array_uri
-
-    return array_uri(volume, folder or defaults.STORAGE)
+        folder = os.fspath(folder or defaults.STORAGE)
+        others |= {name: volume_uri(value, name, folder) for name, value in arrays.items()}
+    config, assignments = as_setting("config", values.get("config")), as_assignments(values.get("settings"))
+    return GivenSettings(task, network, config, assignments, set_by_keywords(section, others))
 
 
 @contextmanager

@@ -22,6 +22,22 @@ class InputDenied(InputError, PermissionError):
     """A file, folder, bucket or volume that was named may not be read or written."""
 
 
+class AlreadyFinished(InputError):
+    """A run or a sweep of this name and these settings is finished: no work is left.
+
+    Parameters
+    ----------
+    message : str
+        The message, which says how to continue it.
+    path : str
+        Path or URL of its folder.
+    """
+
+    def __init__(self, message: str, path: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 @contextmanager
 def missing_is_bad_input() -> Iterator[None]:
     """Turn the system's errors about missing and forbidden files into bad input: nothing was begun yet.

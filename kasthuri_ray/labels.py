@@ -109,7 +109,8 @@ def to_classes(labels: np.ndarray, rule: LabelRule, where: str) -> np.ndarray:
     if labels.dtype.kind == "f" and not is_binary:
         raise InputError(
             f"{where}: an annotation holds integers, this one holds {labels.dtype}; "
-            "set `threshold` to true in the task to take the voxels above its `threshold_value` as class 1"
+            "set `threshold` to true in the task to take the voxels above its `threshold_value` as class 1, or convert "
+            "it, such as by .astype('uint8')"
         )
     if labels.dtype.kind == "f" and np.isnan(labels).any():
         raise InputError(f"{where}: the annotation holds nan, which is neither foreground nor background")
@@ -184,7 +185,7 @@ def _check_classes(labels: np.ndarray, rule: LabelRule, where: str) -> np.ndarra
         ignored = "" if rule.ignore_label is None else f" and {rule.ignore_label} (ignore_label)"
         raise InputError(
             f"{where}: the annotation holds {_list_labels(np.unique(labels[wrong]))}; allowed are 0 to "
-            f"{rule.num_classes - 1}{ignored}. If these are the ids of objects, set `threshold` to true in the task: "
+            f"{rule.num_classes - 1}{ignored}. For ids of objects, or 0 and 255, set `threshold` to true in the task: "
             "labels above its `threshold_value` are class 1"
         )
     return classes
@@ -223,7 +224,9 @@ def intensity_window(
     if dtype.kind not in "uif":
         raise InputError(f"the image holds {dtype}; images are uint8, uint16 or other numbers")
     if dtype.kind == "f" and setting is None:
-        raise InputError(f"the image holds {dtype}, whose range is not known; give image_intensity as [low, high]")
+        raise InputError(
+            f"the image holds {dtype}, whose range is not known; give image_intensity as [low, high] in the task"
+        )
     if setting is None:
         return _percentiles(sample, DEFAULT_PERCENTILES) if is_measured_range(setting, dtype) else (0.0, 255.0)
     if isinstance(setting, Mapping):
@@ -273,7 +276,7 @@ def _percentiles(sample: np.ndarray, percentiles: tuple[float, float]) -> tuple[
     if low >= high:
         raise InputError(
             f"image_intensity: the percentiles {percentiles[0]} and {percentiles[1]} of the image are both {low:g}: "
-            "the sample has no contrast; give image_intensity as [low, high]"
+            "the sample has no contrast; give image_intensity as [low, high] in the task"
         )
     return low, high
 

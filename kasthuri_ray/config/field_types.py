@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -25,14 +26,15 @@ def _check_rising(limits: list[int]) -> list[int]:
     return limits
 
 
-def _split_three(value: Any) -> Any:
-    """Return a flag's text such as `64,512,512`, or a tuple, as a list of numbers, and any other value unchanged."""
-    if not isinstance(value, str):
-        return list(value) if isinstance(value, tuple) else value
-    parts = value.split(",")
-    if len(parts) != 3 or not all(re.fullmatch(r"\s*(0|[1-9][0-9]*)(\.[0-9]+)?\s*", part) for part in parts):
-        raise InputError("expected three numbers z,y,x, none below 0, such as 64,512,512")
-    return [json.loads(part) for part in parts]
+def _split_three(value: Any, example: str = "64,512,512") -> Any:
+    """Return three numbers, which are text such as `64,512,512`, a tuple or a list, as a list."""
+    parts = value.split(",") if isinstance(value, str) else value
+    is_valid = isinstance(parts, list | tuple) and len(parts) == 3
+    if isinstance(value, str):
+        is_valid &= all(re.fullmatch(r"\s*(0|[1-9][0-9]*)(\.[0-9]+)?\s*", part) for part in parts)
+    if not is_valid:
+        raise InputError(f"expected three numbers z,y,x, none below 0, such as {example}")
+    return [json.loads(part) if isinstance(value, str) else part for part in parts]
 
 
 def _as_list(value: Any) -> Any:
@@ -55,7 +57,9 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 VoxelRange = Annotated[list[NotNegativeInt], Field(min_length=2, max_length=2), AfterValidator(_check_rising)]
 ThreeCounts = Annotated[list[Count], Field(min_length=3, max_length=3), BeforeValidator(_split_three)]
 ThreeNotNegative = Annotated[list[NotNegativeInt], Field(min_length=3, max_length=3), BeforeValidator(_split_three)]
-ThreeLengths = Annotated[list[Positive], Field(min_length=3, max_length=3), BeforeValidator(_split_three)]
+ThreeLengths = Annotated[
+    list[Positive], Field(min_length=3, max_length=3), BeforeValidator(partial(_split_three, example="30,6,6"))
+]
 Names = Annotated[list[str], Field(min_length=1), BeforeValidator(_as_list)]
 Labels = Annotated[list[int], BeforeValidator(_as_labels)]
 

@@ -56,7 +56,7 @@ class TuneFlags(TrainFlags, total=False):
     """Flags of `tune`."""
 
     networks: list[str]
-    space: str
+    space: str | Mapping[str, Any]
     metric: str
     search: str
     scheduler: str
@@ -72,7 +72,7 @@ class SegmentFlags(ComputeFlags, total=False):
 
     task: str | Mapping[str, Any]
     image: Any
-    box: str
+    box: str | tuple[slice, ...]
     mip: int
     voxel_size: Any
     resample: bool
@@ -83,7 +83,7 @@ class SegmentFlags(ComputeFlags, total=False):
     objects: bool
     precomputed: str
     export: str
-    export_box: str
+    export_box: str | tuple[slice, ...]
     export_what: str
     threshold: float
     shard: Any
@@ -108,7 +108,7 @@ class EvaluateFlags(DataFlags, total=False):
     settings: Mapping[str, Any] | Sequence[str]
     instances: Any
     threshold: float
-    box: str
+    box: str | tuple[slice, ...]
     voxel_size: Any
     resample: bool
     out: str

@@ -70,6 +70,10 @@ class GivenSettings:
         layers = (layer for _, layer in self.typed)
         return frozenset(f"{section}.{key}" for layer in layers for section, values in layer.items() for key in values)
 
+    def typed_values(self, section: str) -> dict[str, Any]:
+        """Return the settings of a section that the command line gives, not validated."""
+        return {key: value for _, layer in self.typed for key, value in layer.get(section, {}).items()}
+
     @cached_property
     def overrides(self) -> list[NamedLayer]:
         """Layers that win over the task and network files, the lowest first."""

@@ -230,7 +230,8 @@ class TuneSettings(SettingsSection):
     changeable: ClassVar[frozenset[str]] = frozenset({"samples", "hours", "keep", "concurrent", "networks", "space"})
 
     networks: Names | None = None  # names or files of networks to compare; None: the four 2D networks, or UNet_3D
-    space: str | None = None  # JSON file of the search space; None: the settings that matter most
+    # JSON file of the search space, or its content; None: the settings that matter most.
+    space: str | dict[str, Any] | None = None
     samples: Count | None = None  # number of trials; None: 20, or all of a grid, or as many as `hours` allows
     search: Literal["random", "grid", "optuna"] = defaults.SEARCH  # how trials are proposed; optuna: by Optuna's TPE
     scheduler: Literal["asha", "median", "none"] = defaults.SCHEDULER  # how poor trials are stopped early
@@ -246,7 +247,9 @@ class EvaluateSettings(SettingsSection):
 
     prediction: str  # URI of the probabilities
     annotation: str  # URI of the ground truth
-    task: str | dict[str, Any] | None = None  # name, file or content: what the labels mean; None: the provenance's
+    # Name, file or content of the task that says what the labels mean; None: the provenance's. Settings of the section
+    # `task`, such as task.threshold, win over it.
+    task: str | dict[str, Any] | None = None
     instances: str | None = None  # URI of a volume of cell ids, for scores of the cells that membranes enclose
     threshold: Share | None = None  # probability from which a voxel is foreground; None: the provenance's, else 0.5
     box: str | None = None  # half-open region in voxels of the annotation; None: all of the overlap

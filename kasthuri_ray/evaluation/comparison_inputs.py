@@ -59,8 +59,8 @@ class ComparisonInputs:
     notes: tuple[str, ...]
 
 
-def prepare_comparison(settings: EvaluateSettings) -> ComparisonInputs:
-    """Open and check everything.
+def prepare_comparison(settings: EvaluateSettings, task_changes: Mapping[str, Any] | None = None) -> ComparisonInputs:
+    """Open and check everything; `task_changes` are settings that win over those of the task.
 
     Raise InputError or VolumeError, with what was wrong.
     """
@@ -69,7 +69,7 @@ def prepare_comparison(settings: EvaluateSettings) -> ComparisonInputs:
     provenance = read_provenance(settings.prediction)
     num_classes = int(provenance.get("network", {}).get("classes", 2))
     prediction = open_prediction(settings.prediction, opener, num_classes)
-    rule = find_annotation_rule(settings.task, settings.prediction, provenance, num_classes)
+    rule = find_annotation_rule(settings.task, settings.prediction, provenance, num_classes, task_changes)
     size = per_axis(float, settings.voxel_size) if settings.voxel_size else None
     annotation = opener.open(settings.annotation, voxel_size_nm=size, labels=True)
     if size is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,12 @@ class EvaluateResult:
 
 
 @missing_is_bad_input()
-def evaluate(settings: EvaluateSettings, reporter: Reporter, block_shape: Zyx | None = None) -> EvaluateResult:
+def evaluate(
+    settings: EvaluateSettings,
+    reporter: Reporter,
+    block_shape: Zyx | None = None,
+    task_changes: Mapping[str, Any] | None = None,
+) -> EvaluateResult:
     """Compare a prediction with an annotation, and write the result and its page.
 
     Parameters
@@ -64,6 +69,8 @@ def evaluate(settings: EvaluateSettings, reporter: Reporter, block_shape: Zyx | 
         Shows path, notes, progress and result.
     block_shape : tuple of int, optional
         Shape of the blocks, z, y, x. The result does not depend on it.
+    task_changes : mapping, optional
+        Settings that win over those of the task, by key.
 
     Returns
     -------
@@ -78,7 +85,7 @@ def evaluate(settings: EvaluateSettings, reporter: Reporter, block_shape: Zyx | 
     WorkFailed
         If the work fails after it has started.
     """
-    inputs = prepare_comparison(settings)
+    inputs = prepare_comparison(settings, task_changes)
     out = default_out(settings)
     cluster = connect_ray(reporter, settings.verbose)
     storage = open_storage(resolve_output_path(out, cluster, "--out"))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kasthuri_ray.config.loading import GivenSettings, builtin_tasks, resolve_settings
-from kasthuri_ray.config.task import TaskSettings
+from kasthuri_ray.config.task import RANGES, TaskSettings
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Zyx, per_axis
 from kasthuri_ray.labels import LabelRule
@@ -61,15 +61,19 @@ class AnnotationRule:
 
 
 def find_annotation_rule(
-    task: str | Mapping[str, Any] | None, prediction: str, provenance: Mapping[str, Any], num_classes: int
+    task: str | Mapping[str, Any] | None,
+    prediction: str,
+    provenance: Mapping[str, Any],
+    num_classes: int,
+    changes: Mapping[str, Any] | None = None,
 ) -> AnnotationRule:
     """Return the rule of the task `task`, a name, file or content, else of the provenance's task.
 
-    Raise an InputError if neither exists.
+    `changes` are settings that win over those of the task. Raise an InputError if there is no task.
     """
+    changes = changes or {}
     if task is not None:
-        base = "the evaluation", {"task": {"image_chan": NO_VOLUME, "annotation_chan": NO_VOLUME}}
-        values = resolve_settings(GivenSettings(task), base).task.model_dump()
+        values = _resolve_task(task, changes, {})
         named = {key: None if value == NO_VOLUME else value for key, value in values.items()}
         return AnnotationRule.of(named, num_classes)
     recorded = provenance.get("task")
@@ -82,7 +86,18 @@ def find_annotation_rule(
         name: TaskSettings.model_fields[name].default
         for name in ("name", "threshold", "threshold_value", "ignore_label")
     }
-    return AnnotationRule.of({**defaults, "task_type": "", **recorded}, num_classes)
+    valid = _resolve_task(None, changes, {key: [0, 1] for key in RANGES})
+    changed = {key: value for key, value in valid.items() if key in changes}
+    return AnnotationRule.of({**defaults, "task_type": "", **recorded, **changed}, num_classes)
+
+
+def _resolve_task(
+    task: str | Mapping[str, Any] | None, changes: Mapping[str, Any], base: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the valid settings of a task with changes; `base` are those that may be missing."""
+    volumes = {"image_chan": NO_VOLUME, "annotation_chan": NO_VOLUME}
+    given = GivenSettings(task, flags={"task": dict(changes)})
+    return resolve_settings(given, ("the evaluation", {"task": {**volumes, **base}})).task.model_dump()
 
 
 def read_provenance(uri: str) -> dict[str, Any]:

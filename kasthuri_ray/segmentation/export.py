@@ -142,7 +142,8 @@ def _is_done(request: ExportRequest, output: str, record: dict[str, Any]) -> boo
     if not request.overwrite and _to_compare(found) != _to_compare(_provenance(request, output, record)):
         raise InputError(
             f"--export {path} exists and holds another export ({found.get('what')} of {found.get('box')} of "
-            f"{found.get('output')}); choose another --export, or delete it"
+            f"{found.get('output')}); choose another --export, delete it, or replace it with --overwrite and without "
+            "--weights"
         )
     return not request.overwrite
 

@@ -13,15 +13,22 @@ from kasthuri_ray.storage.storage import DiskSpace
 from kasthuri_ray.storage.uris import is_inside
 from kasthuri_ray.volumes.volume import Volume
 
+FILE_ENDINGS = (".tif", ".tiff", ".h5", ".hdf5", ".hdf", ".mrc", ".png", ".npy")  # of what is not a folder
 RESERVED_BYTES = 500_000_000  # of a disk, left free for others
 
 
 def check_output_paths(output: str, copy: str | None) -> None:
-    """Raise InputError for a path where files cannot be stored, and if output and copy are nested.
+    """Raise InputError for a path where files cannot be stored, for that of a file, and if output and copy are nested.
 
-    Otherwise neither could be recognized or removed on its own.
+    Nested, neither could be recognized or removed on its own.
     """
-    path = open_storage(output).path
+    storage = open_storage(output)
+    path = storage.path
+    if path.lower().endswith(FILE_ENDINGS) and not storage.exists("zarr.json"):  # else one that is resumed
+        raise InputError(
+            f"--output {output} would be a folder, of the format OME-Zarr: give --output NAME.zarr. One file of "
+            f"probabilities for Fiji or ilastik is written beside it with --export {output}"
+        )
     if copy is None:
         return
     copy_path = open_storage(copy).path

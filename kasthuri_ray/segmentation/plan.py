@@ -178,7 +178,7 @@ def describe_plan(plan: SegmentationPlan, job: SegmentationJob) -> list[str]:
     mode = f"{inference.precision} on {inference.device}{', compiled' if inference.compile else ''}"
     lines = [
         f"{format_count(plan.blocks, 'block')} of {_shape_text(job.block)} (z,y,x), {plan.done:,} done; "
-        f"{plan.voxels / 1e6:,.1f} Mvoxels; reads {_byte_size(plan.bytes_read)}, "
+        f"{plan.voxels / 1e6:,.{1 if plan.voxels >= 1e5 else 3}f} Mvoxels; reads {_byte_size(plan.bytes_read)}, "
         f"writes {'at most' if plan.hours is None else 'about'} {_byte_size(plan.bytes_written)}",
         f"tiles of {_shape_text(inference.tile)} in {mode}, halo {_shape_text(job.halo)}: "
         f"{plan.computed_twice:.1%} overhead for overlapping margins; "

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from kasthuri_ray.config import defaults
+from kasthuri_ray.config.flags import DataFlags
+from kasthuri_ray.config.keyword_arguments import (
+    as_assignments,
+    check_keywords,
+    check_task_or_network,
+    set_by_keywords,
+)
 from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.config.task import SPLITS
 from kasthuri_ray.errors import InputError, missing_is_bad_input
 from kasthuri_ray.tiles.augmentation import Augment, tile_seed
 from kasthuri_ray.tiles.sampling import GridTiles, TrainTiles, read_tile
 from kasthuri_ray.tiles.splits import open_task_tiles
+from kasthuri_ray.volumes.array_volume import volume_uri
+
+ARGUMENTS = ("task", "split", "augment", "network", "image", "annotation", "voxel_size", "storage", "settings")
 
 
 class TileDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -26,16 +37,24 @@ class TileDataset(Dataset[tuple[Tensor, Tensor]]):
 
     Parameters
     ----------
-    task : str or mapping
+    task : str, path or mapping
         Name of a built-in task, path of a task file, or what such a file holds.
     split : str
         `train`, `val` or `test`.
     augment : bool
         Whether training tiles are augmented; tiles of val and test never are.
-    network : str or mapping, optional
+    network : str, path or mapping, optional
         Network whose settings decide on the seed, the augmentation and `tiles_per_epoch`; as of `train`.
+    image, annotation : str, path or array, optional
+        Volumes in place of the task's: URIs, paths, or arrays with axes z, y, x.
+    voxel_size : tuple of float, optional
+        Voxel size of the image along z, y, x, in nm, if it does not state it.
+    storage : str or path
+        Folder for copies of arrays; they are in its folder `arrays`.
     settings : mapping, optional
-        Any settings, such as `{"task.tile_size": [128, 128], "train.boss": "boss.json"}`.
+        Any settings, such as `{"task.tile_size": [128, 128], "network.augmentations": "em"}`.
+    **flags
+        `boss`, `cache` and `cache_size`, as of `train`.
 
     Raises
     ------
@@ -54,17 +73,33 @@ class TileDataset(Dataset[tuple[Tensor, Tensor]]):
     @missing_is_bad_input()
     def __init__(
         self,
-        task: str | Mapping[str, Any],
+        task: str | os.PathLike[str] | Mapping[str, Any],
         split: str = "train",
         *,
         augment: bool = True,
-        network: str | Mapping[str, Any] | None = None,
+        network: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+        image: Any = None,
+        annotation: Any = None,
+        voxel_size: Any = None,
+        storage: str | os.PathLike[str] = defaults.STORAGE,
         settings: Mapping[str, Any] | None = None,
+        **flags: Unpack[DataFlags],
     ) -> None:
+        check_keywords("TileDataset", flags, {*ARGUMENTS, *DataFlags.__annotations__})
         if split not in SPLITS:
             raise InputError(f"split is {split!r}; it can be {', '.join(SPLITS)}")
-        assignments = [f"{key}={json.dumps(value)}" for key, value in (settings or {}).items()]
-        resolved = resolve_settings(GivenSettings(task, network, assignments=assignments))
+        volumes = {
+            name: volume_uri(volume, name, os.fspath(storage))
+            for name, volume in (("image", image), ("annotation", annotation))
+            if volume is not None
+        }
+        given = GivenSettings(
+            check_task_or_network("task", task),
+            check_task_or_network("network", network),
+            assignments=as_assignments(settings),
+            flags=set_by_keywords("train", {**volumes, "voxel_size": voxel_size, **flags}),
+        )
+        resolved = resolve_settings(given)
         self.notes = list(resolved.notes.values())
         tiles = getattr(open_task_tiles(resolved, self.notes.append), split)
         if tiles is None:

@@ -16,7 +16,7 @@ from kasthuri_ray import hardware
 from kasthuri_ray.config.differences import setting_differences
 from kasthuri_ray.config.settings import NetworkSettings, Settings
 from kasthuri_ray.config.task import SPLITS
-from kasthuri_ray.errors import InputError
+from kasthuri_ray.errors import AlreadyFinished, InputError
 from kasthuri_ray.models.checkpoints import Checkpoint
 from kasthuri_ray.models.receptive_field import tile_normalization_note
 from kasthuri_ray.models.unet import (
@@ -315,7 +315,10 @@ def run_path(settings: Settings, name: str, cluster: ClusterResources = SINGLE_N
 
 
 def check_run_resumable(folder: RunFolder, settings: Settings) -> None:
-    """Raise an InputError if the run is finished, or was started with other settings; more epochs extend a run."""
+    """Raise an InputError if the run was started with other settings, AlreadyFinished if it is finished.
+
+    More epochs extend a finished run, unless it stopped early.
+    """
     before = folder.read_settings()
     if before is None:
         return
@@ -332,15 +335,17 @@ def check_run_resumable(folder: RunFolder, settings: Settings) -> None:
             f"the run {name} was started with other settings:\n  {lines}\nGive another --name, or the earlier settings."
         )
     if metrics and early:
-        raise InputError(
+        text = (
             f"the run {name} is finished: it stopped early after {format_count(metrics['epochs'], 'epoch')}, because "
             f"the validation loss no longer fell (network.early_stopping {settings.network.early_stopping}): {path}. "
             f"To train further, start another run with --weights {path}"
         )
+        raise InputError(text) if more_epochs else AlreadyFinished(text, path)
     if metrics and not extended and metrics["epochs"] >= epochs:
-        raise InputError(
+        raise AlreadyFinished(
             f"the run {name} is finished, after {format_count(metrics['epochs'], 'epoch')}: {path}. To train it for "
-            f"longer, add --set network.epochs={2 * epochs}"
+            f"longer, add --set network.epochs={2 * epochs}",
+            path,
         )
 
 

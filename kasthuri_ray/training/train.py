@@ -50,6 +50,11 @@ class TrainResult:
     path: str
     metrics: dict[str, Any]
 
+    @classmethod
+    def read(cls, path: str) -> TrainResult:
+        """Return the result of a finished run."""
+        return cls(path, RunFolder(open_storage(path)).read_metrics() or {})
+
 
 @missing_is_bad_input()
 def train(settings: Settings, reporter: Reporter, resume_command: Callable[[str], str]) -> TrainResult:
@@ -72,7 +77,7 @@ def train(settings: Settings, reporter: Reporter, resume_command: Callable[[str]
     Raises
     ------
     InputError
-        For bad input, before anything is written.
+        For bad input, before anything is written; AlreadyFinished for a run that is finished.
     WorkFailed
         If the work fails after it has started.
     """
@@ -99,7 +104,7 @@ def train(settings: Settings, reporter: Reporter, resume_command: Callable[[str]
     more_epochs = f"{command} --set network.epochs={2 * settings.network.epochs}"
     _train_under_lease(prepared.make_job(settings, path, more_epochs), workers, reporter, command)
     reporter.print_result(path)
-    return TrainResult(path, folder.read_metrics() or {})
+    return TrainResult.read(path)
 
 
 def _unused_gpus_notes(settings: Settings, workers: WorkerPlan, cluster: ClusterResources) -> list[str]:

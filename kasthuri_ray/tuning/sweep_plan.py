@@ -16,7 +16,7 @@ from kasthuri_ray.config.differences import section_differences, setting_differe
 from kasthuri_ray.config.loading import read_json_file
 from kasthuri_ray.config.settings import Settings, TuneSettings
 from kasthuri_ray.config.sweep_settings import SweepSettings
-from kasthuri_ray.errors import InputError
+from kasthuri_ray.errors import AlreadyFinished, InputError
 from kasthuri_ray.progress import Reporter
 from kasthuri_ray.ray_cluster.connection import connect_ray
 from kasthuri_ray.ray_cluster.output_paths import check_shared_path
@@ -168,11 +168,10 @@ def check_comparable(bases: Mapping[str, Settings]) -> None:
 
 
 def read_search_space(sweep: SweepSettings) -> SearchSpace:
-    """Return the space of the space file, or the default space; and the networks where there are several."""
+    """Return the space that is given, or the default space; and the networks where there are several."""
     bases = list(sweep.networks.values())
-    settings, file = bases[0], bases[0].tune.space
-    origin = file or DEFAULT_SPACE_NAME
-    content = _default_content(bases, sweep.fixed) if file is None else read_json_file(Path(file))
+    settings = bases[0]
+    content, origin = _read_space(bases, sweep.fixed)
     check_not_fixed(content, sweep.fixed, origin)
     space = parse_space(content, settings, origin)
     if len(bases) > 1:
@@ -182,6 +181,14 @@ def read_search_space(sweep: SweepSettings) -> SearchSpace:
     if settings.tune.search == "grid":
         check_grid(space, origin)
     return space
+
+
+def _read_space(bases: list[Settings], fixed: Set[str]) -> tuple[dict[str, Any], str]:
+    """Return the space that is given, as a file or as its content, or the default space; and its name in messages."""
+    given = bases[0].tune.space
+    if given is None:
+        return _default_content(bases, fixed), DEFAULT_SPACE_NAME
+    return (read_json_file(Path(given)), given) if isinstance(given, str) else (given, "space")
 
 
 def _default_content(bases: list[Settings], fixed: Set[str]) -> dict[str, Any]:
@@ -223,7 +230,7 @@ def sweep_description(bases: Mapping[str, Settings], space: SearchSpace, begun: 
 def check_sweep_resumable(plan: SweepPlan) -> Leaderboard:
     """Return the sweep's leaderboard, an empty one for a new sweep.
 
-    Raise an InputError if the sweep is finished, or was started with other settings.
+    Raise an InputError if the sweep was started with other settings, AlreadyFinished if no work is left.
     """
     storage, leaderboard = plan.storage, Leaderboard.read(plan.storage, plan.metric)
     before = _read_settings(storage)
@@ -237,7 +244,7 @@ def check_sweep_resumable(plan: SweepPlan) -> Leaderboard:
             "Give another --name, or the earlier settings."
         )
     if leaderboard.finished and (reason := explain_finished(plan, leaderboard)):
-        raise InputError(f"the sweep {storage.name} is finished: {reason}: {storage.path}")
+        raise AlreadyFinished(f"the sweep {storage.name} is finished: {reason}: {storage.path}", storage.path)
     return leaderboard
 
 

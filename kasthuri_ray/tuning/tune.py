@@ -30,9 +30,11 @@ from kasthuri_ray.ray_cluster.driver import (
 )
 from kasthuri_ray.ray_cluster.resources import require_resources
 from kasthuri_ray.ray_cluster.worker_messages import WorkerMessages
+from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.storage.lease import Lease
+from kasthuri_ray.training.run_folder import RunFolder
 from kasthuri_ray.tuning.epoch_barrier import start_epoch_barrier
-from kasthuri_ray.tuning.leaderboard import BEST_CONFIG, BEST_FOLDER, Leaderboard, recover_trials
+from kasthuri_ray.tuning.leaderboard import BEST_CONFIG, BEST_FOLDER, LEADERBOARD_JSON, Leaderboard, recover_trials
 from kasthuri_ray.tuning.ray_tune import make_scheduler, make_tuner
 from kasthuri_ray.tuning.sweep_plan import JobCommand, SweepPlan, check_sweep_resumable, plan_sweep
 from kasthuri_ray.tuning.sweep_report import describe_search, describe_trial, metric_name
@@ -60,11 +62,32 @@ class TuneResult:
         One row for each trial, the best first, as in leaderboard.json.
     best : dict
         Row of the best trial that finished or was stopped early.
+    metrics : dict
+        Content of the metrics.json of the best trial.
     """
 
     path: str
     leaderboard: list[dict[str, Any]]
     best: dict[str, Any]
+    metrics: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: str) -> TuneResult:
+        """Return the result of a finished sweep. Raise WorkFailed if none of its trials finished."""
+        storage = open_storage(path)
+        metric = json.loads(storage.read_bytes(LEADERBOARD_JSON))["metric"]
+        return cls.of(Leaderboard.read(storage, metric))
+
+    @classmethod
+    def of(cls, leaderboard: Leaderboard) -> TuneResult:
+        """Return the result that a leaderboard holds. Raise WorkFailed if none of its trials finished."""
+        best, rows = _find_winner(leaderboard), leaderboard.rows()
+        return cls(
+            path=leaderboard.storage.path,
+            leaderboard=rows,
+            best=next(row for row in rows if row["id"] == best.id),
+            metrics=RunFolder(leaderboard.storage.child(BEST_FOLDER)).read_metrics() or {},
+        )
 
 
 @missing_is_bad_input()
@@ -92,7 +115,7 @@ def tune(
     Raises
     ------
     InputError
-        For bad input, before anything is written.
+        For bad input, before anything is written; AlreadyFinished for a sweep that is finished.
     WorkFailed
         If the work fails after it has started, or if no trial finishes.
     """
@@ -110,11 +133,9 @@ def tune(
         leaderboard.finished = False
         with name_resume_command(command, reporter):
             _run_trials(plan, leaderboard, reporter, lease)
-        best = _find_winner(plan, leaderboard)
-        _report_winner(plan, leaderboard, best, reporter)
+        _report_winner(plan, leaderboard, _find_winner(leaderboard), reporter)
     reporter.print_result(plan.path)
-    rows = leaderboard.rows()
-    return TuneResult(plan.path, rows, next(row for row in rows if row["id"] == best.id))
+    return TuneResult.of(leaderboard)
 
 
 def _run_trials(plan: SweepPlan, leaderboard: Leaderboard, reporter: Reporter, lease: Lease) -> None:
@@ -153,14 +174,14 @@ def _make_periodic_check(sweep: SweepTrials, lease: Lease) -> Callable[[], None]
     return check
 
 
-def _find_winner(plan: SweepPlan, leaderboard: Leaderboard) -> TrialRecord:
+def _find_winner(leaderboard: Leaderboard) -> TrialRecord:
     """Return the best trial. Raise WorkFailed if no trial finished."""
     states, best = [trial.state for trial in leaderboard.trials], leaderboard.best()
     if not {FINISHED, STOPPED} & set(states):
         reasons = [trial.why for trial in leaderboard.trials if trial.state == FAILED]
         if reasons:
             raise WorkFailed(f"none of the {len(states)} trials finished; the first failed with: {reasons[0]}")
-        partial = f"; the best one so far is in {plan.path}/{BEST_FOLDER}" if best is not None else ""
+        partial = f"; the best one so far is in {leaderboard.storage.path}/{BEST_FOLDER}" if best is not None else ""
         raise WorkFailed(
             f"no trial finished before the sweep's time was used up; {len(states)} had started{partial}. Give more "
             "--hours"

@@ -41,8 +41,9 @@ def check_any_chunk(image: Volume, box: Box, what: str, allow_empty: bool) -> No
     if allow_empty or image.has_any_chunk(box):
         return
     raise InputError(
-        f"nothing of {image.uri} is stored in {what}, {box} (z,y,x): it would be read as {image.fill_value:g} "
-        "everywhere. Check the path, the format and the box, or proceed with --allow-empty"
+        f"nothing of {image.uri} is stored in {what}, {box} (z,y,x), or all of it is {image.fill_value:g}: it would be "
+        f"read as {image.fill_value:g} everywhere. Check the path, the format and the box, or proceed with "
+        "--allow-empty"
     )
 
 

@@ -203,7 +203,8 @@ def _shift_between_equal_shapes(fixed: Volume, moving: Volume) -> tuple[Zyx, tup
     if fixed.shape != moving.shape:
         raise InputError(
             f"different shapes: {fixed.uri} is {fixed.bounds}, {moving.uri} is {moving.bounds} (z,y,x), and "
-            f"{silent_text(fixed, moving)}. {OFFSET_ADVICE}"
+            f"{silent_text(fixed, moving)}. If they show the same voxels, check the order of the axes and the crop. "
+            f"If one is a part of the other, its place is needed. {OFFSET_ADVICE}"
         )
     shift = per_axis(operator.sub, fixed.bounds.start, moving.bounds.start)
     if (fixed.place is None) == (moving.place is None):

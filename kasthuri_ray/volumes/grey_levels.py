@@ -68,7 +68,7 @@ class GreyRule:
         """
         grey = stored[..., 0]
         if self.samples >= 3 and not (np.array_equal(grey, stored[..., 1]) and np.array_equal(grey, stored[..., 2])):
-            raise ValueError("it holds colours; an image is grey: red, green and blue are equal")
+            raise ValueError("it holds colours; an image is grey, with equal red, green and blue: convert it to grey")
         if self.maximum is not None:
             grey = ~grey if grey.dtype == bool else grey.dtype.type(self.maximum) - grey
         return grey if self.palette is None else self.palette[grey]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,8 @@ class VolumeOpener:
         self, uri: str, mip: int | None = None, voxel_size_nm: Nm | None = None, *, labels: bool = False
     ) -> Volume:
         """Return the volume; parameters and errors as of `open_volume`."""
+        if not isinstance(uri, str):
+            raise InputError(f"a volume is opened by its path or URI, not by a {type(uri).__name__}")
         key = (uri, mip, voxel_size_nm, labels)
         if key not in self._opened:
             volume = open_volume(
@@ -138,6 +141,35 @@ class VolumeOpener:
             self.notes += [note for note in volume.notes if note not in self.notes]
             self._opened[key] = volume
         return self._opened[key]
+
+
+def parse_voxel_size(size: Any) -> Nm | None:
+    """Return a voxel size that a person gave.
+
+    Parameters
+    ----------
+    size : sequence of float, str or None
+        Lengths in nm along z, y, x, also as text such as `30,6,6`.
+
+    Returns
+    -------
+    tuple of float, or None
+        None for None.
+
+    Raises
+    ------
+    InputError
+        If it is not three lengths above 0.
+    """
+    if size is None:
+        return None
+    try:
+        z, y, x = map(float, size.split(",") if isinstance(size, str) else size)
+    except (TypeError, ValueError):
+        z = y = x = math.nan
+    if not all(0 < length < math.inf for length in (z, y, x)):
+        raise InputError(f"voxel_size is {size!r}; expected three lengths in nm along z, y, x, such as (30, 6, 6)")
+    return z, y, x
 
 
 def read_boss_options(path: str | None) -> dict[str, Any] | None:

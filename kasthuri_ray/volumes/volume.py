@@ -7,8 +7,10 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from types import EllipsisType
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -192,24 +194,59 @@ class Volume(ABC):
         """Number of voxels along z, y, x."""
         return self.bounds.shape
 
-    def __getitem__(self, ranges: slice | tuple[slice, ...]) -> np.ndarray:
-        """Return the voxels of up to three slices along z, y, x, in voxels of the volume, its own offset included.
+    @property
+    def ndim(self) -> int:
+        """Number of axes, always 3."""
+        return 3
 
-        `volume[0:10, 100:200]` reads ten sections of 100 rows. Steps, single numbers and negative indices that count
-        from the end are refused with an InputError: an index of a volume may itself be negative.
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Return the voxels of slices or numbers along z, y, x, in voxels of the volume, its own offset included.
+
+        `volume[0:10, 100:200]` reads ten sections of 100 rows, `volume[3]` one section, without its axis z, and
+        `volume[...]` all. Steps are refused with an InputError, and so are negative indices that count from the end: an
+        index of a volume may itself be negative.
         """
-        given = ranges if isinstance(ranges, tuple) else (ranges,)
-        if len(given) > 3 or not all(isinstance(each, slice) and each.step in (None, 1) for each in given):
-            raise InputError(f"{self.uri}: a volume is read by up to three slices without steps, such as [0:10, 5:9]")
-        given += (slice(None),) * (3 - len(given))
+        given = _index_of_each_axis(index)
+        ranges = [each if isinstance(each, slice) else slice(each, each + 1) for each in given]
+        if len(ranges) != 3 or not all(each.step in (None, 1) for each in ranges):
+            raise InputError(
+                f"{self.uri}: a volume is read by up to three slices without steps, or whole numbers, such as "
+                "[0:10, 5:9] or [3]"
+            )
         low, high = self.bounds.start, self.bounds.stop
-        start = per_axis(lambda each, default: default if each.start is None else int(each.start), given, low)
-        stop = per_axis(lambda each, default: default if each.stop is None else int(each.stop), given, high)
-        return self.read(Box(start, stop))
+        start = per_axis(lambda each, default: default if each.start is None else int(each.start), ranges, low)
+        stop = per_axis(lambda each, default: default if each.stop is None else int(each.stop), ranges, high)
+        return self.read(Box(start, stop))[tuple(slice(None) if isinstance(each, slice) else 0 for each in given)]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield the sections."""
+        return (self[z] for z in range(self.bounds.start[0], self.bounds.stop[0]))
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        """Return all voxels."""
+        return np.array(self[:], dtype)
+
+    def __repr__(self) -> str:
+        size = ",".join(f"{length:g}" for length in self.voxel_size_nm) + " nm" if self.voxel_size_nm else "unknown"
+        return f"<Volume {self.uri}: {self.bounds} (z,y,x), {self.dtype}, voxel size {size}>"
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.__repr__ = Volume.__repr__  # type: ignore[method-assign]  # else `dataclass` makes one of all fields
 
     @abstractmethod
     def _read(self, box: Box) -> np.ndarray:
         """Return the voxels of a box that is known to be inside the bounds."""
+
+
+def _index_of_each_axis(index: Any) -> list[Any]:
+    """Return the slices and whole numbers of an index, one for each axis; an empty list for any other index."""
+    given = list(index) if isinstance(index, tuple) else [index]
+    kinds = [type(each) for each in given]
+    at = kinds.index(EllipsisType) if kinds.count(EllipsisType) == 1 else len(given)
+    given[at : at + 1] = [slice(None)] * (3 - len(given) + (at < len(given)))
+    is_valid = all(issubclass(kind, slice | int | np.integer) and kind is not bool for kind in map(type, given))
+    return given if is_valid else []
 
 
 def _is_constant(voxels: np.ndarray) -> bool:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from kasthuri_ray import cli
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.segmentation import output_checks
 from kasthuri_ray.segmentation import segment as segment_module
 from kasthuri_ray.segmentation.plan import TileTiming, bytes_written, plan_segmentation
@@ -35,6 +36,15 @@ def test_an_output_and_its_copy_must_not_be_in_one_another(tmp_path, copy):
         output_checks.check_output_paths(output, f"{tmp_path}/{copy}")
     for other in (None, f"{tmp_path}/out.zarr.precomputed", f"{tmp_path}/out", "s3://bucket/out.zarr"):
         output_checks.check_output_paths(output, other)
+
+
+def test_the_name_of_a_file_is_refused_for_an_output_unless_one_of_that_name_is_resumed(tmp_path):
+    output = f"{tmp_path}/out.TIF"
+    with pytest.raises(InputError, match=r"give --output NAME\.zarr.* with --export .*/out\.TIF$"):
+        output_checks.check_output_paths(output, None)
+    (tmp_path / "out.TIF").mkdir()
+    (tmp_path / "out.TIF" / "zarr.json").write_text("{}")
+    output_checks.check_output_paths(output, None)
 
 
 @pytest.mark.usefixtures("without_ray")

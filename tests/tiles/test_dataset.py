@@ -12,6 +12,7 @@ from kasthuri_ray.tiles.augmentation import Augment, tile_seed
 from kasthuri_ray.tiles.dataset import TileDataset
 from kasthuri_ray.tiles.sampling import read_tile
 from kasthuri_ray.tiles.splits import open_task_tiles
+from kasthuri_ray.volumes.opening import open_volume
 
 SETTINGS = {"network.tiles_per_epoch": 6, "network.seed": 3}
 
@@ -78,6 +79,25 @@ def test_an_unknown_split_and_an_index_past_the_end_are_refused(make):
         make("training")
     with pytest.raises(IndexError, match="tile 6 of 6"):
         make()[6]
+
+
+def test_arrays_are_the_volumes_of_the_task(make, tiny_task, tmp_path):
+    volumes = [open_volume(tiny_task[key])[:] for key in ("image_chan", "annotation_chan")]
+    task = {key: value for key, value in tiny_task.items() if not key.endswith("_chan")}
+    dataset = TileDataset(
+        task, image=volumes[0], annotation=volumes[1], voxel_size=(30, 6, 6), storage=tmp_path, settings=SETTINGS
+    )
+    assert sorted(path.name.partition("-")[0] for path in (tmp_path / "arrays").iterdir()) == ["annotation", "image"]
+    for (image, label), (expected_image, expected_label) in zip(dataset, make(), strict=True):
+        assert torch.equal(image, expected_image)
+        assert torch.equal(label, expected_label)
+
+
+def test_an_unknown_argument_is_refused_with_the_list(make):
+    with pytest.raises(TypeError, match="did you mean 'annotation'"):
+        make(labels="x.zarr")
+    with pytest.raises(TypeError, match="it takes annotation, augment, boss, cache, cache_size, image"):
+        make(xyz=1)
 
 
 def test_tiles_of_a_3d_network_have_sections(tiny_task):

@@ -12,7 +12,7 @@ from torch import nn
 
 from kasthuri_ray import hardware
 from kasthuri_ray.config.loading import GivenSettings, resolve_settings
-from kasthuri_ray.errors import InputError
+from kasthuri_ray.errors import AlreadyFinished, InputError
 from kasthuri_ray.labels import LabelRule
 from kasthuri_ray.models.checkpoints import Checkpoint, checkpoint_bytes, read_checkpoint
 from kasthuri_ray.models.unet import build_network
@@ -60,6 +60,21 @@ def test_a_finished_run_can_only_be_extended_by_more_epochs(finished_run):
     ):
         with pytest.raises(ValueError, match=text):
             preflight.check_run_resumable(finished_run, membrane_settings(assignments=assignments))
+
+
+def test_a_finished_run_has_a_result_for_its_own_settings_alone(finished_run, monkeypatch):
+    path = finished_run.storage.path
+    for stopped_early in (False, True):
+        monkeypatch.setattr(preflight, "_stopped_early", lambda *_, early=stopped_early: early)
+        with pytest.raises(AlreadyFinished) as same:
+            preflight.check_run_resumable(finished_run, membrane_settings(assignments=["network.epochs=3"]))
+        assert same.value.path == path
+        with pytest.raises(InputError, match="other settings") as fewer:
+            preflight.check_run_resumable(finished_run, membrane_settings(assignments=["network.epochs=2"]))
+        assert not isinstance(fewer.value, AlreadyFinished)
+    with pytest.raises(InputError, match=f"To train further, start another run with --weights {path}") as more:
+        preflight.check_run_resumable(finished_run, membrane_settings(assignments=["network.epochs=5"]))
+    assert not isinstance(more.value, AlreadyFinished)
 
 
 def test_an_extension_that_was_interrupted_can_be_resumed(finished_run):
