@@ -33,10 +33,9 @@ def make_parser() -> cli.SettingsParser:
     )
     group.add(
         "--threshold",
-        type=float,
-        metavar="P",
-        help="probability from which a voxel is foreground (default: from the prediction's provenance, else "
-        f"{defaults.THRESHOLD})",
+        metavar="P[,P...]",
+        help="probability from which a voxel is foreground, or one for each class (default: from the prediction's "
+        f"provenance, else {defaults.THRESHOLD})",
     )
     group.add(
         "--voxel-size",

@@ -69,9 +69,8 @@ def _add_output_flags(parser: cli.SettingsParser) -> None:
     group.add("--precomputed", metavar="PATH|s3://...", help="write a copy as Neuroglancer precomputed")
     group.add(
         "--threshold",
-        type=float,
-        metavar="P",
-        help=f"threshold of mask and objects (default: the run's, else {defaults.THRESHOLD})",
+        metavar="P[,P...]",
+        help=f"threshold of mask and objects, or one for each class (default: the run's, else {defaults.THRESHOLD})",
     )
     group.add("--shard", metavar=ZYX, help="shape of a shard, one file each (default: at most 64,1024,1024)")
     group.add("--chunk", metavar=ZYX, help="shape of a chunk, read at once (default: at most 64,256,256)")

@@ -94,7 +94,11 @@ def add_task_flags(group: FlagGroup) -> None:
         "--task", metavar="NAME|FILE", help="built-in task (synapse, membrane, phantom_synapse, ...) or task file"
     )
     group.add("--image", metavar="URI", help="image (default: the task's)")
-    group.add("--annotation", metavar="URI", help="annotation (default: the task's)")
+    group.add(
+        "--annotation",
+        metavar="URI",
+        help="annotation (default: the task's); --set task.ignore_label=V leaves unlabelled voxels out",
+    )
 
 
 def add_settings_flags(parser: SettingsParser) -> None:

@@ -12,6 +12,11 @@ from kasthuri_ray.errors import InputError
 
 IGNORE_LABEL = 255  # the class of a voxel that counts neither in training nor in evaluation
 CREMI_IGNORED = (2**64 - 2, 2**64 - 3)  # labels of CREMI's annotations: invalid, outside
+MAX_LISTED = 5  # labels in a message
+IDS_ADVICE = "Ids of objects, or 0 and 255: --set task.threshold=true: labels above task.threshold_value are class 1."
+FEW_CLASSES = 32  # labels below it may well be classes
+IGNORED_NAMES = ("unlabelled", "unlabeled", "ignore")  # of labels, in lower case, as ilastik and napari have them
+BACKGROUND_NAME = "background"
 DEFAULT_PERCENTILES = (0.5, 99.5)
 VOXELS_AT_ONCE = 1 << 20  # so that a float32 copy of a whole cutout is never made
 
@@ -26,11 +31,14 @@ class LabelRule:
         A label above it is class 1, any other class 0. None takes the values 0..num_classes-1 as they are.
     num_classes : int
         Number of classes.
-    ignore_label : int or None
-        The value whose voxels become IGNORE_LABEL, whatever else holds; None if there is none.
+    ignored : tuple of int
+        The labels whose voxels become IGNORE_LABEL, whatever else holds.
     background : tuple of int or None
         The labels that are class 0; every other label is class 1, and the threshold does not count. Then CREMI's labels
         for "invalid" and "outside" are ignored too. None is not stated; empty says that there is no such label.
+    classes : tuple of (int, int) or None
+        Label and class of each label that may occur and is not ignored, see `classes_of_names`; None if labels have no
+        names.
 
     Raises
     ------
@@ -40,8 +48,9 @@ class LabelRule:
 
     threshold_value: float | None = None
     num_classes: int = 2
-    ignore_label: int | None = None
+    ignored: tuple[int, ...] = ()
     background: tuple[int, ...] | None = None
+    classes: tuple[tuple[int, int], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.background and self.num_classes > 2:
@@ -52,21 +61,23 @@ class LabelRule:
 
     @classmethod
     def from_task(cls, task: Mapping[str, Any], num_classes: int) -> LabelRule:
-        """Return the rule of a task's settings, by their keys; `background` may be missing."""
-        background = task.get("background")
+        """Return the rule of a task's settings, by their keys; `background` and `labels` may be missing."""
+        if task.get("labels"):
+            classes, ignored = classes_of_names(task["labels"])
+            return cls(num_classes=num_classes, ignored=ignored, background=(), classes=tuple(classes.items()))
+        background, ignored = task.get("background"), task["ignore_label"]
         return cls(
             threshold_value=task["threshold_value"] if task["threshold"] else None,
             num_classes=num_classes,
-            ignore_label=task["ignore_label"],
+            ignored=() if ignored is None else (ignored,) if isinstance(ignored, int) else tuple(ignored),
             background=None if background is None else tuple(background),
         )
 
     def ignored_labels(self, dtype: np.dtype) -> tuple[int, ...]:
         """Return the labels of an annotation of this type whose voxels are ignored."""
-        own = () if self.ignore_label is None else (self.ignore_label,)
         if not self.background or dtype != np.uint64:
-            return own
-        return own + tuple(label for label in CREMI_IGNORED if label not in self.background)
+            return self.ignored
+        return self.ignored + tuple(label for label in CREMI_IGNORED if label not in self.background)
 
     def check_type(self, dtype: np.dtype, where: str) -> None:
         """Raise an InputError if an annotation of this type can hold none of the background labels."""
@@ -108,9 +119,8 @@ def to_classes(labels: np.ndarray, rule: LabelRule, where: str) -> np.ndarray:
         raise InputError(f"{where}: an annotation holds integers, this one holds {labels.dtype}")
     if labels.dtype.kind == "f" and not is_binary:
         raise InputError(
-            f"{where}: an annotation holds integers, this one holds {labels.dtype}; "
-            "set `threshold` to true in the task to take the voxels above its `threshold_value` as class 1, or convert "
-            "it, such as by .astype('uint8')"
+            f"{where}: an annotation holds integers, this one holds {labels.dtype}; set `threshold` to true in the "
+            "task to take the voxels above its `threshold_value` as class 1, or convert it, such as by .astype('uint8')"
         )
     if labels.dtype.kind == "f" and np.isnan(labels).any():
         raise InputError(f"{where}: the annotation holds nan, which is neither foreground nor background")
@@ -118,6 +128,8 @@ def to_classes(labels: np.ndarray, rule: LabelRule, where: str) -> np.ndarray:
         labels = labels.view(np.uint8)
     if rule.background:
         classes = (~is_any_of(labels, rule.background)).view(np.uint8)
+    elif rule.classes is not None:
+        classes = _named_classes(labels, rule, where)
     elif rule.threshold_value is not None:
         classes = (labels > _exact_threshold(labels.dtype, rule.threshold_value)).view(np.uint8)
     else:
@@ -179,20 +191,77 @@ def _check_classes(labels: np.ndarray, rule: LabelRule, where: str) -> np.ndarra
     """Return `labels` as uint8; raise an InputError if one is neither a class nor the ignored label."""
     classes = labels.astype(np.uint8)
     wrong = (labels < 0) | (labels >= rule.num_classes)
-    if rule.ignore_label is not None:
-        wrong &= labels != rule.ignore_label
+    if rule.ignored:
+        wrong &= ~is_any_of(labels, rule.ignored)
     if wrong.any():
-        ignored = "" if rule.ignore_label is None else f" and {rule.ignore_label} (ignore_label)"
+        ignored = f" and {_list_labels(rule.ignored)} (ignore_label)" if rule.ignored else ""
+        found = zip(*np.unique(labels[wrong], return_counts=True), strict=True)
+        shares = [f"{label} ({count / labels.size:.2%})" for label, count in found]
         raise InputError(
-            f"{where}: the annotation holds {_list_labels(np.unique(labels[wrong]))}; allowed are 0 to "
-            f"{rule.num_classes - 1}{ignored}. For ids of objects, or 0 and 255, set `threshold` to true in the task: "
-            "labels above its `threshold_value` are class 1"
+            f"{where}: the annotation holds {_list_labels(shares)}; allowed are 0 to {rule.num_classes - 1}"
+            f"{ignored}. What do these labels mean? {' '.join(_remedies(labels, wrong, rule))}"
         )
     return classes
 
 
-def _list_labels(labels: Sequence[int] | np.ndarray) -> str:
-    return ", ".join(str(label) for label in labels[:5]) + (", ..." if len(labels) > 5 else "")
+def _remedies(labels: np.ndarray, wrong: np.ndarray, rule: LabelRule) -> list[str]:
+    """Return what to do about labels that are no classes, the likeliest first."""
+    values, counts = np.unique(labels[wrong], return_counts=True)
+    ignored = IGNORE_LABEL if IGNORE_LABEL in values else int(values[counts.argmax()])
+    is_class = len(values) <= MAX_LISTED and int(values.min()) >= 0 and int(values.max()) < FEW_CLASSES
+    texts = [  # whether it is likely, and what to type
+        (IGNORE_LABEL in values or counts.max() > labels.size / 2, f"Not labelled: --set task.ignore_label={ignored}."),
+        (is_class, f"Classes: name all labels with task.labels, or --set network.classes={int(values.max()) + 1}."),
+        (True, IDS_ADVICE),
+    ][: 3 if rule.num_classes == 2 else 2]
+    none = none_label(labels.dtype)
+    first = [f"No object: --set task.background={none}."] if none is not None and none in values else []
+    return [*first, *(text for likely, text in sorted(texts, key=lambda pair: not pair[0]))]
+
+
+def _named_classes(labels: np.ndarray, rule: LabelRule, where: str) -> np.ndarray:
+    """Return the classes of labels that have names; raise an InputError for a label that has none."""
+    assert rule.classes is not None
+    classes, known = np.zeros(labels.shape, np.uint8), np.zeros(labels.shape, bool)
+    for label, number in rule.classes:
+        found = labels == label
+        classes[found] = number
+        known |= found
+    if rule.ignored:
+        known |= is_any_of(labels, rule.ignored)
+    if not known.all():
+        listed = sorted({*(label for label, _ in rule.classes), *rule.ignored})
+        raise InputError(
+            f"{where}: the annotation holds {_list_labels(np.unique(labels[~known]))}, and task.labels lists "
+            f"{_list_labels(listed)}; add the others with their names"
+        )
+    return classes
+
+
+def classes_of_names(labels: Mapping[str, int]) -> tuple[dict[int, int], tuple[int, ...]]:
+    """Return what labels mean by their names.
+
+    Parameters
+    ----------
+    labels : mapping
+        Label of each name. `unlabelled`, `unlabeled` and `ignore` are ignored, `background` is class 0, in any case;
+        the others are classes 1, 2, ... in the order of their labels.
+
+    Returns
+    -------
+    classes : dict
+        Class of each label that is not ignored.
+    ignored : tuple of int
+        The other labels.
+    """
+    ignored = tuple(label for name, label in labels.items() if name.lower() in IGNORED_NAMES)
+    background = {label: 0 for name, label in labels.items() if name.lower() == BACKGROUND_NAME}
+    others = sorted(set(labels.values()) - set(ignored) - set(background))
+    return background | {label: number for number, label in enumerate(others, start=1)}, ignored
+
+
+def _list_labels(labels: Sequence[object] | np.ndarray) -> str:
+    return ", ".join(str(label) for label in labels[:MAX_LISTED]) + (", ..." if len(labels) > MAX_LISTED else "")
 
 
 def intensity_window(
@@ -269,7 +338,7 @@ def _parse_pair(setting: Sequence[float]) -> tuple[float, float]:
 
 
 def _percentiles(sample: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float]:
-    sample = sample[~np.isnan(sample)] if sample.dtype.kind == "f" else sample
+    sample = sample[np.isfinite(sample)] if sample.dtype.kind == "f" else sample
     if sample.size == 0:
         raise InputError("image_intensity: there are no voxels to take percentiles of")
     low, high = (float(value) for value in np.percentile(sample, percentiles))

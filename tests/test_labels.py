@@ -17,7 +17,8 @@ from kasthuri_ray.labels import (
 
 
 def classes(labels, threshold_value=None, num_classes=2, ignore_label=None, background=None):
-    rule = LabelRule(threshold_value, num_classes, ignore_label, background)
+    ignored = () if ignore_label is None else (ignore_label,)
+    rule = LabelRule(threshold_value, num_classes, ignored, background)
     return to_classes(np.asarray(labels), rule, "bossdb://a/b/c at 0:1,0:2,0:3")
 
 
@@ -51,16 +52,32 @@ def test_without_a_threshold_the_values_are_the_classes():
 @pytest.mark.parametrize(("dtype", "wrong"), [("uint64", 2**40), ("int16", -1), ("uint8", 2), ("uint16", 256)])
 def test_a_value_that_is_not_a_class_is_an_error_that_names_it(dtype, wrong):
     with pytest.raises(
-        ValueError, match=rf"bossdb://a/b/c at 0:1,0:2,0:3: the annotation holds {wrong}; allowed are 0"
+        ValueError, match=rf"bossdb://a/b/c at 0:1,0:2,0:3: the annotation holds {wrong} \(.*%\); allowed are 0"
     ):
         classes(np.array([0, 1, wrong], dtype))
 
 
-def test_the_error_says_which_values_are_allowed_and_what_to_do():
-    with pytest.raises(ValueError, match=r"holds 5, 6, 7, 8, 9, \.\.\.; allowed are 0 to 2 and 300 \(ignore_label\)"):
+def test_the_error_says_which_values_are_allowed():
+    message = r"holds 5 \(12.50%\), .*, 9 \(12.50%\), \.\.\.; allowed are 0 to 2 and 300 \(ignore_label\)"
+    with pytest.raises(InputError, match=message):
         classes([0, 300, *range(5, 11)], num_classes=3, ignore_label=300)
-    with pytest.raises(ValueError, match="set `threshold` to true in the task"):
-        classes([0, 77])
+
+
+@pytest.mark.parametrize(
+    ("labels", "order"),
+    [
+        ([0, 1, 255], ["task.ignore_label=255", "task.threshold=true", "task.labels"]),
+        ([0, 1, 2, 3], ["network.classes=4", "task.threshold=true"]),
+        ([7, 7, 7, 0], ["task.ignore_label=7", "network.classes=8"]),
+        ([0, 51234, 7100], ["task.threshold=true", "task.labels"]),
+        ([0, 1, -1], ["task.background=-1", "task.threshold=true"]),
+    ],
+)
+def test_the_error_names_all_remedies_the_likeliest_first(labels, order):
+    with pytest.raises(InputError, match="What do these labels mean") as caught:
+        classes(np.array(labels, np.int32))
+    found = [str(caught.value).index(text) for text in order]
+    assert found == sorted(found)
 
 
 @pytest.mark.parametrize("threshold_value", [None, 0])
@@ -202,3 +219,27 @@ def test_nan_is_black_and_counts_in_no_percentile():
     assert not_imaged(image[1:4]) is None
     assert not_imaged(np.array([1, 2], np.uint16)) is None
     assert intensity_window(image[:4], image.dtype, {"percentiles": [0, 100]}) == (0, 10)
+
+
+ILASTIK = {"Unlabelled": 0, "background": 1, "membrane": 7, "synapse": 3}
+
+
+def test_labels_are_read_by_their_names():
+    rule = LabelRule.from_task({"labels": ILASTIK}, 3)
+    labels = np.array([0, 1, 3, 7, 1], np.uint16)
+    np.testing.assert_array_equal(to_classes(labels, rule, "here"), [IGNORE_LABEL, 0, 1, 2, 0])
+    with pytest.raises(InputError, match=r"^here: the annotation holds 2, 9, and task.labels lists 0, 1, 3, 7; add"):
+        to_classes(np.array([2, 3, 9]), rule, "here")
+
+
+def test_several_labels_are_ignored():
+    rule = LabelRule.from_task({"threshold": False, "threshold_value": 0.0, "ignore_label": [2, 255]}, 2)
+    np.testing.assert_array_equal(to_classes(np.array([0, 1, 2, 255]), rule, ""), [0, 1, IGNORE_LABEL, IGNORE_LABEL])
+    with pytest.raises(InputError, match=r"holds 3 \(50.00%\); allowed are 0 to 1 and 2, 255 \(ignore_label\)"):
+        to_classes(np.array([0, 3]), rule, "")
+
+
+def test_infinity_counts_for_no_percentile():
+    sample = np.r_[np.linspace(0, 1, 971), [np.inf] * 20, [-np.inf] * 9].astype(np.float32)
+    window = intensity_window(sample, sample.dtype, {"percentiles": [1, 99]})
+    assert window == pytest.approx((0.01, 0.99), abs=1e-6)

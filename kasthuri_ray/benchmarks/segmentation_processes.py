@@ -232,6 +232,7 @@ def compare_precisions(data: str, weights: str) -> dict[str, Any]:
         probabilities[name] = predictor.predict(VolumePart(voxels, box, box), box)
     labels = truth.read(box)
     threshold = trained.threshold or 0.5
+    assert isinstance(threshold, float), f"{weights} has several classes"
     difference = np.abs(probabilities["ours"].astype(np.int16) - probabilities["float32"]) / 255
     return {
         "within": float((difference <= 0.02).mean()),
@@ -246,13 +247,13 @@ def compare_precisions(data: str, weights: str) -> dict[str, Any]:
 
 
 def _f1(probabilities: np.ndarray, labels: np.ndarray, threshold: float) -> float:
-    from kasthuri_ray.metrics.thresholds import foreground_f1
+    from kasthuri_ray.metrics.thresholds import outcomes_at
     from kasthuri_ray.metrics.voxel_counts import VoxelCounts
 
-    foreground = np.minimum(probabilities.sum(axis=0, dtype=np.float64) / 255, 1.0)
+    foreground = probabilities / 255
     counts = VoxelCounts.zeros()
-    counts.add(foreground, (foreground > 0.5).astype(np.int64), labels)
-    return foreground_f1(counts, threshold)
+    counts.add(foreground, (foreground[0] > 0.5).astype(np.int64), labels)
+    return outcomes_at(counts.by_class[0], threshold).f1
 
 
 def make_weights(path: str) -> str:

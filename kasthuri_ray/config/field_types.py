@@ -37,6 +37,17 @@ def _split_three(value: Any, example: str = "64,512,512") -> Any:
     return [json.loads(part) if isinstance(value, str) else part for part in parts]
 
 
+def _parse_thresholds(value: Any) -> Any:
+    """Return a flag's text such as `0.5` as a number, `0.5,0.4` as a list, and any other value unchanged."""
+    if not isinstance(value, str):
+        return list(value) if isinstance(value, tuple) else value
+    try:
+        numbers = [float(part) for part in value.split(",")]
+    except ValueError:
+        raise InputError("expected a probability such as 0.5, or one for each class such as 0.5,0.4") from None
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
 def _as_list(value: Any) -> Any:
     """Return one name as a list."""
     return [value] if isinstance(value, str) else value
@@ -60,6 +71,7 @@ ThreeNotNegative = Annotated[list[NotNegativeInt], Field(min_length=3, max_lengt
 ThreeLengths = Annotated[
     list[Positive], Field(min_length=3, max_length=3), BeforeValidator(partial(_split_three, example="30,6,6"))
 ]
+Thresholds = Annotated[Share | Annotated[list[Share], Field(min_length=1)], BeforeValidator(_parse_thresholds)]
 Names = Annotated[list[str], Field(min_length=1), BeforeValidator(_as_list)]
 Labels = Annotated[list[int], BeforeValidator(_as_labels)]
 

@@ -85,7 +85,7 @@ class SegmentFlags(ComputeFlags, total=False):
     export: str
     export_box: str | tuple[slice, ...]
     export_what: str
-    threshold: float
+    threshold: float | Sequence[float]
     shard: Any
     chunk: Any
     actors: int | str
@@ -107,7 +107,7 @@ class EvaluateFlags(DataFlags, total=False):
     config: str
     settings: Mapping[str, Any] | Sequence[str]
     instances: Any
-    threshold: float
+    threshold: float | Sequence[float]
     box: str | tuple[slice, ...]
     voxel_size: Any
     resample: bool

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from kasthuri_ray.config import defaults, messages
 from kasthuri_ray.config.field_types import SettingsSection
 from kasthuri_ray.config.settings import SECTIONS, Settings
-from kasthuri_ray.config.task import RANGES
+from kasthuri_ray.config.task import RANGES, named_classes
 from kasthuri_ray.errors import InputError, InputNotFound
 
 PACKAGE_FOLDER = Path(__file__).parents[1]
@@ -367,6 +367,8 @@ def _merge(files: list[NamedLayer], overrides: list[NamedLayer]) -> _Merged:
     loss = values["task"].get("loss")
     if loss is not None and not any("loss" in layer.get("network", {}) for _, layer in overrides):
         values["network"]["loss"] = loss
+    stated = [layer["network"]["classes"] for _, layer in overrides if "classes" in layer.get("network", {})]
+    values["network"] |= named_classes(values["task"], stated)
     return _Merged(values, messages.Origins(origins, [origin for origin, _ in files + overrides]), unused)
 
 

@@ -49,7 +49,11 @@ def describe_errors(section: str, error: ValidationError, origins: Origins) -> l
     grouped: dict[tuple[str, ...], tuple[Any, list[str]]] = {}
     for entry in error.errors():
         # Where one of two types is allowed, each reports an error, at a location that ends in its own name.
-        path = tuple(str(part) for part in entry["loc"] if not re.fullmatch(r"str|(list|dict)\[.*", str(part)))
+        path = tuple(
+            str(part)
+            for part in entry["loc"]
+            if not re.fullmatch(r"str|int|float|constrained-\w+|(list|dict)\[.*", str(part))
+        )
         grouped.setdefault(path, (entry["input"], []))[1].append(_what_is_allowed(entry))
     # The type that was meant accepts the value itself and reports an error inside of it.
     innermost = [path for path in grouped if not any(other[: len(path)] == path != other for other in grouped)]

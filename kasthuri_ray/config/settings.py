@@ -28,6 +28,7 @@ from kasthuri_ray.config.field_types import (
     ThreeCounts,
     ThreeLengths,
     ThreeNotNegative,
+    Thresholds,
     check_number_range,
     parse_number_range,
 )
@@ -192,7 +193,8 @@ class SegmentSettings(SettingsSection):
     shard: ThreeCounts | None = None  # what is one file of the output; None: at most 64,1024,1024
     chunk: ThreeCounts | None = None  # what a reader of the output decodes at once; None: at most 64,256,256
 
-    threshold: Share | None = None  # probability from which a voxel is foreground; None: the run's, else 0.5
+    # Probability from which a voxel is foreground, or one for each class; None: the run's, else 0.5.
+    threshold: Thresholds | None = None
     tta: bool = False  # test-time augmentation: average over flips and rotations
     save_mask: bool = False  # write a label image of the thresholded probabilities too
     objects: bool = False  # write a CSV table of the objects above the threshold too
@@ -251,7 +253,8 @@ class EvaluateSettings(SettingsSection):
     # `task`, such as task.threshold, win over it.
     task: str | dict[str, Any] | None = None
     instances: str | None = None  # URI of a volume of cell ids, for scores of the cells that membranes enclose
-    threshold: Share | None = None  # probability from which a voxel is foreground; None: the provenance's, else 0.5
+    # Probability from which a voxel is foreground, or one for each class; None: the provenance's, else 0.5.
+    threshold: Thresholds | None = None
     box: str | None = None  # half-open region in voxels of the annotation; None: all of the overlap
     voxel_size: ThreeLengths | None = None  # of prediction and annotation, nm along z, y, x; None: from their metadata
     resample: bool = False  # read a prediction and instances of another voxel size on the voxels of the annotation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field, field_serializer, model_serializer, model_validator
@@ -10,6 +11,7 @@ from pydantic import Field, field_serializer, model_serializer, model_validator
 from kasthuri_ray.config.field_types import Count, Labels, LossName, NotNegativeInt, SettingsSection, Share, VoxelRange
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Zyx, parse_box
+from kasthuri_ray.labels import classes_of_names
 from kasthuri_ray.storage.uris import redact_secrets
 
 SPLITS = ("train", "val", "test")
@@ -75,14 +77,21 @@ class TaskSettings(SettingsSection):
     volume_z: Count = 1  # sections in a tile, the piece that the network sees at once; 1 for 2D networks
     # Size of a tile in voxels along x, y.
     tile_size: Annotated[list[Count], Field(min_length=2, max_length=2)] = Field(default=[256, 256])
+    # Names of the classes 0, 1, ..., the background first; they set network.classes. None: named after the type.
+    classes: Annotated[list[str], Field(min_length=2)] | None = None
+    # Labels of the annotation by name, such as {"unlabelled": 0, "background": 1, "membrane": 2}: "unlabelled" and
+    # "ignore" are ignored, "background" is class 0, the others are classes in the order of their labels. It sets
+    # network.classes, and replaces classes, threshold, background and ignore_label.
+    labels: Annotated[dict[str, int], Field(min_length=2)] | None = None
     threshold: bool = False  # true: values above threshold_value are class 1; false: values are the classes 0, 1, ...
     threshold_value: float = 0.0  # a value of the annotation
     # Label that means "no object", or a list of such labels: every other label is foreground, 0 included, and
     # `threshold` does not count. None: found out in annotations of 32 and 64 bits, where the maximum of the type (-1 of
     # a signed one) fills more than half of the training box; an empty list: no such label.
     background: Labels | None = None
-    # Value of the annotation whose voxels are ignored in training and evaluation; None: no such value.
-    ignore_label: int | None = None
+    # Label whose voxels are not labelled, or a list of such labels: they are ignored in training and evaluation. None:
+    # no such label.
+    ignore_label: int | list[int] | None = None
     # Gray values that become black and white: [low, high], or {"percentiles": [low, high]}. None: 0 and 255 for an
     # image of uint8, percentiles 0.5 and 99.5 for other integers; an image of floats needs a value.
     image_intensity: Annotated[list[float], Field(min_length=2, max_length=2)] | dict[str, list[float]] | None = None
@@ -93,6 +102,17 @@ class TaskSettings(SettingsSection):
     @field_serializer("image_chan", "annotation_chan")
     def _without_secrets(self, uri: str | None) -> str | None:
         return None if uri is None else redact_secrets(uri)
+
+    def class_names(self, num_classes: int) -> list[str]:
+        """Return the names of the foreground classes, see `class_names`."""
+        return class_names(self.model_dump(include={"classes", "labels", "task_type"}), num_classes)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes that the task names, background included; None if it names none."""
+        if self.classes is None and self.labels is None:
+            return None
+        return 1 + len(self.class_names(2))
 
     @property
     def tile(self) -> Zyx:
@@ -144,13 +164,29 @@ class TaskSettings(SettingsSection):
         if self.boxes is None and missing:
             raise InputError(f"needs {', '.join(missing)} (or boxes)")
         self._check_gap()
-        if self.ignore_label in (self.background or ()):
-            raise InputError(f"ignore_label and background are both {self.ignore_label}: a label has one meaning")
+        self._check_labels()
         for split in SPLITS:
             for region in self.regions(split):
                 if region.image is None or (region.annotation is None and split != "test"):
                     raise InputError(f"needs image_chan and annotation_chan for {split} (or --image and --annotation)")
         return self
+
+    def _check_labels(self) -> None:
+        ignored = [self.ignore_label] if isinstance(self.ignore_label, int) else self.ignore_label or []
+        if both := set(ignored) & set(self.background or ()):
+            raise InputError(f"ignore_label and background are both {min(both)}: a label has one meaning")
+        num_classes = 2 if self.classes is None else len(self.classes)
+        if num_classes > 2 and self.threshold:
+            raise InputError(f"threshold leaves two classes, but classes names {num_classes}: set threshold to false")
+        if self.labels is None:
+            return
+        others = [name for name in ("classes", "threshold", "background", "ignore_label") if getattr(self, name)]
+        if others:
+            raise InputError(f"labels says what every label means: leave out {', '.join(others)}")
+        if len(set(self.labels.values())) < len(self.labels):
+            raise InputError("labels: two names have the same label")
+        if not self.class_names(2):
+            raise InputError("labels names no class but the background")
 
     def _check_gap(self) -> None:
         if self.boxes is not None:
@@ -162,6 +198,96 @@ class TaskSettings(SettingsSection):
         for split, z in self._z_ranges().items():
             if z is not None and z[0] >= z[1]:
                 raise InputError(f"z_gap {self.z_gap} leaves nothing of z_{split} {getattr(self, f'z_{split}')}")
+
+
+def class_names(task: Mapping[str, Any], num_classes: int) -> list[str]:
+    """Return the names of the foreground classes of a task.
+
+    Parameters
+    ----------
+    task : mapping
+        Settings of the task by their keys; `classes` and `labels` may be missing.
+    num_classes : int
+        Number of classes, background included.
+
+    Returns
+    -------
+    list of str
+        Those of `labels` or `classes`, else the type of the task, numbered if there are several.
+    """
+    if task.get("labels"):
+        classes, _ = classes_of_names(task["labels"])
+        names = {label: name for name, label in task["labels"].items()}
+        return [names[label] for label, number in sorted(classes.items(), key=lambda pair: pair[1]) if number]
+    if task.get("classes"):
+        return list(task["classes"][1:])
+    if num_classes == 2:
+        return [task["task_type"]]
+    return [f"{task['task_type']}_{number}" for number in range(1, num_classes)]
+
+
+def named_classes(task: Mapping[str, Any], stated: Sequence[int]) -> dict[str, int]:
+    """Return the setting of the network that follows from the classes that a task names.
+
+    Parameters
+    ----------
+    task : mapping
+        Settings of the task by their keys, not validated.
+    stated : sequence of int
+        What the layers above the files say of network.classes, the lowest first.
+
+    Returns
+    -------
+    dict
+        `classes`, background included; empty if the task names none, or in a way that its validation refuses.
+
+    Raises
+    ------
+    InputError
+        If another number is stated.
+    """
+    names: Any = task.get("labels") or task.get("classes")
+    if not isinstance(names, list | dict) or not all(isinstance(name, str) for name in names):
+        return {}
+    if isinstance(names, dict) and not all(isinstance(label, int) for label in names.values()):
+        return {}
+    number = len(names) if isinstance(names, list) else 1 + len(class_names(task, 2))
+    if stated and stated[-1] != number:
+        raise InputError(
+            f"network.classes is {stated[-1]}, but the task names {number} classes, the background included; leave "
+            "network.classes out"
+        )
+    return {"classes": number}
+
+
+def class_thresholds(value: float | Sequence[float], names: Sequence[str]) -> list[float]:
+    """Return a threshold for each class.
+
+    Parameters
+    ----------
+    value : float or sequence of float
+        One for all, or one for each.
+    names : sequence of str
+        Names of the foreground classes.
+
+    Returns
+    -------
+    list of float
+        As many as names.
+
+    Raises
+    ------
+    InputError
+        If there is another number of them.
+    """
+    if isinstance(value, int | float):
+        return [float(value)] * len(names)
+    if len(value) != len(names):
+        raise InputError(
+            f"{len(value)} thresholds for {len(names)} classes: give --threshold one number, or one for each of "
+            f"{', '.join(names)}"
+        )
+    return [float(each) for each in value]
 
 
 def region_box(region: Region, bounds: Box, what: str) -> Box:

@@ -104,11 +104,11 @@ def _measure_shares(described: VolumeDescription, rule: LabelRule) -> tuple[floa
 
 def _with_classes(rule: LabelRule, values: ValueCounts) -> LabelRule:
     """Return a rule of labels that are classes with as many classes as a few labels from 0 on show."""
-    if rule.background or rule.threshold_value is not None:
+    if rule.background or rule.classes is not None or rule.threshold_value is not None:
         return rule
     labels = values.values
-    if rule.ignore_label is not None:
-        labels = labels[~is_any_of(labels, (rule.ignore_label,))]
+    if rule.ignored:
+        labels = labels[~is_any_of(labels, rule.ignored)]
     highest = int(labels[-1]) if len(labels) else 0
     return replace(rule, num_classes=highest + 1) if 2 <= highest < MAX_LISTED else rule
 
@@ -119,6 +119,9 @@ def rule_text(rule: LabelRule) -> str:
         return f"every label but {', '.join(map(str, rule.background))} is foreground"
     if rule.threshold_value is not None:
         return f"labels above {rule.threshold_value:g} are foreground"
+    if rule.classes is not None:
+        named = ", ".join(f"{label} is class {number}" for label, number in rule.classes)
+        return f"by task.labels: {named}"
     if rule.num_classes == 2:
         return "label 1 is foreground"
     return f"labels are classes, 1 to {rule.num_classes - 1} are foreground (network.classes={rule.num_classes})"

@@ -5,8 +5,11 @@ It needs numpy alone. `evaluate.py` distributes the blocks.
 
 from __future__ import annotations
 
+import itertools
+import math
 import operator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,11 +17,13 @@ import numpy as np
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Zyx, ceil_div, per_axis
 from kasthuri_ray.labels import IGNORE_LABEL, LabelRule, is_any_of, to_classes
-from kasthuri_ray.metrics.components import Components, UnionFind, label_mask_components, lowest_foreground_value
+from kasthuri_ray.metrics.class_map import classes_at, lowest_value
+from kasthuri_ray.metrics.components import CLASS, Components, UnionFind, label_block_components
 from kasthuri_ray.metrics.instances import CellBlock, CellSums, label_cells
+from kasthuri_ray.metrics.intervals import TileCounts, TileSample, tile_counts
 from kasthuri_ray.metrics.matching import LabelPairs, count_label_pairs, match_objects, merge_label_pairs
 from kasthuri_ray.metrics.objects import ObjectTable, tabulate_objects
-from kasthuri_ray.metrics.voxel_counts import VoxelCounts, count_block_voxels
+from kasthuri_ray.metrics.voxel_counts import BINS, VoxelCounts, count_block_voxels, probability_bins
 from kasthuri_ray.volumes.volume import Volume
 
 MAX_BLOCK: Zyx = (64, 512, 512)
@@ -35,33 +40,56 @@ class Comparison:
 
     Parameters
     ----------
-    prediction : Volume
-        Probability of foreground, on the voxels of the annotation; see `read_probability`.
+    predictions : tuple of Volume
+        Probability of each foreground class, on the voxels of the annotation; see `read_probability`.
     annotation : Volume
         Labels, see `read_classes`.
     box : Box
         What is compared, in voxels of the annotation.
-    threshold : float
-        A voxel is predicted as foreground from this probability.
+    thresholds : tuple of float
+        A voxel can be of a class from this probability; one for each foreground class.
     labels : LabelRule
         What the values of the annotation mean.
     instances : Volume, optional
         Ids of cells, on the voxels of the annotation.
     no_instance : tuple of int
         Ids that mean "no cell", as 0 does.
-    has_objects : bool
-        Whether to match objects.
+    class_names : tuple of str
+        Names of the foreground classes.
+    is_complete : bool
+        Whether the prediction is our own output, which stores no blocks of zeros.
     """
 
-    prediction: Volume
+    predictions: tuple[Volume, ...]
     annotation: Volume
     box: Box
-    threshold: float
+    thresholds: tuple[float, ...]
     labels: LabelRule = field(default_factory=LabelRule)
     instances: Volume | None = None
     no_instance: tuple[int, ...] = ()
-    has_objects: bool = False
-    is_complete: bool = False  # the prediction is our own output, which stores no blocks of zeros
+    class_names: tuple[str, ...] = ("foreground",)
+    is_complete: bool = False
+
+    @property
+    def prediction(self) -> Volume:
+        """Probability of the first class; those of the others have the same voxels and the same source."""
+        return self.predictions[0]
+
+    @property
+    def object_classes(self) -> list[int]:
+        """Numbers of the classes whose objects are matched: all but membranes, which are one sheet."""
+        return [number for number, name in enumerate(self.class_names, start=1) if name != "membrane"]
+
+    @cached_property
+    def binned_thresholds(self) -> list[float]:
+        """Thresholds at which binned counts are those of the comparison's own thresholds.
+
+        For bytes they are the lower edges of the bins of the lowest values; for floats the thresholds themselves.
+        """
+        if self.prediction.dtype.kind == "f":
+            return list(self.thresholds)
+        lowest = np.array([min(lowest_value(threshold), 255) for threshold in self.thresholds])
+        return (probability_bins(lowest / 255) / BINS).tolist()
 
     def count_absent(self, block: Box, probability: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """Return the chunks that begin in a block: absent ones and all, of prediction and annotation."""
@@ -69,11 +97,11 @@ class Comparison:
         return np.array([prediction, self.annotation.count_absent(block, classes, self.box)])
 
     def read_probability(self, box: Box) -> np.ndarray:
-        """Return the probability of foreground, z, y, x, as uint8 (255 is 1) or float.
+        """Return the probability of each foreground class, c, z, y, x, as uint8 (255 is 1) or float.
 
         `box` is in voxels of the annotation. Raise an InputError for floats that are no probabilities.
         """
-        voxels = self.prediction.read(box)
+        voxels = np.stack([volume.read(box) for volume in self.predictions])
         if voxels.dtype.kind == "f" and not (voxels.min() >= 0 and voxels.max() <= 1 + 1e-6):
             raise InputError(
                 f"{self.prediction.uri} {box} holds {voxels.min():.4g} to {voxels.max():.4g}; expected "
@@ -82,9 +110,8 @@ class Comparison:
         return voxels * np.uint8(255) if voxels.dtype == bool else voxels
 
     def read_classes(self, box: Box) -> np.ndarray:
-        """Return 0 for background, 1 for foreground of any class, or IGNORE_LABEL; uint8, z, y, x."""
-        classes = to_classes(self.annotation.read(box), self.labels, f"{self.annotation.uri} {box}")
-        return np.where(classes == IGNORE_LABEL, classes, classes > 0).astype(np.uint8)
+        """Return the class of each voxel, or IGNORE_LABEL; uint8, z, y, x."""
+        return to_classes(self.annotation.read(box), self.labels, f"{self.annotation.uri} {box}")
 
     def read_instances(self, box: Box, classes: np.ndarray) -> np.ndarray:
         """Return the ids of cells, z, y, x; 0 where there is none, or where the annotation's class is ignored."""
@@ -94,12 +121,6 @@ class Comparison:
         if self.no_instance:
             without |= is_any_of(ids, self.no_instance)
         return np.where(without, 0, ids)
-
-    def predict_foreground(self, probability: np.ndarray) -> np.ndarray:
-        """Return a mask of the voxels whose probability is at least the threshold."""
-        if probability.dtype == np.uint8:
-            return probability >= lowest_foreground_value(self.threshold)
-        return probability >= self.threshold
 
     def window_starts(self) -> list[np.ndarray]:
         """Return where windows start along y and x; they divide a section into equal parts of at most MAX_WINDOW."""
@@ -142,7 +163,9 @@ class BlockResult:
     block : Box
         In voxels of the annotation.
     counts : VoxelCounts
-        Confusion of classes 0 and 1 at the threshold, and histogram by probability.
+        Confusion of the classes at the thresholds, and histograms by probability.
+    tiles : dict
+        For each window, as (section, window y, window x) in the box, its voxels as `TileSample` has them.
     window_counts : numpy.ndarray of int64, shape (sections, windows y, windows x, 4)
         Voxels FOUND, MISSED, WRONG and COUNTED.
     max_probability : float
@@ -159,6 +182,7 @@ class BlockResult:
 
     block: Box
     counts: VoxelCounts
+    tiles: dict[Zyx, TileCounts]
     window_counts: np.ndarray
     max_probability: float
     absent_chunks: np.ndarray
@@ -173,36 +197,68 @@ def compare_block(comparison: Comparison, block: Box) -> BlockResult:
 
     Where components are joined across blocks, it reads one voxel beyond the upper ends too.
     """
-    read_box = block
-    if comparison.has_objects or comparison.instances is not None:
-        beyond = (1 if comparison.has_objects else 0, 1, 1)
+    read_box, has_objects = block, bool(comparison.object_classes)
+    if has_objects or comparison.instances is not None:
+        beyond = (1 if has_objects else 0, 1, 1)
         read_box = Box(block.start, per_axis(operator.add, block.stop, beyond)).intersect(comparison.box)
     probability = comparison.read_probability(read_box)
-    classes = comparison.read_classes(read_box if comparison.has_objects else block)
-    predicted, inside = comparison.predict_foreground(probability), block.slices(block.start)
+    classes = comparison.read_classes(read_box if has_objects else block)
+    predicted, inside = classes_at(probability, comparison.thresholds), block.slices(block.start)
+    own = (probability[(slice(None), *inside)], predicted[inside], classes[inside])
+    counts, tiles = count_tiles(comparison, block, *own)
     result = BlockResult(
         block=block,
-        counts=count_block_voxels(probability[inside], predicted[inside], classes[inside]),
+        counts=counts,
+        tiles=tiles,
         window_counts=count_windows(predicted[inside], classes[inside], block, comparison.window_starts()),
-        max_probability=float(probability[inside].max()),
-        absent_chunks=comparison.count_absent(block, probability[inside], classes[inside]),
+        max_probability=float(own[0].max()),
+        absent_chunks=comparison.count_absent(block, own[0].max(0), classes[inside]),
     )
-    if comparison.has_objects:
-        result.true_components, true_ids = label_mask_components(classes == 1, block)
-        result.predicted_components, predicted_ids = label_mask_components(predicted & (classes != IGNORE_LABEL), block)
-        result.pairs = count_label_pairs(true_ids[inside], predicted_ids[inside])
+    if has_objects:
+        counted = np.isin(classes, comparison.object_classes)
+        result.true_components, true_ids = label_block_components(np.where(counted, classes, 0), block)
+        marked = np.isin(predicted, comparison.object_classes) & (classes != IGNORE_LABEL)
+        result.predicted_components, predicted_ids = label_block_components(np.where(marked, predicted, 0), block)
+        same = (predicted == classes)[inside]
+        result.pairs = count_label_pairs(true_ids[inside] * same, predicted_ids[inside])
     if comparison.instances is not None:
         instances = comparison.read_instances(block, classes[inside])
-        result.cells = label_cells(~predicted[: block.shape[0]], instances, block)
+        result.cells = label_cells(predicted[: block.shape[0]] == 0, instances, block)
     return result
+
+
+def count_tiles(
+    comparison: Comparison, block: Box, probability: np.ndarray, predicted: np.ndarray, classes: np.ndarray
+) -> tuple[VoxelCounts, dict[Zyx, TileCounts]]:
+    """Return `BlockResult.counts` and `BlockResult.tiles`."""
+    total, tiles = VoxelCounts.zeros(len(probability) + 1), dict[Zyx, TileCounts]()
+    rows, columns = (
+        _window_parts(starts, block, axis) for axis, starts in zip((1, 2), comparison.window_starts(), strict=True)
+    )
+    first = block.start[0] - comparison.box.start[0]
+    for z, (row, y), (column, x) in itertools.product(range(block.shape[0]), rows, columns):
+        part = (slice(z, z + 1), y, x)
+        counts = count_block_voxels(probability[(slice(None), *part)], predicted[part], classes[part])
+        tiles[first + z, row, column] = tile_counts(counts, comparison.binned_thresholds)
+        total += counts
+    return total, tiles
+
+
+def _window_parts(window_starts: np.ndarray, block: Box, axis: int) -> list[tuple[int, slice]]:
+    """Return the windows that a block meets along an axis: the number of each, and its part of the block."""
+    first, starts = _split(window_starts, block, axis)
+    stops = [*starts[1:].tolist(), block.shape[axis]]
+    return [(first + n, slice(start, stop)) for n, (start, stop) in enumerate(zip(starts.tolist(), stops, strict=True))]
 
 
 def count_windows(
     predicted: np.ndarray, classes: np.ndarray, block: Box, window_starts: list[np.ndarray]
 ) -> np.ndarray:
     """Return `BlockResult.window_counts`."""
-    counted, true = classes != IGNORE_LABEL, classes == 1
-    masks = [predicted & true, ~predicted & true, predicted & ~true & counted, counted]
+    counted, marked = classes != IGNORE_LABEL, predicted > 0
+    true = (classes > 0) & counted
+    found = true & (predicted == classes)
+    masks = [found, true & ~marked, marked & ~found & counted, counted]
     rows, columns = (_split(starts, block, axis)[1] for axis, starts in zip((1, 2), window_starts, strict=True))
     by_row = (np.add.reduceat(mask, rows, axis=1, dtype=np.int64) for mask in masks)
     return np.stack([np.add.reduceat(sums, columns, axis=2) for sums in by_row], -1)
@@ -255,7 +311,7 @@ class ComparisonTotals:
     """
 
     comparison: Comparison
-    counts: VoxelCounts = field(default_factory=VoxelCounts.zeros)
+    counts: VoxelCounts = field(init=False)
     max_probability: float = 0.0
     absent_chunks: np.ndarray = field(default_factory=lambda: np.zeros((2, 2), np.int64))
     cells: CellSums = field(default_factory=CellSums)
@@ -267,10 +323,15 @@ class ComparisonTotals:
         self._window_starts = self.comparison.window_starts()
         num_windows = (len(starts) for starts in self._window_starts)
         self.window_counts = np.zeros((self.comparison.box.shape[0], *num_windows, 4), np.int64)
+        num_foreground = len(self.comparison.predictions)
+        self.counts = VoxelCounts.zeros(num_foreground + 1)
+        self.tiles = TileSample.empty(math.prod(self.window_counts.shape[:3]), num_foreground)
 
     def add(self, result: BlockResult) -> None:
         """Add the result of the next block."""
         self.counts = self.counts + result.counts
+        for window, counts in result.tiles.items():
+            self.tiles.add(int(np.ravel_multi_index(window, self.window_counts.shape[:3])), counts)
         self.max_probability = max(self.max_probability, result.max_probability)
         self.absent_chunks = self.absent_chunks + result.absent_chunks
         self._add_window_counts(result)
@@ -295,10 +356,24 @@ class ComparisonTotals:
             (true.astype(np.int64) + true_base - 1, predicted.astype(np.int64) + predicted_base - 1, voxels)
         )
 
-    def match_objects(self) -> dict[str, Any]:
-        """Match true and predicted objects; see `metrics.matching.match_objects`."""
+    def match_objects(self) -> dict[int, dict[str, Any]]:
+        """Match true and predicted objects of each class; see `metrics.matching.match_objects`."""
+        if not self.comparison.object_classes:
+            return {}
         true, predicted = self._true_objects.table(), self._predicted_objects.table()
-        if not self._pairs:
-            return match_objects((np.zeros(0, int),) * 3, true.size_voxels, predicted.size_voxels)
-        pairs = merge_label_pairs((true.object_ids[t], predicted.object_ids[p], voxels) for t, p, voxels in self._pairs)
-        return match_objects(pairs, true.size_voxels, predicted.size_voxels)
+        pairs: LabelPairs = (np.zeros(0, int),) * 3
+        if self._pairs:
+            pairs = merge_label_pairs(
+                (true.object_ids[t], predicted.object_ids[p], voxels) for t, p, voxels in self._pairs
+            )
+        return {number: _match_class(number, pairs, true, predicted) for number in self.comparison.object_classes}
+
+
+def _match_class(number: int, pairs: LabelPairs, true: ObjectTable, predicted: ObjectTable) -> dict[str, Any]:
+    """Match the objects of a class, whose pairs are among those of all classes."""
+    true_ids, predicted_ids, voxels = pairs
+    is_true, is_predicted = (table.stats[:, CLASS] == number for table in (true, predicted))
+    of_class = is_true[true_ids - 1] if len(true_ids) else np.zeros(0, bool)
+    new_true, new_predicted = np.cumsum(is_true), np.cumsum(is_predicted)  # numbers among those of the class
+    own = (new_true[true_ids[of_class] - 1], new_predicted[predicted_ids[of_class] - 1], voxels[of_class])
+    return match_objects(own, true.size_voxels[is_true], predicted.size_voxels[is_predicted])

@@ -10,13 +10,14 @@ from typing import Any
 
 from kasthuri_ray.config import defaults
 from kasthuri_ray.config.settings import EvaluateSettings
+from kasthuri_ray.config.task import class_thresholds
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.evaluation.comparison import Comparison
 from kasthuri_ray.evaluation.prediction_alignment import Align, align_prediction
 from kasthuri_ray.evaluation.provenance import (
     AnnotationRule,
     find_annotation_rule,
-    open_prediction,
+    open_predictions,
     prediction_place,
     prediction_start,
     read_provenance,
@@ -68,20 +69,23 @@ def prepare_comparison(settings: EvaluateSettings, task_changes: Mapping[str, An
     opener = VolumeOpener(settings.boss, settings.cache, settings.cache_size)
     provenance = read_provenance(settings.prediction)
     num_classes = int(provenance.get("network", {}).get("classes", 2))
-    prediction = open_prediction(settings.prediction, opener, num_classes)
+    predictions = open_predictions(settings.prediction, opener, num_classes)
     rule = find_annotation_rule(settings.task, settings.prediction, provenance, num_classes, task_changes)
     size = per_axis(float, settings.voxel_size) if settings.voxel_size else None
     annotation = opener.open(settings.annotation, voxel_size_nm=size, labels=True)
     if size is not None:
-        prediction = replace(prediction, voxel_size_nm=size)
+        predictions = [replace(each, voxel_size_nm=size) for each in predictions]
     _check_annotation(annotation, rule)
+    prediction = predictions[0]
     start = prediction_start(provenance, prediction)
     image = _open_image(provenance, rule, annotation, opener, notes)
-    prediction = replace(prediction, place=prediction_place(provenance, prediction, image))
+    place = prediction_place(provenance, prediction, image)
+    predictions = [replace(each, place=place) for each in predictions]
     if not has_same_voxel_size(annotation, prediction):
         start = None  # with --resample they are aligned by their places
     align = partial(align_volumes, open_mip=opener.open, resample="mean" if settings.resample else None)
-    aligned = align_prediction(annotation, prediction, start, image, align)
+    each_aligned = [align_prediction(annotation, each, start, image, align) for each in predictions]
+    aligned = each_aligned[0]
     annotation, prediction = aligned.fixed, aligned.moving
     notes += aligned.notes
     if annotation.voxel_size_nm is None:
@@ -96,14 +100,14 @@ def prepare_comparison(settings: EvaluateSettings, task_changes: Mapping[str, An
     instances = _open_instances(settings, opener, annotation, rule, box, notes)
     known = (settings.threshold, provenance.get("threshold"), defaults.THRESHOLD)
     comparison = Comparison(
-        prediction=prediction,
+        predictions=tuple(each.moving for each in each_aligned),
         annotation=annotation,
         box=box,
-        threshold=float(next(value for value in known if value is not None)),
+        thresholds=tuple(class_thresholds(next(value for value in known if value is not None), rule.class_names)),
         labels=labels,
         instances=instances,
         no_instance=() if instances is None else _find_no_instance(instances, box, notes),
-        has_objects=rule.task_type != "membrane",
+        class_names=rule.class_names,
         is_complete=bool(provenance),
     )
     if image is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from typing import Any
 
@@ -14,10 +15,12 @@ from kasthuri_ray.evaluation.comparison_inputs import ComparisonInputs
 from kasthuri_ray.evaluation.provenance import storage_path
 from kasthuri_ray.geometry import Box, Zyx
 from kasthuri_ray.labels import intensity_window, to_uint8
-from kasthuri_ray.metrics import thresholds, voxel_counts, voxel_scores
-from kasthuri_ray.metrics.components import lowest_foreground_value
-from kasthuri_ray.reports import figures
+from kasthuri_ray.metrics import sanity, voxel_counts, voxel_scores
+from kasthuri_ray.metrics.matching import pool_matches
+from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
+from kasthuri_ray.reports import figures, score_figures
 from kasthuri_ray.reports.evaluation_page import EvaluationReport, evaluation_page
+from kasthuri_ray.reports.rendering import format_thresholds
 from kasthuri_ray.reports.section_images import NUM_EXAMPLES, SectionResult, choose_evenly, choose_examples
 from kasthuri_ray.storage.storage import Storage
 from kasthuri_ray.volumes.absent_chunks import absent_text
@@ -36,32 +39,70 @@ NO_IMAGE_NOTE = "The image that was segmented is not known: the sections are sho
 def evaluation_metrics(inputs: ComparisonInputs, totals: ComparisonTotals) -> dict[str, Any]:
     """Return the content of evaluation.json: plain numbers, zero where a ratio has no denominator."""
     comparison, counts = inputs.comparison, totals.counts
-    (_, wrong), (missed, found) = counts.confusion.tolist()
-    best_threshold, best_f1 = thresholds.best_threshold(counts)
-    result = {
+    best_thresholds, best_f1 = voxel_scores.best_thresholds(counts)
+    names, is_several = comparison.class_names, len(comparison.class_names) > 1
+    result: dict[str, Any] = {
         "prediction": comparison.prediction.uri,
         "annotation": comparison.annotation.uri,
         "box": str(comparison.box),
-        "threshold": comparison.threshold,
-        "foreground_f1": _ratio(2 * found, 2 * found + wrong + missed),
-        "precision": _ratio(found, found + wrong),
-        "recall": _ratio(found, found + missed),
-        "iou": _ratio(found, found + wrong + missed),
-        "best_threshold": best_threshold,
+        "threshold": list(comparison.thresholds) if is_several else comparison.thresholds[0],
+        **_voxel_metrics(counts, comparison),
+        "best_threshold": best_thresholds if is_several else best_thresholds[0],
         "best_foreground_f1": best_f1,
-        "average_precision": voxel_scores.average_precision(counts),
+        "average_precision": voxel_scores.mean_average_precision(counts),
         "voxels": counts.num_voxels,
         "absent_chunks": dict(zip(("prediction", "annotation"), totals.absent_chunks.tolist(), strict=True)),
         "sections": [{"z": z, "foreground_f1": f1} for z, f1, _ in section_scores(totals)],
+        "warnings": _score_warnings(comparison, totals),
     }
+    if counts.num_voxels:
+        result["foreground_f1_interval"] = list(totals.tiles.f1_interval())
+        result["average_precision_interval"] = list(totals.tiles.average_precision_interval())
     if comparison.labels.background:
         result["background"] = list(comparison.labels.background)
-    if comparison.has_objects:
-        result["objects"] = totals.match_objects()
+    objects = totals.match_objects()
+    if is_several:
+        result["classes"] = {
+            name: {**row, **({"objects": objects[number]} if number in objects else {})}
+            for number, (name, row) in enumerate(zip(names, _class_rows(counts, comparison), strict=True), start=1)
+        }
+    if objects:
+        result["objects"] = pool_matches(objects.values())
     if comparison.instances is not None:
         result["instances"] = comparison.instances.uri
         result |= totals.cells.total().scores()
     return result
+
+
+def _voxel_metrics(counts: voxel_counts.VoxelCounts, comparison: Comparison) -> dict[str, float]:
+    """Return the scores at the thresholds; of several classes their means."""
+    if counts.num_classes == 2:  # exact, also for thresholds that are no edges of bins
+        outcomes = VoxelOutcomes.of_confusion(counts.confusion)
+        rows = [(outcomes.f1, outcomes.precision, outcomes.recall, outcomes.iou)]
+    else:
+        rows = [
+            (row["foreground_f1"], row["precision"], row["recall"], row["foreground_iou"])
+            for row in _class_rows(counts, comparison)
+        ]
+    means = (float(np.mean(column)) for column in zip(*rows, strict=True))
+    return dict(zip(("foreground_f1", "precision", "recall", "iou"), means, strict=True))
+
+
+def _class_rows(counts: voxel_counts.VoxelCounts, comparison: Comparison) -> list[dict[str, Any]]:
+    """Return the scores of each class by itself, with its own threshold."""
+    binned = zip(counts.by_class, comparison.binned_thresholds, comparison.thresholds, strict=True)
+    return [voxel_scores.class_metrics(each, at) | {"threshold": threshold} for each, at, threshold in binned]
+
+
+def _score_warnings(comparison: Comparison, totals: ComparisonTotals) -> list[str]:
+    """Return the signs that the scores mean nothing."""
+    counts = totals.counts
+    if not counts.num_voxels:
+        return []
+    names = [name.replace("_", " ") for name in comparison.class_names]
+    warnings = sanity.count_warnings(counts, comparison.binned_thresholds, totals.tiles, names, "what is compared")
+    voxels = dict(zip(["background", *names], counts.confusion.sum(1).tolist(), strict=True))
+    return warnings + sanity.missing_class_warnings({"what is compared": voxels})
 
 
 def _ratio(numerator: int, denominator: int) -> float:
@@ -83,8 +124,8 @@ def evaluation_summary(result: dict[str, Any]) -> str:
     """Return the result in a line."""
     if not result["voxels"]:
         return "Nothing was compared: every voxel is ignored."
-    parts = [f"F1 {result['foreground_f1']:.3f} at threshold {result['threshold']:.2f}"]
-    parts += [f"best {result['best_foreground_f1']:.3f} at {result['best_threshold']:.2f}"]
+    parts = [f"F1 {result['foreground_f1']:.3f} at threshold {format_thresholds(result['threshold'])}"]
+    parts += [f"best {result['best_foreground_f1']:.3f} at {format_thresholds(result['best_threshold'])}"]
     parts += [f"average precision {result['average_precision']:.3f}"]
     if "objects" in result:
         parts.append("objects: F1 {f1:.3f}, {num_predicted} marked, {num_true} true".format(**result["objects"]))
@@ -101,7 +142,7 @@ def evaluation_notes(inputs: ComparisonInputs, totals: ComparisonTotals, result:
     for kind, (absent, chunks) in result["absent_chunks"].items():
         if absent:
             notes.append(absent_text(result[kind], absent, chunks, "background"))
-    share = _ratio(int(totals.counts.confusion[1].sum()), totals.counts.num_voxels)
+    share = _ratio(totals.counts.num_foreground, totals.counts.num_voxels)
     if inputs.rule.task_type == "synapse" and share > MAX_SYNAPSE_SHARE:
         notes.append(
             f"{share:.0%} of what is compared of {result['annotation']} is foreground, much for synapses: check the "
@@ -124,7 +165,7 @@ def write_evaluation_report(
     """Write figures and page and, last of all, evaluation.json."""
     comparison, provenance = inputs.comparison, inputs.provenance
     notes = evaluation_notes(inputs, totals, result)
-    threshold = binned_threshold(comparison)
+    names = [name.replace("_", " ") for name in comparison.class_names]
     gallery = []
     for window in choose_windows(totals.window_counts):
         try:
@@ -132,12 +173,14 @@ def write_evaluation_report(
         except OSError as error:  # the result does not need the picture
             notes.append(f"A section could not be shown: {error}")
     for number, section in enumerate(sorted(gallery, key=lambda each: (each.z, each.box))):
-        figure = figures.plot_section(section, threshold, inputs.rule.task_type, result["threshold"])
+        figure = figures.plot_section(section, names)
         storage.write_bytes(f"slices/slice_{number}.png", figures.figure_png(figure))
     sections = section_scores(totals)
-    curve = figures.plot_precision_recall(totals.counts, threshold, result["threshold"])
+    curve = score_figures.plot_precision_recall(
+        totals.counts, comparison.binned_thresholds, comparison.thresholds, names
+    )
     storage.write_bytes("precision_recall.png", figures.figure_png(curve))
-    chart = figures.plot_section_scores(sections, result["foreground_f1"])
+    chart = score_figures.plot_section_scores(sections, result["foreground_f1"])
     storage.write_bytes("sections.png", figures.figure_png(chart))
     size_nm = comparison.annotation.voxel_size_nm or comparison.prediction.voxel_size_nm
     report = EvaluationReport(
@@ -145,7 +188,8 @@ def write_evaluation_report(
         task_type=inputs.rule.task_type,
         result=result,
         counts=totals.counts,
-        threshold=threshold,
+        thresholds=comparison.binned_thresholds,
+        class_names=names if len(names) > 1 else (),
         sections=sections,
         gallery=gallery,
         whole_sections=totals.window_counts.shape[1:3] == (1, 1),
@@ -155,17 +199,6 @@ def write_evaluation_report(
     )
     storage.write_bytes("index.html", evaluation_page(report).encode())
     storage.write_bytes("evaluation.json", (json.dumps(result, indent=2) + "\n").encode())
-
-
-def binned_threshold(comparison: Comparison) -> float:
-    """Return the threshold at which binned counts are those of the comparison's own threshold.
-
-    For bytes it is the lower edge of the bin of the lowest foreground value; for floats the threshold itself.
-    """
-    if comparison.prediction.dtype.kind == "f":
-        return comparison.threshold
-    lowest = min(lowest_foreground_value(comparison.threshold), 255)
-    return float(voxel_counts.probability_bins(np.array([lowest / 255]))[0]) / voxel_counts.BINS
 
 
 def choose_windows(window_counts: np.ndarray, num_windows: int = NUM_EXAMPLES) -> list[Zyx]:
@@ -192,7 +225,8 @@ def read_window(inputs: ComparisonInputs, window: Zyx) -> SectionResult:
         z=box.start[0],
         image=_read_image(box, inputs.image, inputs.provenance.get("intensity")),
         truth=comparison.read_classes(box)[0],
-        probability=comparison.read_probability(box)[0],
+        probability=comparison.read_probability(box)[:, 0],
+        thresholds=comparison.thresholds,
         box=str(box),
     )
 
@@ -228,4 +262,5 @@ def _grey_range(voxels: np.ndarray, intensity: object) -> tuple[float, float]:
     try:
         return intensity_window(voxels, voxels.dtype, {"percentiles": (0.5, 99.5)})
     except ValueError:  # all voxels are equal
-        return float(voxels.min()), float(voxels.min()) + 1.0
+        low = float(voxels.min())
+        return low, max(low + 1, math.nextafter(low, math.inf))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kasthuri_ray.config.loading import GivenSettings, builtin_tasks, resolve_settings
-from kasthuri_ray.config.task import RANGES, TaskSettings
+from kasthuri_ray.config.task import RANGES, TaskSettings, class_names
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Zyx, per_axis
 from kasthuri_ray.labels import LabelRule
@@ -39,6 +39,8 @@ class AnnotationRule:
         `membrane`, `synapse` or another; "" if unknown.
     labels : LabelRule
         What its labels mean.
+    class_names : tuple of str
+        Names of the foreground classes.
     image, annotation : str, optional
         URIs of the task's own volumes.
     """
@@ -46,6 +48,7 @@ class AnnotationRule:
     name: str
     task_type: str
     labels: LabelRule
+    class_names: tuple[str, ...]
     image: str | None = None
     annotation: str | None = None
 
@@ -55,6 +58,7 @@ class AnnotationRule:
             name=task["name"],
             task_type=task["task_type"],
             labels=LabelRule.from_task(task, num_classes),
+            class_names=tuple(class_names(task, num_classes)),
             image=task.get("image_chan"),
             annotation=task.get("annotation_chan"),
         )
@@ -134,44 +138,51 @@ def storage_path(uri: str) -> str | None:
 
 
 @dataclass(kw_only=True)
-class ForegroundVolume(Volume):
-    """The foreground of an output with several classes: the sum of their probabilities, at most 255."""
+class ChannelVolume(Volume):
+    """The probability of one of several classes of an output."""
 
     output: OmeZarrOutput
+    channel: int
 
     def _read(self, box: Box) -> np.ndarray:
-        total = self.output.probabilities.read(0, box).sum(axis=0, dtype=np.uint16)
-        return np.minimum(total, 255).astype(np.uint8)
+        return self.output.probabilities.read_channel(0, box, self.channel)
 
 
-def open_prediction(uri: str, opener: VolumeOpener, num_classes: int) -> Volume:
-    """Return the probability of foreground as a volume of uint8, float or bool. Raise an InputError for other types."""
+def open_predictions(uri: str, opener: VolumeOpener, num_classes: int) -> list[Volume]:
+    """Return the probability of each foreground class as a volume of uint8, float or bool.
+
+    Raise an InputError for other types.
+    """
     path = storage_path(uri)
     if num_classes > 2 and path is not None:
-        return _open_foreground(path)
+        return _open_channels(path)
     volume = opener.open(uri, labels=True)
     if volume.dtype not in (np.uint8, bool) and volume.dtype.kind != "f":
         raise InputError(
             f"{volume.uri} holds {volume.dtype}; a prediction holds probabilities (uint8 where 255 is 1, or floats "
             "from 0 to 1) or is a mask of bools"
         )
-    return volume
+    return [volume]
 
 
-def _open_foreground(path: str) -> ForegroundVolume:
+def _open_channels(path: str) -> list[Volume]:
     output = OmeZarrOutput.open(path)
     level = output.spec.levels[0]
     has_size = output.spec.nanometers
-    return ForegroundVolume(
-        uri=output.path,
-        bounds=level.box,
-        dtype=np.dtype(np.uint8),
-        voxel_size_nm=level.scale if has_size else None,
-        chunk=output.spec.layout.chunk,
-        chunk_origin=(0, 0, 0),
-        output=output,
-        place=Place(level.translation, "middle", "OME translation") if has_size else None,
-    )
+    return [
+        ChannelVolume(
+            uri=output.path,
+            bounds=level.box,
+            dtype=np.dtype(np.uint8),
+            voxel_size_nm=level.scale if has_size else None,
+            chunk=output.spec.layout.chunk,
+            chunk_origin=(0, 0, 0),
+            output=output,
+            channel=channel,
+            place=Place(level.translation, "middle", "OME translation") if has_size else None,
+        )
+        for channel in range(len(output.spec.channels))
+    ]
 
 
 def prediction_start(provenance: Mapping[str, Any], prediction: Volume) -> Zyx | None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass, field, replace
 
@@ -188,7 +189,7 @@ def _grey_levels(
     text = f"{low:g} and {high:g}, the percentiles {percents[0]:g} and {percents[1]:g} of the sample"
     if image.dtype.kind == "f" and setting is None:
         text += "; an image of floats needs task.image_intensity=LOW,HIGH"
-    return (low, high if high > low else low + 1), text
+    return (low, high if high > low else max(low + 1, math.nextafter(low, math.inf))), text
 
 
 def _align(image: Volume, annotation: Volume, opener: VolumeOpener, found: Findings) -> tuple[Alignment | None, Rows]:

@@ -1,4 +1,4 @@
-"""Connected components of a mask of any size, found block by block and joined exactly.
+"""Connected components of a mask, or of each class, of any size, found block by block and joined exactly.
 
 Voxels are connected if they share a face, an edge or a corner (26 neighbours). A block labels its own voxels and its
 *shell*, the voxels one beyond its upper end along each axis, edges and corner included. Any two neighbours p and q are
@@ -27,10 +27,10 @@ from kasthuri_ray.geometry import AXES, Box, Zyx, per_axis
 MAX_COORDINATE = 1 << 20
 """Coordinates are from -MAX_COORDINATE to MAX_COORDINATE, so that z, y, x fit into one integer that sorts like them."""
 
-# The columns of `Components.stats`: sums, then maxima, then minima.
-SIZE, SUM_Z, PROBABILITY_SUM, MAX_PROBABILITY, STOP_Z, FIRST_VOXEL, START_Z = 0, 1, 4, 5, 6, 9, 10
-SUMS, MAXIMA, MINIMA = slice(0, 5), slice(5, 9), slice(9, 13)
-NUM_COLUMNS = 13
+# The columns of `Components.stats`: sums, then maxima, then minima. All voxels of a component have one class.
+SIZE, SUM_Z, PROBABILITY_SUM, MAX_PROBABILITY, STOP_Z, FIRST_VOXEL, START_Z, CLASS = 0, 1, 4, 5, 6, 9, 10, 13
+SUMS, MAXIMA, MINIMA = slice(0, 5), slice(5, 9), slice(9, 14)
+NUM_COLUMNS = 14
 INT64_MAX = np.iinfo(np.int64).max
 
 BorderLabels = tuple[np.ndarray, np.ndarray]
@@ -118,67 +118,22 @@ class Components:
             arrays = {name: file[name] for name in file.files}
         start, stop = arrays["own"].tolist()
         lower, shell = ((arrays[name], arrays[f"{name}_labels"]) for name in ("lower", "shell"))
-        return cls(arrays["stats"], Borders(Box(start, stop), len(arrays["stats"]), lower, shell))
+        stats = arrays["stats"]
+        if stats.shape[1] == CLASS:  # written before there were classes
+            stats = np.insert(stats, CLASS, 1, axis=1)
+        return cls(stats, Borders(Box(start, stop), len(stats), lower, shell))
 
 
-def lowest_foreground_value(threshold: float) -> int:
-    """Return the lowest byte v whose probability v / 255 is at least a threshold.
-
-    Parameters
-    ----------
-    threshold : float
-        Probability.
-
-    Returns
-    -------
-    int
-        0 to 255, or 256 if no byte reaches the threshold.
-    """
-    foreground = np.flatnonzero(np.arange(256) / 255 >= threshold)
-    return int(foreground[0]) if foreground.size else 256
-
-
-def label_block_components(probability: np.ndarray, own: Box, threshold: float) -> Components:
-    """Find the components of the voxels of a block whose probability is at least a threshold.
-
-    Parameters
-    ----------
-    probability : ndarray of uint8, (z, y, x)
-        Probabilities, 255 for 1, of `own` and its shell: one voxel more at the upper end of each axis, except where the
-        volume ends.
-    own : Box
-        The block, in voxels of the volume.
-    threshold : float
-        Probability.
-
-    Returns
-    -------
-    Components
-        The components of the block.
-
-    Raises
-    ------
-    ValueError
-        If `probability` is not uint8, its shape does not fit the block, or a coordinate is beyond MAX_COORDINATE.
-
-    Notes
-    -----
-    Takes 5 to 8 bytes a voxel besides `probability`.
-    """
-    if probability.dtype != np.uint8:
-        raise ValueError(f"probabilities of objects must be uint8, got {probability.dtype}")
-    return label_mask_components(probability >= lowest_foreground_value(threshold), own, probability)[0]
-
-
-def label_mask_components(
-    mask: np.ndarray, own: Box, probability: np.ndarray | None = None
+def label_block_components(
+    classes: np.ndarray, own: Box, probability: np.ndarray | None = None
 ) -> tuple[Components, np.ndarray]:
-    """Find the components of a mask in a block.
+    """Find the components of each class in a block.
 
     Parameters
     ----------
-    mask : ndarray of bool, (z, y, x)
-        Mask of `own` and its shell, as in `label_block_components`.
+    classes : ndarray of bool or uint8, (z, y, x)
+        Class of each voxel of `own` and its shell, 0 for none: one voxel more at the upper end of each axis, except
+        where the volume ends. Touching voxels of two classes are not connected.
     own : Box
         The block, in voxels of the volume.
     probability : ndarray of uint8, (z, y, x), optional
@@ -189,24 +144,32 @@ def label_mask_components(
     components : Components
         The components of the block.
     labels : ndarray of int, (z, y, x)
-        The label of each voxel of the mask, 0 outside of it.
+        The label of each voxel, 0 for voxels of no class.
 
     Raises
     ------
     ValueError
-        If the shape of the mask does not fit the block, or a coordinate is beyond MAX_COORDINATE.
+        If the shape of `classes` does not fit the block, or a coordinate is beyond MAX_COORDINATE.
+
+    Notes
+    -----
+    Takes 5 to 8 bytes a voxel besides the arguments.
     """
-    if any(extra not in (0, 1) for extra in per_axis(operator.sub, mask.shape, own.shape)):
+    if any(extra not in (0, 1) for extra in per_axis(operator.sub, classes.shape, own.shape)):
         raise ValueError(
-            f"a block of {own.shape} and its shell cannot have {mask.shape} voxels: the shell adds one along an axis, "
-            "or none"
+            f"a block of {own.shape} and its shell cannot have {classes.shape} voxels: the shell adds one along an "
+            "axis, or none"
         )
-    labels, number = cc3d.connected_components(mask, connectivity=26, return_N=True, binary_image=True)
-    stats = _component_stats(labels[tuple(map(slice, own.shape))], own, number, probability)
+    labels, number = cc3d.connected_components(
+        classes, connectivity=26, return_N=True, binary_image=classes.dtype == bool
+    )
+    stats = _component_stats(labels[tuple(map(slice, own.shape))], own, number, classes, probability)
     return Components(stats, Borders.from_labels(labels, own, number)), labels
 
 
-def _component_stats(labels: np.ndarray, own: Box, number: int, probability: np.ndarray | None) -> np.ndarray:
+def _component_stats(
+    labels: np.ndarray, own: Box, number: int, classes: np.ndarray, probability: np.ndarray | None
+) -> np.ndarray:
     """Return `Components.stats`, computed section by section, so that temporary arrays are as large as a section."""
     stats = np.zeros((number + 1, NUM_COLUMNS), np.int64)
     stats[:, MAXIMA], stats[:, MINIMA] = -INT64_MAX, INT64_MAX
@@ -223,8 +186,10 @@ def _component_stats(labels: np.ndarray, own: Box, number: int, probability: np.
             np.minimum.at(stats[:, START_Z + axis], label, position[axis])
             np.maximum.at(stats[:, STOP_Z + axis], label, position[axis] + 1)
         np.minimum.at(stats[:, FIRST_VOXEL], label, voxel_key(*position))
+        rows, columns = section.shape
+        stats[label, CLASS] = classes[z, :rows, :columns].ravel()[flat]
         if probability is not None:
-            value = probability[z, : section.shape[0], : section.shape[1]].ravel()[flat].astype(np.int64)
+            value = probability[z, :rows, :columns].ravel()[flat].astype(np.int64)
             stats[:, PROBABILITY_SUM] += _sum_by_label(label, value, number)
             np.maximum.at(stats[:, MAX_PROBABILITY], label, value)
     stats[:, SUM_Z : SUM_Z + 3] += stats[:, SIZE, None] * np.array(own.start)

@@ -9,7 +9,7 @@ pieces of an object that was split at most one is right. Objects of all sizes co
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -81,7 +81,28 @@ def match_objects(pairs: LabelPairs, true_voxels: np.ndarray, predicted_voxels: 
     """
     true, predicted, shared = pairs
     iou = shared / (true_voxels[true - 1] + predicted_voxels[predicted - 1] - shared)
-    matched, num_true, num_predicted = int((iou > MATCHING_IOU).sum()), len(true_voxels), len(predicted_voxels)
+    return _match_scores(int((iou > MATCHING_IOU).sum()), len(true_voxels), len(predicted_voxels))
+
+
+def pool_matches(results: Iterable[Mapping[str, float | int]]) -> dict[str, float | int]:
+    """Return the scores of the objects of several classes together.
+
+    Parameters
+    ----------
+    results : iterable of mapping
+        Results of `match_objects`.
+
+    Returns
+    -------
+    dict
+        As of `match_objects`.
+    """
+    rows = list(results)
+    matched = sum(round(row["recall"] * row["num_true"]) for row in rows)
+    return _match_scores(matched, *(sum(int(row[key]) for row in rows) for key in ("num_true", "num_predicted")))
+
+
+def _match_scores(matched: int, num_true: int, num_predicted: int) -> dict[str, float | int]:
     return {
         "precision": matched / num_predicted if num_predicted else 0.0,
         "recall": matched / num_true if num_true else 0.0,

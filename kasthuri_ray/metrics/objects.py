@@ -9,6 +9,7 @@ import numpy as np
 
 from kasthuri_ray.geometry import Zyx
 from kasthuri_ray.metrics.components import (
+    CLASS,
     FIRST_VOXEL,
     MAX_PROBABILITY,
     MAXIMA,
@@ -63,13 +64,15 @@ class ObjectTable:
         voxel_size_nm: Sequence[float] | None,
         translation_nm: Sequence[float] = (0.0, 0.0, 0.0),
         start: Zyx = (0, 0, 0),
+        class_names: Sequence[str] = (),
     ) -> Iterator[str]:
         """Yield the table as lines of CSV, header first.
 
         Centroids are scaled by `voxel_size_nm`, if that is known, and shifted by `translation_nm`; boxes are shifted by
-        `start` voxels.
+        `start` voxels. With names of several classes, 1, 2, ..., there is a column for the class.
         """
-        yield HEADER.format(unit="_voxels" if voxel_size_nm is None else "_nm")
+        header = HEADER.format(unit="_voxels" if voxel_size_nm is None else "_nm")
+        yield f"{header},class" if len(class_names) > 1 else header
         scale = np.array(voxel_size_nm or (1.0, 1.0, 1.0), np.float64)
         centroids = self.centroid * scale + np.array(translation_nm, np.float64)
         mean = self.stats[:, PROBABILITY_SUM] / self.stats[:, SIZE] / 255
@@ -77,7 +80,8 @@ class ObjectTable:
             box = [stats[column + axis] + start[axis] for axis in range(3) for column in (START_Z, STOP_Z)]
             position = ",".join(f"{value:.3f}" for value in centroid)
             probability = f"{mean[row]:.6f},{stats[MAX_PROBABILITY] / 255:.6f}"
-            yield f"{row + 1},{position},{stats[SIZE]},{probability},{','.join(map(str, box))}"
+            name = f",{class_names[stats[CLASS] - 1]}" if len(class_names) > 1 else ""
+            yield f"{row + 1},{position},{stats[SIZE]},{probability},{','.join(map(str, box))}{name}"
 
 
 def join_objects(blocks: Iterable[Components]) -> ObjectTable:

@@ -1,4 +1,4 @@
-"""The threshold with the best F1, and the scores of the foreground at a threshold, computed from `VoxelCounts`.
+"""The threshold with the best F1, and the outcomes of a class at a threshold, computed from `ClassCounts`.
 
 They are exact at the edges of the histogram's bins.
 """
@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from kasthuri_ray.metrics.voxel_counts import BINS, VoxelCounts, histogram_edges, safe_ratio
+from kasthuri_ray.metrics.voxel_counts import BINS, ClassCounts, histogram_edges, safe_ratio
+from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
 
 
-def best_threshold(counts: VoxelCounts) -> tuple[float, float]:
-    """Return the threshold with the highest F1 score of the foreground.
+def best_threshold(counts: ClassCounts) -> tuple[float, float]:
+    """Return the threshold with the highest F1 score of the class.
 
     Parameters
     ----------
-    counts : VoxelCounts
+    counts : ClassCounts
         Counts whose histogram is searched.
 
     Returns
@@ -25,90 +26,35 @@ def best_threshold(counts: VoxelCounts) -> tuple[float, float]:
     f1 : float
         F1 score at this threshold.
     """
-    f1, edges = _f1_by_bin(counts)[1:], histogram_edges()[1:]
+    tp, fp = counts.positives_by_bin()
+    f1, edges = safe_ratio(2 * tp, tp + fp + counts.num_true)[1:], histogram_edges()[1:]
     ties = edges[f1 == f1.max()]
     return float(ties[np.argmin(np.abs(ties - 0.5))]), float(f1.max())
 
 
-def foreground_f1(counts: VoxelCounts, threshold: float) -> float:
-    """Return the F1 score of the foreground at a threshold.
+def outcomes_at(counts: ClassCounts, threshold: float) -> VoxelOutcomes:
+    """Return the voxels that are found, missed and wrongly marked at a threshold.
 
     Parameters
     ----------
-    counts : VoxelCounts
+    counts : ClassCounts
         Counts of the voxels to score.
     threshold : float
-        A voxel is predicted as foreground if p >= threshold. It is rounded to the nearest edge of a bin.
+        A voxel is predicted as the class if p >= threshold. It is rounded to the nearest edge of a bin.
 
     Returns
     -------
-    float
-        0 if there is nothing to divide by.
+    VoxelOutcomes
+        Voxels by outcome, and their scores.
 
     Raises
     ------
     ValueError
         If the threshold is not between 0 and 1.
     """
-    return float(_f1_by_bin(counts)[_bin_of_threshold(threshold)])
-
-
-def precision_recall_at(counts: VoxelCounts, threshold: float) -> tuple[float, float]:
-    """Return precision and recall of the foreground at a threshold.
-
-    Parameters
-    ----------
-    counts, threshold : VoxelCounts, float
-        As for `foreground_f1`.
-
-    Returns
-    -------
-    precision, recall : float
-        0 if there is nothing to divide by.
-
-    Raises
-    ------
-    ValueError
-        As `foreground_f1`.
-    """
-    (true_positive, false_positive), (false_negative, _) = foreground_counts(counts, threshold)
-    precision = safe_ratio(true_positive, true_positive + false_positive)
-    return float(precision), float(safe_ratio(true_positive, true_positive + false_negative))
-
-
-def foreground_counts(counts: VoxelCounts, threshold: float) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the confusion of the foreground at a threshold.
-
-    Parameters
-    ----------
-    counts, threshold : VoxelCounts, float
-        As for `precision_recall_at`, which is computed from the result.
-
-    Returns
-    -------
-    predicted_foreground : tuple of int
-        True positives, false positives.
-    predicted_background : tuple of int
-        False negatives, true negatives.
-
-    Raises
-    ------
-    ValueError
-        As `foreground_f1`.
-    """
-    edge = _bin_of_threshold(threshold)
-    false_positives, true_positives = (int(row[edge:].sum()) for row in counts.histogram)
-    num_background, num_foreground = (int(row.sum()) for row in counts.histogram)
-    return (true_positives, false_positives), (num_foreground - true_positives, num_background - false_positives)
-
-
-def _f1_by_bin(counts: VoxelCounts) -> np.ndarray:
-    tp, fp = counts.positives_by_bin()
-    return safe_ratio(2 * tp, tp + fp + counts.histogram[1].sum())
-
-
-def _bin_of_threshold(threshold: float) -> int:
-    """Return the bin whose lower edge is nearest to `threshold`."""
     if not 0 <= threshold <= 1:
         raise ValueError(f"a threshold must be between 0 and 1, got {threshold}")
-    return min(round(threshold * BINS), BINS - 1)
+    edge = min(round(threshold * BINS), BINS - 1)  # of the bin whose lower edge is nearest
+    wrong, found = (int(row[edge:].sum()) for row in counts.histogram)
+    num_other, num_true = (int(row.sum()) for row in counts.histogram)
+    return VoxelOutcomes(found, num_true - found, wrong, num_other - wrong)

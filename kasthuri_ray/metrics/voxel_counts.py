@@ -1,7 +1,7 @@
 """Counts of voxels that add up over batches, ranks and blocks, and the scores that follow from them.
 
 Counts are kept instead of averages, so that the scores of a whole do not depend on how it was divided. Class 0 is the
-background; foreground is every other class, and its probability is 1 - p(background).
+background; each other class is scored by its own probability, against all other classes.
 """
 
 from __future__ import annotations
@@ -52,6 +52,34 @@ def probability_bins(probability: np.ndarray) -> np.ndarray:
     return np.minimum((probability * BINS).astype(np.int64), BINS - 1)
 
 
+@dataclass(frozen=True, eq=False)
+class ClassCounts:
+    """Voxels of one class and of all other classes, by the probability of the class.
+
+    Parameters
+    ----------
+    histogram : ndarray of int64, (2, BINS)
+        Voxels of other classes (row 0) and of the class (row 1) by the bin of its probability.
+    """
+
+    histogram: np.ndarray
+
+    @property
+    def num_voxels(self) -> int:
+        """Number of voxels that were counted."""
+        return int(self.histogram.sum())
+
+    @property
+    def num_true(self) -> int:
+        """Number of voxels of the class."""
+        return int(self.histogram[1].sum())
+
+    def positives_by_bin(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the true positives and the false positives at the lower edge of each bin, int64 [BINS]."""
+        false_positives, true_positives = np.cumsum(self.histogram[:, ::-1], axis=1)[:, ::-1]
+        return true_positives, false_positives
+
+
 @dataclass(eq=False)
 class VoxelCounts:
     """Voxels counted by true class and prediction.
@@ -60,17 +88,17 @@ class VoxelCounts:
     ----------
     confusion : ndarray of int64, (classes, classes)
         Voxels of each true class (row) and predicted class (column, the argmax).
-    histogram : ndarray of int64, (2, BINS)
-        Voxels of true background (row 0) and true foreground (row 1) by the bin of their foreground probability.
+    histograms : ndarray of int64, (classes - 1, 2, BINS)
+        `ClassCounts.histogram` of class 1, 2, ...
     """
 
     confusion: np.ndarray
-    histogram: np.ndarray
+    histograms: np.ndarray
 
     @classmethod
     def zeros(cls, num_classes: int = 2) -> VoxelCounts:
         """Return counts of no voxels."""
-        return cls(np.zeros((num_classes, num_classes), np.int64), np.zeros((2, BINS), np.int64))
+        return cls(np.zeros((num_classes, num_classes), np.int64), np.zeros((num_classes - 1, 2, BINS), np.int64))
 
     @property
     def num_classes(self) -> int:
@@ -82,25 +110,35 @@ class VoxelCounts:
         """Number of voxels that were counted."""
         return int(self.confusion.sum())
 
-    def add(self, foreground: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> None:
+    @property
+    def num_foreground(self) -> int:
+        """Number of voxels whose true class is not the background."""
+        return int(self.confusion[1:].sum())
+
+    @property
+    def by_class(self) -> list[ClassCounts]:
+        """Counts of class 1, 2, ..., each against all other classes."""
+        return [ClassCounts(histogram) for histogram in self.histograms]
+
+    def add(self, probability: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> None:
         """Count more voxels, in place.
 
         Parameters
         ----------
-        foreground : ndarray of float
-            Probability of foreground, 0 to 1, of any shape.
-        predicted, labels : ndarray of int
-            Predicted and true class, of the same shape. Voxels with the ignore label are not counted.
+        probability : ndarray of float, (classes - 1, ...)
+            Probability of class 1, 2, ..., 0 to 1.
+        predicted, labels : ndarray of int, (...)
+            Predicted and true class. Voxels with the ignore label are not counted.
 
         Raises
         ------
         ValueError
             If shapes differ, a label or a prediction is not a class, or a probability is nan.
         """
-        if not foreground.shape == predicted.shape == labels.shape:
+        if not (probability.shape == (self.num_classes - 1, *labels.shape) and predicted.shape == labels.shape):
             raise ValueError(
-                f"probabilities {foreground.shape}, predictions {predicted.shape} and labels {labels.shape} "
-                "must have the same shape"
+                f"probabilities {probability.shape}, predictions {predicted.shape} and labels {labels.shape} "
+                f"must have the same shape, after an axis of {self.num_classes - 1} for the probabilities"
             )
         kept = labels != IGNORE_LABEL
         truth, argmax = labels[kept].astype(np.int64), predicted[kept].astype(np.int64)
@@ -110,56 +148,55 @@ class VoxelCounts:
                     f"a {name} must be a class from 0 to {self.num_classes - 1} (or the label {IGNORE_LABEL}, "
                     f"ignored), got {values.min()} to {values.max()}"
                 )
-        bins = probability_bins(foreground[kept])
         pairs = np.bincount(truth * self.num_classes + argmax, minlength=self.confusion.size)
         self.confusion += pairs.reshape(self.confusion.shape)
-        self.histogram += np.bincount((truth > 0) * BINS + bins, minlength=2 * BINS).reshape(2, BINS)
+        for number, (histogram, of_class) in enumerate(zip(self.histograms, probability, strict=True), start=1):
+            bins = probability_bins(of_class[kept])
+            histogram += np.bincount((truth == number) * BINS + bins, minlength=2 * BINS).reshape(2, BINS)
 
     def __add__(self, other: VoxelCounts) -> VoxelCounts:
-        return VoxelCounts(self.confusion + other.confusion, self.histogram + other.histogram)
+        return VoxelCounts(self.confusion + other.confusion, self.histograms + other.histograms)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, VoxelCounts) and np.array_equal(self.to_array(), other.to_array())
 
-    def positives_by_bin(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the true positives and the false positives at the lower edge of each bin, int64 [BINS]."""
-        false_positives, true_positives = np.cumsum(self.histogram[:, ::-1], axis=1)[:, ::-1]
-        return true_positives, false_positives
-
     def to_array(self) -> np.ndarray:
-        """Return all counts as one vector, int64 [classes * classes + 2 * BINS], which ranks can sum."""
-        return np.concatenate([self.confusion.ravel(), self.histogram.ravel()]).astype(np.int64)
+        """Return all counts as one vector, which ranks can sum: int64 [classes**2 + (classes - 1) * 2 * BINS]."""
+        return np.concatenate([self.confusion.ravel(), self.histograms.ravel()]).astype(np.int64)
 
     @classmethod
     def from_array(cls, vector: np.ndarray) -> VoxelCounts:
         """Return the counts of a vector from `to_array`. Raises ValueError for a vector of another length."""
         vector = np.asarray(vector)
-        classes = math.isqrt(max(0, vector.size - 2 * BINS))
-        if classes < 2 or classes * classes + 2 * BINS != vector.size:
-            raise ValueError(f"expected classes * classes + {2 * BINS} counts, got {vector.size}")
+        # The positive root of classes**2 + 2 BINS (classes - 1) = size.
+        classes = max(2, math.isqrt(BINS**2 + 2 * BINS + vector.size) - BINS)
+        if classes**2 + 2 * BINS * (classes - 1) != vector.size:
+            raise ValueError(f"expected classes**2 + {2 * BINS} (classes - 1) counts, got {vector.size}")
         counts = np.rint(vector).astype(np.int64)
-        return cls(counts[: classes * classes].reshape(classes, classes), counts[classes * classes :].reshape(2, BINS))
+        confusion, histograms = np.split(counts, [classes**2])
+        return cls(confusion.reshape(classes, classes), histograms.reshape(classes - 1, 2, BINS))
 
 
 def count_block_voxels(probability: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> VoxelCounts:
-    """Count the voxels of a block by two classes, section by section, which takes little memory.
+    """Count the voxels of a block, section by section, which takes little memory.
 
     Parameters
     ----------
-    probability : ndarray of uint8 or float, (z, y, x)
-        Probability of foreground; uint8 255 is 1.
-    predicted : ndarray of bool, (z, y, x)
-        Voxels that are predicted as foreground.
+    probability : ndarray of uint8 or float, (classes - 1, z, y, x)
+        Probability of class 1, 2, ...; uint8 255 is 1.
+    predicted : ndarray of int or bool, (z, y, x)
+        Class that is predicted.
     labels : ndarray of int, (z, y, x)
-        True class, 0, 1 or the ignore label.
+        True class, or the ignore label.
 
     Returns
     -------
     VoxelCounts
-        Counts of two classes. The confusion is that of `predicted`.
+        Counts whose confusion is that of `predicted`.
     """
-    counts = VoxelCounts.zeros()
-    for section in zip(probability, predicted, labels, strict=True):
+    counts = VoxelCounts.zeros(len(probability) + 1)
+    for z in range(len(labels)):
+        section = (probability[:, z], predicted[z], labels[z])
         if probability.dtype == np.uint8:
             counts += _count_bytes(*section)
         else:
@@ -169,13 +206,14 @@ def count_block_voxels(probability: np.ndarray, predicted: np.ndarray, labels: n
 
 def _count_bytes(probability: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> VoxelCounts:
     """Return what `VoxelCounts.add` counts for probability / 255, from the counts of the 256 values."""
-    kept = labels != IGNORE_LABEL
-    true, value = labels[kept].astype(np.int64), probability[kept]
-    confusion = np.bincount(true * 2 + predicted[kept], minlength=4).reshape(2, 2)
-    by_value = np.bincount(true * 256 + value, minlength=512).reshape(2, 256)
-    histogram = np.zeros((2, BINS), np.int64)
-    histogram[:, probability_bins(np.arange(256) / 255)] = by_value
-    return VoxelCounts(confusion, histogram)
+    counts, kept = VoxelCounts.zeros(len(probability) + 1), labels != IGNORE_LABEL
+    true, classes = labels[kept].astype(np.int64), counts.num_classes
+    pairs = np.bincount(true * classes + predicted[kept], minlength=classes**2)
+    counts.confusion[:] = pairs.reshape(classes, classes)
+    bins = probability_bins(np.arange(256) / 255)
+    for number, (histogram, of_class) in enumerate(zip(counts.histograms, probability, strict=True), start=1):
+        histogram[:, bins] = np.bincount((true == number) * 256 + of_class[kept], minlength=512).reshape(2, 256)
+    return counts
 
 
 def safe_ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> np.ndarray:

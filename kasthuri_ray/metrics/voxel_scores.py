@@ -1,13 +1,17 @@
-"""Scores of voxels that need no threshold, computed from `VoxelCounts`, and the entry of a split in metrics.json."""
+"""Scores of classes, computed from `VoxelCounts`, and the entry of a split in metrics.json."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from kasthuri_ray.metrics.thresholds import foreground_f1
-from kasthuri_ray.metrics.voxel_counts import VoxelCounts, histogram_edges, safe_ratio
+from kasthuri_ray.metrics.thresholds import best_threshold, outcomes_at
+from kasthuri_ray.metrics.voxel_counts import ClassCounts, VoxelCounts, histogram_edges, safe_ratio
+
+# Scores of which a split with several foreground classes has the mean.
+MEAN_SCORES = ("foreground_f1", "foreground_iou", "precision", "recall", "average_precision")
 
 
 def argmax_scores(counts: VoxelCounts) -> dict[str, Any]:
@@ -35,42 +39,42 @@ def argmax_scores(counts: VoxelCounts) -> dict[str, Any]:
     }
 
 
-def precision_recall_curve(counts: VoxelCounts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the precision-recall curve of the foreground.
+def precision_recall_curve(counts: ClassCounts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the precision-recall curve of a class.
 
-    A voxel is predicted as foreground if p >= threshold.
+    A voxel is predicted as the class if p >= threshold.
 
     Parameters
     ----------
-    counts : VoxelCounts
+    counts : ClassCounts
         Counts whose histogram is scored.
 
     Returns
     -------
     precision : ndarray of float64, (BINS,)
-        1 where nothing is predicted as foreground, as in scikit-learn's precision_recall_curve.
+        1 where nothing is predicted as the class, as in scikit-learn's precision_recall_curve.
     recall : ndarray of float64, (BINS,)
-        0 if there is no foreground.
+        0 if the class does not occur.
     threshold : ndarray of float64, (BINS,)
         Rising from 0 by 1 / BINS.
     """
     tp, fp = counts.positives_by_bin()
     precision = np.where(tp + fp > 0, safe_ratio(tp, tp + fp), 1.0)
-    return precision, safe_ratio(tp, counts.histogram[1].sum()), histogram_edges()
+    return precision, safe_ratio(tp, counts.num_true), histogram_edges()
 
 
-def average_precision(counts: VoxelCounts) -> float:
-    """Return the average precision of the foreground, the sum of (R_n - R_{n-1}) P_n.
+def average_precision(counts: ClassCounts) -> float:
+    """Return the average precision of a class, the sum of (R_n - R_{n-1}) P_n.
 
     Parameters
     ----------
-    counts : VoxelCounts
+    counts : ClassCounts
         Counts whose histogram is scored, as for `precision_recall_curve`.
 
     Returns
     -------
     float
-        0 if there is no foreground.
+        0 if the class does not occur.
 
     Notes
     -----
@@ -80,28 +84,99 @@ def average_precision(counts: VoxelCounts) -> float:
     return float(0.0 - np.sum(np.diff(recall, append=0.0) * precision))  # never -0.0
 
 
-def split_metrics(counts: VoxelCounts, threshold: float) -> dict[str, Any]:
+def mean_average_precision(counts: VoxelCounts) -> float:
+    """Return the mean of the foreground classes' average precision.
+
+    Parameters
+    ----------
+    counts : VoxelCounts
+        Counts of all classes.
+
+    Returns
+    -------
+    float
+        That of the foreground if it is one class.
+    """
+    return float(np.mean([average_precision(each) for each in counts.by_class]))
+
+
+def best_thresholds(counts: VoxelCounts) -> tuple[list[float], float]:
+    """Return the threshold of each foreground class with its highest F1.
+
+    Parameters
+    ----------
+    counts : VoxelCounts
+        Counts of all classes.
+
+    Returns
+    -------
+    thresholds : list of float
+        One for class 1, 2, ...; see `thresholds.best_threshold`.
+    f1 : float
+        Mean of the classes' F1 at these.
+    """
+    thresholds, f1 = zip(*(best_threshold(each) for each in counts.by_class), strict=True)
+    return list(thresholds), float(np.mean(f1))
+
+
+def class_metrics(counts: ClassCounts, threshold: float) -> dict[str, float | int]:
+    """Return the scores of one class, against all others.
+
+    Parameters
+    ----------
+    counts : ClassCounts
+        Counts of the class.
+    threshold : float
+        Probability from which a voxel is predicted as the class.
+
+    Returns
+    -------
+    dict
+        `foreground_f1`, `foreground_iou`, `precision` and `recall` at the threshold, `average_precision`, `threshold`
+        and `num_voxels`, the voxels of the class in the annotation.
+    """
+    outcomes = outcomes_at(counts, threshold)
+    return {
+        "foreground_f1": outcomes.f1,
+        "foreground_iou": outcomes.iou,
+        "precision": outcomes.precision,
+        "recall": outcomes.recall,
+        "average_precision": average_precision(counts),
+        "threshold": float(threshold),
+        "num_voxels": counts.num_true,
+    }
+
+
+def split_metrics(counts: VoxelCounts, thresholds: Sequence[float], names: Sequence[str] = ()) -> dict[str, Any]:
     """Return the entry of a split ("test", "val") in metrics.json.
 
     Parameters
     ----------
     counts : VoxelCounts
         Counts of all voxels of the split.
-    threshold : float
-        Threshold of `foreground_f1`.
+    thresholds : sequence of float
+        One for each foreground class.
+    names : sequence of str
+        Names of the foreground classes, of which there are several; not needed for one.
 
     Returns
     -------
     dict
         Floats and lists, for JSON. `f1`, `mean_f1`, `iou`, `mean_iou`, `accuracy`, `balanced_accuracy` and `confusion`
-        are of the argmax (see `argmax_scores`), `foreground_f1` is at `threshold`, `average_precision` needs none.
+        are of the argmax (see `argmax_scores`). `foreground_f1`, `foreground_iou`, `precision` and `recall` are at
+        `threshold`, `average_precision` needs none. With several foreground classes these five are means over the
+        classes, `threshold` is a list, and `classes` holds the result of `class_metrics` by name.
     """
     scores = {key: np.asarray(value).tolist() for key, value in argmax_scores(counts).items()}
-    return scores | {
-        "foreground_f1": foreground_f1(counts, threshold),
-        "average_precision": average_precision(counts),
-        "threshold": float(threshold),
+    rows = [class_metrics(each, threshold) for each, threshold in zip(counts.by_class, thresholds, strict=True)]
+    means = {key: float(np.mean([row[key] for row in rows])) for key in MEAN_SCORES}
+    is_several = len(rows) > 1
+    return {
+        **scores,
+        **means,
+        "threshold": [float(threshold) for threshold in thresholds] if is_several else float(thresholds[0]),
         "confusion": counts.confusion.tolist(),
+        **({"classes": dict(zip(names, rows, strict=True))} if is_several else {}),
     }
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from kasthuri_ray.geometry import Box, Zyx
-from kasthuri_ray.metrics.components import Components, label_mask_components, lowest_foreground_value
+from kasthuri_ray.metrics.class_map import classes_at
+from kasthuri_ray.metrics.components import Components, label_block_components
 from kasthuri_ray.metrics.objects import join_objects
 from kasthuri_ray.output.block_grid import BlockGrid, block_name
 from kasthuri_ray.output.ledger import Ledger, read_components
 from kasthuri_ray.output.output_array import OutputArray
 
 
-def read_foreground(probabilities: OutputArray, box: Box) -> np.ndarray:
-    """Return the probability of any foreground class: the sum of those of the classes, at most 255.
+def read_classes(probabilities: OutputArray, box: Box, thresholds: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Read the class of each voxel, and its probability.
 
     Parameters
     ----------
@@ -23,13 +24,19 @@ def read_foreground(probabilities: OutputArray, box: Box) -> np.ndarray:
         Probabilities of the foreground classes.
     box : Box
         Voxels of the finest level.
+    thresholds : sequence of float
+        One for each class; see `metrics.class_map.classes_at`.
 
     Returns
     -------
-    ndarray of uint8, (z, y, x)
-        255 is 1.
+    classes : ndarray of uint8, (z, y, x)
+        0 where no class reaches its threshold.
+    probability : ndarray of uint8, (z, y, x)
+        Probability of that class, 255 is 1; of class 1 where there is none.
     """
-    return np.minimum(probabilities.read(0, box).sum(0, dtype=np.uint16), 255).astype(np.uint8)
+    stored = probabilities.read(0, box)
+    classes = classes_at(stored, thresholds)
+    return classes, np.take_along_axis(stored, np.maximum(classes, 1)[None] - 1, 0)[0]
 
 
 def block_with_shell(block: Box, bounds: Box) -> Box:
@@ -61,14 +68,14 @@ class ObjectLabels:
         The blocks whose components were found, in voxels of the output.
     names : set of str
         Names of the blocks in the ledger.
-    threshold : float
-        Probability from which a voxel belongs to an object.
+    thresholds : sequence of float
+        Probability of each class from which a voxel belongs to an object.
     """
 
     def __init__(
-        self, probabilities: OutputArray, ledger: Ledger, grid: BlockGrid, names: set[str], threshold: float
+        self, probabilities: OutputArray, ledger: Ledger, grid: BlockGrid, names: set[str], thresholds: Sequence[float]
     ) -> None:
-        self.probabilities, self.ledger, self.grid, self.threshold = probabilities, ledger, grid, threshold
+        self.probabilities, self.ledger, self.grid, self.thresholds = probabilities, ledger, grid, thresholds
         self._first_nodes: dict[str, int] = {}
         self._num_nodes: dict[str, int] = {}
         table = join_objects(self._components(names))
@@ -89,8 +96,9 @@ class ObjectLabels:
         block, name = self.grid.box(index), block_name(index)
         if not self._num_nodes.get(name):
             return np.zeros(block.shape, np.int64)
-        probability = read_foreground(self.probabilities, block_with_shell(block, self.grid.bounds))
-        components, labels = label_mask_components(probability >= lowest_foreground_value(self.threshold), block)
+        box = block_with_shell(block, self.grid.bounds)
+        classes, _ = read_classes(self.probabilities, box, self.thresholds)
+        components, labels = label_block_components(classes, block)
         assert len(components.stats) == self._num_nodes[name], (name, len(components.stats), self._num_nodes[name])
         first = self._first_nodes[name]
         ids = np.concatenate([[0], self._object_ids[first : first + self._num_nodes[name]]])

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,30 +141,6 @@ class OmeZarrOutput:
     def arrays(self) -> list[OutputArray]:
         """The probabilities, and the label image if there is one."""
         return [self.probabilities, *([self.labels] if self.labels else [])]
-
-
-def label_image(probabilities: np.ndarray, threshold: float) -> np.ndarray:
-    """Return the label image of a block.
-
-    A voxel is foreground if the values of its classes add up to at least 255 * threshold; this is exact.
-
-    Parameters
-    ----------
-    probabilities : ndarray of uint8, (c, z, y, x)
-        Probabilities of the foreground classes, 255 for 1.
-    threshold : float
-        Probability.
-
-    Returns
-    -------
-    ndarray of uint8, (z, y, x)
-        1 + the class with the highest value, the first of equal ones, for foreground; 0 for background.
-    """
-    min_value = math.ceil(255 * threshold - 1e-9)
-    if len(probabilities) == 1:
-        return (probabilities[0] >= min_value).view(np.uint8)
-    foreground = probabilities.sum(axis=0, dtype=np.uint16) >= min_value
-    return np.where(foreground, 1 + probabilities.argmax(axis=0), 0).astype(np.uint8)
 
 
 def compression_ratio(voxels: np.ndarray) -> float:

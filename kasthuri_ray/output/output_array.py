@@ -97,6 +97,13 @@ class OutputArray:
         with translate_tensorstore_errors(self.path, "read"):
             return store[(..., *box.slices())].read(order="C").result(timeout=timeout_s)
 
+    def read_channel(self, level: int, box: Box, channel: int) -> np.ndarray:
+        """Read the voxels of a box of one channel, z, y, x; 0 where nothing was written."""
+        store = self._open_level(level)
+        timeout_s = 60 + box.num_voxels / MIN_BYTES_PER_SECOND
+        with translate_tensorstore_errors(self.path, "read"):
+            return store[(channel, *box.slices())].read(order="C").result(timeout=timeout_s)
+
     def downsample_block(self, level: int, box: Box) -> bool:
         """Compute whole shards of a level from the level before. Return whether any voxel is not 0.
 

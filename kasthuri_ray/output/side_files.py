@@ -13,22 +13,22 @@ from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.storage.storage import Storage
 
 
-def object_table_path(output: str, task_type: str) -> str:
+def object_table_path(output: str, class_names: Sequence[str]) -> str:
     """Return the path of an output's table of objects.
 
     Parameters
     ----------
     output : str
         Path or URL of the output.
-    task_type : str
-        What the objects are: `synapse` or another type of task.
+    class_names : sequence of str
+        Names of the foreground classes; that of a single one is the type of the task.
 
     Returns
     -------
     str
-        `<output>.synapses.csv` for synapses, `<output>.objects.csv` for anything else.
+        `<output>.synapses.csv` for synapses alone, `<output>.objects.csv` for anything else.
     """
-    return f"{output}.synapses.csv" if task_type == "synapse" else f"{output}.objects.csv"
+    return f"{output}.synapses.csv" if list(class_names) == ["synapse"] else f"{output}.objects.csv"
 
 
 def write_object_table(
@@ -37,6 +37,7 @@ def write_object_table(
     voxel_size_nm: Sequence[float] | None,
     translation_nm: Sequence[float] = (0.0, 0.0, 0.0),
     start: Zyx = (0, 0, 0),
+    class_names: Sequence[str] = (),
 ) -> None:
     """Write a table of objects as CSV, whole or not at all.
 
@@ -52,13 +53,15 @@ def write_object_table(
         Added to the centroids, z, y, x: where the middle of the output's first voxel is.
     start : tuple of int
         Added to the half-open boxes, in voxels, z, y, x: where the output begins in its image.
+    class_names : sequence of str
+        Names of the foreground classes, for a column of their own if there are several.
     """
     storage, name = _split_path(path)
-    lines = table.csv_lines(voxel_size_nm, translation_nm, start)
+    lines = table.csv_lines(voxel_size_nm, translation_nm, start, class_names)
     storage.write_bytes(name, "".join(f"{line}\n" for line in lines).encode())
 
 
-def read_object_table(path: str) -> list[dict[str, int | float]]:
+def read_object_table(path: str) -> list[dict[str, int | float | str]]:
     """Read a table of objects.
 
     Parameters
@@ -78,7 +81,11 @@ def read_object_table(path: str) -> list[dict[str, int | float]]:
     """
     storage, name = _split_path(path)
     rows = csv.DictReader(storage.read_bytes(name).decode().splitlines())
-    return [{key: float(text) if "." in text else int(text) for key, text in row.items()} for row in rows]
+    return [{key: text if key == "class" else _parse_number(text) for key, text in row.items()} for row in rows]
+
+
+def _parse_number(text: str) -> int | float:
+    return float(text) if "." in text else int(text)
 
 
 def write_plan(output: str, plan: Mapping[str, Any]) -> None:
@@ -150,17 +157,17 @@ def write_progress(output: str, progress: Mapping[str, Any]) -> None:
     storage.write_bytes(name, data, flush=False)
 
 
-def remove_side_files(output: str, task_type: str) -> None:
+def remove_side_files(output: str, class_names: Sequence[str]) -> None:
     """Remove an output's progress file and table of objects; the plan stays.
 
     Parameters
     ----------
     output : str
         Path or URL of the output.
-    task_type : str
-        Type of the task, which decides the name of the table.
+    class_names : sequence of str
+        Names of the foreground classes, which decide the name of the table.
     """
-    for path in (progress_path(output), object_table_path(output, task_type)):
+    for path in (progress_path(output), object_table_path(output, class_names)):
         storage, name = _split_path(path)
         storage.delete(name)
 

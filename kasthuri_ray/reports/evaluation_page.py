@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
-from kasthuri_ray.metrics.voxel_scores import predicts_only_background
-from kasthuri_ray.reports import figures
+from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
+from kasthuri_ray.reports import score_figures
+from kasthuri_ray.reports.class_rows import make_class_rows
 from kasthuri_ray.reports.examples import make_examples
 from kasthuri_ray.reports.rendering import foreground_name, render
 from kasthuri_ray.reports.section_images import SectionResult
-from kasthuri_ray.reports.voxel_outcomes import VoxelOutcomes
 
 MIN_F1_GAIN = 0.01  # from which the page names another threshold
 
@@ -30,9 +30,9 @@ class EvaluationReport:
     result : mapping
         Content of evaluation.json.
     counts : VoxelCounts
-        Voxels of classes 0 and 1, by probability and, in the confusion, at the threshold.
-    threshold : float
-        Threshold rounded to the histogram's bin edge, 0 to 1; for floats the threshold itself.
+        Voxels by class and probability; the confusion is that at the thresholds.
+    thresholds : sequence of float
+        Thresholds rounded to the histogram's bin edges, 0 to 1; for floats the thresholds themselves.
     sections : sequence of (int, float, int)
         z, F1 and number of voxels of foreground, in truth or prediction, of each section that has voxels.
     gallery : sequence of SectionResult
@@ -47,13 +47,15 @@ class EvaluationReport:
         Command to type next, and a text that says what it does; "" without one.
     pixel_size_nm : tuple of float, optional
         (y, x) for a scale bar, in nm; None draws none.
+    class_names : sequence of str
+        Names of the foreground classes, if there are several.
     """
 
     name: str
     task_type: str
     result: Mapping[str, Any]
     counts: VoxelCounts
-    threshold: float
+    thresholds: Sequence[float]
     sections: Sequence[tuple[int, float, int]]
     gallery: Sequence[SectionResult]
     whole_sections: bool = True
@@ -62,6 +64,12 @@ class EvaluationReport:
     next_text: str = ""
     next_command: str = ""
     pixel_size_nm: tuple[float, float] | None = None
+    class_names: Sequence[str] = ()
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Signs that the scores mean nothing."""
+        return self.result.get("warnings", ())
 
 
 def evaluation_page(report: EvaluationReport) -> str:
@@ -78,21 +86,21 @@ def evaluation_page(report: EvaluationReport) -> str:
         A whole HTML document.
     """
     counts, result, objects = report.counts, report.result, report.result.get("objects")
-    (right, wrong), (missed, found) = counts.confusion.tolist()
-    voxels = VoxelOutcomes(found, missed, wrong, right)
-    names = ["background", foreground_name(report.task_type)]
+    voxels = VoxelOutcomes.of_confusion(counts.confusion)
+    names = report.class_names or [foreground_name(report.task_type)]
+    shown = result["threshold"] if isinstance(result["threshold"], list) else [result["threshold"]]
     return render(
         "evaluation.html.jinja",
         report,
         voxels=voxels,
+        class_rows=make_class_rows(result),
         num_matched=round(objects["recall"] * objects["num_true"]) if objects else 0,
         other_threshold_is_better=result["best_foreground_f1"] - result["foreground_f1"] >= MIN_F1_GAIN,
-        only_background=predicts_only_background(counts),
-        examples=make_examples(report.gallery, report.threshold, report.pixel_size_nm),
+        examples=make_examples(report.gallery, report.pixel_size_nm),
         figures={
-            "precision_recall": figures.plot_precision_recall(counts, report.threshold, result["threshold"]),
-            "section_scores": figures.plot_section_scores(report.sections, result["foreground_f1"]),
-            "confusion": figures.plot_confusion(voxels.confusion, names),
+            "precision_recall": score_figures.plot_precision_recall(counts, report.thresholds, shown, names),
+            "section_scores": score_figures.plot_section_scores(report.sections, result["foreground_f1"]),
+            "confusion": score_figures.plot_confusion(counts.confusion, ["background", *names]),
         },
         next_steps=[(report.next_text, report.next_command)] if report.next_command else [],
         settings=report.settings,

@@ -52,22 +52,16 @@ class Example:
     wrong: int
 
 
-def make_examples(
-    sections: Sequence[SectionResult], threshold: float, pixel_size_nm: tuple[float, float] | None
-) -> list[Example]:
+def make_examples(sections: Sequence[SectionResult], pixel_size_nm: tuple[float, float] | None) -> list[Example]:
     """Return the examples in the order of the page: the best, the worst, the others.
 
-    threshold: probability from which a voxel counts as foreground. pixel_size_nm: (y, x) for scale bars; None draws
-    none.
+    pixel_size_nm: (y, x) for scale bars; None draws none.
     """
-    ranked = rank_sections(list(sections), threshold)
-    return [_make_example(section, rating, threshold, pixel_size_nm) for section, rating in ranked]
+    return [_make_example(section, rating, pixel_size_nm) for section, rating in rank_sections(list(sections))]
 
 
-def _make_example(
-    section: SectionResult, rating: str, threshold: float, pixel_size_nm: tuple[float, float] | None
-) -> Example:
-    pictures = section.panels(threshold)
+def _make_example(section: SectionResult, rating: str, pixel_size_nm: tuple[float, float] | None) -> Example:
+    pictures = section.panels()
     layout = "few" if len(pictures) < 4 else "large" if rating else ""
     scale_bar = None if pixel_size_nm is None else make_scale_bar(section.image.shape[1] * pixel_size_nm[1])
     panels = []
@@ -81,8 +75,8 @@ def _make_example(
         layout,
         panels,
         section.truth is not None,
-        section.f1(threshold),
-        *(int(mask.sum()) for mask in section.outcomes(threshold)),
+        section.f1,
+        *(int(mask.sum()) for mask in section.outcomes),
     )
 
 

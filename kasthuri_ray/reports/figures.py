@@ -19,8 +19,7 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from kasthuri_ray.metrics import thresholds, voxel_counts, voxel_scores
-from kasthuri_ray.reports.section_images import LEGEND, SectionResult
+from kasthuri_ray.reports.section_images import LEGEND, SectionResult, class_colours
 
 History = Sequence[Mapping[str, Any]]  # rows of history.csv
 
@@ -88,116 +87,8 @@ def plot_validation_scores(history: History, best_epoch: int | None = None) -> F
 
 
 @mpl.rc_context(STYLE)
-def plot_precision_recall(
-    counts: voxel_counts.VoxelCounts, threshold: float, shown_threshold: float | None = None
-) -> Figure:
-    """Plot precision over recall of the foreground, with the threshold marked, over pale curves of equal F1.
-
-    Parameters
-    ----------
-    counts : VoxelCounts
-        Voxels by truth and probability.
-    threshold : float
-        Threshold to mark, 0 to 1.
-    shown_threshold : float, optional
-        Threshold to write beside the mark, if `threshold` is the edge of the bin that stands for it.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        The curve, 4.4 x 4.0 inches.
-    """
-    figure = Figure(figsize=(4.4, 4.0), layout="constrained")
-    axes = figure.subplots()
-    for f1 in (0.2, 0.4, 0.6, 0.8):
-        recall = np.geomspace(f1 / (2 - f1), 1, 60)
-        axes.plot(recall, f1 * recall / (2 * recall - f1), color=INK, alpha=0.22, linewidth=0.7)
-        axes.text(1.01, f1 / (2 - f1), f"F1 {f1}", fontsize=7, alpha=0.6, va="center")
-    precision, recall, _ = voxel_scores.precision_recall_curve(counts)
-    any_marked = counts.histogram[:, ::-1].cumsum(1)[:, ::-1].sum(0) > 0
-    axes.plot(recall[any_marked], precision[any_marked], color=FIRST)
-    y, x = thresholds.precision_recall_at(counts, threshold)
-    axes.plot(x, y, "o", markersize=8, color=SECOND)
-    on_right = x < 0.6  # a falling curve leaves space above it on the right, below it on the left
-    axes.annotate(
-        f"threshold {threshold if shown_threshold is None else shown_threshold:.2f}\n"
-        f"F1 {thresholds.foreground_f1(counts, threshold):.2f}",
-        (x, y),
-        xytext=(8, 6) if on_right else (-8, -6),
-        textcoords="offset points",
-        color=SECOND,
-        ha="left" if on_right else "right",
-        va="bottom" if on_right or y < 0.15 else "top",
-    )
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
-    return figure
-
-
-@mpl.rc_context(STYLE)
-def plot_confusion(matrix: Sequence[Sequence[int]] | np.ndarray, names: Sequence[str]) -> Figure:
-    """Plot voxels by truth (rows) and prediction (columns): counts, and the share of the row, also as the tint."""
-    matrix = np.asarray(matrix)
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    side = len(matrix)
-    figure = Figure(figsize=(max(4.4, 1.1 * side), max(3.0, 0.8 * side)), layout="constrained")
-    axes = figure.subplots()
-    for (row, column), count in np.ndenumerate(matrix):
-        share = shares[row, column]
-        axes.fill_between(
-            [column - 0.48, column + 0.48],
-            row - 0.47,
-            row + 0.47,
-            color=FIRST,
-            alpha=0.06 + 0.5 * share,
-            linewidth=0,
-        )
-        axes.text(column, row, _percent_label(share), ha="center", va="bottom", fontsize=13 if side < 4 else 9)
-        axes.text(column, row + 0.06, f"{count:,}", ha="center", va="top", fontsize=8, alpha=0.8)
-    axes.set(xlim=(-0.5, side - 0.5), ylim=(side - 0.5, -0.5), xlabel="prediction", ylabel="truth")
-    axes.set_xticks(range(side), names)
-    axes.set_yticks(range(side), names, rotation=90, va="center")
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    return figure
-
-
-@mpl.rc_context(STYLE)
-def plot_section_scores(sections: Sequence[tuple[int, float, int]], overall_f1: float) -> Figure:
-    """Plot F1 over the sections: hollow circles where there is little foreground, none where there is none.
-
-    Parameters
-    ----------
-    sections : sequence of (int, float, int)
-        z, F1 and number of foreground voxels of each section.
-    overall_f1 : float
-        F1 of all voxels, drawn as a line.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        A point for each section, over z.
-    """
-    figure = Figure(figsize=(4.4, 4.0), layout="constrained")
-    axes = figure.subplots()
-    shown = [row for row in sections if row[2]]
-    z, f1, size = (np.array(column) for column in zip(*shown, strict=True)) if shown else (np.zeros(0),) * 3
-    small = size < size.mean() / 2 if size.size else np.zeros(0, bool)
-    marker_size = 5 if len(shown) < 60 else 3 if len(shown) < 300 else 1.5
-    axes.axhline(overall_f1, color=SECOND, linewidth=1.2)
-    axes.set_title(f"all voxels {overall_f1:.2f}", loc="right", color=SECOND, fontsize=9)
-    axes.plot(z, f1, color=FIRST, linewidth=0.8, alpha=0.5)
-    axes.plot(z[~small], f1[~small], "o", color=FIRST, markersize=marker_size)
-    hollow: Any = {"markerfacecolor": "none", "markeredgecolor": FIRST, "markeredgewidth": 0.8}
-    axes.plot(z[small], f1[small], "o", markersize=marker_size, **hollow)
-    axes.grid(axis="y", color=INK, alpha=0.1, linewidth=0.6)
-    axes.set(xlabel="section z", ylabel="F1", ylim=(0, 1.02))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    return figure
-
-
-@mpl.rc_context(STYLE)
 def plot_section(
-    section: SectionResult, threshold: float, foreground: str = "foreground", shown_threshold: float | None = None
+    section: SectionResult, names: Sequence[str] = ("foreground",), shown_thresholds: Sequence[float] | None = None
 ) -> Figure:
     """Plot image, truth, prediction and errors of one section side by side, with a legend.
 
@@ -205,32 +96,32 @@ def plot_section(
     ----------
     section : SectionResult
         What to show.
-    threshold : float
-        Probability from which a voxel counts as foreground, 0 to 1.
-    foreground : str
-        Name of the foreground in the title.
-    shown_threshold : float, optional
-        Threshold in the title, if `threshold` is the edge of the bin that stands for it.
+    names : sequence of str
+        Names of the foreground classes.
+    shown_thresholds : sequence of float, optional
+        Thresholds in the title, if those of the section are the edges of the bins that stand for them.
 
     Returns
     -------
     matplotlib.figure.Figure
         A row of panels, 4.2 inches wide each.
     """
-    panels = section.panels(threshold)
+    panels = section.panels()
     height = 4.4 * section.image.shape[0] / section.image.shape[1]
     figure = Figure(figsize=(4.2 * len(panels), height + 0.7), layout="constrained")
     for axes, (name, panel) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         axes.imshow(panel, interpolation="antialiased")
         axes.set_title(name, loc="left", fontsize=12)
         axes.set_axis_off()
-    if "errors" in panels:
-        handles = [Patch(color=f"#{bytes(colour).hex()}", label=outcome) for colour, outcome, _ in LEGEND]
-        figure.legend(handles=handles, loc="outside lower right", ncols=3, frameon=False, fontsize=11)
-    f1 = section.f1(threshold)
-    shown = threshold if shown_threshold is None else shown_threshold
-    title = [f"section z {section.z}", foreground, f"threshold {shown:.2f}"]
-    title += [f"F1 {f1:.3f}"] if f1 is not None else []
+    legend = [(colour, outcome) for colour, outcome, _ in LEGEND] if "errors" in panels else []
+    if len(names) > 1:
+        legend = [*zip(class_colours(len(names)), names, strict=True), *legend]
+    if legend:
+        handles = [Patch(color=f"#{bytes(colour).hex()}", label=label) for colour, label in legend]
+        figure.legend(handles=handles, loc="outside lower right", ncols=len(handles), frameon=False, fontsize=11)
+    shown = ", ".join(f"{threshold:.2f}" for threshold in shown_thresholds or section.thresholds)
+    title = [f"section z {section.z}", ", ".join(names), f"threshold {shown}"]
+    title += [f"F1 {section.f1:.3f}"] if section.f1 is not None else []
     figure.suptitle("   ".join(title), x=0.002, ha="left", fontsize=13)
     return figure
 
@@ -384,8 +275,3 @@ def _upper_limit(*columns: np.ndarray) -> float:
     values = np.concatenate(columns)
     values = values[np.isfinite(values)]
     return float(values.max()) * 1.08 if values.size and values.max() > 0 else 1.0
-
-
-def _percent_label(share: float) -> str:
-    """Return a share as a percentage that never rounds to a false 0% or 100%."""
-    return f"{share:.1%}" if 0.0005 <= share < 0.9995 or share in (0, 1) else f"{share:.3%}"

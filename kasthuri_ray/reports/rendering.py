@@ -57,6 +57,7 @@ def _environment() -> jinja2.Environment:
         "count": format_count,
         "duration": format_duration,
         "fixed": lambda value, digits: f"{value:.{digits}f}",
+        "interval": lambda interval: f"{interval[0]:.3f} to {interval[1]:.3f}",
         "json": functools.partial(json.dumps, default=str),
         "mean": statistics.fmean,
         "percent": format_percent,
@@ -65,6 +66,7 @@ def _environment() -> jinja2.Environment:
         "share": describe_share,
         "svg": figure_svg,
         "thousands": "{:,}".format,
+        "thresholds": format_thresholds,
     }
     return environment
 
@@ -72,6 +74,22 @@ def _environment() -> jinja2.Environment:
 def foreground_name(task_type: str) -> str:
     """Return the name of what a task looks for, as in '8 of 10 synapse voxels'."""
     return task_type.replace("_", " ").strip() or "foreground"
+
+
+def format_thresholds(value: float | list[float]) -> str:
+    """Return one threshold, or those of several classes, with two digits.
+
+    Parameters
+    ----------
+    value : float or list of float
+        Probabilities.
+
+    Returns
+    -------
+    str
+        Such as `0.50, 0.25`.
+    """
+    return ", ".join(f"{each:.2f}" for each in (value if isinstance(value, list) else [value]))
 
 
 def code_flags(text: str) -> str:

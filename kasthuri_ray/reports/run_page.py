@@ -8,14 +8,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from kasthuri_ray.metrics.thresholds import foreground_counts
+from kasthuri_ray.metrics.thresholds import outcomes_at
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
-from kasthuri_ray.metrics.voxel_scores import average_precision, predicts_only_background
-from kasthuri_ray.reports import figures
+from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
+from kasthuri_ray.reports import figures, score_figures
+from kasthuri_ray.reports.class_rows import make_class_rows
 from kasthuri_ray.reports.examples import make_examples
 from kasthuri_ray.reports.rendering import foreground_name, render
 from kasthuri_ray.reports.section_images import SectionResult
-from kasthuri_ray.reports.voxel_outcomes import VoxelOutcomes
 
 
 @dataclass
@@ -38,8 +38,8 @@ class RunReport:
         Voxels of the split `counts_of`; None if nothing was measured.
     gallery : sequence of SectionResult
         Example tiles of that split.
-    threshold : float
-        Threshold that was chosen on the validation box, 0 to 1.
+    thresholds : sequence of float
+        Thresholds that were chosen on the validation box, 0 to 1; one for each foreground class.
     settings : mapping
         Sections of settings, as in settings.json.
     notes : sequence of str
@@ -52,6 +52,10 @@ class RunReport:
         Tiles that the network was trained on; by default computed from the history.
     pixel_size_nm : tuple of float, optional
         (y, x) for a scale bar, in nm; None draws none.
+    class_names : sequence of str
+        Names of the foreground classes, if there are several.
+    confusion : sequence of sequence of int, optional
+        Voxels by true class (rows) and predicted class at the thresholds, if there are several.
     """
 
     name: str
@@ -61,7 +65,7 @@ class RunReport:
     history: Sequence[Mapping[str, Any]]
     counts: VoxelCounts | None
     gallery: Sequence[SectionResult]
-    threshold: float
+    thresholds: Sequence[float]
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     next_text: str = ""
@@ -69,6 +73,13 @@ class RunReport:
     counts_of: str = "test"
     num_tiles: int | None = None
     pixel_size_nm: tuple[float, float] | None = None
+    class_names: Sequence[str] = ()
+    confusion: Sequence[Sequence[int]] | None = None
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Signs that the scores mean nothing."""
+        return self.metrics.get("warnings", ())
 
 
 def run_page(report: RunReport) -> str:
@@ -85,18 +96,17 @@ def run_page(report: RunReport) -> str:
         A whole HTML document.
     """
     split = "test" if report.metrics.get("test") is not None else "val"
-    counts, voxels = report.counts, _voxel_outcomes(report)
+    voxels, metrics = _voxel_outcomes(report), report.metrics.get(split)
     return render(
         "run.html.jinja",
         report,
         split=split,
-        metrics=report.metrics.get(split),
+        metrics=metrics,
         voxels=voxels,
-        only_background=counts is not None and predicts_only_background(counts),
-        average_precision=None if counts is None else average_precision(counts),
+        class_rows=make_class_rows(metrics),
         num_epochs=report.metrics.get("epochs", len(report.history)),
         num_tiles=_count_tiles(report.history) if report.num_tiles is None else report.num_tiles,
-        examples=make_examples(report.gallery, report.threshold, report.pixel_size_nm),
+        examples=make_examples(report.gallery, report.pixel_size_nm),
         figures=_plot_figures(report, voxels),
         next_steps=[(report.next_text, report.next_command)] if report.next_command else [],
         settings=report.settings,
@@ -104,11 +114,12 @@ def run_page(report: RunReport) -> str:
 
 
 def _voxel_outcomes(report: RunReport) -> VoxelOutcomes | None:
-    """Return the voxels by outcome at the threshold; None if nothing was measured."""
+    """Return the voxels by outcome at the thresholds, of all foreground classes; None if nothing was measured."""
     if report.counts is None or not report.counts.num_voxels:
         return None
-    (found, wrong), (missed, right) = foreground_counts(report.counts, report.threshold)
-    return VoxelOutcomes(found, missed, wrong, right)
+    if report.confusion is None:
+        return outcomes_at(report.counts.by_class[0], report.thresholds[0])
+    return VoxelOutcomes.of_confusion(report.confusion)
 
 
 def _count_tiles(history: Sequence[Mapping[str, Any]]) -> int:
@@ -122,19 +133,12 @@ def _plot_figures(report: RunReport, voxels: VoxelOutcomes | None) -> dict[str, 
         plotted["loss"] = figures.plot_loss(report.history, best)
         plotted["validation_scores"] = figures.plot_validation_scores(report.history, best)
     if report.counts is not None and voxels is not None:
-        names = ["background", foreground_name(report.task_type)]
-        plotted["precision_recall"] = figures.plot_precision_recall(report.counts, report.threshold)
-        plotted["confusion"] = figures.plot_confusion(voxels.confusion, names)
-        plotted["all_classes"] = _plot_all_classes(report.counts)
+        names = report.class_names or [foreground_name(report.task_type)]
+        plotted["precision_recall"] = score_figures.plot_precision_recall(report.counts, report.thresholds, names=names)
+        plotted["confusion"] = score_figures.plot_confusion(
+            report.confusion or voxels.confusion, ["background", *names]
+        )
     return plotted
-
-
-def _plot_all_classes(counts: VoxelCounts) -> Figure | None:
-    """Return the confusion of all classes, if there are more than background and foreground."""
-    if counts.num_classes <= 2:
-        return None
-    names = ["background", *(f"class {index}" for index in range(1, counts.num_classes))]
-    return figures.plot_confusion(counts.confusion, names)
 
 
 def metrics_report(
@@ -181,7 +185,8 @@ def _metrics_lines(metrics: Mapping[str, Any], class_names: tuple[str, ...]) -> 
         ("foreground_f1", "foreground F1 at the threshold"),
         ("threshold", "threshold, chosen on val"),
     ):
-        lines.append(f"{label:<32}{metrics[key]:.4f}")
+        values = metrics[key] if isinstance(metrics[key], list) else [metrics[key]]
+        lines.append(f"{label:<32}{', '.join(f'{value:.4f}' for value in values)}")
     lines += ["", "Voxels: truth in rows, prediction (argmax) in columns"]
     lines += [f"{'':<{name_width}}" + "".join(f"{name:>{cell_width}}" for name in names)]
     return lines + [

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
 
 from kasthuri_ray.labels import IGNORE_LABEL
+from kasthuri_ray.metrics.class_map import classes_at
 
 Rgb = tuple[int, int, int]
 
@@ -19,6 +22,13 @@ MISSED_COLOUR: Rgb = (240, 98, 24)
 WRONG_COLOUR: Rgb = (240, 228, 66)
 # Colour, outcome of a voxel, name of the colour.
 LEGEND = ((FOUND_COLOUR, "found", "blue"), (MISSED_COLOUR, "missed", "red"), (WRONG_COLOUR, "wrongly marked", "yellow"))
+
+# Of several classes; after Okabe and Ito as well.
+CLASS_COLOURS: tuple[Rgb, ...] = (
+    *((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167), (240, 228, 66), (213, 94, 0), (0, 114, 178)),
+)
+HATCH_COLOUR: Rgb = (150, 150, 150)
+HATCH_PERIOD, HATCH_WIDTH = 10, 2  # pixels along x
 
 OPACITY = 0.8  # of a tint: the image stays visible below it
 
@@ -37,8 +47,10 @@ class SectionResult:
         Grey levels.
     truth : numpy.ndarray of uint8, shape (y, x), or None
         Class of each pixel, 255 where it is ignored; None without an annotation.
-    probability : numpy.ndarray, shape (y, x)
-        Probability of the foreground, float from 0 to 1 or uint8 from 0 to 255.
+    probability : numpy.ndarray, shape (classes - 1, y, x)
+        Probability of class 1, 2, ..., float from 0 to 1 or uint8 from 0 to 255.
+    thresholds : sequence of float
+        Probability from which a pixel can be of each of these classes, 0 to 1.
     box : str
         The voxels that are shown, z,y,x, for the caption.
     """
@@ -47,58 +59,86 @@ class SectionResult:
     image: np.ndarray
     truth: np.ndarray | None
     probability: np.ndarray
+    thresholds: Sequence[float]
     box: str = ""
 
-    @property
-    def scaled_probability(self) -> np.ndarray:
-        """Probability of the foreground, float32 from 0 to 1, [y, x]."""
-        scale = 255 if np.issubdtype(self.probability.dtype, np.integer) else 1
-        return self.probability.astype(np.float32) / scale
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        """Class of each pixel at the thresholds, uint8 [y, x]."""
+        return classes_at(self.probability, self.thresholds)
 
-    def outcomes(self, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (found, missed, wrong), booleans [y, x], at p >= threshold; all False without a truth."""
-        marked = self.scaled_probability >= threshold
+    @cached_property
+    def outcomes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(found, missed, wrong), booleans [y, x]; all False without a truth.
+
+        A pixel of a class that is predicted as another class is wrong, and is not missed as well.
+        """
         if self.truth is None:
-            nowhere = np.zeros(marked.shape, bool)
+            nowhere = np.zeros(self.predicted.shape, bool)
             return nowhere, nowhere, nowhere
         kept = self.truth != IGNORE_LABEL
-        true = (self.truth > 0) & kept
-        return marked & true, ~marked & true, marked & ~true & kept
+        marked, true = self.predicted > 0, (self.truth > 0) & kept
+        found = true & (self.predicted == self.truth)
+        return found, true & ~marked, marked & ~found & kept
 
-    def f1(self, threshold: float) -> float | None:
-        """Return the F1 of the foreground; None without a truth, or if truth and prediction hold no foreground."""
-        found, missed, wrong = (int(mask.sum()) for mask in self.outcomes(threshold))
+    @property
+    def f1(self) -> float | None:
+        """F1 of the pixels; None without a truth, or if truth and prediction hold no foreground."""
+        found, missed, wrong = (int(mask.sum()) for mask in self.outcomes)
         return 2 * found / (2 * found + missed + wrong) if found + missed + wrong else None
 
-    def panels(self, threshold: float) -> dict[str, np.ndarray]:
+    def panels(self) -> dict[str, np.ndarray]:
         """Return the pictures to show, in order, uint8 [y, x, 3]: image, truth, prediction, errors.
 
-        Without a truth there are no truth and no errors.
+        Without a truth there are no truth and no errors. Pixels that are ignored are hatched.
         """
         panels = {"image": grey_to_rgb(self.image)}
+        colours = class_colours(len(self.probability))
         if self.truth is not None:
-            true = (self.truth > 0) & (self.truth != IGNORE_LABEL)
-            panels["truth"] = tint(self.image, (FOUND_COLOUR, true))
-        panels["prediction"] = tint(self.image, (FOUND_COLOUR, self.scaled_probability))
+            masks = (self.truth == number for number in range(1, len(colours) + 1))
+            panels["truth"] = hatch(tint(self.image, *zip(colours, masks, strict=True)), self.truth == IGNORE_LABEL)
+        panels["prediction"] = tint(self.image, *zip(colours, self._shares(), strict=True))
         if self.truth is not None:
-            outcomes = self.outcomes(threshold)
-            panels["errors"] = tint(
-                self.image, *((colour, mask) for (colour, _, _), mask in zip(LEGEND, outcomes, strict=True))
-            )
+            errors = ((colour, mask) for (colour, _, _), mask in zip(LEGEND, self.outcomes, strict=True))
+            panels["errors"] = hatch(tint(self.image, *errors), self.truth == IGNORE_LABEL)
         return panels
 
+    def _shares(self) -> np.ndarray:
+        """Return the probability of the most probable class of each pixel, 0 for the others: float32 [c, y, x]."""
+        scale = 255 if np.issubdtype(self.probability.dtype, np.integer) else 1
+        is_highest = self.probability.argmax(0) == np.arange(len(self.probability))[:, None, None]
+        return is_highest * self.probability.astype(np.float32) / scale
 
-def rank_sections(sections: list[SectionResult], threshold: float) -> list[tuple[SectionResult, str]]:
+
+def class_colours(num_classes: int) -> list[Rgb]:
+    """Return a colour for each of several foreground classes; that of found pixels for a single one."""
+    if num_classes == 1:
+        return [FOUND_COLOUR]
+    return [CLASS_COLOURS[number % len(CLASS_COLOURS)] for number in range(num_classes)]
+
+
+def rank_sections(sections: list[SectionResult]) -> list[tuple[SectionResult, str]]:
     """Return the sections with their rating: the best, the worst, then the others ("") by z.
 
     Only sections with an F1 can be best or worst, and only if at least two of them differ.
     """
-    scored = sorted((s for s in sections if s.f1(threshold) is not None), key=lambda s: (s.f1(threshold), -s.z))
-    if len(scored) < 2 or scored[0].f1(threshold) == scored[-1].f1(threshold):
+    scored = sorted((s for s in sections if s.f1 is not None), key=lambda s: (s.f1, -s.z))
+    if len(scored) < 2 or scored[0].f1 == scored[-1].f1:
         return [(s, "") for s in sorted(sections, key=lambda s: s.z)]
     best, worst = scored[-1], scored[0]
     others = sorted((s for s in sections if s is not best and s is not worst), key=lambda s: s.z)
     return [(best, "best"), (worst, "worst"), *((s, "") for s in others)]
+
+
+def hatch(panel: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return a picture, uint8 [y, x, 3], with diagonal lines over the pixels of a mask."""
+    if not mask.any():
+        return panel
+    diagonal = np.arange(mask.shape[0])[:, None] + np.arange(mask.shape[1])
+    lines = mask & (diagonal % HATCH_PERIOD < HATCH_WIDTH)
+    hatched = panel.copy()
+    hatched[lines] = HATCH_COLOUR
+    return hatched
 
 
 def encode_jpeg(panel: np.ndarray, max_side: int) -> bytes:

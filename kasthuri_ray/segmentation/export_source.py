@@ -9,12 +9,13 @@ import numpy as np
 
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Zyx, per_axis
+from kasthuri_ray.metrics.class_map import classes_at
 from kasthuri_ray.output.block_grid import block_name
 from kasthuri_ray.output.export_spec import ExportSpec
 from kasthuri_ray.output.hdf5_export import CHUNK
 from kasthuri_ray.output.ledger import Ledger
 from kasthuri_ray.output.object_labels import ObjectLabels
-from kasthuri_ray.output.ome_zarr import OmeZarrOutput, label_image
+from kasthuri_ray.output.ome_zarr import OmeZarrOutput
 from kasthuri_ray.output.side_files import object_table_path
 from kasthuri_ray.progress import format_count
 from kasthuri_ray.segmentation.phases import NetworkPhase, ObjectsPhase
@@ -65,7 +66,7 @@ class ExportSource:
 
     def _find_objects(self, ledger: Ledger) -> ObjectLabels:
         output = self.output
-        table = object_table_path(output.path, output.spec.name)
+        table = object_table_path(output.path, output.spec.channels)
         folder, _, name = table.rpartition("/")
         if not open_storage(folder).exists(name):
             raise InputError(
@@ -73,7 +74,18 @@ class ExportSource:
                 "command with --objects adds them to a finished output)"
             )
         names = {name for name, wrote in ledger.done(ObjectsPhase.NAME).items() if wrote}
-        return ObjectLabels(output.probabilities, ledger, self.grid, names, float(self.record["threshold"]))
+        return ObjectLabels(output.probabilities, ledger, self.grid, names, self._thresholds())
+
+    def _thresholds(self) -> list[float]:
+        """Return the threshold of each class; InputError if the output has one for the sum of several classes."""
+        recorded, num_classes = self.record["threshold"], len(self.output.spec.channels)
+        thresholds = recorded if isinstance(recorded, list) else [float(recorded)]
+        if len(thresholds) != num_classes:
+            raise InputError(
+                f"{self.output.path} was made with one threshold for the sum of its {num_classes} classes; "
+                "segment again (--overwrite) to export its mask or objects"
+            )
+        return thresholds
 
     def _make_spec(self, provenance: Mapping[str, Any]) -> ExportSpec:
         finest, spec = self.output.spec.levels[0], self.output.spec
@@ -108,7 +120,7 @@ class ExportSource:
             return self.output.labels.read(0, piece)[None]
         probabilities = self.output.probabilities.read(0, piece)
         if self.what == "mask":
-            return label_image(probabilities, float(self.record["threshold"]))[None]
+            return classes_at(probabilities, self._thresholds())[None]
         return probabilities
 
 

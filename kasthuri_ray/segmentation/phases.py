@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from kasthuri_ray.geometry import Box, Zyx
+from kasthuri_ray.metrics.class_map import classes_at
 from kasthuri_ray.metrics.components import label_block_components
 from kasthuri_ray.metrics.objects import join_objects
 from kasthuri_ray.output.block_grid import BlockGrid, block_name
 from kasthuri_ray.output.ledger import Ledger, read_components, write_components
-from kasthuri_ray.output.object_labels import block_with_shell, read_foreground
-from kasthuri_ray.output.ome_zarr import label_image
+from kasthuri_ray.output.object_labels import block_with_shell, read_classes
 from kasthuri_ray.output.precomputed import PrecomputedCopy
 from kasthuri_ray.output.pyramid import PyramidLevel, level_name
 from kasthuri_ray.output.side_files import object_table_path, write_object_table
@@ -96,7 +96,7 @@ class NetworkPhase(Phase):
         output = self.job.output_zarr
         wrote = output.probabilities.write_block(0, block, probabilities)
         if output.labels is not None:
-            wrote |= output.labels.write_block(0, block, label_image(probabilities, self.job.threshold))
+            wrote |= output.labels.write_block(0, block, classes_at(probabilities, self.job.thresholds))
         return wrote
 
     def overlapping(self, box: Box) -> Iterator[Zyx]:
@@ -123,7 +123,7 @@ class PyramidPhase(Phase):
 
 
 class ObjectsPhase(Phase):
-    """Objects above the threshold are labelled in each block, joined across blocks, and listed in a table."""
+    """Objects of each class are labelled in each block, joined across blocks, and listed in a table."""
 
     NAME: ClassVar[str] = "objects"
 
@@ -140,18 +140,20 @@ class ObjectsPhase(Phase):
     def make_block(self, index: Zyx, segmenter: BlockSegmenter) -> tuple[BlockInfo, bool]:
         """Label the components of a block and write them to the ledger."""
         block = self.grid.box(index)
-        foreground = read_foreground(self.job.output_zarr.probabilities, self.source_box(block))
-        components = label_block_components(foreground, block, self.job.threshold)
+        classes, probability = read_classes(
+            self.job.output_zarr.probabilities, self.source_box(block), self.job.thresholds
+        )
+        components, _ = label_block_components(classes, block, probability)
         write_components(self.ledger, block_name(index), components)
         return {}, False
 
     def finish(self, written: Iterable[str]) -> str:
         """Write the table."""
         job = self.job
-        path, finest = object_table_path(job.output, job.task_type), job.levels[0]
+        path, finest = object_table_path(job.output, job.class_names), job.levels[0]
         table = join_objects(read_components(self.ledger, name) for name in written)
         voxel_size_nm = finest.scale if job.spec.nanometers else None
-        write_object_table(table, path, voxel_size_nm, finest.translation, start=job.box.start)
+        write_object_table(table, path, voxel_size_nm, finest.translation, job.box.start, job.class_names)
         return f"{format_count(len(table), 'object')}: {path}"
 
 

@@ -119,7 +119,7 @@ def remove_segmentation(job: SegmentationJob) -> None:
     """Remove an earlier segmentation, its copy and the files beside it; the lock in the ledger stays."""
     Ledger.beside(job.output).clear()  # first: blocks that it lists must exist
     remove_output(job.output)
-    remove_side_files(job.output, job.task_type)
+    remove_side_files(job.output, job.class_names)
     if job.precomputed:
         remove_output(job.precomputed)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from kasthuri_ray.config import defaults
 from kasthuri_ray.config.settings import Settings
+from kasthuri_ray.config.task import class_thresholds
 from kasthuri_ray.geometry import Box, Zyx, per_axis
 from kasthuri_ray.inference.inference_settings import InferenceSettings
 from kasthuri_ray.models.checkpoints import hash_weights
@@ -29,6 +30,7 @@ ARCHITECTURE = (
     *("normalization", "conv_mode", "dim", "pool_z"),
 )
 RECORDED_TASK_SETTINGS = (*("name", "task_type", "threshold", "threshold_value", "ignore_label", "annotation_chan"),)
+RECORDED_IF_SET = ("background", "classes", "labels")  # of the task: others keep the bytes that they had
 RECORDED_PACKAGES = ("kasthuri_ray", "torch", "tensorstore")
 
 
@@ -75,10 +77,18 @@ class SegmentationInputs:
     levels: tuple[PyramidLevel, ...]
 
     @property
-    def threshold(self) -> float:
-        """Threshold of the label image and of objects: the requested one, else the run's, else the default."""
+    def thresholds(self) -> list[float]:
+        """Threshold of each class, for label image and objects: the requested ones, else the run's, else the default.
+
+        Raises InputError if there is another number of them than of classes.
+        """
         known = (self.settings.segment.threshold, self.trained.threshold, defaults.THRESHOLD)
-        return next(value for value in known if value is not None)
+        return class_thresholds(next(value for value in known if value is not None), self.class_names)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the foreground classes."""
+        return self.settings.task.class_names(self.classes)
 
     @property
     def classes(self) -> int:
@@ -146,7 +156,7 @@ class SegmentationInputs:
         """
         segment, task = self.settings.segment, self.settings.task
         only_if_set = {"resample": True} if is_resampled(self.image) else {}
-        background = {"background": task.background} if task.background is not None else {}
+        labels = {name: getattr(task, name) for name in RECORDED_IF_SET if getattr(task, name) is not None}
         return _plain_json(
             {
                 **only_if_set,
@@ -156,8 +166,8 @@ class SegmentationInputs:
                 "intensity": self.intensity,
                 "weights": hash_weights(self.trained.weights),
                 "network": self.architecture,
-                "task": {name: getattr(task, name) for name in RECORDED_TASK_SETTINGS} | background,
-                "threshold": self.threshold,
+                "task": {name: getattr(task, name) for name in RECORDED_TASK_SETTINGS} | labels,
+                "threshold": self.thresholds if self.classes > 2 else self.thresholds[0],
                 **{name: getattr(segment, name) for name in segment.recorded},
                 "mask": self.mask and redact_secrets(self.mask.uri),
                 "arithmetic": inference,
@@ -195,12 +205,12 @@ class SegmentationJob(SegmentationInputs):
     @cached_property
     def spec(self) -> OutputSpec:
         """Specification of the output."""
-        task, classes = self.task_type, self.classes
+        task = self.task_type
         return OutputSpec(
             levels=self.levels,
             layout=self.layout,
             nanometers=self.image.voxel_size_nm is not None,
-            channels=(task,) if classes == 2 else tuple(f"{task}_{number}" for number in range(1, classes)),
+            channels=tuple(self.class_names),
             name=task,
             mask=task if self.settings.segment.save_mask else None,
             record=self.record,

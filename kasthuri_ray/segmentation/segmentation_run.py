@@ -59,7 +59,7 @@ class SegmentResult:
     export_path: str | None = None
 
     @cached_property
-    def table(self) -> list[dict[str, int | float]] | None:
+    def table(self) -> list[dict[str, int | float | str]] | None:
         """The table of objects, a row for each, by the names of the columns; None if there is none."""
         return None if self.table_path is None else read_object_table(self.table_path)
 
@@ -201,6 +201,6 @@ class SegmentationRun:
                 f"command retries {them}"
             )
         has_table = any(isinstance(each, ObjectsPhase) and self.finished.is_complete(each) for each in self.phases)
-        table_path = object_table_path(job.output, job.task_type) if has_table else None
+        table_path = object_table_path(job.output, job.class_names) if has_table else None
         metrics = {**progress.metrics, "seconds": time.monotonic() - start}
         return SegmentResult(job.output, num_set_aside, metrics, table_path)

@@ -30,8 +30,8 @@ class TrainedNetwork:
         State dict.
     settings : dict or None
         Sections `task` and `network` of the run's settings.
-    threshold : float or None
-        Threshold that the run chose on its validation volume, 0 to 1.
+    threshold : float, list of float or None
+        Threshold that the run chose on its validation volume, 0 to 1; one for each of several classes.
     intensity : tuple of float or None
         Grey levels of the training image that became 0 and 255.
     voxel_size_nm : tuple of float or None
@@ -41,7 +41,7 @@ class TrainedNetwork:
     where: str
     weights: dict[str, Tensor]
     settings: dict[str, Any] | None = None
-    threshold: float | None = None
+    threshold: float | list[float] | None = None
     intensity: tuple[float, float] | None = None
     voxel_size_nm: Nm | None = None
 

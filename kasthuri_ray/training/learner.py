@@ -310,7 +310,7 @@ def count_batch_voxels(logits: Tensor, labels: Tensor) -> VoxelCounts:
     Returns
     -------
     VoxelCounts
-        Confusion matrix and histogram of the foreground probability.
+        Confusion matrix, and a histogram of each foreground class.
 
     Raises
     ------
@@ -324,21 +324,15 @@ def count_batch_voxels(logits: Tensor, labels: Tensor) -> VoxelCounts:
             "network.gradient_clip=1"
         )
     probabilities = torch.softmax(logits.float(), dim=1)
-    foreground = foreground_probability(probabilities)
     predicted = probabilities.argmax(dim=1)
     valid = labels != IGNORE_LABEL
     truth = labels[valid].long()
-    bins = (foreground[valid] * BINS).long().clamp_(max=BINS - 1)
-    histogram = torch.bincount((truth > 0) * BINS + bins, minlength=2 * BINS).reshape(2, BINS)
+    histograms = []
+    for number in range(1, classes):
+        bins = (probabilities[:, number][valid] * BINS).long().clamp_(max=BINS - 1)
+        histograms.append(torch.bincount((truth == number) * BINS + bins, minlength=2 * BINS).reshape(2, BINS))
     confusion = torch.bincount(truth * classes + predicted[valid], minlength=classes**2).reshape(classes, classes)
-    return VoxelCounts(confusion.cpu().numpy(), histogram.cpu().numpy())
-
-
-def foreground_probability(probabilities: Tensor) -> Tensor:
-    """Return the probability of all classes but the background, N, ..., in 0..1; `probabilities` is N, classes, ..."""
-    if probabilities.shape[1] == 2:
-        return probabilities[:, 1]
-    return (1 - probabilities[:, 0]).clamp_(0, 1)
+    return VoxelCounts(confusion.cpu().numpy(), torch.stack(histograms).cpu().numpy())
 
 
 def process_rank() -> int:

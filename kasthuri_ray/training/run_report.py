@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,14 +12,17 @@ import torch
 from torch import Tensor
 
 from kasthuri_ray.labels import IGNORE_LABEL
-from kasthuri_ray.metrics import voxel_counts, voxel_scores
+from kasthuri_ray.metrics import sanity, voxel_counts, voxel_scores
+from kasthuri_ray.metrics.class_map import classes_at
+from kasthuri_ray.metrics.intervals import TileCounts, TileSample, tile_counts
+from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
 from kasthuri_ray.models.checkpoints import checkpoint_bytes
 from kasthuri_ray.reports import figures
 from kasthuri_ray.reports.run_page import RunReport, metrics_report, run_page
 from kasthuri_ray.reports.section_images import NUM_EXAMPLES, SectionResult, choose_examples
 from kasthuri_ray.tiles.sampling import GridTiles, read_tile
 from kasthuri_ray.tiles.streaming import TileBatch, TileStream, plan_grid_tiles
-from kasthuri_ray.training.learner import Learner, foreground_probability, gather_over_ranks
+from kasthuri_ray.training.learner import Learner, gather_over_ranks
 from kasthuri_ray.training.run_folder import RunFolder
 from kasthuri_ray.training.training_job import NO_FOREGROUND_WARNING, TrainingJob, WorkerContext
 from kasthuri_ray.training.training_state import TrainingProgress
@@ -26,21 +30,31 @@ from kasthuri_ray.training.training_state import TrainingProgress
 
 @dataclass(frozen=True)
 class TileScore:
-    """The foreground voxels of one tile, compared with the prediction at the threshold."""
+    """The voxels of one tile, compared with the prediction at the thresholds.
+
+    confusion: int64 [classes, classes], true classes in rows. counts: for bootstrap intervals.
+    """
 
     number: int
-    true_positives: int
-    false_negatives: int
-    false_positives: int
+    confusion: np.ndarray
+    counts: TileCounts
 
 
 @dataclass(frozen=True)
 class TileResults:
-    """The tiles of a split, their counts, and the score of each."""
+    """The tiles of a split, their counts, and the score of each. confusion: at the thresholds."""
 
     tiles: GridTiles
     counts: voxel_counts.VoxelCounts
     scores: list[TileScore]
+
+    @property
+    def confusion(self) -> np.ndarray:
+        return np.sum([score.confusion for score in self.scores], axis=0)
+
+    def sample(self) -> TileSample:
+        """Return the tiles for bootstrap intervals."""
+        return TileSample.of([score.counts for score in self.scores])
 
 
 def write_run_report(
@@ -56,13 +70,13 @@ def write_run_report(
     _write_pages(job, learner, folder, progress, results)
     folder.write(_weights_file_name(job), checkpoint_bytes(best.weights))
     # The last file: it marks the run as finished.
-    folder.write_metrics(_final_metrics(job, progress, results.counts))
+    folder.write_metrics(_final_metrics(job, progress, results))
 
 
 def choose_example_tiles(scores: list[TileScore], max_tiles: int = NUM_EXAMPLES) -> list[int]:
     """Return the numbers of the tiles to show; see `choose_examples`."""
-    outcomes = [(score.true_positives, score.false_negatives, score.false_positives) for score in scores]
-    found, missed, wrong = np.array(outcomes, int).reshape(-1, 3).T
+    outcomes = [VoxelOutcomes.of_confusion(score.confusion) for score in scores]
+    found, missed, wrong = np.array([[o.found, o.missed, o.wrong] for o in outcomes], int).reshape(-1, 3).T
     return [scores[index].number for index in choose_examples(found, missed, wrong, max_tiles)]
 
 
@@ -72,16 +86,16 @@ def _evaluate_tiles(
     """Return the results of the test tiles, else of the validation tiles, the same on all ranks."""
     assert progress.best is not None
     tiles = job.tiles.test or job.tiles.val
-    threshold, scores = progress.best["threshold"], list[TileScore]()
+    thresholds, scores = _thresholds(progress), list[TileScore]()
     batch_size = max(1, job.settings.network.batch // context.world_size)
     stream = TileStream(iter([plan_grid_tiles(tiles, batch_size, context.rank, context.world_size)]))
 
     def score_batch(batch: Any, logits: Tensor, labels: Tensor) -> None:
-        predicted = foreground_probability(torch.softmax(logits.float(), 1)) >= threshold
-        true, valid = (labels > 0) & (labels != IGNORE_LABEL), labels != IGNORE_LABEL
-        outcomes = [predicted & true, ~predicted & true, predicted & ~true & valid]
-        rows = torch.stack([outcome.flatten(1).sum(1) for outcome in outcomes], 1).tolist()
-        scores.extend(TileScore(int(number), *row) for number, row in zip(batch.number, rows, strict=True))
+        probabilities = _foreground_probabilities(logits)
+        for number, probability, label in zip(batch.number, probabilities, labels.cpu().numpy(), strict=True):
+            counts = voxel_counts.VoxelCounts.zeros(len(probability) + 1)
+            counts.add(probability, classes_at(probability, thresholds), label)
+            scores.append(TileScore(int(number), counts.confusion, tile_counts(counts, thresholds)))
 
     try:
         counts, _ = learner.evaluate(stream.batches(), score_batch)
@@ -96,28 +110,30 @@ def _write_pages(
     job: TrainingJob, learner: Learner, folder: RunFolder, progress: TrainingProgress, results: TileResults
 ) -> None:
     assert progress.best is not None
-    threshold, tiles, counts = progress.best["threshold"], results.tiles, results.counts
+    thresholds, tiles, counts = _thresholds(progress), results.tiles, results.counts
     examples = choose_example_tiles(_complete_tiles(tiles, results.scores))
-    gallery = [_predict_section(learner, tiles, number) for number in examples]
-    task_type = job.settings.task.task_type
+    gallery = [_predict_section(learner, tiles, number, thresholds) for number in examples]
+    names = _class_names(job)
     for number, section in enumerate(sorted(gallery, key=lambda section: section.z)):
-        figure = figures.plot_section(section, threshold, task_type)
+        figure = figures.plot_section(section, names)
         folder.write(f"test_outputs/slice_{number}.png", figures.figure_png(figure))
     curve = figures.plot_learning_curve(progress.history, progress.best["epoch"])
     folder.write("learning_curve.png", figures.figure_png(curve))
-    metrics = _final_metrics(job, progress, counts)
-    folder.write("report.rpt", metrics_report(metrics["test"], _report_heading(job, metrics)))
+    metrics = _final_metrics(job, progress, results)
+    folder.write("report.rpt", metrics_report(metrics["test"], _report_heading(job, metrics), _report_names(job)))
     voxel_size = tiles.sources[0].image.voxel_size_nm
     report = RunReport(
         name=folder.storage.path.rstrip("/").rsplit("/", 1)[-1],
-        task_type=task_type,
+        task_type=job.settings.task.task_type,
         network=job.settings.network.outweightfilename,
         metrics=metrics,
         history=progress.history,
         counts=counts if counts.num_voxels else None,
         counts_of="test" if metrics["test"] else "val",
         gallery=gallery,
-        threshold=threshold,
+        thresholds=thresholds,
+        class_names=names if len(names) > 1 else (),
+        confusion=results.confusion.tolist() if len(names) > 1 and counts.num_voxels else None,
         settings=job.settings.training_record(),
         notes=_warnings(job, progress, counts),
         next_text="Resume the training for more epochs:",
@@ -134,18 +150,35 @@ def _complete_tiles(tiles: GridTiles, scores: list[TileScore]) -> list[TileScore
     return [s for s, address in zip(scores, addresses, strict=True) if address.own == address.box] or scores
 
 
-def _predict_section(learner: Learner, tiles: GridTiles, number: int) -> SectionResult:
+def _thresholds(progress: TrainingProgress) -> list[float]:
+    """Return the threshold of each class at the best epoch."""
+    assert progress.best is not None
+    threshold = progress.best["threshold"]
+    return threshold if isinstance(threshold, list) else [threshold]
+
+
+def _class_names(job: TrainingJob) -> list[str]:
+    return job.settings.task.class_names(job.settings.network.classes)
+
+
+def _foreground_probabilities(logits: Tensor) -> np.ndarray:
+    """Return the probabilities of the foreground classes, N, classes - 1, [z], y, x."""
+    return torch.softmax(logits.float(), 1)[:, 1:].cpu().numpy()
+
+
+def _predict_section(learner: Learner, tiles: GridTiles, number: int, thresholds: Sequence[float]) -> SectionResult:
     """Predict a tile; return its only section, or of a 3D tile the one with most foreground, else the middle one."""
     address = tiles.address(number)
     image, label, _ = read_tile(tiles.sources, replace(address, own=address.box))
     images, _ = learner.load(TileBatch(image[None], label[None], np.array([number])))
     with learner.evaluation_mode():
-        probability = foreground_probability(torch.softmax(learner.logits(images).float(), 1))[0].cpu().numpy()
-    probability = probability.reshape(image.shape)
+        probability = _foreground_probabilities(learner.logits(images))[0]
+    probability = probability.reshape(-1, *image.shape)
     num_true = ((label > 0) & (label != IGNORE_LABEL)).sum((1, 2))
     z = int(num_true.argmax()) if num_true.any() else len(image) // 2
     truth = None if tiles.sources[address.source].annotation is None else label[z]
-    return SectionResult(address.box.start[0] + z, image[z], truth, probability[z], str(address.box))
+    z_in_volume = address.box.start[0] + z
+    return SectionResult(z_in_volume, image[z], truth, probability[:, z], thresholds, str(address.box))
 
 
 def _report_heading(job: TrainingJob, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -157,17 +190,26 @@ def _report_heading(job: TrainingJob, metrics: dict[str, Any]) -> dict[str, Any]
     }
 
 
+def _report_names(job: TrainingJob) -> tuple[str, ...]:
+    """Return the names of several classes for the text report; empty for its own names of two."""
+    names = _class_names(job)
+    return ("background", *names) if len(names) > 1 else ()
+
+
 def _weights_file_name(job: TrainingJob) -> str:
     return f"{job.settings.network.outweightfilename}_{job.settings.task.task_type}.pt"
 
 
-def _final_metrics(job: TrainingJob, progress: TrainingProgress, counts: voxel_counts.VoxelCounts) -> dict[str, Any]:
+def _final_metrics(job: TrainingJob, progress: TrainingProgress, results: TileResults) -> dict[str, Any]:
     """Return the content of metrics.json."""
+    counts = results.counts
     assert progress.best is not None
     training_seconds = sum(row["training_seconds"] for row in progress.history)
     is_tested = job.tiles.test is not None and counts.num_voxels > 0
+    test = voxel_scores.split_metrics(counts, _thresholds(progress), _class_names(job)) if is_tested else None
     return {
-        "test": voxel_scores.split_metrics(counts, progress.best["threshold"]) if is_tested else None,
+        "test": test | _intervals(results) if test else None,
+        "warnings": _score_warnings(job, progress, results),
         "val": progress.best["val"],
         "best_epoch": progress.best["epoch"],
         "epochs": progress.epoch,
@@ -177,6 +219,32 @@ def _final_metrics(job: TrainingJob, progress: TrainingProgress, counts: voxel_c
         "blank_chunks": len(progress.blank_chunks),
         "absent_chunks": {kind: list(counts) for kind, counts in job.tiles.absent_chunks.items()},
     }
+
+
+def _intervals(results: TileResults) -> dict[str, Any]:
+    """Return the 95% intervals of the scores over the tiles."""
+    sample = results.sample()
+    return {
+        "foreground_f1_interval": list(sample.f1_interval()),
+        "average_precision_interval": list(sample.average_precision_interval()),
+    }
+
+
+def _score_warnings(job: TrainingJob, progress: TrainingProgress, results: TileResults) -> list[str]:
+    """Return the signs that the scores mean nothing."""
+    assert progress.best is not None
+    counts, thresholds, names, val = results.counts, _thresholds(progress), _class_names(job), progress.best["val"]
+    if not counts.num_voxels:
+        return []
+    split = "test" if job.tiles.test is not None else "val"
+    warnings = sanity.count_warnings(counts, thresholds, results.sample(), names, f"the {split} box")
+    voxels = {"val": np.sum(val["confusion"], axis=1).tolist(), split: counts.confusion.sum(1).tolist()}
+    by_class = {key: dict(zip(["background", *names], row, strict=True)) for key, row in voxels.items()}
+    warnings += sanity.missing_class_warnings(by_class)
+    if split == "test":
+        test_f1 = voxel_scores.split_metrics(counts, thresholds, names)["foreground_f1"]
+        warnings.append(sanity.difference_warning(val["foreground_f1"], test_f1))
+    return [warning for warning in warnings if warning]
 
 
 def _warnings(job: TrainingJob, progress: TrainingProgress, counts: voxel_counts.VoxelCounts) -> list[str]:

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from kasthuri_ray import hardware
-from kasthuri_ray.metrics import thresholds, voxel_counts, voxel_scores
+from kasthuri_ray.config.settings import Settings
+from kasthuri_ray.metrics import voxel_counts, voxel_scores
 from kasthuri_ray.models.checkpoints import Checkpoint
 from kasthuri_ray.models.unet import build_network, load_weights
 from kasthuri_ray.storage.folder import open_storage
@@ -163,7 +164,7 @@ def _run_epoch(
     loss = learner.train_epoch(progress.epoch, stream.batches(), progress.val_losses, reporter.report)
     training_seconds = time.perf_counter() - start
     counts, val_loss = learner.evaluate(val_stream.batches())
-    _, f1 = thresholds.best_threshold(counts)
+    _, f1 = voxel_scores.best_thresholds(counts)
     progress.epoch += 1
     progress.waited += stream.waited_seconds - waited_before
     _add_blank_chunks(context, progress, stream.blank_chunks | val_stream.blank_chunks)
@@ -174,14 +175,14 @@ def _run_epoch(
             "train.loss": loss,
             "val.loss": val_loss,
             "val.foreground_f1": f1,
-            "val.average_precision": voxel_scores.average_precision(counts),
+            "val.average_precision": voxel_scores.mean_average_precision(counts),
             "learning_rate": learner.learning_rate,
             "seconds": time.perf_counter() - start,
             "tiles_per_second": job.tiles.train.tiles_per_epoch / training_seconds,
             "training_seconds": training_seconds,
         }
     )
-    _update_best(progress, counts, job.settings.network.metric)
+    _update_best(progress, counts, job.settings)
     if context.rank == 0:
         only_background = voxel_scores.predicts_only_background(counts)
         context.show(EpochMessage(progress.history[-1], only_background))
@@ -200,24 +201,25 @@ def _warn_without_foreground(
     context: WorkerContext, progress: TrainingProgress, counts: voxel_counts.VoxelCounts
 ) -> None:
     """Show once that the validation box holds no foreground."""
-    without_foreground = not counts.histogram[1].any()
+    without_foreground = not counts.num_foreground
     if without_foreground and not progress.without_foreground and context.rank == 0:
         context.show(TextMessage(NO_FOREGROUND_WARNING))
     progress.without_foreground = without_foreground
 
 
-def _update_best(progress: TrainingProgress, counts: voxel_counts.VoxelCounts, metric: str) -> None:
+def _update_best(progress: TrainingProgress, counts: voxel_counts.VoxelCounts, settings: Settings) -> None:
     """Keep the last epoch as the best if it is better by the metric, or equal with a lower loss."""
-    row = progress.history[-1]
+    row, metric = progress.history[-1], settings.network.metric
     best_row = progress.history[progress.best["epoch"] - 1] if progress.best else None
     if best_row is None or epoch_sort_key(row, metric) > epoch_sort_key(best_row, metric):
-        threshold, _ = thresholds.best_threshold(counts)
+        thresholds, _ = voxel_scores.best_thresholds(counts)
+        val = voxel_scores.split_metrics(counts, thresholds, settings.task.class_names(settings.network.classes))
         progress.best = {
             "epoch": progress.epoch,
             "average_precision": row["val.average_precision"],
             "loss": row["val.loss"],
-            "threshold": threshold,
-            "val": voxel_scores.split_metrics(counts, threshold),
+            "threshold": val["threshold"],
+            "val": val,
         }
 
 

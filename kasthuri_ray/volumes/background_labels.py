@@ -70,7 +70,7 @@ def _none_share(rule: LabelRule, annotation: Annotation) -> float:
     """Return the share of the label that means "no object" in a sample, without the voxels that are ignored."""
     volume, boxes = annotation
     label = none_label(volume.dtype)
-    if label is None or label == rule.ignore_label:
+    if label is None or label in rule.ignored:
         return 0.0
     labels = sample_boxes(volume, boxes)
     ignored = replace(rule, background=(label,)).ignored_labels(volume.dtype)

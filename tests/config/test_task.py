@@ -6,6 +6,7 @@ import pytest
 
 from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.config.task import RANGES, TaskSettings, region_box
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box
 
 NO_RANGES = {"image_chan": "phantom://em?shape=20,64,64", "annotation_chan": "phantom://synapse?shape=20,64,64"}
@@ -35,6 +36,14 @@ def refused(tmp_path, **changes) -> str:
         ({"background": True}, "FILE: task.background is true: expected a valid list"),
         ({"background": [0, 1.5]}, "FILE: task.background.1 is 1.5: expected a valid integer"),
         ({"background": [0, 5], "ignore_label": 5}, "FILE: task: ignore_label and background are both 5: a label has"),
+        ({"background": 7, "ignore_label": [0, 7]}, "FILE: task: ignore_label and background are both 7: a label has"),
+        ({"labels": {"ignore": 0, "background": 1}}, "FILE: task: labels names no class but the background"),
+        ({"labels": {"background": 0, "a": 1, "b": 1}}, "FILE: task: labels: two names have the same label"),
+        ({"labels": {"background": 0, "a": 1}, "ignore_label": 255}, "FILE: task: labels says what every label means:"),
+        (
+            {"classes": ["background", "a", "b"], "threshold": True},
+            "FILE: task: threshold leaves two classes, but classes",
+        ),
         ({"foreground_share": 1.5}, "FILE: task.foreground_share is 1.5: expected less than or equal to 1"),
         (
             {"loss": "dice"},
@@ -165,3 +174,26 @@ def test_background_is_a_label_or_several_of_any_size(tmp_path, text, labels):
     settings = resolve_settings(GivenSettings(str(file), assignments=[f"task.background={text}"]))
     assert settings.task.background == labels
     assert json.loads(json.dumps(settings.training_record()))["task"]["background"] == labels
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({}, ["membrane"]),
+        ({"classes": ["background", "membrane", "synapse"]}, ["membrane", "synapse"]),
+        ({"labels": {"synapse": 9, "Background": 1, "unlabelled": 0, "membrane": 2}}, ["membrane", "synapse"]),
+        ({"labels": {"cell": 2, "nucleus": 1}}, ["nucleus", "cell"]),
+    ],
+)
+def test_named_classes_set_the_number_of_classes_of_the_network(changes, names):
+    settings = resolve_settings(GivenSettings({**TASK, **changes}))
+    assert settings.task.class_names(settings.network.classes) == names
+    assert settings.network.classes == len(names) + 1
+    again = resolve_settings(GivenSettings({**TASK, **settings.task.model_dump(mode="json", exclude_none=True)}))
+    assert again.task == settings.task
+
+
+def test_another_number_of_classes_on_the_command_line_is_refused():
+    given = GivenSettings({**TASK, "classes": ["background", "a", "b"]}, assignments=["network.classes=2"])
+    with pytest.raises(InputError, match=r"network.classes is 2, but the task names 3 classes"):
+        resolve_settings(given)

@@ -2,12 +2,15 @@
 
 import json
 
+import cc3d
 import numpy as np
 import pytest
 import zarr
+from sklearn.metrics import f1_score, precision_score
 
 from kasthuri_ray.evaluation.comparison_inputs import prepare_comparison
 from kasthuri_ray.geometry import Box
+from kasthuri_ray.metrics.class_map import classes_at
 from kasthuri_ray.output.layout import plan_layout
 from kasthuri_ray.output.ome_zarr import OmeZarrOutput, OutputSpec
 from kasthuri_ray.output.pyramid import plan_levels
@@ -31,24 +34,46 @@ def test_a_coarser_level_of_unknown_voxel_size_is_refused(synapses, write_predic
         prepare_comparison(settings.model_copy(update={"prediction": f"{path}/s1"}))
 
 
-def test_the_foreground_of_several_classes_is_the_sum_of_their_probabilities(
-    synapses, compare, expected_metrics, tmp_path
-):
-    path, probability = str(tmp_path / "out.zarr"), synapses.probability
-    levels = plan_levels(probability.shape, (30.0, 6.0, 6.0), synapses.start)
-    task = {"task_type": "synapse", "ignore_label": synapses.ignore_label}
-    provenance = {"task": task, "network": {"classes": 3}, "threshold": 0.4, "box": "2:11,20:280,10:266"}
-    layout = plan_layout(probability.shape)
-    output = OmeZarrOutput.create(
-        path, OutputSpec(tuple(levels), layout, True, ("one", "two"), "out", record=provenance)
-    )
+def test_several_classes_are_compared_each_with_its_threshold(synapses, compare, write_volume, tmp_path):
+    rng, start, shape = np.random.default_rng(0), synapses.start, synapses.truth.shape
+    truth = np.zeros((12, 300, 280), np.uint8)
+    inside = Box.at(start, shape).slices()
+    truth[inside] = np.where(synapses.truth == 1, 1, 0)
+    truth[inside][:, 150:200][truth[inside][:, 150:200] == 0] = 2
+    truth[:, 100:130, 60:90] = synapses.ignore_label
+    own = truth[inside] == np.arange(1, 3)[:, None, None, None]
+    probability = np.rint(255 * np.clip(0.2 + 0.5 * own + rng.normal(0, 0.12, own.shape), 0, 1)).astype(np.uint8)
+    path, levels, layout = str(tmp_path / "out.zarr"), plan_levels(shape, (30.0, 6.0, 6.0), start), plan_layout(shape)
+    names = ["background", "synapse", "membrane"]
+    task = {"task_type": "many", "ignore_label": synapses.ignore_label, "classes": names}
+    provenance = {"task": task, "network": {"classes": 3}, "threshold": [0.4, 0.5], "box": "2:11,20:280,10:266"}
+    spec = OutputSpec(tuple(levels), layout, True, ("synapse", "membrane"), "out", record=provenance)
+    output = OmeZarrOutput.create(path, spec)
     for box in levels[0].box.cells(layout.shard):
-        part = probability[box.slices()]
-        output.probabilities.write_block(0, box, np.stack([part // 3, part - part // 3]))
-    result, _ = compare(synapses.settings.model_copy(update={"prediction": path}))
-    expected = expected_metrics(synapses.truth, probability, 0.4)
-    assert result["foreground_f1"] == pytest.approx(expected["foreground_f1"])
-    assert result["box"] == "2:11,20:280,10:266"
+        output.probabilities.write_block(0, box, probability[(slice(None), *box.slices())])
+    changes = {"prediction": path, "annotation": write_volume(tmp_path / "truth.zarr", truth)}
+    result, _ = compare(synapses.settings.model_copy(update=changes))
+    assert result == compare(synapses.settings.model_copy(update=changes), (2, 77, 100))[0]
+    labels = truth[inside]
+    counted = labels != synapses.ignore_label
+    predicted = classes_at(probability, [0.4, 0.5])
+    for number, (name, at) in enumerate([("synapse", 0.4), ("membrane", 0.5)], start=1):
+        true, marked = labels[counted] == number, probability[number - 1][counted] / 255 >= at
+        row = result["classes"][name]
+        assert row["foreground_f1"] == pytest.approx(f1_score(true, marked))
+        assert row["precision"] == pytest.approx(precision_score(true, marked))
+        assert row["threshold"] == at
+        assert row["num_voxels"] == true.sum()
+    means = [row["foreground_f1"] for row in result["classes"].values()]
+    assert result["foreground_f1"] == pytest.approx(np.mean(means))
+    assert result["threshold"] == [0.4, 0.5]
+    assert "objects" not in result["classes"]["membrane"]
+    true_objects, marked_objects = (
+        cc3d.connected_components(mask, connectivity=26).max() for mask in (labels == 1, (predicted == 1) & counted)
+    )
+    objects = result["classes"]["synapse"]["objects"]
+    assert (objects["num_true"], objects["num_predicted"]) == (true_objects, marked_objects)
+    assert result["objects"] == objects
 
 
 def test_an_unfinished_segmentation_causes_a_warning(synapses, compare, write_prediction, tmp_path):

@@ -110,7 +110,7 @@ def test_labels_that_a_task_refuses_are_to_be_corrected(check, em, tmp_path):
     assert checked.annotation["foreground"] == "unknown: the labels do not fit the task"
     (line,) = checked.lines
     assert line.startswith("fix ")
-    assert "set `threshold` to true in the task" in line
+    assert "--set task.threshold=true" in line
     assert "1 problem to correct before these volumes can be used." in checked.page
 
 

@@ -127,3 +127,10 @@ def test_a_volume_that_is_not_fit_is_exit_1_and_bad_input_exit_2(start_job, tmp_
         assert (job.code, job.out) == (2, "")
         assert message in job.err
     assert not (tmp_path / "volume_check").exists()
+
+
+def test_a_setting_that_a_check_does_not_read_is_refused(start_job):
+    volume = ("--volume", "phantom://em?shape=4,64,64")
+    job = start_job(*volume, "--set", "task.image_intensity=0,255", script=SCRIPT).wait()
+    assert job.code == 2, job.out + job.err
+    assert "--set task...: a check reads no such setting; put it into a task file, --task FILE" in job.err

@@ -16,7 +16,7 @@ COLUMNS = [
 ]
 SCORES = {
     *("f1", "mean_f1", "iou", "mean_iou", "accuracy", "balanced_accuracy"),
-    *("foreground_f1", "average_precision", "threshold", "confusion"),
+    *("foreground_f1", "foreground_iou", "precision", "recall", "average_precision", "threshold", "confusion"),
 }
 VAL_VOXELS, TEST_VOXELS = 3 * 128 * 128, 5 * 128 * 128
 
@@ -60,7 +60,8 @@ def test_history_has_a_row_for_every_epoch(finished_run):
 def test_metrics_count_each_voxel_once(finished_run):
     metrics = json.loads((finished_run.folder / "metrics.json").read_text())
     assert {"test", "val", "best_epoch", "epochs", "tiles_per_second", "wait_share", "seconds"} <= metrics.keys()
-    assert metrics["test"].keys() == metrics["val"].keys() == SCORES
+    assert metrics["val"].keys() == SCORES
+    assert metrics["test"].keys() == SCORES | {"foreground_f1_interval", "average_precision_interval"}
     assert metrics["epochs"] == 4
     assert sum(map(sum, metrics["test"]["confusion"])) == TEST_VOXELS
     assert sum(map(sum, metrics["val"]["confusion"])) == VAL_VOXELS

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from kasthuri_ray.geometry import Box
-from kasthuri_ray.metrics.components import SIZE, Components, label_block_components
+from kasthuri_ray.metrics.class_map import lowest_value
+from kasthuri_ray.metrics.components import CLASS, SIZE, Components, label_block_components
 from kasthuri_ray.metrics.objects import join_objects
 from kasthuri_ray.output.side_files import write_object_table
 from kasthuri_ray.volumes.opening import open_volume
@@ -24,7 +25,8 @@ def block_components(probability, block, threshold=0.5, start=(0, 0, 0), origin=
     """Yield the components of every block, in order, of an array whose first voxel is `start`."""
     bounds = Box.at(start, probability.shape)
     for own in bounds.cells(block, origin):
-        yield label_block_components(probability[with_shell(own, bounds).slices(start)], own, threshold)
+        values = probability[with_shell(own, bounds).slices(start)]
+        yield label_block_components(values >= lowest_value(threshold), own, values)[0]
 
 
 def rows_of_whole_array(probability, threshold=0.5, start=(0, 0, 0)):
@@ -93,6 +95,38 @@ def test_the_first_voxel_and_the_grid_of_blocks_may_be_anywhere():
     start = (-3, 5, 100_000)
     moved = join_objects(block_components(probability, (4, 4, 4), start=start, origin=(1, -2, 3)))
     np.testing.assert_allclose(rows_of_table(moved), rows_of_whole_array(probability, start=start), atol=6e-4)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_touching_objects_of_two_classes_stay_two_for_all_block_shapes(block):
+    classes = np.random.default_rng(0).choice(4, (7, 11, 13), p=[0.9, 0.04, 0.03, 0.03]).astype(np.uint8)
+    classes[2:5, 3:9, 3:6], classes[2:5, 3:9, 6:9] = 1, 2  # side by side
+    bounds, probability = Box.at((0, 0, 0), classes.shape), noise(classes.shape, 0.5)
+    blocks = [
+        label_block_components(classes[box.slices()], own, probability[box.slices()])[0]
+        for own in bounds.cells(block, (0, 0, 0))
+        for box in [with_shell(own, bounds)]
+    ]
+    table = join_objects(Components.from_bytes(each.to_bytes()) for each in blocks)
+    expected = {}
+    for number in (1, 2, 3):
+        only = np.where(classes == number, np.maximum(probability, 1), 0)
+        for row in rows_of_whole_array(only, threshold=1 / 255):
+            expected[tuple(row[6:])] = (number, row[3])
+    lines = list(csv.DictReader(table.csv_lines(None, class_names=["a", "b", "c"])))
+    boxes = [tuple(int(line[f"{axis}_{end}"]) for axis in "zyx" for end in ("start", "stop")) for line in lines]
+    sizes = [("abc".index(line["class"]) + 1, int(line["size_voxels"])) for line in lines]
+    assert sorted(zip(boxes, sizes, strict=True)) == sorted(expected.items())
+    assert table.stats[:, CLASS].tolist() == [number for number, _ in sizes]
+
+
+def test_components_that_were_written_before_there_were_classes_are_of_class_1():
+    block = next(block_components(noise((5, 9, 9), 0.15), (5, 9, 9)))
+    with np.load(io.BytesIO(block.to_bytes())) as file:
+        arrays = {name: file[name] for name in file.files}
+    old = io.BytesIO()
+    np.savez_compressed(old, **arrays | {"stats": arrays["stats"][:, :CLASS]})
+    np.testing.assert_array_equal(Components.from_bytes(old.getvalue()).stats, block.stats)
 
 
 def test_blocks_without_labels_may_be_left_out():

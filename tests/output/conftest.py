@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from kasthuri_ray.metrics.class_map import classes_at
 from kasthuri_ray.output.layout import plan_layout
-from kasthuri_ray.output.ome_zarr import OutputSpec, label_image
+from kasthuri_ray.output.ome_zarr import OutputSpec
 from kasthuri_ray.output.pyramid import plan_levels
 
 SHAPE = (10, 600, 90)
@@ -65,7 +66,7 @@ def write_output():
             part = voxels[(..., *box.slices())]
             output.probabilities.write_block(0, box, part)
             if output.labels:
-                output.labels.write_block(0, box, label_image(part, 0.5))
+                output.labels.write_block(0, box, classes_at(part, [0.5] * len(part)))
         for level in output.spec.levels[1:]:
             grid = output.probabilities.grid(level.number)
             for index in list(grid)[::order]:

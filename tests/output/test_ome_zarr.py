@@ -15,8 +15,9 @@ import tensorstore as ts
 import zarr
 
 from kasthuri_ray.geometry import Box
+from kasthuri_ray.metrics.class_map import classes_at
 from kasthuri_ray.output.existing_output import find_existing_output, remove_output
-from kasthuri_ray.output.ome_zarr import OmeZarrOutput, label_image
+from kasthuri_ray.output.ome_zarr import OmeZarrOutput
 from kasthuri_ray.output.pyramid import downsample, downsample_labels
 from kasthuri_ray.volumes.opening import open_volume
 
@@ -43,7 +44,7 @@ def test_written_voxels_are_read_again(written):
     np.testing.assert_array_equal(read_level(output.probabilities, 0), voxels)
     box = Box((3, 100, 5), (7, 300, 70))
     np.testing.assert_array_equal(output.probabilities.read(0, box), voxels[(..., *box.slices())])
-    np.testing.assert_array_equal(read_level(output.labels, 0), label_image(voxels, 0.5))
+    np.testing.assert_array_equal(read_level(output.labels, 0), classes_at(voxels, [0.5] * len(voxels)))
 
 
 def test_levels_are_means_and_majorities_of_the_level_before(written):
@@ -86,7 +87,7 @@ def test_zarr_python_reads_the_output(written):
     assert array.metadata.dimension_names == ("c", "z", "y", "x")
     assert (array.shards, array.chunks, array.fill_value) == ((1, 4, 128, 64), (1, 4, 64, 32), 0)
     assert group.attrs["kasthuri_ray"] == {"image": "file:///em", "box": "2:12,10:610,7:97"}
-    np.testing.assert_array_equal(group["labels/synapse/s0"][:], label_image(voxels, 0.5))
+    np.testing.assert_array_equal(group["labels/synapse/s0"][:], classes_at(voxels, [0.5] * len(voxels)))
     omero = group.attrs["ome"]["omero"]["channels"]
     assert [(channel["label"], channel["window"]["end"]) for channel in omero] == [("pre", 255.0), ("post", 255.0)]
 
@@ -242,21 +243,6 @@ def test_the_name_of_a_label_image_is_checked(make_spec):
         make_spec(mask="a/b")
 
 
-def test_the_label_image_is_1_where_the_probability_reaches_the_threshold():
-    values = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
-    for threshold, min_value in ((0.5, 128), (0.2, 51), (0.6, 153), (1.0, 255), (0.0, 0), (1 / 1024, 1)):
-        mask = label_image(values, threshold)
-        assert mask.dtype == np.uint8
-        np.testing.assert_array_equal(mask.ravel(), np.arange(256) >= min_value)
-
-
-def test_the_label_image_is_the_highest_class_where_their_sum_reaches_the_threshold():
-    values = np.array([[60, 70, 200, 30, 0], [70, 58, 55, 200, 127]], np.uint8).reshape(2, 1, 1, 5)
-    assert label_image(values, 0.5).ravel().tolist() == [2, 1, 1, 2, 0]
-    assert label_image(values[:, ..., :1] // 2 * 2, 0.52).ravel().tolist() == [0]
-    assert label_image(np.full((2, 1, 1, 1), 64, np.uint8), 0.5).ravel().tolist() == [1]
-
-
 def test_an_interrupted_creation_is_completed(tmp_path, make_spec):
     spec = make_spec(mask="synapse")
     output = OmeZarrOutput.create(str(tmp_path / "out.zarr"), spec)
@@ -310,6 +296,7 @@ def test_a_full_disk_is_an_error_and_keeps_finished_blocks(tmp_path, make_spec):
 import errno, json, pickle, numpy as np
 from pathlib import Path
 from kasthuri_ray.output.ledger import Ledger
+from kasthuri_ray.metrics.class_map import classes_at
 from kasthuri_ray.output.ome_zarr import OmeZarrOutput
 path, spec = pickle.load(open({str(work)!r}, "rb"))
 output, ledger = OmeZarrOutput.create(path, spec), Ledger.beside(path)

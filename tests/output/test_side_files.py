@@ -20,8 +20,8 @@ from kasthuri_ray.storage.folder import open_storage
 
 
 def test_the_table_of_objects_is_named_after_what_it_holds():
-    assert object_table_path("/data/out.zarr", "synapse") == "/data/out.zarr.synapses.csv"
-    assert object_table_path("/data/out.zarr", "membrane") == "/data/out.zarr.objects.csv"
+    assert object_table_path("/data/out.zarr", ["synapse"]) == "/data/out.zarr.synapses.csv"
+    assert object_table_path("/data/out.zarr", ["membrane"]) == "/data/out.zarr.objects.csv"
 
 
 def test_the_plan_is_written_beside_the_output(output):
@@ -35,7 +35,7 @@ def test_a_table_of_objects_is_read_as_rows_of_numbers(output):
     voxels = np.zeros((2, 4, 4), np.uint8)
     voxels[0, 1, 1:3] = 255
     voxels[1, 3, 3] = 204
-    components = label_block_components(voxels, Box((0, 0, 0), voxels.shape), 0.5)
+    components = label_block_components(voxels > 0, Box((0, 0, 0), voxels.shape), voxels)[0]
     path = f"{output}.objects.csv"
     write_object_table(join_objects([components]), path, (30.0, 4.0, 4.0), start=(7, 0, 0))
     first, second = read_object_table(path)
@@ -53,9 +53,9 @@ def test_progress_and_table_are_removed_and_the_plan_stays(output):
     write_plan(output, {})
     folder = open_storage(output.rpartition("/")[0])
     folder.write_bytes("out.zarr.synapses.csv", b"id\n")
-    remove_side_files(output, "synapse")
+    remove_side_files(output, ["synapse"])
     assert folder.list_files() == ["out.zarr.plan.json"]
-    remove_side_files(output, "synapse")
+    remove_side_files(output, ["synapse"])
 
 
 def test_progress_is_written_whole_over_an_earlier_one(output):

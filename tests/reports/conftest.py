@@ -22,10 +22,10 @@ def random_prediction():
         noise = rng.normal(0, 0.12, truth.shape) + np.linspace(-0.1, 0.1, num_sections)[:, None, None]
         probability = np.clip(0.3 + 0.35 * truth + noise, 0, 1)
         counts = VoxelCounts.zeros()
-        counts.add(probability, probability >= threshold, truth)
+        counts.add(probability[None], probability >= threshold, truth)
         image = rng.integers(0, 255, truth.shape, dtype=np.uint8)
         sections = [
-            SectionResult(90 + z, image[z], truth[z], probability[z], f"{90 + z}:{91 + z},:,:")
+            SectionResult(90 + z, image[z], truth[z], probability[None, z], [threshold], f"{90 + z}:{91 + z},:,:")
             for z in range(num_sections)
         ]
         return counts, sections
@@ -46,7 +46,7 @@ def make_section():
         probability = np.zeros((8, 8), np.float32)
         probability[:, 0] = 0.9
         probability[:, 4 : 4 + num_wrong] = 0.9
-        return SectionResult(z, np.full((8, 8), 128, np.uint8), labels if truth else None, probability)
+        return SectionResult(z, np.full((8, 8), 128, np.uint8), labels if truth else None, probability[None], [0.5])
 
     return make
 

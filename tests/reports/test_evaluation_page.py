@@ -13,24 +13,24 @@ from kasthuri_ray.reports.evaluation_page import EvaluationReport, evaluation_pa
 def make_report(random_prediction):
     def make(task_type="synapse", threshold=0.5, **changes):
         counts, gallery = random_prediction(threshold)
-        precision, recall = thresholds.precision_recall_at(counts, threshold)
-        best, best_f1 = thresholds.best_threshold(counts)
+        outcomes = thresholds.outcomes_at(counts.by_class[0], threshold)
+        best, best_f1 = thresholds.best_threshold(counts.by_class[0])
         result = {
             "box": "90:96,0:48,0:48",
             "threshold": threshold,
-            "foreground_f1": thresholds.foreground_f1(counts, threshold),
-            "precision": precision,
-            "recall": recall,
+            "foreground_f1": outcomes.f1,
+            "precision": outcomes.precision,
+            "recall": outcomes.recall,
             "iou": 0.51234,
             "best_threshold": best,
             "best_foreground_f1": best_f1,
-            "average_precision": voxel_scores.average_precision(counts),
+            "average_precision": voxel_scores.mean_average_precision(counts),
         }
         if task_type == "synapse":
             result["objects"] = {"precision": 0.75, "recall": 0.6, "f1": 2 / 3, "num_true": 20, "num_predicted": 16}
             result["objects"]["matching_iou"] = 0.5
         sections = [(90 + z, 0.1 * z, 40 * z) for z in range(6)]
-        report = EvaluationReport("out.zarr", task_type, result, counts, threshold, sections, gallery)
+        report = EvaluationReport("out.zarr", task_type, result, counts, [threshold], sections, gallery)
         for key, value in changes.items():
             setattr(report, key, value)
         return report
@@ -88,7 +88,7 @@ def test_the_page_names_another_threshold_if_it_is_better(threshold, shown, make
 def test_the_page_shows_the_threshold_of_the_user_not_the_edge_of_its_bin(make_report, page_text):
     report = make_report(threshold=round(0.8866 * 1024) / 1024)  # the edge of a bin
     report.result["threshold"] = 0.8849
-    assert f"{report.threshold:.2f}" == "0.89"
+    assert f"{report.thresholds[0]:.2f}" == "0.89"
     page = page_text(evaluation_page(report))
     assert page.count("threshold 0.88") >= 3
     assert "threshold 0.89" not in page
@@ -97,9 +97,11 @@ def test_the_page_shows_the_threshold_of_the_user_not_the_edge_of_its_bin(make_r
 def test_warnings_are_on_the_page_and_escaped(make_report, page_text):
     page = evaluation_page(make_report(notes=["not <finished>"]))
     assert "not &lt;finished&gt;" in page
-    report = make_report(threshold=1.0)
-    report.counts.confusion[:] = [[900, 0], [100, 0]]
-    assert "The network predicts background everywhere" in page_text(evaluation_page(report))
+    report = make_report()
+    report.result["warnings"] = ["The prediction marks none of <1,000> voxels."]
+    page = evaluation_page(report)
+    assert "<h1>The prediction marks none of &lt;1,000&gt; voxels.</h1>" in page
+    assert "finds" not in page_text(page)
 
 
 def test_the_page_has_no_links(make_report):

@@ -10,7 +10,7 @@ from kasthuri_ray.reports.examples import make_examples, make_scale_bar
 
 
 def test_an_example_has_the_numbers_of_its_caption(make_section):
-    (example,) = make_examples([make_section(2)], 0.5, None)
+    (example,) = make_examples([make_section(2)], None)
     assert (example.found, example.missed, example.wrong) == (8, 8, 16)
     assert example.f1 == pytest.approx(2 * 8 / (2 * 8 + 8 + 16))
     assert [panel.name for panel in example.panels] == ["image", "truth", "prediction", "errors"]
@@ -19,7 +19,7 @@ def test_an_example_has_the_numbers_of_its_caption(make_section):
 
 @pytest.mark.parametrize(("truth", "layout", "num_panels"), [(True, "", 4), (False, "few", 2)])
 def test_a_section_without_truth_has_two_pictures(truth, layout, num_panels, make_section):
-    (example,) = make_examples([make_section(truth=truth)], 0.5, (4.0, 4.0))
+    (example,) = make_examples([make_section(truth=truth)], (4.0, 4.0))
     assert (example.layout, len(example.panels), example.has_truth) == (layout, num_panels, truth)
     assert example.panels[0].scale_bar is not None
 
@@ -27,7 +27,7 @@ def test_a_section_without_truth_has_two_pictures(truth, layout, num_panels, mak
 def test_only_the_errors_of_the_best_and_the_worst_are_large(random_prediction):
     sections = random_prediction(0.5, num_sections=3, side=1000)[1]
     sizes = {}
-    for example in make_examples(sections, 0.5, None):
+    for example in make_examples(sections, None):
         for panel in example.panels:
             data = base64.b64decode(panel.source.removeprefix("data:image/jpeg;base64,"))
             sizes[example.rating, panel.name] = Image.open(io.BytesIO(data)).width

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
-from kasthuri_ray.reports import figures
+from kasthuri_ray.reports import figures, score_figures
 
 
 def make_counts():
@@ -19,7 +19,7 @@ def make_counts():
     labels = (rng.random(5000) < 0.1).astype(int)
     probability = np.clip(0.2 + 0.5 * labels + rng.normal(0, 0.15, 5000), 0, 1)
     counts = VoxelCounts.zeros()
-    counts.add(probability, probability >= 0.5, labels)
+    counts.add(probability[None], probability >= 0.5, labels)
     return counts
 
 
@@ -45,9 +45,9 @@ def all_figures(make_section):
         "learning": figures.plot_learning_curve(make_history(), 3),
         "loss": figures.plot_loss(make_history(), 3),
         "scores": figures.plot_validation_scores(make_history(), 3),
-        "precision": figures.plot_precision_recall(make_counts(), 0.5),
-        "confusion": figures.plot_confusion([[90, 10], [3, 7]], ["background", "synapse"]),
-        "section": figures.plot_section(make_section(1), 0.5, "synapse"),
+        "precision": score_figures.plot_precision_recall(make_counts(), [0.5]),
+        "confusion": score_figures.plot_confusion([[90, 10], [3, 7]], ["background", "synapse"]),
+        "section": figures.plot_section(make_section(1), ["synapse"]),
     }
 
 
@@ -136,8 +136,8 @@ def test_a_loss_that_is_not_finite_is_left_out():
 
 
 def test_sections_with_little_foreground_are_hollow_and_those_without_are_left_out():
-    figure = figures.plot_section_scores([(0, 0.9, 100), (1, 0.8, 100), (2, 0.1, 2), (3, 0.0, 0)], 0.85)
+    figure = score_figures.plot_section_scores([(0, 0.9, 100), (1, 0.8, 100), (2, 0.1, 2), (3, 0.0, 0)], 0.85)
     full, hollow = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert full.get_xdata().tolist() == [0, 1]
     assert hollow.get_xdata().tolist() == [2]
-    assert figures.plot_section_scores([], 0.0).axes
+    assert score_figures.plot_section_scores([], 0.0).axes

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kasthuri_ray.metrics import thresholds, voxel_scores
+from kasthuri_ray.metrics.class_map import classes_at
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
 from kasthuri_ray.reports.rendering import describe_share
 from kasthuri_ray.reports.run_page import RunReport, run_page
@@ -48,7 +49,7 @@ class ParsedPage(HTMLParser):
 def make_report(random_prediction):
     def make(task_type="synapse", side=64, num_sections=6, **changes):
         counts, gallery = random_prediction(0.5, num_sections, side)
-        metrics = voxel_scores.split_metrics(counts, 0.5)
+        metrics = voxel_scores.split_metrics(counts, [0.5])
         history = [
             {
                 "epoch": epoch,
@@ -70,7 +71,7 @@ def make_report(random_prediction):
             history=history,
             counts=counts,
             gallery=gallery,
-            threshold=0.5,
+            thresholds=[0.5],
             settings={"task": {"image_chan": "bossdb://Kasthuri/ac4/em", "z_train": [0, 80]}, "network": {"dim": 2}},
             next_text="Train it for longer:",
             next_command="python jobs/train.py --name my_run",
@@ -99,20 +100,20 @@ def test_the_page_is_well_formed_and_has_no_links(make_report):
 def test_the_page_shows_the_scores_and_the_voxel_counts(make_report, page_text):
     report = make_report()
     text = page_text(run_page(report))
-    precision, recall = thresholds.precision_recall_at(report.counts, 0.5)
-    assert f"The network finds {describe_share(recall)} synapse voxels" in text
-    assert f"of the voxels that it marks, {describe_share(precision)} are correct" in text
+    outcomes = thresholds.outcomes_at(report.counts.by_class[0], 0.5)
+    assert f"The network finds {describe_share(outcomes.recall)} synapse voxels" in text
+    assert f"of the voxels that it marks, {describe_share(outcomes.precision)} are correct" in text
     for value in (
-        precision,
-        recall,
+        outcomes.precision,
+        outcomes.recall,
+        outcomes.iou,
         report.metrics["test"]["foreground_f1"],
         report.metrics["test"]["average_precision"],
     ):
         assert f"{value:.3f}" in text
     assert "bossdb://Kasthuri/ac4/em (sections 0 to 80) for 8 epochs (1,792 tiles in total) in 7 min" in text
     assert "The weights are those of epoch 7" in text
-    (found, wrong), (missed, right) = thresholds.foreground_counts(report.counts, 0.5)
-    for count in (found, wrong, missed, right, found + wrong + missed + right):
+    for count in (outcomes.found, outcomes.wrong, outcomes.missed, outcomes.right, outcomes.total):
         assert f"{count:,}" in text
     assert "python jobs/train.py --name my_run" in text
     assert "The fraction of synapse voxels is" in text
@@ -120,7 +121,7 @@ def test_the_page_shows_the_scores_and_the_voxel_counts(make_report, page_text):
 
 def test_captions_name_the_best_and_the_worst_tile(make_report, page_text):
     report = make_report()
-    scores = {section.z: section.f1(0.5) for section in report.gallery}
+    scores = {section.z: section.f1 for section in report.gallery}
     text = page_text(run_page(report))
     best, worst = max(scores, key=scores.get), min(scores, key=scores.get)
     assert f"The best tile, z {best} F1 {scores[best]:.3f}" in text
@@ -167,21 +168,44 @@ def test_without_an_annotation_for_test_the_page_shows_the_validation_box(make_r
 
 
 def test_a_run_without_measurements_has_a_page(page_text):
-    page = run_page(RunReport("r", "synapse", "UNet_2D", {"test": None}, [], None, [], 0.5))
+    page = run_page(RunReport("r", "synapse", "UNet_2D", {"test": None}, [], None, [], [0.5]))
     ParsedPage(page)
     assert "A network for synapses, trained and not yet measured." in page_text(page)
 
 
-def test_a_network_that_predicts_only_background_has_a_warning(make_report, page_text):
-    counts = VoxelCounts.zeros()
-    counts.add(np.full(1000, 0.01), np.zeros(1000, int), np.arange(1000) < 10)
-    report = make_report(counts=counts, notes=["3 chunks are zero."])
-    report.metrics = {**report.metrics, "test": voxel_scores.split_metrics(counts, 0.5)}
-    text = page_text(run_page(report))
-    assert "The network finds none of the synapse voxels." in text
-    assert "it marks none of 1,000 voxels as synapse, although 10 of them (1.00%) are" in text
-    assert "Its accuracy of 99.00% therefore means nothing" in text
+def test_a_warning_is_the_headline_and_no_praise_stands_above_the_figures(make_report, page_text):
+    report = make_report(notes=["3 chunks are zero."])
+    report.metrics = {**report.metrics, "warnings": ["F1 is no better than chance.", "No voxel of val is synapse."]}
+    page = run_page(report)
+    text = page_text(page)
+    assert re.search(r"<h1>F1 is no better than chance.</h1>", page)
+    assert text.index("No voxel of val is synapse.") < text.index("over all thresholds")
+    assert "finds" not in text
     assert "3 chunks are zero." in text
+
+
+def test_several_classes_have_a_row_a_colour_and_a_threshold_each(make_report, page_text):
+    rng, names = np.random.default_rng(0), ["membrane", "synapse"]
+    labels = rng.choice(3, 4000, p=[0.7, 0.2, 0.1])
+    own = labels == np.arange(1, 3)[:, None]
+    probability = np.clip(0.2 + 0.5 * own + rng.normal(0, 0.1, own.shape), 0, 1)
+    counts = VoxelCounts.zeros(3)
+    predicted = classes_at(probability, [0.5, 0.25])
+    counts.add(probability, predicted, labels)
+    metrics = voxel_scores.split_metrics(counts, [0.5, 0.25], names)
+    report = make_report(
+        counts=counts, thresholds=[0.5, 0.25], class_names=names, confusion=counts.confusion.tolist(), gallery=[]
+    )
+    report.metrics = {**report.metrics, "test": metrics}
+    page = run_page(report)
+    text = page_text(page)
+    ParsedPage(page)
+    for name, row in metrics["classes"].items():
+        assert f"{name}: F1 {row['foreground_f1']:.2f}" in text
+        cells = [f"{row[key]:.3f}" for key in ("foreground_f1", "recall", "precision", "foreground_iou")]
+        assert f"{name} {' '.join(cells)}" in text
+    assert f"{counts.confusion[1, 2]:,}" in text
+    assert "mean over the classes, each at its threshold" in text
 
 
 @pytest.mark.parametrize(

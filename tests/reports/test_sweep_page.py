@@ -73,7 +73,7 @@ def test_the_page_describes_the_winner_and_shows_its_scores_on_test(page_text) -
         "foreground_f1": 0.61,
         "threshold": 0.4,
         "average_precision": 0.66,
-        "iou": [0.9, 0.44],
+        "foreground_iou": 0.44,
         "balanced_accuracy": 0.7,
     }
     report = make_report(test=test, importances={"network.learning_rate": 0.7, "network": 0.3})

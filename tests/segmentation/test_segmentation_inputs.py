@@ -24,10 +24,10 @@ def test_a_run_names_its_network_task_threshold_and_image(write_run, em, prepare
     inputs = prepare(run, lines)
     assert inputs.image.uri == em
     assert inputs.box == Box((0, 0, 0), (4, 100, 140))
-    assert inputs.threshold == 0.4
+    assert inputs.thresholds == [0.4]
     assert inputs.settings.task.task_type == "synapse"
     assert lines == []
-    assert prepare(run, threshold=0.0).threshold == 0.0
+    assert prepare(run, threshold=0.0).thresholds == [0.0]
 
 
 def test_a_relative_path_of_the_image_is_recorded_as_an_absolute_one(run, em, prepare, monkeypatch):
@@ -45,7 +45,7 @@ def test_bare_weights_need_flags_for_network_and_task_and_get_the_default_thresh
     (tmp_path / "net.json").write_text(json.dumps({"n_blocks": 2, "start_filters": 4}))
     lines = []
     inputs = prepare(tmp_path / "bare.pt", lines, task="membrane", network=str(tmp_path / "net.json"), image=em)
-    assert inputs.threshold == 0.5
+    assert inputs.thresholds == [0.5]
     assert lines == ["the training voxel size is not stored with the weights: it is not compared with the image's"]
 
 

@@ -106,7 +106,7 @@ def test_the_foreground_voxel_can_be_anywhere_in_its_tile(source):
 def test_ignored_labels_are_not_foreground(source):
     labels = one_voxel()
     labels[:, :, 70:] = 9
-    tiles = TrainTiles((source(labels, label_rule=LabelRule(0, 2, ignore_label=9)),), TILE, 0, 1.0, 20)
+    tiles = TrainTiles((source(labels, label_rule=LabelRule(0, 2, ignored=(9,))),), TILE, 0, 1.0, 20)
     for index in range(20):
         assert tiles.address(0, index).box.contains(Box((3, 41, 50), (4, 42, 51)))
 
@@ -114,7 +114,7 @@ def test_ignored_labels_are_not_foreground(source):
 def test_background_labels_are_not_foreground(source):
     labels = np.where(one_voxel(), 0, 2**64 - 1).astype(np.uint64)
     labels[:, :, 70:] = 2**64 - 3  # outside, of CREMI
-    tiles = TrainTiles((source(labels, label_rule=LabelRule(0, 2, None, (2**64 - 1,))),), TILE, 0, 1.0, 20)
+    tiles = TrainTiles((source(labels, label_rule=LabelRule(0, 2, (), (2**64 - 1,))),), TILE, 0, 1.0, 20)
     for index in range(20):
         assert tiles.address(0, index).box.contains(Box((3, 41, 50), (4, 42, 51)))
     labels[labels == 0] = 2**64 - 1
@@ -216,7 +216,7 @@ def test_images_and_annotations_of_wide_types_become_uint8(source):
     rng = np.random.default_rng(4)
     image = rng.integers(1000, 3000, (2, 24, 32), dtype=np.uint16)
     ids = rng.integers(0, 2, (2, 24, 32), dtype=np.uint64) * np.uint64(2**60 + 1)
-    wide = source(ids, image=image, intensity=(1000.0, 2000.0), label_rule=LabelRule(0.1, 2, None))
+    wide = source(ids, image=image, intensity=(1000.0, 2000.0), label_rule=LabelRule(0.1, 2))
     box = Box((1, 0, 0), (2, 24, 32))
     grey, labels, blank_chunks = read_tile((wide,), TileAddress(0, box, box))
     assert (grey.dtype, labels.dtype) == (np.uint8, np.uint8)
@@ -229,7 +229,8 @@ def test_images_and_annotations_of_wide_types_become_uint8(source):
 def test_object_ids_without_a_threshold_are_refused_with_volume_and_box(source):
     ids = source(np.full((2, 24, 32), 7, np.uint64))
     box = Box((1, 0, 0), (2, 24, 32))
-    with pytest.raises(ValueError, match=r"array://labels 1:2,0:24,0:32: the annotation holds 7; allowed are 0 to 1"):
+    message = r"array://labels 1:2,0:24,0:32: the annotation holds 7 \(100.00%\); allowed are 0 to 1"
+    with pytest.raises(ValueError, match=message):
         read_tile((ids,), TileAddress(0, box, box))
 
 

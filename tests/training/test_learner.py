@@ -16,7 +16,7 @@ from kasthuri_ray.labels import IGNORE_LABEL
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
 from kasthuri_ray.models.checkpoints import Checkpoint, checkpoint_bytes, read_checkpoint
 from kasthuri_ray.models.unet import build_network
-from kasthuri_ray.training.learner import ComputePlan, Learner, StepProgress, count_batch_voxels, foreground_probability
+from kasthuri_ray.training.learner import ComputePlan, Learner, StepProgress, count_batch_voxels
 from kasthuri_ray.training.training_job import make_learner_settings
 
 CPU = torch.device("cpu")
@@ -148,7 +148,8 @@ def test_voxels_of_a_batch_are_counted_like_those_of_an_array(classes):
     labels[:, :, :5] = IGNORE_LABEL
     probabilities = torch.softmax(logits, 1)
     expected = VoxelCounts.zeros(classes)
-    expected.add(foreground_probability(probabilities).numpy(), probabilities.argmax(1).numpy(), labels.numpy())
+    foreground = probabilities[:, 1:].transpose(0, 1).numpy()
+    expected.add(foreground, probabilities.argmax(1).numpy(), labels.numpy())
     counts = count_batch_voxels(logits, labels)
     assert counts == expected
     assert counts.num_voxels == 2 * 25 * 40
@@ -157,10 +158,8 @@ def test_voxels_of_a_batch_are_counted_like_those_of_an_array(classes):
 def test_probabilities_of_0_and_1_are_in_the_first_and_the_last_bin():
     logits = torch.zeros(1, 2, 1, 1, 2)
     logits[0, 1, 0, 0] = torch.tensor([100.0, -100.0])
-    assert count_batch_voxels(logits, torch.ones(1, 1, 1, 2, dtype=torch.uint8)).histogram[1][[0, -1]].tolist() == [
-        1,
-        1,
-    ]
+    counts = count_batch_voxels(logits, torch.ones(1, 1, 1, 2, dtype=torch.uint8))
+    assert counts.histograms[0, 1, [0, -1]].tolist() == [1, 1]
 
 
 def test_a_training_that_diverges_is_stopped_with_advice():

@@ -52,7 +52,7 @@ def test_what_the_task_states_is_kept(find):
     many = labels(0.9)
     for stated in ((), (7,), (0, NONE)):
         assert find(many, rule=LabelRule(0.0, background=stated)) == (stated, [])
-    assert find(many, rule=LabelRule(0.0, ignore_label=NONE)) == (None, [])
+    assert find(many, rule=LabelRule(0.0, ignored=(NONE,))) == (None, [])
     assert find(labels(0.9, np.int32, -1), rule=LabelRule(None, num_classes=3)) == (None, [])
 
 
@@ -61,7 +61,7 @@ def test_voxels_that_are_ignored_do_not_count_for_the_share(find):
     padded[:, :45] = NONE - 2  # outside: three quarters
     assert find(padded)[0] == (NONE,)
     padded[:, :45] = 0
-    assert find(padded, rule=LabelRule(0.0, ignore_label=0))[0] == (NONE,)
+    assert find(padded, rule=LabelRule(0.0, ignored=(0,)))[0] == (NONE,)
     assert find(padded) == (None, [])
 
 

@@ -1,0 +1,224 @@
+"""Signs that scores mean nothing: what a person must know before any praise. Each check returns a sentence or nothing.
+
+The limits are rules of thumb for synapses and membranes in electron microscopy: membranes take 10 to 25% of the voxels,
+synapses 0.1 to 3%.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from kasthuri_ray.metrics.intervals import Interval, TileSample
+from kasthuri_ray.metrics.thresholds import outcomes_at
+from kasthuri_ray.metrics.voxel_counts import ClassCounts, VoxelCounts
+from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
+
+MAX_SHARE, MIN_SHARE = 0.9, 1e-4  # of foreground among the labelled voxels
+MAX_RATIO = 2.0  # between the F1 of val and of test
+SMALL_OBJECT_VOXELS = 10
+MAX_SMALL_SHARE = 0.5
+MAX_DENSITY_RATIO = 5.0  # of objects in the prediction and in the annotation of the training boxes
+
+
+def share_warning(num_foreground: int, num_labelled: int, where: str) -> str:
+    """Return a warning if nearly all or nearly none of the labelled voxels are foreground.
+
+    Parameters
+    ----------
+    num_foreground, num_labelled : int
+        Voxels of the annotation.
+    where : str
+        Which voxels these are, such as "the test box".
+
+    Returns
+    -------
+    str
+        A sentence, or "".
+    """
+    if not num_labelled or not num_foreground:
+        return ""  # `missing_class_warnings` says it
+    share = num_foreground / num_labelled
+    if share > MAX_SHARE:
+        return (
+            f"{share:.1%} of the labelled voxels of {where} are foreground, more than {MAX_SHARE:.0%}. A prediction "
+            "that marks everything looks good there. Do voxels without a label count as foreground? Say which labels "
+            "are ignored (task.ignore_label) or background (task.background)."
+        )
+    if share < MIN_SHARE:
+        return (
+            f"Only {num_foreground:,} of {num_labelled:,} labelled voxels of {where} are foreground, fewer than "
+            f"{MIN_SHARE:.2%}: scores rest on few voxels."
+        )
+    return ""
+
+
+def missing_class_warnings(voxels: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Return a warning for each split in which a class has no voxel.
+
+    Parameters
+    ----------
+    voxels : mapping
+        For each split ("train", "val", "test"), the labelled voxels of each class by its name.
+
+    Returns
+    -------
+    list of str
+        Sentences.
+    """
+    warnings = []
+    for split, by_class in voxels.items():
+        missing = [name for name, number in by_class.items() if not number]
+        if missing and sum(by_class.values()):
+            warnings.append(f"No voxel of {split} is {' or '.join(missing)}: its scores say nothing about that.")
+        elif missing:
+            warnings.append(f"No voxel of {split} is labelled.")
+    return warnings
+
+
+def chance_warning(counts: ClassCounts, outcomes: VoxelOutcomes, interval: Interval, name: str) -> str:
+    """Return a warning if scores are no better than those of a prediction that knows nothing.
+
+    Parameters
+    ----------
+    counts : ClassCounts
+        Counts of the class.
+    outcomes : VoxelOutcomes
+        Outcomes at the threshold.
+    interval : tuple of float
+        95% interval of the average precision.
+    name : str
+        Name of the class.
+
+    Returns
+    -------
+    str
+        A sentence, or "".
+    """
+    if not counts.num_true:
+        return ""
+    share = counts.num_true / counts.num_voxels
+    if not outcomes.marked:
+        return (
+            f"The prediction marks none of {counts.num_voxels:,} voxels as {name}, although {counts.num_true:,} of "
+            f"them ({share:.2%}) are. Its accuracy of {1 - share:.2%} therefore means nothing. Try a loss that gives "
+            "the foreground more weight (network.loss), a higher task.foreground_share, or more epochs."
+        )
+    of_everything = 2 * share / (1 + share)  # F1 of marking every voxel
+    if outcomes.f1 <= of_everything:
+        return (
+            f"F1 {outcomes.f1:.3f} is no better than that of marking every voxel as {name}, {of_everything:.3f}: the "
+            "prediction shows no skill."
+        )
+    low, high = interval
+    if low <= share <= high:
+        return (
+            f"The average precision may be chance: its 95% interval {low:.3f} to {high:.3f} holds {share:.3f}, the "
+            f"share of {name}, which a random prediction reaches. More labelled voxels would tell."
+        )
+    return ""
+
+
+def constant_warning(counts: ClassCounts, name: str) -> str:
+    """Return a warning if the probability of a class is the same in all voxels.
+
+    Parameters
+    ----------
+    counts : ClassCounts
+        Counts of the class.
+    name : str
+        Name of the class.
+
+    Returns
+    -------
+    str
+        A sentence, or "".
+    """
+    used = np.flatnonzero(counts.histogram.any(0))
+    if len(used) != 1:
+        return ""
+    return f"The probability of {name} is the same in all {counts.num_voxels:,} voxels: nothing was found out."
+
+
+def count_warnings(
+    counts: VoxelCounts, thresholds: Sequence[float], sample: TileSample, names: Sequence[str], where: str
+) -> list[str]:
+    """Return the warnings that follow from the voxels of a split.
+
+    Parameters
+    ----------
+    counts : VoxelCounts
+        Counts of the split.
+    thresholds : sequence of float
+        One for each foreground class.
+    sample : TileSample
+        The same voxels by tile.
+    names : sequence of str
+        Names of the foreground classes.
+    where : str
+        As of `share_warning`.
+
+    Returns
+    -------
+    list of str
+        Sentences.
+    """
+    warnings = [share_warning(counts.num_foreground, counts.num_voxels, where)]
+    intervals = sample.class_average_precision_intervals()
+    for name, of_class, threshold, interval in zip(names, counts.by_class, thresholds, intervals, strict=True):
+        constant = constant_warning(of_class, name)
+        warnings.append(constant or chance_warning(of_class, outcomes_at(of_class, threshold), interval, name))
+    return [warning for warning in warnings if warning]
+
+
+def difference_warning(val_f1: float, test_f1: float) -> str:
+    """Return a warning if the F1 of val and of test differ by a factor of two.
+
+    Parameters
+    ----------
+    val_f1, test_f1 : float
+        F1 of the foreground.
+
+    Returns
+    -------
+    str
+        A sentence, or "".
+    """
+    low, high = sorted((val_f1, test_f1))
+    if not high or high < MAX_RATIO * low:
+        return ""
+    return (
+        f"F1 is {val_f1:.3f} on val and {test_f1:.3f} on test. They differ by a factor of two or more: the boxes show "
+        "different tissue, or hold too little foreground for a score."
+    )
+
+
+def object_warnings(
+    sizes: Sequence[int] | np.ndarray, per_um3: float | None, expected_per_um3: float | None
+) -> list[str]:
+    """Return warnings about the objects of a prediction.
+
+    Parameters
+    ----------
+    sizes : array_like of int
+        Voxels of each object.
+    per_um3, expected_per_um3 : float or None
+        Objects in a cubic micrometre, of the prediction and of the annotation of the training boxes.
+
+    Returns
+    -------
+    list of str
+        Sentences.
+    """
+    warnings, small = [], int((np.asarray(sizes) < SMALL_OBJECT_VOXELS).sum())
+    if small > MAX_SMALL_SHARE * len(sizes):
+        warnings.append(
+            f"{small:,} of {len(sizes):,} objects have fewer than {SMALL_OBJECT_VOXELS} voxels: most are specks."
+        )
+    if per_um3 and expected_per_um3 and per_um3 > MAX_DENSITY_RATIO * expected_per_um3:
+        warnings.append(
+            f"There are {per_um3:.2g} objects in a cubic micrometre, and {expected_per_um3:.2g} in the annotation of "
+            f"the training boxes: over {MAX_DENSITY_RATIO:g} times as many."
+        )
+    return warnings

@@ -1,0 +1,88 @@
+"""Scores that mean nothing are named in a sentence; ordinary ones are not."""
+
+import numpy as np
+import pytest
+
+from kasthuri_ray.metrics import sanity
+from kasthuri_ray.metrics.intervals import TileSample, tile_counts
+from kasthuri_ray.metrics.thresholds import best_threshold, outcomes_at
+
+
+@pytest.mark.parametrize(
+    ("num_foreground", "start"),
+    [
+        (950, "95.0% of the labelled voxels of the test box are foreground, more than 90%"),
+        (900, ""),
+        (100, ""),
+        (0, ""),
+    ],
+)
+def test_nearly_everything_foreground_is_named(num_foreground, start):
+    warning = sanity.share_warning(num_foreground, 1000, "the test box")
+    assert bool(warning) == bool(start)
+    assert warning.startswith(start)
+
+
+def test_nearly_nothing_foreground_is_named():
+    assert sanity.share_warning(9, 100_000, "val").startswith("Only 9 of 100,000 labelled voxels of val are foreground")
+    assert sanity.share_warning(10, 100_000, "val") == ""
+
+
+def test_a_class_without_a_voxel_is_named_with_its_split():
+    voxels = {
+        "train": {"background": 10, "membrane": 5, "synapse": 1},
+        "val": {"background": 10, "membrane": 0, "synapse": 0},
+        "test": {"background": 0, "membrane": 0, "synapse": 0},
+    }
+    assert sanity.missing_class_warnings(voxels) == [
+        "No voxel of val is membrane or synapse: its scores say nothing about that.",
+        "No voxel of test is labelled.",
+    ]
+
+
+def chance_of(probability, labels, tile=100):
+    """Return the warning about a prediction whose tiles are runs of voxels."""
+    from kasthuri_ray.metrics.voxel_counts import VoxelCounts
+
+    tiles = []
+    for start in range(0, len(labels), tile):
+        counts = VoxelCounts.zeros()
+        part = slice(start, start + tile)
+        counts.add(probability[None, part], probability[part] >= 0.5, labels[part])
+        tiles.append(counts)
+    (counts,) = sum(tiles, VoxelCounts.zeros()).by_class
+    threshold, _ = best_threshold(counts)
+    sample = TileSample.of([tile_counts(each, [threshold]) for each in tiles])
+    whole = outcomes_at(counts, threshold)
+    return sanity.chance_warning(counts, whole, sample.average_precision_interval(), "synapse")
+
+
+def test_a_random_prediction_is_named_and_a_weak_but_real_one_is_not():
+    rng = np.random.default_rng(0)
+    labels = (rng.random(20_000) < 0.1).astype(np.uint8)
+    assert "chance" in (warning := chance_of(rng.random(20_000), labels)) or "no better" in warning
+    assert chance_of(np.clip(rng.random(20_000) * 0.6 + 0.3 * labels, 0, 1), labels) == ""
+    assert "no better than that of marking every voxel as synapse, 0.1" in chance_of(np.full(20_000, 0.25), labels)
+
+
+def test_a_prediction_that_is_the_same_everywhere_is_named(count_voxels):
+    labels = np.array([0, 0, 1, 1])
+    (same,) = count_voxels(np.full((1, 4), 0.7), labels, labels).by_class
+    (different,) = count_voxels(np.array([[0.1, 0.1, 0.1, 0.9]]), labels, labels).by_class
+    assert sanity.constant_warning(same, "synapse").startswith("The probability of synapse is the same in all 4 voxels")
+    assert sanity.constant_warning(different, "synapse") == ""
+
+
+@pytest.mark.parametrize(
+    ("val", "test", "differs"), [(0.8, 0.4, True), (0.3, 0.7, True), (0.8, 0.41, False), (0.0, 0.0, False)]
+)
+def test_val_and_test_that_differ_by_a_factor_of_two_are_named(val, test, differs):
+    assert bool(sanity.difference_warning(val, test)) == differs
+
+
+def test_specks_and_too_many_objects_are_named():
+    specks, dense = sanity.object_warnings([1] * 6 + [50] * 4, 6.0, 1.0)
+    assert specks.startswith("6 of 10 objects have fewer than 10 voxels")
+    assert "over 5 times as many" in dense
+    assert sanity.object_warnings([1] * 5 + [50] * 5, 5.0, 1.0) == []
+    assert sanity.object_warnings([], None, None) == []
