@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kasthuri_ray.errors import InputError
-from kasthuri_ray.geometry import AXES, Zyx, per_axis
+from kasthuri_ray.geometry import AXES, Nm, Zyx, per_axis
 
 CHANNELS = ("c", "channel", "s")
 ABSENT = -1  # stands for the z of an image, which has no such axis
@@ -98,6 +98,35 @@ def axes_text(axes: Zyx, rank: int) -> str:
 def lengths_along(axes: Zyx, lengths: Sequence[int]) -> Zyx:
     """Return the lengths of stored axes along z, y, x; 1 where an axis is absent."""
     return per_axis(lambda axis: 1 if axis == ABSENT else int(lengths[axis]), axes)
+
+
+def turn_lengths(lengths: Nm, stated: Zyx, axes: Zyx) -> Nm:
+    """Return lengths that were stated for some axes, for those that are read: each goes with its stored axis.
+
+    Parameters
+    ----------
+    lengths : tuple of float
+        Lengths of the axes that the file calls z, y, x.
+    stated, axes : tuple of int
+        Which stored axes the file calls z, y, x, and which are read as z, y, x. An axis that the file calls otherwise,
+        such as t, keeps the length of the axis as which it is read.
+
+    Returns
+    -------
+    tuple of float
+        Lengths along z, y, x.
+    """
+    is_stated = {axis for axis in stated if axis != ABSENT}
+    return per_axis(lambda axis, n: lengths[stated.index(axis)] if axis in is_stated else n, axes, lengths)
+
+
+def stated_axes(shape: Sequence[int], names: Sequence[str | None] | None) -> Zyx | None:
+    """Return which stored axes a file calls z, y, x (see `choose_axes`); None if it names no y and x."""
+    lower = [str(name).lower() for name in names or ()]
+    if len(lower) != len(shape) or any(lower.count(axis) != 1 for axis in "yx"):
+        return None
+    z = lower.index("z") if lower.count("z") == 1 else ABSENT
+    return z, lower.index("y"), lower.index("x")
 
 
 def read_zyx(stored: np.ndarray, axes: Zyx) -> np.ndarray:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import errno
-import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kasthuri_ray.errors import InputError
-from kasthuri_ray.geometry import per_axis
+from kasthuri_ray.geometry import Box
+from kasthuri_ray.volumes.absent_chunks import find_stored_chunk
 from kasthuri_ray.volumes.axes import choose_axes
 from kasthuri_ray.volumes.file_volume import FileVolume, Reader, local_path, volume_fields
-from kasthuri_ray.volumes.length_units import in_nanometers
-from kasthuri_ray.volumes.place import Place, StatedSize, check_unit, size_fields
+from kasthuri_ray.volumes.hdf5_attributes import axis_names, stated_geometry
+from kasthuri_ray.volumes.place import check_unit, size_fields
 from kasthuri_ray.volumes.uri_options import UriOptions
 from kasthuri_ray.volumes.volume import Volume
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = 64_000_000  # of decoded chunks that an open dataset keeps
 MAX_LISTED = 20  # datasets that a message names
-SIZE_ATTRIBUTES = (("voxel_size_nm_zyx", "nm"), ("resolution", None), ("voxel_size", None), ("element_size_um", "um"))
 BDV_CELLS = re.compile(r"/t\d{5}/(s\d{2,})/\d+/cells")  # voxels of a resolution, in files of BigDataViewer
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, 524)  # 524: ENOTSUPP of the kernel, on some network disks
 FILTERS = {
@@ -41,11 +40,62 @@ class Hdf5Volume(FileVolume):
 
     path: str
     dataset: str
+    is_stored: bool  # whether anything was ever written to it
+
+    def has_any_chunk(self, box: Box) -> bool:
+        return self.is_stored
 
     def _open(self) -> Reader:
         stored = open_hdf5_file(self.path, rdcc_nbytes=CACHE_BYTES)[self.dataset]
         missing_filters(stored)  # loads those of hdf5plugin
         return stored.__getitem__  # h5py holds a lock around every call
+
+
+@dataclass(kw_only=True)
+class ChunkedHdf5Volume(Hdf5Volume):
+    """A dataset that is stored in chunks; those that were never written are absent."""
+
+    may_lack_chunks = True
+
+    def has_any_chunk(self, box: Box) -> bool:
+        with open_hdf5_file(self.path) as file:
+            stored = file[self.dataset]
+            spans, lengths, num_stored = self._spans(box), stored.chunks, stored.id.get_num_chunks()
+            is_old = not hasattr(stored.id, "chunk_iter")  # HDF5 before 1.12.3
+            if is_old or num_stored == self.count_chunks(self.bounds):
+                return num_stored > 0
+
+            def is_in_box(chunk: h5py.h5d.StoreInfo) -> bool | None:
+                meets = (
+                    at < stop and at + length > start
+                    for at, length, (start, stop) in zip(chunk.chunk_offset, lengths, spans, strict=True)
+                )
+                return all(meets) or None  # anything but None ends the search
+
+            return bool(stored.id.chunk_iter(is_in_box))
+
+    def find_stored(self, box: Box) -> Box | None:
+        return find_stored_chunk(self, box, sorted(range(3), key=lambda axis: self.axes[axis]))
+
+    def _are_absent(self, chunks: list[Box]) -> list[bool]:
+        with open_hdf5_file(self.path) as file:
+            stored = file[self.dataset]
+            starts = (
+                tuple(start // n * n for (start, _), n in zip(self._spans(chunk), stored.chunks, strict=True))
+                for chunk in chunks
+            )
+            return [stored.id.get_chunk_info_by_coord(start).byte_offset is None for start in starts]
+
+    def _spans(self, box: Box) -> list[tuple[int, int]]:
+        """Return the first voxel and the end of a box along the stored axes."""
+        spans = dict(zip(self.axes, zip(box.start, box.stop, strict=True), strict=True))
+        return [spans.get(axis, (0, 1)) for axis in range(self.rank)]
+
+
+def _fill_value(stored: h5py.Dataset, dtype: np.dtype) -> float:
+    """Return the value of voxels that were never written; 0 for nan."""
+    value = float(np.asarray(stored.fillvalue, stored.dtype.newbyteorder("=")).view(dtype))
+    return 0.0 if np.isnan(value) else value
 
 
 def open_hdf5_file(path: str | Path, **options: int) -> h5py.File:
@@ -83,20 +133,26 @@ def open_hdf5(file_name: str, dataset: str, uri: str, options: UriOptions) -> Vo
         is_unsigned = options.dtype is None and _is_unsigned_of_bdv(stored)
         if is_unsigned:
             options = replace(options, dtype="uint16")
-        size = _voxel_size(stored)
+        names = axis_names(stored)
+        axes = choose_axes(stored.shape, uri, names=names, option=options.axes)
+        size, place, place_notes = stated_geometry(stored, axes, names if options.axes else None, uri)
         if options.voxel_size_nm is None:
             check_unit(size, uri)
-        axes = choose_axes(stored.shape, uri, names=_axis_names(stored), option=options.axes)
         chunk = stored.chunks or (1,) * (len(stored.shape) - 2) + stored.shape[-2:]
-        return Hdf5Volume(
-            **volume_fields(uri, stored.shape, axes, stored.dtype, chunk, options),
+        fields = volume_fields(uri, stored.shape, axes, stored.dtype, chunk, options)
+        is_chunked = stored.chunks is not None and not stored.is_virtual
+        kind = ChunkedHdf5Volume if is_chunked else Hdf5Volume
+        return kind(
+            **fields,
             **size_fields(size),
             format="HDF5",
-            place=_place(stored),
-            notes=_notes(stored, is_unsigned, uri),
+            place=place,
+            fill_value=_fill_value(stored, fields["dtype"]) if is_chunked or not _is_stored(stored) else 0,
+            notes=(*_notes(stored, is_unsigned, uri), *place_notes),
             source_id=f"{path.resolve()}:{name}{f'?axes={options.axes}' if options.axes else ''}",
             path=str(path),
             dataset=name,
+            is_stored=_is_stored(stored),
         )
 
 
@@ -185,9 +241,13 @@ def _notes(stored: h5py.Dataset, is_unsigned: bool, uri: str) -> tuple[str, ...]
     """Return lines about a dataset of which nothing was ever written, or whose type means another one."""
     if is_unsigned:
         return (f"{uri}: BigDataViewer stores uint16 as int16; its voxels are read as uint16",)
-    if stored.is_virtual or stored.external or not stored.size or stored.id.get_storage_size():
+    if _is_stored(stored):
         return ()
     return (f"{uri}: nothing is stored in the dataset; all its voxels are {stored.fillvalue}",)
+
+
+def _is_stored(stored: h5py.Dataset) -> bool:
+    return bool(stored.is_virtual or stored.external or not stored.size or stored.id.get_storage_size())
 
 
 def missing_filters(stored: h5py.Dataset) -> list[str]:
@@ -204,55 +264,3 @@ def missing_filters(stored: h5py.Dataset) -> list[str]:
         for code, _, _, name in filters
         if not h5py.h5z.filter_avail(code)
     ]
-
-
-def _axis_names(stored: h5py.Dataset) -> list[str] | None:
-    """Return the names of the axes in ilastik's `axistags`, else the labels of the dimensions; None without any."""
-    try:
-        return [str(axis["key"]) for axis in json.loads(stored.attrs["axistags"])["axes"]]
-    except (KeyError, TypeError, ValueError):
-        return [dimension.label for dimension in stored.dims]
-
-
-def _voxel_size(stored: h5py.Dataset) -> StatedSize | None:
-    """Return the size in the attributes of a dataset, its group or its file, z, y, x.
-
-    It is our `voxel_size_nm_zyx`, CREMI's `resolution`, gunpowder's `voxel_size` (both in nm, unless `units` says
-    otherwise), or ilastik's `element_size_um`.
-    """
-    for item, where in ((stored, ""), (stored.parent, " of its group"), (stored.file, " of the file")):
-        for name, unit in SIZE_ATTRIBUTES:
-            if np.shape(item.attrs.get(name)) == (3,):
-                units = [unit] * 3 if unit else _units(stored)
-                size = in_nanometers(_numbers(item.attrs[name]), units or ["nm"] * 3)
-                return StatedSize.of(size, name + where, bool(units))
-    return None
-
-
-def _numbers(values: Any) -> list[float]:
-    """Return the numbers in an attribute; none if it holds anything else."""
-    try:
-        return [float(value) for value in values]
-    except (TypeError, ValueError):
-        return []
-
-
-def _place(stored: h5py.Dataset) -> Place | None:
-    """Return the `offset` of a dataset, else of its group, z, y, x, in nm unless `units` says otherwise (CREMI)."""
-    for item in (stored, stored.parent):
-        if np.shape(item.attrs.get("offset")) == (3,):
-            units = in_nanometers([1.0] * 3, _units(stored) or ["nm"] * 3)
-            offset = _numbers(item.attrs["offset"])
-            if units is None or not offset:
-                return None
-            return Place(per_axis(lambda value, unit: value * unit, offset, units), "corner", "offset")
-    return None
-
-
-def _units(stored: h5py.Dataset) -> list[str]:
-    """Return the three units that the attribute `units` of a dataset or its group states; none without."""
-    for item in (stored, stored.parent):
-        if "units" in item.attrs:
-            units = [each.decode() if isinstance(each, bytes) else str(each) for each in np.ravel(item.attrs["units"])]
-            return units * 3 if len(units) == 1 else units
-    return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -65,4 +65,4 @@ def positive_sizes(sizes: Iterable[Any]) -> Nm | None:
 
 def is_number(value: object) -> bool:
     """Return whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from kasthuri_ray.errors import InputError
-from kasthuri_ray.geometry import Nm, per_axis
-from kasthuri_ray.volumes.axes import choose_axes
+from kasthuri_ray.geometry import Nm, Zyx, per_axis
+from kasthuri_ray.volumes.axes import ABSENT, choose_axes, turn_lengths
 from kasthuri_ray.volumes.file_volume import FileVolume, Reader, local_path, volume_fields
 from kasthuri_ray.volumes.length_units import in_nanometers
 from kasthuri_ray.volumes.place import Place, StatedSize, size_fields
@@ -57,14 +57,17 @@ def open_mrc(name: str, uri: str, options: UriOptions) -> Volume:
     dtype, dtype_note = _dtype(header, flags, options, uri)
     offset, offset_note = _find_voxels(path, header, math.prod(shape) * dtype.itemsize, uri)
     names = [AXIS_NAMES.get(int(number), "") for number in (header.maps, header.mapr, header.mapc)]
-    axes = choose_axes(shape, uri, names=names if sorted(names) == ["x", "y", "z"] else "zyx", option=options.axes)
+    names = names if sorted(names) == ["x", "y", "z"] else list("zyx")
+    axes = choose_axes(shape, uri, names=names, option=options.axes)
+    stated = per_axis(names.index, "zyx")
     size, size_note = _voxel_size(header, uri)
+    size = size and turn_lengths(size, stated, axes)
     notes = (_check_complete(path, shape, offset, dtype, uri), offset_note, dtype_note, size_note)
     return MrcVolume(
         **volume_fields(uri, shape, axes, dtype, (1, *shape[1:]), options),
         **size_fields(StatedSize.of(size, "MRC cell and grid")),
         format="MRC",
-        place=_place(header, flags, size),
+        place=_place(header, flags, size, stated, axes),
         source_id=f"{path.resolve()}:{options.axes or ''}{dtype}",
         notes=tuple(note for note in notes if note),
         path=str(path),
@@ -144,16 +147,19 @@ def _voxel_size(header: np.recarray, uri: str) -> tuple[Nm | None, str | None]:
     return size, None
 
 
-def _place(header: np.recarray, flags: int | None, size: Nm | None) -> Place | None:
+def _place(header: np.recarray, flags: int | None, size: Nm | None, stated: Zyx, axes: Zyx) -> Place | None:
     """Return the place of the origin, else of the first column, row and section; None if both are 0.
 
+    The origin is that of the axes x, y, z of the header (`stated`); columns, rows and sections are stored axes.
     IMOD's origin is the negative position of the first voxel, unless a flag says otherwise.
     """
     sign = -1 if flags is not None and not flags & INVERTED_ORIGIN else 1
     origin = per_axis(lambda axis: sign * 0.1 * float(header.origin[axis]), "zyx")
-    start = (int(header.nzstart), int(header.nystart), int(header.nxstart))
+    starts = (int(header.nzstart), int(header.nystart), int(header.nxstart))  # of sections, rows, columns
+    start = per_axis(lambda axis: 0 if axis == ABSENT else starts[axis], axes)
     if any(origin) and all(map(math.isfinite, origin)):
-        return Place(per_axis(lambda value: float(f"{value:.7g}"), origin), "corner", "MRC origin")
+        rounded = per_axis(lambda value: float(f"{value:.7g}"), turn_lengths(origin, stated, axes))
+        return Place(rounded, "corner", "MRC origin")
     if any(start) and size is not None:
         return Place(per_axis(lambda n, length: n * length, start, size), "corner", "MRC nxstart")
     return None

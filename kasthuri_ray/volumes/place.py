@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from kasthuri_ray.errors import InputError
-from kasthuri_ray.geometry import Nm, per_axis
+from kasthuri_ray.geometry import Nm, Zyx, per_axis
+from kasthuri_ray.volumes.axes import turn_lengths
 
 Anchor = Literal["middle", "corner"]
 
@@ -25,6 +26,10 @@ class StatedSize(NamedTuple):
     def of(cls, size_nm: Nm | None, source: str, states_unit: bool = True) -> StatedSize | None:
         """Return the size with its source; None without a size."""
         return None if size_nm is None else cls(size_nm, source, states_unit)
+
+    def turned(self, stated: Zyx, axes: Zyx) -> StatedSize:
+        """Return the size along other axes than those that the file calls z, y, x; see `turn_lengths`."""
+        return self._replace(size_nm=turn_lengths(self.size_nm, stated, axes))
 
 
 def check_unit(size: StatedSize | None, uri: str) -> None:
@@ -63,6 +68,10 @@ class Place:
     anchor: Anchor
     source: str
     stated: bool = True
+
+    def turned(self, stated: Zyx, axes: Zyx) -> Place:
+        """Return the place along other axes than those that the file calls z, y, x; see `turn_lengths`."""
+        return replace(self, origin_nm=turn_lengths(self.origin_nm, stated, axes))
 
     def corner_nm(self, voxel_size_nm: Nm) -> Nm:
         """Return the position of the lower corner of voxel 0, 0, 0."""

@@ -7,6 +7,7 @@ import struct
 import threading
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -34,6 +35,9 @@ from kasthuri_ray.volumes.tiff_pages import (
     page_chunk,
     pixel_format,
 )
+
+if TYPE_CHECKING:
+    import tifffile
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY = 0  # a colour type of PNG
@@ -162,7 +166,7 @@ def _open_tiff(path: str, labels: bool) -> TiffSection:
             shape=frame.shaped[2:4],
             dtype=rule.dtype(frame.dtype),
             rule=rule,
-            note=note or orientation_note(frame, path),
+            note=note or orientation_note(frame, path) or _axes_note(file, path),
             chunk=chunk,
             is_decoded_whole=is_decoded_whole,
             codec="" if page.mapped_offset is not None else codec_name(frame),
@@ -170,6 +174,14 @@ def _open_tiff(path: str, labels: bool) -> TiffSection:
             place=tiff_place(file, size and size.size_nm),
         )
         return TiffSection(header, page)
+
+
+def _axes_note(file: tifffile.TiffFile, path: str) -> str | None:
+    """Return a line about a section whose rows are x, as tifffile's metadata say."""
+    axes = "".join(str(metadata.get("axes", "")) for metadata in file.shaped_metadata or ()).upper()
+    if axes.replace("S", "")[-2:] != "XY":
+        return None
+    return f"{path}: it states the axes {axes}; its rows are read as y, its columns as x, unless ?axes=zxy turns them"
 
 
 def _open_picture(path: str, labels: bool) -> PictureSection:

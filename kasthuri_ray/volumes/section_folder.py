@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kasthuri_ray.errors import InputDenied, InputError, InputNotFound
+from kasthuri_ray.geometry import Zyx
 from kasthuri_ray.volumes.axes import choose_axes, lengths_along
 from kasthuri_ray.volumes.file_volume import FileVolume, Reader, content_id, fill_sections, local_name, volume_fields
 from kasthuri_ray.volumes.place import size_fields
@@ -29,6 +30,7 @@ MAX_OPEN_SECTIONS = 256  # whose headers a process keeps
 MAX_NAMED = 3  # files that a message names
 TRIED_ROWS = 16  # of a section that is read to find out whether it can be
 LIST_ENDING = ".txt"
+STORED_AXES: Zyx = (0, 1, 2)
 
 
 @dataclass(kw_only=True)
@@ -132,6 +134,9 @@ def open_sections(names: SectionNames, uri: str, options: UriOptions, labels: bo
     shape = (len(paths), *first.shape)
     option = f"?{options.axes}" if options.axes and len(paths) == 1 and len(options.axes) == 2 else options.axes
     axes = choose_axes(shape, uri, names="zyx", option=option)
+    size, place = first.voxel_size, first.place
+    if size is None or size.source != "voxel_size_nm_zyx":  # those of OME and ImageJ go with their stored axes
+        size, place = size and size.turned(STORED_AXES, axes), place and place.turned(STORED_AXES, axes)
     folder = os.path.commonpath([os.path.dirname(path) for path in paths])
     is_decoded_whole = any(header.is_decoded_whole for header in headers)
     chunk = next((header.chunk for header in headers if header.is_decoded_whole), first.chunk)
@@ -139,9 +144,9 @@ def open_sections(names: SectionNames, uri: str, options: UriOptions, labels: bo
     _try_out(reader, headers)
     return SectionVolume(
         **volume_fields(uri, shape, axes, first.dtype, chunk, options),
-        **size_fields(first.voxel_size),
+        **size_fields(size),
         format=f"{kind_of_section(first.path)} sections" if len(paths) > 1 else str(kind_of_section(first.path)),
-        place=first.place,
+        place=place,
         decode_shape=lengths_along(axes, (1, *first.shape)) if is_decoded_whole else None,
         source_id=content_id(paths, options.axes, labels),
         notes=(*names.notes, *_section_notes(headers, uri)),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kasthuri_ray.geometry import Nm, Zyx, per_axis
-from kasthuri_ray.volumes.axes import ABSENT
+from kasthuri_ray.volumes.axes import ABSENT, stated_axes
 from kasthuri_ray.volumes.length_units import is_number, nanometers_per_unit, positive_sizes
 from kasthuri_ray.volumes.ome_pyramid import OmeLevel, zyx_positions
 from kasthuri_ray.volumes.place import Place, StatedSize
@@ -28,6 +28,10 @@ DOCUMENTS = {
     "attributes.json": "n5",
     "s0/attributes.json": "n5",
 }
+
+# Sources of a size or a place that is stated for named axes, whatever their order in the array.
+SIZES_BY_NAME = ("voxel_size_nm_zyx", "OME scale", "transform")
+PLACES_BY_NAME = ("OME translation", "transform")
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,14 @@ def axis_names(node: StoreNode, level: OmeLevel | None, rank: int) -> list[str] 
         if isinstance(names, Sequence) and len(names) == rank and {"y", "x"} <= {str(name).lower() for name in names}:
             return [str(name).removesuffix("^") for name in names]  # funlib marks channels so
     return None
+
+
+def named_axes(node: StoreNode, names: Sequence[str | None] | None, rank: int) -> Zyx | None:
+    """Return which stored axes the metadata call z, y, x; None if they name none. A COSEM transform names them too."""
+    transform = node.attributes.get("transform")
+    if names is None and isinstance(transform, Mapping) and len(transform.get("axes", ())) == rank:
+        names = "xyz" if node.driver == "n5" and rank == 3 else transform["axes"]
+    return stated_axes([1] * rank, names)
 
 
 def zarr_voxel_size(array: Document, group: Document, level: OmeLevel | None, order: Zyx) -> StatedSize | None:

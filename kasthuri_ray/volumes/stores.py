@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from kasthuri_ray.errors import InputError, InputNotFound
-from kasthuri_ray.geometry import per_axis
+from kasthuri_ray.geometry import Zyx, per_axis
 from kasthuri_ray.storage.kvstore import StoreLocation, locate_store, read_json_documents
 from kasthuri_ray.volumes import store_metadata
 from kasthuri_ray.volumes.array_opening import open_array
@@ -261,10 +261,32 @@ def _open_array(found: FoundArray, options: UriOptions) -> Volume:
         check_unit(size, found.uri)
     of_group = found.group if node.driver == "n5" else {}
     place = store_metadata.store_place(attributes, of_group, level, order, size and size.size_nm)
+    ignores_offset = size is not None and "offset" in {**of_group, **attributes} and not (place and place.stated)
+    if options.axes is not None:
+        size, place = _turned(size, place, order, store_metadata.named_axes(node, names, len(shape)))
     spec = {"driver": node.driver, "kvstore": found.place.kvstore}
     volume = open_array(spec, order, found.uri, found.place, node)
     name = f"{'' if level is None else 'OME-Zarr, '}{FORMATS[node.driver]}"
+    if ignores_offset and options.offset_nm is None:
+        note = f"{found.uri}: its offset is not three lengths and does not count; give the place: ?offset_nm=z,y,x"
+        volume = replace(volume, notes=(*volume.notes, note))
     return replace(volume, **size_fields(size), place=place, format=name, stored_axes=axes_text(order, len(shape)))
+
+
+def _turned(
+    size: StatedSize | None, place: Place | None, order: Zyx, named: Zyx | None
+) -> tuple[StatedSize | None, Place | None]:
+    """Return size and place along the axes of `?axes=`: what is stated for a named axis goes with this axis.
+
+    What is stated in the order of the stored axes (`resolution`, `offset`) goes with them already.
+    """
+    if named is None:
+        return size, place
+    if size is not None and size.source.startswith(store_metadata.SIZES_BY_NAME):
+        size = size.turned(named, order)
+    if place is not None and place.source in store_metadata.PLACES_BY_NAME:
+        place = place.turned(named, order)
+    return size, place
 
 
 def _check_no_multiset(found: FoundArray) -> None:

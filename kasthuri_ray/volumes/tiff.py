@@ -20,6 +20,7 @@ from kasthuri_ray.volumes.tiff_metadata import (
     calibration_note,
     incomplete_error,
     missing_ome_files,
+    names_axes,
     ome_master_file,
     orientation_note,
     promised_pages,
@@ -118,6 +119,10 @@ def open_tiff(name: str, uri: str, options: UriOptions, labels: bool) -> Volume:
         chunk, is_decoded_whole = page_chunk(first)
         planes = _num_pages(series) * (frame.samplesperpixel if as_sections else frame.shaped[1])
         size = tiff_voxel_size(file)
+        place = tiff_place(file, size and size.size_nm)
+        if options.axes and names_axes(file):
+            stated = _choose_plane_axes(series, None, uri)[0]
+            size, place = size and size.turned(stated, axes), place and place.turned(stated, axes)
         paths = sorted({Page.of(page).path for page in series.pages})
         notes = (axes_note, grey_note, orientation_note(frame, uri), calibration_note(file, uri))
         shape, dtype = (planes, *frame.shaped[2:4]), rule.dtype(frame.dtype)
@@ -125,9 +130,9 @@ def open_tiff(name: str, uri: str, options: UriOptions, labels: bool) -> Volume:
             **volume_fields(uri, shape, axes, dtype, chunk, options),
             **size_fields(size),
             format="OME-TIFF" if file.is_ome else "ImageJ TIFF" if file.is_imagej else "TIFF stack",
-            place=tiff_place(file, size and size.size_nm),
+            place=place,
             decode_shape=lengths_along(axes, (1, *shape[1:])) if is_decoded_whole else None,
-            source_id=content_id(paths, options.axes, labels),
+            source_id=content_id(paths, options.axes, labels, *([] if _ends_in_yx(series) else [axes])),
             notes=tuple(note for note in notes if note),
             path=str(path),
             rule=rule,
@@ -246,10 +251,21 @@ def _choose_plane_axes(series: tifffile.TiffPageSeries, option: str | None, uri:
     if names.count("y") != 1 or names.count("x") != 1:
         raise InputError(f"{uri} has axes {series.axes} of shape {series.shape}; a volume has axes z, y, x")
     chosen = choose_axes(shape, uri, names=stored, option=option)
-    if sum(axis in planes for axis in chosen) > 1:
+    page = tuple(series.keyframe.shaped[2:4])
+    kept = [axis for axis in range(len(names)) if not (as_sections and names[axis] == "s")]
+    if tuple(shape[axis] for axis in kept[-2:]) != page:  # an axis of length 1, without a name, follows those of a page
+        kept = [axis for axis in kept if shape[axis] > 1 or names[axis] in "yx"]
+    in_page = kept[-2:]
+    if sum(axis not in (*in_page, ABSENT) for axis in chosen) > 1:
         raise InputError(f"{uri}: axes={option} does not fit a TIFF with axes {series.axes}, whose pages hold two axes")
-    position = {names.index("y"): 1, names.index("x"): 2, ABSENT: ABSENT}
+    if tuple(shape[axis] for axis in in_page) != page:
+        raise InputError(f"{uri} has axes {series.axes} of shape {series.shape}, but pages of {page}; save it again")
+    position = {in_page[0]: 1, in_page[1]: 2, ABSENT: ABSENT}
     return per_axis(lambda axis: position.get(axis, 0), chosen), as_sections, note
+
+
+def _ends_in_yx(series: tifffile.TiffPageSeries) -> bool:
+    return _plane_axes(series).replace("s", "").rstrip("q").endswith("yx")
 
 
 def _plane_axes(series: tifffile.TiffPageSeries) -> str:

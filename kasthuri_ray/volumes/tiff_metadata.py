@@ -78,6 +78,11 @@ def calibration_note(file: tifffile.TiffFile, name: str) -> str | None:
     return f"{name}: ImageJ shows a value v as {offset:g} + {factor:g} v; the values are read as they are stored"
 
 
+def names_axes(file: tifffile.TiffFile) -> bool:
+    """Return whether a file itself says which stored axis is z, so that a size along z is that of this axis."""
+    return file.is_ome or file.is_imagej or any("axes" in metadata for metadata in file.shaped_metadata or ())
+
+
 def tiff_voxel_size(file: tifffile.TiffFile) -> StatedSize | None:
     """Return the size in OME-XML, in ImageJ's metadata or in a `voxel_size_nm_zyx` of tifffile's metadata.
 

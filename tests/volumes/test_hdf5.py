@@ -11,6 +11,7 @@ import pytest
 
 from kasthuri_ray.errors import InputError, VolumeError
 from kasthuri_ray.geometry import Box
+from kasthuri_ray.volumes.absent_chunks import check_any_chunk
 from kasthuri_ray.volumes.file_formats import open_file_volume
 from kasthuri_ray.volumes.opening import open_volume
 from kasthuri_ray.volumes.place import Place
@@ -312,3 +313,74 @@ def test_remote_missing_and_incomplete_files_are_refused(tmp_path):
     (tmp_path / "x.h5").write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match=r"x.h5 is not a complete HDF5 file"):
         open_file_volume(str(tmp_path / "x.h5"))
+
+
+def test_units_and_offset_of_the_file_count_where_its_resolution_does(tmp_path, voxels):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.attrs.update(resolution=(0.4, 0.1, 0.1), units="um", offset=(1, 2, 3))
+        file["a/b/em"] = voxels
+        file["a/b/own"] = voxels
+        file["a/b/own"].attrs.update(resolution=(40, 4, 4))
+        file["a/unit"] = voxels
+        file["a/unit"].attrs.update(resolution=(0.4, 0.1, 0.1), unit="um")
+    volume = open_volume(f"{tmp_path}/x.h5:a/b/em")
+    assert (volume.voxel_size_nm, volume.place) == ((400, 100, 100), Place((1000, 2000, 3000), "corner", "offset"))
+    own = open_volume(f"{tmp_path}/x.h5:a/b/own")
+    assert (own.voxel_size_nm, own.place) == ((40, 4, 4), None)
+    assert open_volume(f"{tmp_path}/x.h5:a/unit").voxel_size_nm == (400, 100, 100)
+
+
+def test_attributes_of_other_shapes_are_read(tmp_path, voxels, check_file):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["row"] = voxels.T
+        file["row"].attrs.update(resolution=np.array([[40, 5, 4]]), offset=np.array([[1], [2], [3]]))
+        file["row"].attrs["axistags"] = np.array([axistags("xyz")], dtype=h5py.string_dtype())
+        file["four"] = voxels[None]
+        file["four"].attrs.update(resolution=(1, 40, 5, 4), offset=(0, 1, 2, 3), units=("s", "um", "um", "um"))
+    row, four = (open_volume(f"{tmp_path}/x.h5:{name}") for name in ("row", "four"))
+    for volume, factor in ((row, 1), (four, 1000)):
+        check_file(volume, voxels)
+        assert volume.voxel_size_nm == (40 * factor, 5 * factor, 4 * factor)
+        assert volume.place.origin_nm == (factor, 2 * factor, 3 * factor)
+        assert volume.notes == ()
+    turned = open_volume(f"{tmp_path}/x.h5:row?axes=zyx")
+    assert (turned.voxel_size_nm, turned.place.origin_nm) == ((4, 5, 40), (3, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("resolution", 4.0), ("resolution", "4nm"), ("resolution", (40, 0, 4)), ("offset", (0, np.nan, 0)),
+     ("offset", (np.inf, 0, 0)), ("offset", (1, 2))],
+)  # fmt: skip
+def test_attributes_that_are_not_understood_are_a_line(tmp_path, voxels, name, value):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["em"] = voxels
+        file["em"].attrs[name] = value
+    volume = open_volume(f"{tmp_path}/x.h5:em")
+    assert (volume.voxel_size_nm, volume.place) == (None, None)
+    (note,) = volume.notes
+    assert f"its {name}, " in note
+    assert "is not three lengths along z,y,x and does not count; give the " in note
+
+
+def test_chunks_that_were_never_written_are_absent(tmp_path, voxels):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        stored = file.create_dataset("em", voxels.T.shape, "u2", chunks=(100, 100, 2), fillvalue=7)
+        stored[100:200, 200:300, 2:4] = voxels.T[100:200, 200:300, 2:4]
+        file.create_dataset("none", voxels.shape, "u2", chunks=(2, 100, 100))
+        file.create_dataset("flat", voxels.shape, "u2", fillvalue=9)
+        file["whole"] = voxels
+    volume = open_volume(f"{tmp_path}/x.h5:em?axes=xyz")
+    assert volume.count_absent(volume.bounds) == (26, 27)
+    assert volume.count_absent(Box((2, 250, 100), (3, 260, 110))) == (0, 1)
+    assert volume.find_stored(volume.bounds) == Box((2, 200, 100), (4, 300, 200))
+    assert volume.fill_value == 7
+    check_any_chunk(volume, volume.bounds, "train", allow_empty=False)
+    with pytest.raises(InputError, match=r"nothing of .*x\.h5:em.* is stored in train, .* or all of it is 7"):
+        check_any_chunk(volume, Box((0, 0, 0), (2, 300, 210)), "train", allow_empty=False)
+    names = ("none", "whole", "flat")
+    none, whole, flat = (open_volume(f"{tmp_path}/x.h5:{name}") for name in names)
+    assert [volume.has_any_chunk(volume.bounds) for volume in (none, whole, flat)] == [False, True, False]
+    assert flat.fill_value == 9
+    assert none.find_stored(none.bounds) is None
+    assert (none.may_lack_chunks, whole.may_lack_chunks) == (True, False)

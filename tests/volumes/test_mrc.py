@@ -159,3 +159,20 @@ def test_an_extended_header_that_is_stated_and_not_there_is_said(tmp_path, voxel
     volume = open_volume(path)
     check_file(volume, voxels.astype(np.float32))
     assert "the extended header of 1024 bytes that it states is not there" in volume.notes[0]
+
+
+def test_size_origin_and_start_go_with_their_axes(tmp_path, voxels):
+    stored, size = voxels.astype(np.int16), (40.0, 50.0, 400.0)  # Angstrom, x, y, z
+    header = {"mapc": 3, "mapr": 2, "maps": 1}
+    started = write(tmp_path / "x.mrc", stored, nxstart=5, nystart=6, nzstart=7, **header)
+    with mrcfile.open(started, "r+") as file:  # sections are x, rows y, columns z
+        file.header.mx, file.header.my, file.header.mz = SHAPE
+        file.header.cella = tuple(n * length for n, length in zip(SHAPE, size, strict=True))
+    volume = open_volume(started)
+    np.testing.assert_array_equal(volume.read(volume.bounds), stored.T)
+    assert volume.voxel_size_nm == (40, 5, 4)
+    assert volume.place.origin_nm == (5 * 40, 6 * 5, 7 * 4)
+    plain = write(tmp_path / "y.mrc", stored, voxel_size=size[::-1], origin=(30.0, 20.0, 10.0))
+    for options, lengths, origin in (("", (4, 5, 40), (1, 2, 3)), ("?axes=xyz", (40, 5, 4), (3, 2, 1))):
+        opened = open_volume(plain + options)
+        assert (opened.voxel_size_nm, opened.place.origin_nm) == (lengths, origin)

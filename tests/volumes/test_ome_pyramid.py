@@ -132,3 +132,14 @@ def test_the_only_image_of_bioformats2raw_is_the_one_that_it_lists(tmp_path, vox
 def test_a_group_whose_metadata_name_no_array_is_no_pyramid(tmp_path, voxels, multiscales):
     with pytest.raises(InputError, match=r"x.zarr is a group, not an array; name one: s0"):
         open_volume(write(tmp_path / "x.zarr", multiscales, s0=voxels))
+
+
+def test_scale_and_translation_go_with_their_axis_where_the_uri_names_the_axes(tmp_path, voxels, check):
+    path = write(tmp_path / "x.zarr", [{"axes": AXES, "datasets": [level("0", SCALE, TRANSLATION)]}], **{"0": voxels.T})
+    volume = open_volume(f"{path}?axes=xyz")
+    check(volume, voxels)
+    assert volume.voxel_size_nm == SIZE_NM[::-1]
+    assert volume.place.origin_nm == PLACE.origin_nm[::-1]
+    assert open_volume(f"{path}?axes=zyx").voxel_size_nm == open_volume(path).voxel_size_nm == SIZE_NM
+    given = open_volume(f"{path}?axes=xyz&voxel_size_nm=1,2,3&offset_nm=4,5,6")
+    assert (given.voxel_size_nm, given.place.origin_nm) == ((1, 2, 3), (4, 5, 6))

@@ -349,3 +349,21 @@ def test_a_relative_folder_with_a_zarr_in_it_is_a_store(tmp_path, voxels, monkey
     write_sections(tmp_path / "em", voxels)
     monkeypatch.chdir(tmp_path)
     assert open_volume("em").shape == SHAPE
+
+
+def test_the_size_of_imagej_goes_with_its_axis_where_the_uri_names_the_axes(tmp_path, voxels, check_file):
+    for number, section in enumerate(voxels):
+        options = {"resolution": (1 / 4, 1 / 5), "metadata": {"unit": "nm", "spacing": 40}}
+        tifffile.imwrite(tmp_path / f"s{number}.tif", section, imagej=True, **options)
+    assert open_volume(str(tmp_path)).voxel_size_nm == pytest.approx((40, 5, 4))
+    volume = open_volume(f"{tmp_path}?axes=zxy")
+    check_file(volume, voxels.swapaxes(1, 2))
+    assert volume.voxel_size_nm == pytest.approx((40, 4, 5))
+
+
+def test_a_section_whose_metadata_name_its_rows_x_is_a_line(tmp_path, voxels, check_file):
+    for number, section in enumerate(voxels):
+        tifffile.imwrite(tmp_path / f"s{number}.tif", section.T, photometric="minisblack", metadata={"axes": "XY"})
+    (note,) = open_volume(str(tmp_path)).notes
+    assert "it states the axes XY; its rows are read as y, its columns as x, unless ?axes=zxy turns them" in note
+    check_file(open_volume(f"{tmp_path}?axes=zxy"), voxels)

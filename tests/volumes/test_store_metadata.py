@@ -324,3 +324,35 @@ def test_an_array_inside_a_pyramid_has_the_size_and_the_place_of_its_level(tmp_p
             assert volume.voxel_size_nm == (30, 6 * factor, 4 * factor)
             assert volume.place == Place((0, 3 * mip, 2 * mip), "middle", "OME translation", stated=bool(mip))
             assert volume.pyramid == open_volume(path).pyramid
+
+
+def test_a_transform_goes_with_its_axes_where_the_uri_names_the_axes(tmp_path):
+    transform = {"axes": ["z", "y", "x"], "scale": [4, 5, 40], "translate": [1, 2, 3], "units": ["nm"] * 3}
+    array = zarr.create_array(tmp_path / "x.zarr", data=np.zeros((4, 5, 6), np.uint8), zarr_format=2)
+    array.attrs["transform"] = transform
+    volume = open_volume(f"{tmp_path}/x.zarr?axes=xyz")
+    assert (volume.shape, volume.voxel_size_nm, volume.place.origin_nm) == ((6, 5, 4), (40, 5, 4), (3, 2, 1))
+    array.attrs.update(transform=None, resolution=[4, 5, 40], offset=[1, 2, 3], voxel_size_nm_zyx=[7, 8, 9])
+    unnamed = open_volume(f"{tmp_path}/x.zarr?axes=xyz")  # without names in the file the size is that of z, y, x
+    assert (unnamed.voxel_size_nm, unnamed.place.origin_nm) == ((7, 8, 9), (3, 2, 1))
+    array.attrs["_ARRAY_DIMENSIONS"] = ["z", "y", "x"]
+    assert open_volume(f"{tmp_path}/x.zarr?axes=xyz").voxel_size_nm == (9, 8, 7)
+
+
+@pytest.mark.parametrize("offset", [[0, float("nan"), 0], [float("inf"), 0, 0], [0, 10**400, 0], [1, 2], "x"])
+@pytest.mark.parametrize("format", ["zarr", "n5"])
+def test_an_offset_that_is_not_three_numbers_is_a_line(tmp_path, format, offset):
+    spec = {"driver": format, "kvstore": {"driver": "file", "path": str(tmp_path / "x")}}
+    ts.open(spec, create=True, dtype=ts.uint8, shape=(4, 5, 6)).result()[...] = 1
+    attributes = tmp_path / "x" / (".zattrs" if format == "zarr" else "attributes.json")
+    stated = json.loads(attributes.read_text()) if attributes.exists() else {}
+    attributes.write_text(json.dumps(stated | {"resolution": [4, 4, 4], "offset": offset}))
+    if format == "n5" and offset not in ([1, 2], "x"):
+        with pytest.raises(InputError, match="Invalid JSON"):
+            open_volume(str(tmp_path / "x"))
+        return
+    volume = open_volume(str(tmp_path / "x"))
+    assert (volume.voxel_size_nm, volume.place) == ((4, 4, 4), None)
+    (note,) = volume.notes
+    assert "its offset is not three lengths and does not count; give the place: ?offset_nm=z,y,x" in note
+    assert open_volume(f"{tmp_path}/x?offset_nm=1,2,3").notes == ()
