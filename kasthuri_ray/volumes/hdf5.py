@@ -16,7 +16,7 @@ from kasthuri_ray.geometry import Box
 from kasthuri_ray.volumes.absent_chunks import find_stored_chunk
 from kasthuri_ray.volumes.axes import choose_axes
 from kasthuri_ray.volumes.file_volume import FileVolume, Reader, local_path, volume_fields
-from kasthuri_ray.volumes.hdf5_attributes import axis_names, stated_geometry
+from kasthuri_ray.volumes.hdf5_attributes import hdf5_axis_names, stated_geometry
 from kasthuri_ray.volumes.place import check_unit, size_fields
 from kasthuri_ray.volumes.uri_options import UriOptions
 from kasthuri_ray.volumes.volume import Volume
@@ -133,7 +133,7 @@ def open_hdf5(file_name: str, dataset: str, uri: str, options: UriOptions) -> Vo
         is_unsigned = options.dtype is None and _is_unsigned_of_bdv(stored)
         if is_unsigned:
             options = replace(options, dtype="uint16")
-        names = axis_names(stored)
+        names = hdf5_axis_names(stored)
         axes = choose_axes(stored.shape, uri, names=names, option=options.axes)
         size, place, place_notes = stated_geometry(stored, axes, names if options.axes else None, uri)
         if options.voxel_size_nm is None:

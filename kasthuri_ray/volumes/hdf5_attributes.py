@@ -23,7 +23,7 @@ SIZE_ADVICE = "give the size: ?voxel_size_nm=z,y,x"
 PLACE_ADVICE = "give the place: ?offset_nm=z,y,x"
 
 
-def axis_names(stored: h5py.Dataset) -> list[str]:
+def hdf5_axis_names(stored: h5py.Dataset) -> list[str]:
     """Return the names of the axes in ilastik's `axistags`, else the labels of the dimensions, which may be empty."""
     try:
         return [str(axis["key"]) for axis in json.loads(np.ravel(stored.attrs["axistags"])[0])["axes"]]
