@@ -12,9 +12,8 @@ from kasthuri_ray.errors import InputError
 
 IGNORE_LABEL = 255  # the class of a voxel that counts neither in training nor in evaluation
 CREMI_IGNORED = (2**64 - 2, 2**64 - 3)  # labels of CREMI's annotations: invalid, outside
-MAX_LISTED = 5  # labels in a message
+MAX_LISTED, FEW_CLASSES = 5, 32  # labels in a message; labels below this may well be classes
 IDS_ADVICE = "Ids of objects, or 0 and 255: --set task.threshold=true: labels above task.threshold_value are class 1."
-FEW_CLASSES = 32  # labels below it may well be classes
 IGNORED_NAMES = ("unlabelled", "unlabeled", "ignore")  # of labels, in lower case, as ilastik and napari have them
 BACKGROUND_NAME = "background"
 DEFAULT_PERCENTILES = (0.5, 99.5)
@@ -208,9 +207,10 @@ def _remedies(labels: np.ndarray, wrong: np.ndarray, rule: LabelRule) -> list[st
     """Return what to do about labels that are no classes, the likeliest first."""
     values, counts = np.unique(labels[wrong], return_counts=True)
     ignored = IGNORE_LABEL if IGNORE_LABEL in values else int(values[counts.argmax()])
+    is_unlabelled = counts.max() > labels.size / 2 or (ignored == IGNORE_LABEL and (labels == 1).any())
     is_class = len(values) <= MAX_LISTED and int(values.min()) >= 0 and int(values.max()) < FEW_CLASSES
     texts = [  # whether it is likely, and what to type
-        (IGNORE_LABEL in values or counts.max() > labels.size / 2, f"Not labelled: --set task.ignore_label={ignored}."),
+        (is_unlabelled, f"Not labelled: --set task.ignore_label={ignored}."),
         (is_class, f"Classes: name all labels with task.labels, or --set network.classes={int(values.max()) + 1}."),
         (True, IDS_ADVICE),
     ][: 3 if rule.num_classes == 2 else 2]

@@ -177,7 +177,8 @@ def test_arrays_are_trained_on_segmented_and_compared(voxels, local_ray, tmp_pat
         confusion = result.metrics["voxels"], result.metrics["foreground_f1"], result.metrics["precision"]
         foreground = probabilities[:] >= 127.5
         assert confusion == (image.size, *map(pytest.approx, scores(foreground, annotation > 0)))
-    with pytest.raises(InputError, match=r"the annotation holds 255; .* 0 and 255, set `threshold`"):
+    advice = r"the annotation holds 255 .*mean\? Ids of objects, or 0 and 255: --set task\.threshold"
+    with pytest.raises(InputError, match=advice):
         kasthuri_ray.evaluate(output.path, white, out="result")
     with pytest.raises(InputError, match=r"task\.threshold is 7"):
         kasthuri_ray.evaluate(output.path, white, out="result", settings={"task.threshold": 7})

@@ -67,6 +67,7 @@ def test_the_error_says_which_values_are_allowed():
     ("labels", "order"),
     [
         ([0, 1, 255], ["task.ignore_label=255", "task.threshold=true", "task.labels"]),
+        ([0, 0, 255], ["task.threshold=true", "task.ignore_label=255"]),
         ([0, 1, 2, 3], ["network.classes=4", "task.threshold=true"]),
         ([7, 7, 7, 0], ["task.ignore_label=7", "network.classes=8"]),
         ([0, 51234, 7100], ["task.threshold=true", "task.labels"]),
