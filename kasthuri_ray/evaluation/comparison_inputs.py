@@ -71,6 +71,11 @@ def prepare_comparison(settings: EvaluateSettings, task_changes: Mapping[str, An
     num_classes = int(provenance.get("network", {}).get("classes", 2))
     predictions = open_predictions(settings.prediction, opener, num_classes)
     rule = find_annotation_rule(settings.task, settings.prediction, provenance, num_classes, task_changes)
+    if len(predictions) != len(rule.class_names):
+        raise InputError(
+            f"{settings.prediction} holds {len(predictions)} class, and the task {rule.name} names "
+            f"{len(rule.class_names)}: {', '.join(rule.class_names)}; give a task of one class (--task)"
+        )
     size = per_axis(float, settings.voxel_size) if settings.voxel_size else None
     annotation = opener.open(settings.annotation, voxel_size_nm=size, labels=True)
     if size is not None:

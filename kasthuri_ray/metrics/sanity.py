@@ -17,9 +17,6 @@ from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
 
 MAX_SHARE, MIN_SHARE = 0.9, 1e-4  # of foreground among the labelled voxels
 MAX_RATIO = 2.0  # between the F1 of val and of test
-SMALL_OBJECT_VOXELS = 10
-MAX_SMALL_SHARE = 0.5
-MAX_DENSITY_RATIO = 5.0  # of objects in the prediction and in the annotation of the training boxes
 
 
 def share_warning(num_foreground: int, num_labelled: int, where: str) -> str:
@@ -192,33 +189,3 @@ def difference_warning(val_f1: float, test_f1: float) -> str:
         f"F1 is {val_f1:.3f} on val and {test_f1:.3f} on test. They differ by a factor of two or more: the boxes show "
         "different tissue, or hold too little foreground for a score."
     )
-
-
-def object_warnings(
-    sizes: Sequence[int] | np.ndarray, per_um3: float | None, expected_per_um3: float | None
-) -> list[str]:
-    """Return warnings about the objects of a prediction.
-
-    Parameters
-    ----------
-    sizes : array_like of int
-        Voxels of each object.
-    per_um3, expected_per_um3 : float or None
-        Objects in a cubic micrometre, of the prediction and of the annotation of the training boxes.
-
-    Returns
-    -------
-    list of str
-        Sentences.
-    """
-    warnings, small = [], int((np.asarray(sizes) < SMALL_OBJECT_VOXELS).sum())
-    if small > MAX_SMALL_SHARE * len(sizes):
-        warnings.append(
-            f"{small:,} of {len(sizes):,} objects have fewer than {SMALL_OBJECT_VOXELS} voxels: most are specks."
-        )
-    if per_um3 and expected_per_um3 and per_um3 > MAX_DENSITY_RATIO * expected_per_um3:
-        warnings.append(
-            f"There are {per_um3:.2g} objects in a cubic micrometre, and {expected_per_um3:.2g} in the annotation of "
-            f"the training boxes: over {MAX_DENSITY_RATIO:g} times as many."
-        )
-    return warnings

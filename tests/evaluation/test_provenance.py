@@ -8,12 +8,15 @@ import pytest
 import zarr
 from sklearn.metrics import f1_score, precision_score
 
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.evaluation.comparison_inputs import prepare_comparison
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.metrics.class_map import classes_at
 from kasthuri_ray.output.layout import plan_layout
 from kasthuri_ray.output.ome_zarr import OmeZarrOutput, OutputSpec
 from kasthuri_ray.output.pyramid import plan_levels
+
+RANGES = {"xrange_vol": [0, 9], "yrange_vol": [0, 9], "z_train": [0, 1], "z_val": [1, 2], "z_test": [2, 3]}
 
 
 def test_a_coarser_level_of_unknown_voxel_size_is_refused(synapses, write_prediction, write_volume, tmp_path):
@@ -74,6 +77,14 @@ def test_several_classes_are_compared_each_with_its_threshold(synapses, compare,
     objects = result["classes"]["synapse"]["objects"]
     assert (objects["num_true"], objects["num_predicted"]) == (true_objects, marked_objects)
     assert result["objects"] == objects
+
+
+def test_a_prediction_of_one_class_is_refused_for_a_task_of_several(synapses, write_volume, tmp_path):
+    other_tool = write_volume(tmp_path / "other.zarr", synapses.probability)
+    task = {"name": "three", "task_type": "many", "classes": ["background", "synapse", "membrane"]}
+    settings = synapses.settings.model_copy(update={"prediction": other_tool, "task": task | RANGES})
+    with pytest.raises(InputError, match="holds 1 class, and the task three names 2: synapse, membrane"):
+        prepare_comparison(settings)
 
 
 def test_an_unfinished_segmentation_causes_a_warning(synapses, compare, write_prediction, tmp_path):

@@ -78,11 +78,3 @@ def test_a_prediction_that_is_the_same_everywhere_is_named(count_voxels):
 )
 def test_val_and_test_that_differ_by_a_factor_of_two_are_named(val, test, differs):
     assert bool(sanity.difference_warning(val, test)) == differs
-
-
-def test_specks_and_too_many_objects_are_named():
-    specks, dense = sanity.object_warnings([1] * 6 + [50] * 4, 6.0, 1.0)
-    assert specks.startswith("6 of 10 objects have fewer than 10 voxels")
-    assert "over 5 times as many" in dense
-    assert sanity.object_warnings([1] * 5 + [50] * 5, 5.0, 1.0) == []
-    assert sanity.object_warnings([], None, None) == []
