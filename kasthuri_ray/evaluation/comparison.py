@@ -10,7 +10,6 @@ import math
 import operator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -18,11 +17,14 @@ from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Zyx, ceil_div, per_axis
 from kasthuri_ray.labels import IGNORE_LABEL, LabelRule, is_any_of, to_classes
 from kasthuri_ray.metrics.class_map import classes_at, lowest_value
-from kasthuri_ray.metrics.components import CLASS, Components, UnionFind, label_block_components
 from kasthuri_ray.metrics.instances import CellBlock, CellSums, label_cells
 from kasthuri_ray.metrics.intervals import TileCounts, TileSample, tile_counts
-from kasthuri_ray.metrics.matching import LabelPairs, count_label_pairs, match_objects, merge_label_pairs
-from kasthuri_ray.metrics.objects import ObjectTable, tabulate_objects
+from kasthuri_ray.metrics.object_comparison import (
+    BlockObjects,
+    ObjectComparison,
+    find_block_objects,
+    object_classes,
+)
 from kasthuri_ray.metrics.voxel_counts import BINS, VoxelCounts, count_block_voxels, probability_bins
 from kasthuri_ray.volumes.volume import Volume
 
@@ -77,8 +79,8 @@ class Comparison:
 
     @property
     def object_classes(self) -> list[int]:
-        """Numbers of the classes whose objects are matched: all but membranes, which are one sheet."""
-        return [number for number, name in enumerate(self.class_names, start=1) if name != "membrane"]
+        """Numbers of the classes whose objects are matched."""
+        return object_classes(self.class_names)
 
     @cached_property
     def binned_thresholds(self) -> list[float]:
@@ -172,10 +174,8 @@ class BlockResult:
         As stored: up to 255 for uint8.
     absent_chunks : numpy.ndarray of int64, shape (2, 2)
         See `Comparison.count_absent`.
-    true_components, predicted_components : Components, optional
-        Connected components of annotation and prediction.
-    pairs : LabelPairs, optional
-        Voxels that each true and each predicted component share.
+    objects : BlockObjects, optional
+        Objects of annotation and prediction.
     cells : CellBlock, optional
         Cells of the prediction, and the instances.
     """
@@ -186,9 +186,7 @@ class BlockResult:
     window_counts: np.ndarray
     max_probability: float
     absent_chunks: np.ndarray
-    true_components: Components | None = None
-    predicted_components: Components | None = None
-    pairs: LabelPairs | None = None
+    objects: BlockObjects | None = None
     cells: CellBlock | None = None
 
 
@@ -215,12 +213,7 @@ def compare_block(comparison: Comparison, block: Box) -> BlockResult:
         absent_chunks=comparison.count_absent(block, own[0].max(0), classes[inside]),
     )
     if has_objects:
-        counted = np.isin(classes, comparison.object_classes)
-        result.true_components, true_ids = label_block_components(np.where(counted, classes, 0), block)
-        marked = np.isin(predicted, comparison.object_classes) & (classes != IGNORE_LABEL)
-        result.predicted_components, predicted_ids = label_block_components(np.where(marked, predicted, 0), block)
-        same = (predicted == classes)[inside]
-        result.pairs = count_label_pairs(true_ids[inside] * same, predicted_ids[inside])
+        result.objects = find_block_objects(predicted, classes, block, comparison.object_classes)
     if comparison.instances is not None:
         instances = comparison.read_instances(block, classes[inside])
         result.cells = label_cells(predicted[: block.shape[0]] == 0, instances, block)
@@ -272,22 +265,6 @@ def _split(window_starts: np.ndarray, block: Box, axis: int) -> tuple[int, np.nd
 
 
 @dataclass(eq=False)
-class _JoinedObjects:
-    """The objects of annotation or prediction, joined over the blocks so far."""
-
-    union_find: UnionFind = field(default_factory=UnionFind)
-    stats: list[np.ndarray] = field(default_factory=list)
-
-    def add(self, components: Components) -> int:
-        """Add a block's components and return the number of the first one."""
-        self.stats.append(components.stats)
-        return self.union_find.add(components.borders)
-
-    def table(self) -> ObjectTable:
-        return tabulate_objects(np.concatenate(self.stats), self.union_find.roots())
-
-
-@dataclass(eq=False)
 class ComparisonTotals:
     """The sums over a comparison's blocks, which are added in their order.
 
@@ -303,6 +280,8 @@ class ComparisonTotals:
         See `BlockResult`.
     cells : CellSums
         Sums over the cells.
+    objects : ObjectComparison
+        Objects of all blocks.
 
     Attributes
     ----------
@@ -315,9 +294,7 @@ class ComparisonTotals:
     max_probability: float = 0.0
     absent_chunks: np.ndarray = field(default_factory=lambda: np.zeros((2, 2), np.int64))
     cells: CellSums = field(default_factory=CellSums)
-    _true_objects: _JoinedObjects = field(default_factory=_JoinedObjects)
-    _predicted_objects: _JoinedObjects = field(default_factory=_JoinedObjects)
-    _pairs: list[LabelPairs] = field(default_factory=list)
+    objects: ObjectComparison = field(default_factory=ObjectComparison)
 
     def __post_init__(self) -> None:
         self._window_starts = self.comparison.window_starts()
@@ -335,7 +312,8 @@ class ComparisonTotals:
         self.max_probability = max(self.max_probability, result.max_probability)
         self.absent_chunks = self.absent_chunks + result.absent_chunks
         self._add_window_counts(result)
-        self._add_objects(result)
+        if result.objects is not None:
+            self.objects.add(result.objects)
         if result.cells is not None:
             self.cells.add(result.cells)
 
@@ -346,34 +324,7 @@ class ComparisonTotals:
         z = block.start[0] - self.comparison.box.start[0]
         self.window_counts[z : z + sections, row : row + rows, column : column + columns] += result.window_counts
 
-    def _add_objects(self, result: BlockResult) -> None:
-        if result.pairs is None or result.true_components is None or result.predicted_components is None:
-            return
-        true_base = self._true_objects.add(result.true_components)
-        predicted_base = self._predicted_objects.add(result.predicted_components)
-        true, predicted, voxels = result.pairs  # components are numbered from 1 in a block, from 0 in all
-        self._pairs.append(
-            (true.astype(np.int64) + true_base - 1, predicted.astype(np.int64) + predicted_base - 1, voxels)
-        )
-
-    def match_objects(self) -> dict[int, dict[str, Any]]:
-        """Match true and predicted objects of each class; see `metrics.matching.match_objects`."""
-        if not self.comparison.object_classes:
-            return {}
-        true, predicted = self._true_objects.table(), self._predicted_objects.table()
-        pairs: LabelPairs = (np.zeros(0, int),) * 3
-        if self._pairs:
-            pairs = merge_label_pairs(
-                (true.object_ids[t], predicted.object_ids[p], voxels) for t, p, voxels in self._pairs
-            )
-        return {number: _match_class(number, pairs, true, predicted) for number in self.comparison.object_classes}
-
-
-def _match_class(number: int, pairs: LabelPairs, true: ObjectTable, predicted: ObjectTable) -> dict[str, Any]:
-    """Match the objects of a class, whose pairs are among those of all classes."""
-    true_ids, predicted_ids, voxels = pairs
-    is_true, is_predicted = (table.stats[:, CLASS] == number for table in (true, predicted))
-    of_class = is_true[true_ids - 1] if len(true_ids) else np.zeros(0, bool)
-    new_true, new_predicted = np.cumsum(is_true), np.cumsum(is_predicted)  # numbers among those of the class
-    own = (new_true[true_ids[of_class] - 1], new_predicted[predicted_ids[of_class] - 1], voxels[of_class])
-    return match_objects(own, true.size_voxels[is_true], predicted.size_voxels[is_predicted])
+    def match_objects(self) -> dict[int, dict[str, float | int]]:
+        """Match true and predicted objects of each class that has objects."""
+        numbers = self.comparison.object_classes
+        return self.objects.match(numbers) if numbers else {}

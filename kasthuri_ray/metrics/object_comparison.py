@@ -1,0 +1,142 @@
+"""Objects of a prediction compared with those of the annotation, found block by block and joined exactly.
+
+`find_block_objects` labels one block, `ObjectComparison` joins the blocks and matches; see `matching` for the rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kasthuri_ray.geometry import Box
+from kasthuri_ray.labels import IGNORE_LABEL
+from kasthuri_ray.metrics.components import CLASS, NUM_COLUMNS, Components, UnionFind, label_block_components
+from kasthuri_ray.metrics.matching import LabelPairs, count_label_pairs, match_objects, merge_label_pairs
+from kasthuri_ray.metrics.objects import ObjectTable, tabulate_objects
+
+SHEETS = ("membrane",)  # classes without objects: all membranes of a volume are one sheet
+
+
+def object_classes(class_names: Sequence[str]) -> list[int]:
+    """Return the numbers of the classes that have objects: all but membranes.
+
+    Parameters
+    ----------
+    class_names : sequence of str
+        Names of the classes 1, 2, ...
+
+    Returns
+    -------
+    list of int
+        In rising order.
+    """
+    return [number for number, name in enumerate(class_names, start=1) if name not in SHEETS]
+
+
+@dataclass(frozen=True, eq=False)
+class BlockObjects:
+    """The objects of a block, as far as they are in it.
+
+    Parameters
+    ----------
+    true, predicted : Components
+        Of the annotation and of the prediction.
+    pairs : LabelPairs
+        Voxels that each true and each predicted component of one class share.
+    """
+
+    true: Components
+    predicted: Components
+    pairs: LabelPairs
+
+
+def find_block_objects(predicted: np.ndarray, truth: np.ndarray, own: Box, numbers: Sequence[int]) -> BlockObjects:
+    """Find the objects of a block.
+
+    Parameters
+    ----------
+    predicted, truth : ndarray of uint8, (z, y, x)
+        Class of each voxel of `own` and its shell, see `components.label_block_components`; IGNORE_LABEL in `truth`
+        for voxels that do not count.
+    own : Box
+        The block.
+    numbers : sequence of int
+        Classes that have objects.
+
+    Returns
+    -------
+    BlockObjects
+        Ignored voxels belong to no object.
+    """
+    inside = own.slices(own.start)
+    marked = np.isin(predicted, numbers) & (truth != IGNORE_LABEL)
+    true, true_ids = label_block_components(np.where(np.isin(truth, numbers), truth, 0), own)
+    found, predicted_ids = label_block_components(np.where(marked, predicted, 0), own)
+    same = (predicted == truth)[inside]
+    return BlockObjects(true, found, count_label_pairs(true_ids[inside] * same, predicted_ids[inside]))
+
+
+@dataclass(eq=False)
+class _JoinedObjects:
+    """The objects of annotation or prediction, joined over the blocks so far."""
+
+    union_find: UnionFind = field(default_factory=UnionFind)
+    stats: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, components: Components) -> int:
+        """Add a block's components and return the number of the first one."""
+        self.stats.append(components.stats)
+        return self.union_find.add(components.borders)
+
+    def table(self) -> ObjectTable:
+        stats = np.concatenate([np.zeros((0, NUM_COLUMNS), np.int64), *self.stats])
+        return tabulate_objects(stats, self.union_find.roots())
+
+
+class ObjectComparison:
+    """The objects of a box, joined over its blocks, which are added in their order, z slowest."""
+
+    def __init__(self) -> None:
+        self._true, self._predicted = _JoinedObjects(), _JoinedObjects()
+        self._pairs: list[LabelPairs] = []
+
+    def add(self, block: BlockObjects) -> None:
+        """Add the next block."""
+        true_base, predicted_base = self._true.add(block.true), self._predicted.add(block.predicted)
+        true, predicted, voxels = block.pairs  # components are numbered from 1 in a block, from 0 in all
+        self._pairs.append(
+            (true.astype(np.int64) + true_base - 1, predicted.astype(np.int64) + predicted_base - 1, voxels)
+        )
+
+    def match(self, numbers: Sequence[int]) -> dict[int, dict[str, float | int]]:
+        """Match true and predicted objects of each class.
+
+        Parameters
+        ----------
+        numbers : sequence of int
+            Classes that have objects.
+
+        Returns
+        -------
+        dict
+            Result of `matching.match_objects` by number of the class.
+        """
+        true, predicted = self._true.table(), self._predicted.table()
+        pairs: LabelPairs = (np.zeros(0, int),) * 3
+        if self._pairs:
+            pairs = merge_label_pairs(
+                (true.object_ids[t], predicted.object_ids[p], voxels) for t, p, voxels in self._pairs
+            )
+        return {number: _match_class(number, pairs, true, predicted) for number in numbers}
+
+
+def _match_class(number: int, pairs: LabelPairs, true: ObjectTable, predicted: ObjectTable) -> dict[str, float | int]:
+    """Match the objects of a class, whose pairs are among those of all classes."""
+    true_ids, predicted_ids, voxels = pairs
+    is_true, is_predicted = (table.stats[:, CLASS] == number for table in (true, predicted))
+    of_class = is_true[true_ids - 1] if len(true_ids) else np.zeros(0, bool)
+    new_true, new_predicted = np.cumsum(is_true), np.cumsum(is_predicted)  # numbers among those of the class
+    own = (new_true[true_ids[of_class] - 1], new_predicted[predicted_ids[of_class] - 1], voxels[of_class])
+    return match_objects(own, true.size_voxels[is_true], predicted.size_voxels[is_predicted])
