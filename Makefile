@@ -12,7 +12,7 @@ BIN := .venv/bin
 DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
 RUN := outputs/$(DEMO)
 demo: .venv                      ## train on a synthetic cortex, segment an unseen part of it, evaluate the result
-	$(BIN)/python jobs/train.py --task phantom_synapse --set network.start_filters=16 --set network.epochs=4 --set network.tiles_per_epoch=352 --set network.batch_size=4 --name $(DEMO)
+	$(BIN)/python jobs/train.py --task phantom_synapse --set network.start_filters=16 network.epochs=4 network.tiles_per_epoch=352 network.batch_size=4 --name $(DEMO)
 	$(BIN)/python jobs/segment.py --weights $(RUN) --output $(RUN)/synapses.zarr --box 74:80,0:1024,0:1024 --objects
 	$(BIN)/python jobs/evaluate.py --prediction $(RUN)/synapses.zarr --annotation 'phantom://synapse?shape=80,2048,2048&seed=7'
 	@echo "Open these in a browser: $(RUN)/index.html (training), $(RUN)/synapses.zarr.evaluation/index.html (evaluation)"

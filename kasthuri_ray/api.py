@@ -3,7 +3,7 @@
 Keyword arguments have the names of the flags (`--num-workers 2` is `num_workers=2`). `settings={"network.epochs": 3}`
 and `settings=["network.epochs=3"]` are `--set network.epochs=3`. Tasks and networks are names, files or mappings of
 what such a file holds. Images, annotations and masks are URIs, paths, or arrays (z, y, x) that fit into memory.
-kasthuri_ray/config/flags.py lists the flags of each function, kasthuri_ray/config/settings.py and task.py all settings.
+kasthuri_ray/config/flags.py lists the flags of each function, and `python jobs/train.py --settings` all settings.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from kasthuri_ray.config.keyword_arguments import (
     as_assignments,
     as_setting,
     check_keywords,
+    check_sections,
     check_task_or_network,
     set_by_keywords,
 )
@@ -109,7 +110,7 @@ def train(
     **flags
         Flags of jobs/train.py: `network`, `image`, `annotation`, `weights`, `storage`, `name`, `num_workers`,
         `settings`, ... All are in `TrainFlags` in kasthuri_ray/config/flags.py, and `python jobs/train.py --help`
-        (`kasthuri-train --help`) says what they mean. All settings are in kasthuri_ray/config/settings.py and task.py.
+        (`kasthuri-train --help`) says what they mean. `--settings` lists all settings.
 
     Returns
     -------
@@ -325,6 +326,7 @@ def given_settings(section: str, values: Mapping[str, Any], folder: str | None =
         folder = os.fspath(folder or defaults.STORAGE)
         others |= {name: volume_uri(value, name, folder) for name, value in arrays.items()}
     config, assignments = as_setting("config", values.get("config")), as_assignments(values.get("settings"))
+    check_sections(section, assignments)
     return GivenSettings(task, network, config, assignments, set_by_keywords(section, others))
 
 

@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -82,6 +83,20 @@ class FlagGroup:
         self.group.add_argument(flag, default=argparse.SUPPRESS, **options)
 
 
+class _ListSettings(argparse.Action):
+    """Print the settings that hold a word, all of them for "", and exit, as --help does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
+        from kasthuri_ray.config.setting_list import describe_settings
+
+        try:
+            text = describe_settings(values, shutil.get_terminal_size().columns)
+        except InputError as error:
+            parser.exit(BAD_INPUT, f"error: {error} (--settings lists all)\n")
+        print(text)
+        parser.exit(DONE)
+
+
 def add_task_flags(group: FlagGroup) -> None:
     """Add the flags for the task of a training and for its volumes.
 
@@ -114,8 +129,12 @@ def add_settings_flags(parser: SettingsParser) -> None:
     )
     group.add("--config", metavar="FILE", help="JSON file of settings by section, such as a run's settings.json")
     group.add(
-        "--set", action="append", dest="settings", metavar="SECTION.KEY=VALUE",
-        help="set any setting; repeatable",
+        "--set", action="extend", nargs="+", dest="settings", metavar="SECTION.KEY=VALUE",
+        help="set any settings, one or several; repeatable",
+    )  # fmt: skip
+    group.add(
+        "--settings", action=_ListSettings, nargs="?", const="", dest=argparse.SUPPRESS, metavar="WORD",
+        help="list all settings with their defaults, or those that hold a word, and exit",
     )  # fmt: skip
 
 

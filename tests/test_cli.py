@@ -140,6 +140,8 @@ def test_only_the_flags_that_are_typed_become_keyword_arguments():
     assert keywords("") == {}
     assert keywords("--image a --num-workers 2-4") == {"image": "a", "num_workers": "2-4"}
     assert keywords("--precision bf16 --set a.b=1 --set c.d=2") == {"precision": "bf16", "settings": ["a.b=1", "c.d=2"]}
+    several = keywords("--set a.b=1 c.d=x,y --image z --set e.f=3")
+    assert several == {"settings": ["a.b=1", "c.d=x,y", "e.f=3"], "image": "z"}
     assert keywords("--wait-for-resources") == {"wait_for_resources": 600.0}
     assert keywords("--wait-for-resources 5 --cache none --cache-size 1GB --boss b.json") == {
         "wait_for_resources": 5.0, "cache": "none", "cache_size": "1GB", "boss": "b.json",
@@ -152,6 +154,10 @@ def test_only_the_flags_that_are_typed_become_keyword_arguments():
         ("--task synapse", "python jobs/train.py --task synapse --name n"),
         ("--name old --task synapse", "python jobs/train.py --task synapse --name n"),
         ("--task synapse --name=old", "python jobs/train.py --task synapse --name n"),
+        (
+            "--set a.b=1 c.d=2 --name old --set e.f=3",
+            "python jobs/train.py --set a.b=1 c.d=2 --set e.f=3 --name n",
+        ),
         (
             "--image 'file:///d/x y.zarr/|zarr3:em' --set task.z_train=0,14",
             "python jobs/train.py --image 'file:///d/x y.zarr/|zarr3:em' --set task.z_train=0,14 --name n",
@@ -218,6 +224,12 @@ def test_help_imports_no_heavy_package(help_text):
             "a value that begins with - is written --name=-6:0,: (jobs/train.py",
         ),
         (["--task", "synapse", "--set", "network.epoch=3"], "no setting network.epoch; did you mean epochs?"),
+        (["--set", "epochs=3"], "--set epochs=3: expected section.key=value, such as network.epochs=3\n"),
+        (["--set", "network.epochs", "3"], "--set network.epochs: expected section.key=value"),
+        (
+            ["--task", "synapse", "--set", "network.ema=0.9", "segment.tta=true"],
+            "--set segment.tta=true: train reads no setting of the section segment, only of task, network, train",
+        ),
     ],
 )
 def test_bad_input_exits_with_2_without_traceback_and_writes_nothing(tmp_path, arguments, message):

@@ -13,9 +13,12 @@ from kasthuri_ray.errors import InputError
 
 
 class SettingsSection(BaseModel):
-    """A section of settings; an unknown key, a value of another type, infinity and NaN are errors."""
+    """A section of settings; an unknown key, a value of another type, infinity and NaN are errors.
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    The docstring below a setting says what it means.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     changeable: ClassVar[frozenset[str]] = frozenset()  # may differ when a run or a sweep is resumed
 

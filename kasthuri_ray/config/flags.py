@@ -14,6 +14,15 @@ TRAIN_FLAGS_OF_TUNE = (
 TUNE_TARGETS = {**TRAIN_TARGETS, "metric": "network.metric", **{name: f"train.{name}" for name in TRAIN_FLAGS_OF_TUNE}}
 TARGETS = {"train": TRAIN_TARGETS, "tune": TUNE_TARGETS}
 
+# Sections of settings that a job reads.
+SECTIONS_OF_JOBS = {
+    "train": ("task", "network", "train"),
+    "tune": ("task", "network", "train", "tune"),
+    "segment": ("task", "network", "segment"),
+    "evaluate": ("task", "evaluate"),
+    "check": ("check",),
+}
+
 
 class DataFlags(TypedDict, total=False):
     """Flags of every function that reads voxels: BossDB options, the cache of remote chunks, time to wait, logging."""

@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from kasthuri_ray.config.flags import TARGETS
+from kasthuri_ray.config.flags import SECTIONS_OF_JOBS, TARGETS
 from kasthuri_ray.errors import InputError
 
 OTHER_WORDS = {"labels": "annotation", "label": "annotation", "table": "objects"}
@@ -173,6 +173,28 @@ def as_assignments(settings: Mapping[str, Any] | Sequence[str] | None) -> list[s
         inside = isinstance(value, Mapping) and "." not in key
         flat |= {f"{key}.{name}": each for name, each in value.items()} if inside else {key: value}
     return [f"{key}={_as_json(key, value)}" for key, value in flat.items()]
+
+
+def check_sections(function: str, assignments: Sequence[str]) -> None:
+    """Raise an InputError for a setting that the function would not read.
+
+    Parameters
+    ----------
+    function : str
+        Name of the function, or of the job.
+    assignments : sequence of str
+        `section.key=value`, as of `--set`.
+    """
+    from kasthuri_ray.config.settings import SECTIONS
+
+    own = SECTIONS_OF_JOBS[function]
+    for text in assignments:
+        section = text.partition(".")[0].strip()
+        if section in SECTIONS and section not in own:
+            raise InputError(
+                f"--set {text}: {function} reads no setting of the section {section}, only of {', '.join(own)} "
+                f"(--settings lists them)"
+            )
 
 
 def _as_json(key: str, value: Any) -> str:

@@ -198,7 +198,7 @@ def parse_assignment(text: str) -> Layer:
     target, equals, value = text.partition("=")
     section, dot, key = target.strip().partition(".")
     if not (equals and dot and key):
-        raise InputError(f"--set {text}: expected section.key=value, such as network.epochs=30")
+        raise InputError(f"--set {text}: expected section.key=value, such as {messages.whole_assignment(text)}")
     if section not in SECTIONS:
         raise InputError(f"--set {text}: no section {section!r}; the sections are {', '.join(SECTIONS)}")
     try:

@@ -75,6 +75,13 @@ def _error_line(section: str, path: tuple[str, ...], value: Any, allowed: list[s
     return f"{origin}: {section}.{'.'.join(path)} is {json.dumps(value, default=str, ensure_ascii=False)}: {message}"
 
 
+def whole_assignment(text: str) -> str:
+    """Return an example of `section.key=value`: the one that was meant, if `text` names a key without its section."""
+    key, equals, value = text.partition("=")
+    section = next((name for name, kind in SECTIONS.items() if key.strip() in kind.model_fields), None)
+    return f"{section}.{key.strip()}={value.strip()}" if section and equals else "network.epochs=30"
+
+
 def nearest_hint(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean ...?` with the known word nearest to one that is unknown; empty if none is near."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

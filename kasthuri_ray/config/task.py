@@ -21,10 +21,12 @@ RANGES = ("xrange_vol", "yrange_vol", "z_train", "z_val", "z_test")  # of a task
 class Region(SettingsSection):
     """A box of one volume, in the train, val or test split."""
 
-    image: str | None = None  # URI of the image volume; left out: the task's image_chan
-    annotation: str | None = None  # URI; left out: the task's annotation_chan; null or "": no annotation (test only)
-    # Three half-open ranges z, y, x in voxels: "0:100,1000:3000,:" (":" is a whole axis) or [[0, 100], ...].
+    image: str | None = None
+    """URI of the image volume; left out: the task's image_chan."""
+    annotation: str | None = None
+    """URI of the annotation volume; left out: the task's annotation_chan; null or "": no annotation (test only)."""
     box: str | Annotated[list[VoxelRange], Field(min_length=3, max_length=3)]
+    """Three half-open ranges z, y, x in voxels: "0:100,1000:3000,:" (":" is a whole axis) or [[0, 100], ...]."""
 
     def with_defaults(self, image: str | None, annotation: str | None) -> Region:
         """Return the region with the task's image and annotation where it leaves its own out."""
@@ -49,55 +51,72 @@ class Region(SettingsSection):
 class SplitBoxes(SettingsSection):
     """Regions of one or several volumes, in place of the ranges of a task file."""
 
-    train: Annotated[list[Region], Field(min_length=1)]  # the weights are trained on these
-    val: Annotated[list[Region], Field(min_length=1)]  # the best epoch is chosen on these
-    test: list[Region] = Field(default=[])  # the final figures are measured on these
+    train: Annotated[list[Region], Field(min_length=1)]
+    """Regions that the weights are trained on."""
+    val: Annotated[list[Region], Field(min_length=1)]
+    """Regions that the best epoch is chosen on."""
+    test: list[Region] = Field(default=[])
+    """Regions that the final figures are measured on."""
 
 
 class TaskSettings(SettingsSection):
-    """What to find, in which volumes, and where each split is.
+    """What to find, in which volumes, and where each split is: the keys of a task file.
 
-    Ranges are [start, stop] in voxels of the volume, without the voxel `stop`. A null in a file is None here.
+    Ranges are [start, stop] in voxels of the volume, without the voxel `stop`.
     """
 
-    name: str = "task"  # name of the task in reports
-    # synapse (half of the training tiles are drawn around a synapse), membrane, or any other word. For all but membrane
-    # an evaluation also matches objects.
+    name: str = "task"
+    """Name of the task in reports."""
     task_type: str = "membrane"
-    image_chan: str | None = None  # URI of the image volume
-    annotation_chan: str | None = None  # URI of the annotation volume, on the same voxels as the image
-    xrange_vol: VoxelRange | None = None  # range along x of all splits
-    yrange_vol: VoxelRange | None = None  # range along y of all splits
-    z_train: VoxelRange | None = None  # sections that the weights are trained on
-    z_val: VoxelRange | None = None  # sections that the best epoch is chosen on
-    z_test: VoxelRange | None = None  # sections that the final figures are measured on; None: no test
-    boxes: SplitBoxes | None = None  # boxes of each split, in place of the five ranges
-    # The start of a split is moved so that at least `z_gap` sections separate it from the previous one.
+    """Type: synapse (half of the training tiles are drawn around a synapse), membrane, or any other word; for all but
+    membrane an evaluation also matches objects."""
+    image_chan: str | None = None
+    """URI of the image volume."""
+    annotation_chan: str | None = None
+    """URI of the annotation volume, on the same voxels as the image."""
+    xrange_vol: VoxelRange | None = None
+    """Range along x of all splits."""
+    yrange_vol: VoxelRange | None = None
+    """Range along y of all splits."""
+    z_train: VoxelRange | None = None
+    """Sections that the weights are trained on."""
+    z_val: VoxelRange | None = None
+    """Sections that the best epoch is chosen on."""
+    z_test: VoxelRange | None = None
+    """Sections that the final figures are measured on; null: no test."""
+    boxes: SplitBoxes | None = None
+    """Regions of each split, in place of the five ranges: lists for train, val and test."""
     z_gap: NotNegativeInt = 0
-    volume_z: Count = 1  # sections in a tile, the piece that the network sees at once; 1 for 2D networks
-    # Size of a tile in voxels along x, y.
+    """Least number of sections between two splits; the start of the later one is moved."""
+    volume_z: Count = 1
+    """Sections in a tile, the piece that the network sees at once; 1 for 2D networks."""
     tile_size: Annotated[list[Count], Field(min_length=2, max_length=2)] = Field(default=[256, 256])
-    # Names of the classes 0, 1, ..., the background first; they set network.classes. None: named after the type.
+    """Size of a tile in voxels along x, y."""
     classes: Annotated[list[str], Field(min_length=2)] | None = None
-    # Labels of the annotation by name, such as {"unlabelled": 0, "background": 1, "membrane": 2}: "unlabelled" and
-    # "ignore" are ignored, "background" is class 0, the others are classes in the order of their labels. It sets
-    # network.classes, and replaces classes, threshold, background and ignore_label.
+    """Names of the classes 0, 1, ..., the background first; they set network.classes. null: named after the type."""
     labels: Annotated[dict[str, int], Field(min_length=2)] | None = None
-    threshold: bool = False  # true: values above threshold_value are class 1; false: values are the classes 0, 1, ...
-    threshold_value: float = 0.0  # a value of the annotation
-    # Label that means "no object", or a list of such labels: every other label is foreground, 0 included, and
-    # `threshold` does not count. None: found out in annotations of 32 and 64 bits, where the maximum of the type (-1 of
-    # a signed one) fills more than half of the training box; an empty list: no such label.
+    """Labels of the annotation by name, such as {"unlabelled": 0, "background": 1, "membrane": 2}: "unlabelled" and
+    "ignore" are ignored, "background" is class 0, the others are classes in the order of their labels. It sets
+    network.classes, and replaces classes, threshold, background and ignore_label."""
+    threshold: bool = False
+    """Meaning of the annotation; true: values above threshold_value are class 1; false: values are the classes 0, 1,
+    ..."""
+    threshold_value: float = 0.0
+    """Value of the annotation above which a voxel is class 1, with threshold."""
     background: Labels | None = None
-    # Label whose voxels are not labelled, or a list of such labels: they are ignored in training and evaluation. None:
-    # no such label.
+    """Label that means "no object", or a list of such labels: every other label is foreground, 0 included, and
+    threshold does not count. null: found out in annotations of 32 and 64 bits, where the maximum of the type (-1 of a
+    signed one) fills more than half of the training box; an empty list: no such label."""
     ignore_label: int | list[int] | None = None
-    # Gray values that become black and white: [low, high], or {"percentiles": [low, high]}. None: 0 and 255 for an
-    # image of uint8, percentiles 0.5 and 99.5 for other integers; an image of floats needs a value.
+    """Label whose voxels are not labelled, or a list of such labels: they are ignored in training and evaluation. null:
+    no such label."""
     image_intensity: Annotated[list[float], Field(min_length=2, max_length=2)] | dict[str, list[float]] | None = None
-    # Fraction of the training tiles that are drawn around foreground, 0 to 1. None: 0.5 for synapse, else 0.
+    """Gray values that become black and white: [low, high], or {"percentiles": [low, high]}. null: 0 and 255 for an
+    image of uint8, percentiles 0.5 and 99.5 for other integers; an image of floats needs a value."""
     foreground_share: Share | None = None
-    loss: LossName | None = None  # replaces the loss of the network file; None: the network's
+    """Fraction of the training tiles that are drawn around foreground, 0 to 1. null: 0.5 for synapse, else 0."""
+    loss: LossName | None = None
+    """Loss that replaces that of the network file; null: the network's."""
 
     @field_serializer("image_chan", "annotation_chan")
     def _without_secrets(self, uri: str | None) -> str | None:

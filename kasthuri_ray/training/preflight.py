@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from kasthuri_ray import hardware
 from kasthuri_ray.config.differences import setting_differences
-from kasthuri_ray.config.settings import NetworkSettings, Settings
+from kasthuri_ray.config.network import NetworkSettings
+from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.config.task import SPLITS
 from kasthuri_ray.errors import AlreadyFinished, InputError
 from kasthuri_ray.models.checkpoints import Checkpoint

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from kasthuri_ray.config.settings import NetworkSettings, Settings
+from kasthuri_ray.config.network import NetworkSettings
+from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.tiles.splits import TaskTiles
 from kasthuri_ray.training.learner import LearnerSettings
 from kasthuri_ray.training.training_messages import MessageHandler

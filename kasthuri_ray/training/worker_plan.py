@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kasthuri_ray.config.settings import Settings, default_batch_size
+from kasthuri_ray.config.network import default_batch_size
+from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.ray_cluster.connection import WORKER_CPUS
 from kasthuri_ray.ray_cluster.resources import ClusterResources, ResourceDemand

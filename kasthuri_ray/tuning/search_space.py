@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from kasthuri_ray.config.loading import override_settings
-from kasthuri_ray.config.settings import SECTIONS, Settings, default_batch_size
+from kasthuri_ray.config.network import default_batch_size
+from kasthuri_ray.config.settings import SECTIONS, Settings
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.models.unet import check_shape, pooling_factors
 

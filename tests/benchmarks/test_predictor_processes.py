@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kasthuri_ray.benchmarks import predictor_processes, predictor_speed
-from kasthuri_ray.config.settings import NetworkSettings
+from kasthuri_ray.config.network import NetworkSettings
 from kasthuri_ray.models.unet import build_network
 
 

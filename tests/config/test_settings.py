@@ -5,7 +5,8 @@ import json
 import pytest
 
 from kasthuri_ray.config.loading import GivenSettings, resolve_settings
-from kasthuri_ray.config.settings import NetworkSettings, TrainSettings
+from kasthuri_ray.config.network import NetworkSettings
+from kasthuri_ray.config.settings import TrainSettings
 
 
 def test_secrets_in_the_urls_of_weights_and_trackers_are_not_written():

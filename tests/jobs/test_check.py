@@ -133,4 +133,4 @@ def test_a_setting_that_a_check_does_not_read_is_refused(start_job):
     volume = ("--volume", "phantom://em?shape=4,64,64")
     job = start_job(*volume, "--set", "task.image_intensity=0,255", script=SCRIPT).wait()
     assert job.code == 2, job.out + job.err
-    assert "--set task...: a check reads no such setting; put it into a task file, --task FILE" in job.err
+    assert "--set task.image_intensity=0,255: check reads no setting of the section task, only of check" in job.err

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from kasthuri_ray.config.settings import NetworkSettings
+from kasthuri_ray.config.network import NetworkSettings
 from kasthuri_ray.labels import IGNORE_LABEL
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
 from kasthuri_ray.models.checkpoints import Checkpoint, checkpoint_bytes, read_checkpoint

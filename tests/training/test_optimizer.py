@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from kasthuri_ray.config.settings import NetworkSettings
+from kasthuri_ray.config.network import NetworkSettings
 from kasthuri_ray.training import optimizer
 from kasthuri_ray.training.learner import LearnerSettings
 from kasthuri_ray.training.optimizer import PlateauSchedule, WeightAverage

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from kasthuri_ray.config.settings import NetworkSettings
+from kasthuri_ray.config.network import NetworkSettings
 from kasthuri_ray.models.unet import build_network
 from kasthuri_ray.tiles.streaming import rank_share
 from kasthuri_ray.training.learner import ComputePlan, Learner
