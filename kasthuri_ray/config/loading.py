@@ -20,6 +20,7 @@ from kasthuri_ray.config import defaults, messages
 from kasthuri_ray.config.field_types import SettingsSection
 from kasthuri_ray.config.settings import SECTIONS, Settings
 from kasthuri_ray.config.task import RANGES, named_classes
+from kasthuri_ray.config.task_ranges import drop_foreign_ranges
 from kasthuri_ray.errors import InputError, InputNotFound
 
 PACKAGE_FOLDER = Path(__file__).parents[1]
@@ -239,12 +240,12 @@ def resolve_settings(given: GivenSettings, base: NamedLayer | None = None) -> Se
     InputNotFound
         If there is no such file.
     """
-    files = _file_layers(given, base)
+    files, ranges_notes = drop_foreign_ranges(_file_layers(given, base), given.overrides)
     merged = _merge(files, given.overrides)
     sections: dict[str, Any] = {name: _validate(name, merged) for name in _JOB_SECTIONS}
     settings = Settings(kept=merged.unused, **sections)
     messages.check_volumes_used(settings.task, given.typed)
-    notes = messages.task_type_note(settings.task)
+    notes = messages.task_type_note(settings.task) | ranges_notes
     if given.config is not None:
         files_given = {"task": given.task, "network": given.network}
         names = {name: _file_name(file) for name, file in files_given.items() if file is not None}

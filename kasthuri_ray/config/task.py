@@ -75,11 +75,12 @@ class TaskSettings(SettingsSection):
     annotation_chan: str | None = None
     """URI of the annotation volume, on the same voxels as the image."""
     xrange_vol: VoxelRange | None = None
-    """Range along x of all splits."""
+    """Range along x of all splits; null: as far as the annotation goes."""
     yrange_vol: VoxelRange | None = None
-    """Range along y of all splits."""
+    """Range along y of all splits; null: as far as the annotation goes."""
     z_train: VoxelRange | None = None
-    """Sections that the weights are trained on."""
+    """Sections that the weights are trained on; null, as z_val and z_test: the volume is split by itself, 70% to train,
+    15% to val, 15% to test, along z if there are at least 10 sections, else along the longer of y and x."""
     z_val: VoxelRange | None = None
     """Sections that the best epoch is chosen on."""
     z_test: VoxelRange | None = None
@@ -139,6 +140,11 @@ class TaskSettings(SettingsSection):
         return (self.volume_z, self.tile_size[1], self.tile_size[0])
 
     @property
+    def needs_split(self) -> bool:
+        """Whether ranges are missing, which follow from the volume; see `tiles.volume_split`."""
+        return self.boxes is None and None in (self.xrange_vol, self.yrange_vol, self.z_train)
+
+    @property
     def share_on_foreground(self) -> float:
         """Fraction of the training tiles that are drawn around foreground, 0 to 1."""
         if self.foreground_share is not None:
@@ -146,9 +152,14 @@ class TaskSettings(SettingsSection):
         return 0.5 if self.task_type == "synapse" else 0.0
 
     def regions(self, split: str) -> list[Region]:
-        """Return the regions of a split, each with its image and annotation; a test region may have no annotation."""
+        """Return the regions of a split, each with its image and annotation; a test region may have no annotation.
+
+        Before the volume is split (`needs_split`) all of it is one region of train.
+        """
         if self.boxes is not None:
             regions = getattr(self.boxes, split)
+        elif self.needs_split:
+            regions = [Region(box=":,:,:")] if split == "train" else []
         else:
             z = self._z_ranges()[split]
             regions = [] if z is None else [Region(box=[z, self.yrange_vol, self.xrange_vol])]  # type: ignore[list-item]
@@ -179,8 +190,8 @@ class TaskSettings(SettingsSection):
         ranges = [key for key in RANGES if getattr(self, key) is not None]
         if self.boxes is not None and ranges:
             raise InputError(f"boxes and {', '.join(ranges)} are both set; boxes replace the ranges")
-        missing = [key for key in RANGES if key not in (*ranges, "z_test")]
-        if self.boxes is None and missing:
+        missing = [key for key in ("z_train", "z_val") if key not in ranges]
+        if any(key.startswith("z_") for key in ranges) and missing:
             raise InputError(f"needs {', '.join(missing)} (or boxes)")
         self._check_gap()
         self._check_labels()

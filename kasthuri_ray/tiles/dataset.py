@@ -24,6 +24,7 @@ from kasthuri_ray.errors import InputError, missing_is_bad_input
 from kasthuri_ray.tiles.augmentation import Augment, tile_seed
 from kasthuri_ray.tiles.sampling import GridTiles, TrainTiles, read_tile
 from kasthuri_ray.tiles.splits import open_task_tiles
+from kasthuri_ray.tiles.volume_split import split_volume
 from kasthuri_ray.volumes.array_volume import volume_uri
 
 ARGUMENTS = ("task", "split", "augment", "network", "image", "annotation", "voxel_size", "storage", "settings")
@@ -101,6 +102,7 @@ class TileDataset(Dataset[tuple[Tensor, Tensor]]):
         )
         resolved = resolve_settings(given)
         self.notes = list(resolved.notes.values())
+        resolved = split_volume(resolved, self.notes.append)
         tiles = getattr(open_task_tiles(resolved, self.notes.append), split)
         if tiles is None:
             raise InputError(f"the task {resolved.task.name} has no box for {split}")

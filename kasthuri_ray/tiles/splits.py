@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from kasthuri_ray.config.settings import Settings
+from kasthuri_ray.config.settings import Settings, TrainSettings
 from kasthuri_ray.config.task import SPLITS, Region, TaskSettings, region_box
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, TileGrid, per_axis
@@ -17,6 +17,7 @@ from kasthuri_ray.volumes.absent_chunks import absent_text, check_any_chunk, cou
 from kasthuri_ray.volumes.alignment import align_volumes, both_places_text
 from kasthuri_ray.volumes.opening import VolumeOpener
 from kasthuri_ray.volumes.resampled_volume import Resampling
+from kasthuri_ray.volumes.volume import Volume
 from kasthuri_ray.volumes.voxel_grid import box_nm
 
 MAX_TILES_PER_EPOCH = 4096
@@ -173,21 +174,74 @@ def _open_sources(settings: Settings, add_note: Callable[[str], None]) -> dict[s
     return sources
 
 
+@dataclass(frozen=True)
+class RegionVolumes:
+    """The volumes of a region, on the voxels of its image.
+
+    Parameters
+    ----------
+    image, annotation : Volume, Volume or None
+        The annotation counts the voxels of the image.
+    notes : tuple of str
+        Lines that a person should read about how they lie on each other.
+    places : str
+        Where both are, for a message.
+    """
+
+    image: Volume
+    annotation: Volume | None
+    notes: tuple[str, ...] = ()
+    places: str = ""
+
+    @property
+    def overlap(self) -> Box:
+        """Voxels of the image that the annotation covers; all without an annotation."""
+        return self.image.bounds if self.annotation is None else self.image.bounds.intersect(self.annotation.bounds)
+
+
+def open_region_volumes(opener: VolumeOpener, region: Region, train: TrainSettings) -> RegionVolumes:
+    """Open the image and the annotation of a region.
+
+    Parameters
+    ----------
+    opener : VolumeOpener
+        Opens each volume once.
+    region : Region
+        Names the volumes.
+    train : TrainSettings
+        Voxel size of the image, and whether the annotation may be resampled.
+
+    Returns
+    -------
+    RegionVolumes
+        The volumes.
+
+    Raises
+    ------
+    InputError
+        If they do not lie on each other.
+    InputNotFound, InputDenied, VolumeError
+        If a volume cannot be opened.
+    """
+    assert region.image is not None
+    image = opener.open(region.image, voxel_size_nm=per_axis(float, train.voxel_size) if train.voxel_size else None)
+    if region.annotation is None:
+        return RegionVolumes(image, None)
+    annotation = opener.open(region.annotation, labels=True)
+    resample: Resampling | None = "nearest" if train.resample else None
+    aligned = align_volumes(image, annotation, opener.open, resample=resample)
+    return RegionVolumes(aligned.fixed, aligned.moving, aligned.notes, both_places_text(image, annotation))
+
+
 def _open_source(
     opener: VolumeOpener, settings: Settings, place: tuple[str, int], notes: dict[str, None]
 ) -> TileSource:
     """Open one box; its annotation counts the voxels of its image."""
     task, train, (split, number) = settings.task, settings.train, place
     region = task.regions(split)[number]
-    assert region.image is not None
-    image = opener.open(region.image, voxel_size_nm=per_axis(float, train.voxel_size) if train.voxel_size else None)
-    annotation = None
-    if region.annotation is not None:
-        opened = image, opener.open(region.annotation, labels=True)
-        resample: Resampling | None = "nearest" if train.resample else None
-        aligned = align_volumes(*opened, opener.open, resample=resample)
-        image, annotation = aligned.fixed, aligned.moving
-        notes |= dict.fromkeys(aligned.notes)
+    volumes = open_region_volumes(opener, region, train)
+    image, annotation = volumes.image, volumes.annotation
+    notes |= dict.fromkeys(volumes.notes)
     try:
         box = region_box(region, image.bounds, f"the {split} box of {image.uri}")
     except ValueError as error:
@@ -197,8 +251,8 @@ def _open_source(
         covered = box.intersect(annotation.bounds)
         raise InputError(
             f"{annotation.uri} covers {f'only {covered}' if covered.num_voxels else 'nothing'} of the {split} box "
-            f"{box} of {image.uri}; it covers {aligned.overlap} of the image (z,y,x): change "
-            f"{' or '.join(dict.fromkeys(task.range_keys(split, number)))}. {both_places_text(*opened)}"
+            f"{box} of {image.uri}; it covers {volumes.overlap} of the image (z,y,x): change "
+            f"{' or '.join(dict.fromkeys(task.range_keys(split, number)))}. {volumes.places}"
         )
     return TileSource(image, annotation, box)
 

@@ -33,6 +33,7 @@ from kasthuri_ray.ray_cluster.resources import ClusterResources
 from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.storage.uris import absolute_uri, in_ray_job
 from kasthuri_ray.tiles.splits import TaskTiles, open_task_tiles
+from kasthuri_ray.tiles.volume_split import split_volume
 from kasthuri_ray.training.initial_weights import initial_range_notes, read_initial_weights
 from kasthuri_ray.training.optimizer import should_stop_early
 from kasthuri_ray.training.run_folder import RunFolder
@@ -119,10 +120,11 @@ def prepare_training(settings: Settings, *, is_new: bool | None = None) -> Prepa
     if warning := normalization_warning(network):
         notes.append(f"{settings.network.outweightfilename}: {warning}")
     checkpoint = read_weights_unless_resumed(settings)
+    begun = read_begun_task(settings) if is_new is None else None
     if is_new is None:
-        begun = read_begun_task(settings)
         is_new = begun is None
         settings = set_background(settings, (begun or {}).get("background"))
+    settings = split_volume(settings, notes.append, begun)
     tiles = open_task_tiles(settings, notes.append, is_new=is_new)
     settings = set_background(settings, tiles.label_rule.background)
     if is_new:

@@ -130,7 +130,8 @@ def plan_sweep(sweep: SweepSettings, reporter: Reporter, job_command: JobCommand
     num_trials = choose_num_trials(settings.tune, space)
     num_concurrent = choose_num_concurrent(settings.tune, workers, cluster)
     num_concurrent = min(num_concurrent, num_trials or num_concurrent)
-    notes = dict.fromkeys(itertools.chain.from_iterable(each.notes for each in prepared.values()))
+    ranges_note = [note for note in [settings.notes.get("task.ranges")] if note]
+    notes = dict.fromkeys([*ranges_note, *itertools.chain.from_iterable(each.notes for each in prepared.values())])
     return SweepPlan(
         bases=bases,
         space=space,

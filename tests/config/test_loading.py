@@ -283,7 +283,8 @@ def test_a_key_that_occurs_twice_is_refused(files):
 
 def test_overriding_settings_checks_the_values_and_changes_nothing_else():
     signed = "https://host/em.zarr?X-Amz-Signature=abc"
-    settings = resolve_settings(GivenSettings("synapse", flags={"task": {"image_chan": signed, "loss": "tversky"}}))
+    task = {"image_chan": signed, "loss": "tversky", "z_train": [0, 80], "z_val": [80, 90]}
+    settings = resolve_settings(GivenSettings("synapse", flags={"task": task}))
     values = {"network.loss": "focal", "task.foreground_share": 0.1, "network.seed": 7}
     changed = override_settings(settings, values, "trial")
     assert (changed.network.loss, changed.network.seed, changed.task.foreground_share) == ("focal", 7, 0.1)

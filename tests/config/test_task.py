@@ -5,7 +5,7 @@ import json
 import pytest
 
 from kasthuri_ray.config.loading import GivenSettings, resolve_settings
-from kasthuri_ray.config.task import RANGES, TaskSettings, region_box
+from kasthuri_ray.config.task import RANGES, SPLITS, TaskSettings, region_box
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box
 
@@ -52,6 +52,7 @@ def refused(tmp_path, **changes) -> str:
         ({"tile_size": [256, 0]}, "FILE: task.tile_size.1 is 0: expected greater than or equal to 1"),
         ({"z_tain": [0, 1]}, "FILE: no setting task.z_tain; did you mean z_train?"),
         ({"z_val": None}, "FILE: task: needs z_val (or boxes)"),
+        ({"z_train": None, "xrange_vol": None}, "FILE: task: needs z_train (or boxes)"),
         (
             {"image_chan": None},
             "FILE: task: needs image_chan and annotation_chan for train (or --image and --annotation)",
@@ -108,6 +109,15 @@ def test_a_box_outside_the_image_is_refused_with_its_split_and_the_bounds():
         ValueError, match=r"the test box: box '14:20,8:64,0:64' is outside the volume: .* 0:18,0:64,0:64"
     ):
         region_box(region, Box((0, 0, 0), (18, 64, 64)), "the test box")
+
+
+def test_before_its_volume_is_split_a_task_without_ranges_is_one_region():
+    task = TaskSettings(**NO_RANGES)
+    assert task.needs_split
+    assert [region.box for split in SPLITS for region in task.regions(split)] == [":,:,:"]
+    assert not TaskSettings(**TASK).needs_split
+    assert not TaskSettings(**{**TASK, "z_test": None}).needs_split
+    assert TaskSettings(**{**TASK, "xrange_vol": None}).needs_split
 
 
 def test_a_z_gap_leaves_out_sections_between_the_splits():

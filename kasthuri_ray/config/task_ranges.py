@@ -1,0 +1,59 @@
+"""Whose image the ranges of a task file are for: those of another image are not used in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kasthuri_ray.config.task import RANGES
+from kasthuri_ray.storage.uris import absolute_uri, redact_secrets
+
+TASK_FOLDER = Path(__file__).parents[1] / "taskconfig"
+
+NamedLayer = tuple[str, dict[str, dict[str, Any]]]  # as in loading.py
+
+
+def drop_foreign_ranges(
+    files: Sequence[NamedLayer], overrides: Sequence[NamedLayer]
+) -> tuple[list[NamedLayer], dict[str, str]]:
+    """Drop the ranges of a built-in task whose image is replaced, and note ranges of a person's own file that stay.
+
+    Parameters
+    ----------
+    files, overrides : sequence of (str, dict)
+        Layers of settings with their names, the lowest first.
+
+    Returns
+    -------
+    files : list of (str, dict)
+        The layers, of which that of a built-in task may have lost its ranges.
+    notes : dict of str to str
+        A line by the key `task.ranges`, or none.
+    """
+    layers, notes = [*files, *overrides], dict[str, str]()
+    for number, (origin, layer) in enumerate(layers):
+        above, task = layers[number + 1 :], layer.get("task", {})
+        own, image = task.get("image_chan"), _highest(above, "image_chan")
+        used = [key for key in (*RANGES, "boxes") if task.get(key) is not None and _highest(above, key) is None]
+        if not used or not own or image is None or _is_same(own, image) or _highest(above, "boxes") is not None:
+            continue
+        names, images = ", ".join(used), f"{redact_secrets(str(own))}, not to {redact_secrets(str(image))}"
+        if Path(origin).parent == TASK_FOLDER:
+            layers[number] = origin, {**layer, "task": {key: task[key] for key in task if key not in used}}
+            notes["task.ranges"] = f"{names} of the task {Path(origin).stem} belong to {images}: they are not used"
+        else:
+            notes["task.ranges"] = (
+                f"{names} of {origin} belong to {images}; they are used all the same. If they do not fit, set them, "
+                "or remove them: then the volume is split by itself"
+            )
+    return layers[: len(files)], notes
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return one == other or absolute_uri(str(one)) == absolute_uri(str(other))
+
+
+def _highest(layers: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]], key: str) -> Any:
+    """Return the value of a setting of the task in the highest layer that sets it; None if none does."""
+    return next((layer["task"][key] for _, layer in reversed(layers) if key in layer.get("task", {})), None)

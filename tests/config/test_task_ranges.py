@@ -1,0 +1,52 @@
+"""Ranges of a task file whose image is replaced: not used in silence."""
+
+import json
+
+import pytest
+
+from kasthuri_ray.config.loading import GivenSettings, resolve_settings
+from kasthuri_ray.config.task import RANGES
+
+OWN = {"image_chan": "a.zarr", "annotation_chan": "b.zarr"}
+MINE = OWN | dict(zip(RANGES, ([0, 64], [8, 64], [0, 10], [10, 14], [14, 20]), strict=True))
+
+
+def resolved(task, *assignments, **volumes):
+    settings = resolve_settings(GivenSettings(task, assignments=assignments, flags={"task": volumes}))
+    return settings.task, settings.notes.get("task.ranges", "")
+
+
+def test_the_ranges_of_a_built_in_task_are_not_used_for_another_image():
+    task, note = resolved("membrane", image_chan="c.tif", annotation_chan="d.tif")
+    assert task.needs_split
+    assert [getattr(task, key) for key in RANGES] == [None] * 5
+    assert task.task_type == "membrane"
+    assert note.startswith("xrange_vol, yrange_vol, z_train, z_val, z_test of the task membrane_task belong to bossdb:")
+    assert note.endswith("not to c.tif: they are not used")
+
+
+@pytest.mark.parametrize("volumes", [{}, {"annotation_chan": "d.tif"}, {"image_chan": "bossdb://Kasthuri/ac4/em"}])
+def test_the_ranges_of_a_built_in_task_are_used_for_its_own_image(volumes):
+    task, note = resolved("membrane", **volumes)
+    assert (task.z_train, task.z_test, note) == ([0, 80], [90, 100], "")
+
+
+def test_ranges_of_the_command_line_replace_those_of_a_built_in_task():
+    task, note = resolved("membrane", "task.z_train=0,5", "task.z_val=6,9", "task.z_test=9,12", image_chan="c.tif")
+    assert (task.z_train, task.z_test, task.xrange_vol) == ([0, 5], [9, 12], None)
+    assert note.startswith("xrange_vol, yrange_vol of the task")
+
+
+def test_the_ranges_of_ones_own_file_are_used_for_another_image_and_a_line_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(MINE))
+    task, note = resolved(str(file), image_chan="https://h/c.zarr?key=secret")
+    assert task.z_train == [0, 10]
+    assert f"z_test of {file} belong to a.zarr, not to https://h/c.zarr; they are used all the same" in note
+    for same in ("a.zarr", str(tmp_path / "a.zarr")):
+        assert resolved(str(file), image_chan=same)[1] == ""
+    boxes = {"train": [{"box": "0:4,:,:"}], "val": [{"box": "4:6,:,:"}]}
+    assert resolved(str(file), f"task.boxes={json.dumps(boxes)}", image_chan="c.zarr")[1] == ""
+    file.write_text(json.dumps({key: value for key, value in MINE.items() if key not in OWN}))
+    assert resolved(str(file), image_chan="c.zarr", annotation_chan="d.zarr")[1] == ""
