@@ -82,7 +82,7 @@ LossName = Literal["cross_entropy", "weighted_cross_entropy", "dice_ce", "focal"
 MetricName = Literal["val.average_precision", "val.foreground_f1", "val.loss"]  # columns of history.csv
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bf16"]
-Compile = Literal["auto", "on", "off"]
+AutoOnOff = Literal["auto", "on", "off"]
 
 
 def check_number_range(value: Any) -> Any:

@@ -13,7 +13,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from kasthuri_ray.config import defaults
 from kasthuri_ray.config.field_types import (
-    Compile,
+    AutoOnOff,
     Count,
     Device,
     Names,
@@ -61,7 +61,7 @@ class TrainSettings(SettingsSection):
     """Number of training processes, N or MIN-MAX; null: one for each GPU, else 1."""
     device: Device = defaults.AUTO
     """Device that computes; auto: GPUs if there are any."""
-    compile: Compile = defaults.AUTO
+    compile: AutoOnOff = defaults.AUTO
     """Whether torch.compile is used; auto: if the run is long enough to gain time."""
     boss: str | None = None
     """JSON file with protocol, host and token of a BossDB; its token is never written anywhere; null: public data."""
@@ -150,8 +150,10 @@ class SegmentSettings(SettingsSection):
     """Do not segment chunks of the image that hold nothing."""
     precision: Precision = defaults.AUTO
     """Precision of the arithmetic; auto: bf16 if the hardware computes with it, else float32."""
-    compile: Compile = defaults.AUTO
+    compile: AutoOnOff = defaults.AUTO
     """Whether torch.compile is used; auto: if the job is long enough to gain time."""
+    fold: AutoOnOff = defaults.AUTO
+    """Whether batch norms are folded into convolutions, which is faster; auto: for plain U-Nets with a whole halo."""
     device: Device = defaults.AUTO
     """Device that computes; auto: GPUs if there are any."""
     actors: Count | str | None = None

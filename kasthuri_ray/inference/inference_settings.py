@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Zyx, per_axis
 from kasthuri_ray.hardware import Machine, choose_actor_threads, count_parameters, should_compile_inference
 from kasthuri_ray.inference.tile_memory import (
@@ -21,6 +22,7 @@ from kasthuri_ray.inference.tile_memory import (
     max_voxels_at_once,
 )
 from kasthuri_ray.inference.tiling import check_tile_shape, choose_tile_shape
+from kasthuri_ray.models.folded_unet import can_fold, fold_network
 from kasthuri_ray.models.receptive_field import ReceptiveField
 
 
@@ -44,6 +46,8 @@ class InferenceSettings:
         Number of tiles at once.
     tta : bool
         Test-time augmentation: whether probabilities are the mean over flips and transpositions.
+    fold : bool
+        Whether batch norms are folded into the convolutions (`kasthuri_ray.models.folded_unet`).
     """
 
     device: str
@@ -53,6 +57,7 @@ class InferenceSettings:
     tile: Zyx
     batch: int
     tta: bool = False
+    fold: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tile", tuple(int(n) for n in self.tile))  # JSON has lists
@@ -86,7 +91,7 @@ class RequestedInference:
 
     Parameters
     ----------
-    precision, compile : str
+    precision, compile, fold : str
         `auto` to choose.
     tile : tuple of int, optional
         Shape, z, y, x; None to choose.
@@ -104,6 +109,7 @@ class RequestedInference:
     batch: int | None = None
     tta: bool = False
     gpu_share: float = 1.0
+    fold: str = "auto"
 
 
 def choose_inference_settings(
@@ -146,6 +152,9 @@ def choose_inference_settings(
     margin, factors = tile_margin(receptive_field, work.halo), receptive_field.factors
     if precision == "auto":
         precision = "bf16" if machine.bf16 else "float32"
+    fold = should_fold(requested.fold, network, is_exact=margin == receptive_field.margin)
+    if fold:
+        network = fold_network(network, precision)
     threads = choose_actor_threads(machine.cpus) if machine.device == "cpu" else 1
     max_voxels = max_voxels_at_once(network, dim, precision, machine, threads, requested.gpu_share)
     if requested.tile is None:
@@ -158,7 +167,36 @@ def choose_inference_settings(
         batch = max(1, min(max_voxels // math.prod(tile), work.block[0])) if fits_batch else 1
     operations = work.num_voxels * count_parameters(network) * (8 if tta else 1)
     should_compile = should_compile_inference(requested.compile, machine, operations)
-    return InferenceSettings(machine.device, precision, should_compile, threads, tile, batch, tta)
+    return InferenceSettings(machine.device, precision, should_compile, threads, tile, batch, tta, fold)
+
+
+def should_fold(setting: str, network: nn.Module, is_exact: bool) -> bool:
+    """Return whether batch norms are folded into convolutions.
+
+    Parameters
+    ----------
+    setting : str
+        `auto` (wherever the result is the same), `on` or `off`.
+    network : torch.nn.Module
+        The network.
+    is_exact : bool
+        Whether tiles have the whole margin of the receptive field. Nearer to the border of a tile results differ.
+
+    Returns
+    -------
+    bool
+        Whether to fold.
+
+    Raises
+    ------
+    InputError
+        If the setting is `on` and the result would be wrong.
+    """
+    if setting == "on" and not can_fold(network):
+        raise InputError("segment.fold is on, but only plain U-Nets with batch norms can be folded; use auto")
+    if setting == "on" and not is_exact:
+        raise InputError("segment.fold is on, but --halo is smaller than the receptive field, which it needs whole")
+    return setting != "off" and is_exact and can_fold(network)
 
 
 def tile_margin(receptive_field: ReceptiveField, halo: Zyx | None) -> Zyx:
@@ -168,6 +206,8 @@ def tile_margin(receptive_field: ReceptiveField, halo: Zyx | None) -> Zyx:
 
 def inference_memory_bytes(network: nn.Module, dim: int, settings: InferenceSettings) -> int:
     """Return the memory of activations and weights, on the CPU or the GPU, for a batch of the largest tiles."""
+    if settings.fold:
+        network = fold_network(network, settings.precision)
     num_voxels = math.prod(settings.tile) * settings.batch
     overhead = (OVERHEAD_COMPILED if settings.compile else OVERHEAD)[settings.device]
     activations = overhead * activation_bytes_per_voxel(network, settings.precision, dim) * num_voxels

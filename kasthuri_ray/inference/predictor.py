@@ -19,6 +19,7 @@ from kasthuri_ray.errors import CompilationFailed, GpuMemoryTooSmall
 from kasthuri_ray.geometry import Box, Zyx
 from kasthuri_ray.inference.inference_settings import InferenceSettings, tile_margin
 from kasthuri_ray.inference.tiling import ChunkGrid, Tile, VolumePart, plan_tiles, tiles_to_compute
+from kasthuri_ray.models.folded_unet import fold_network
 from kasthuri_ray.models.receptive_field import ReceptiveField
 
 # Tile shapes (several for blocks at the end of the volume) that are compiled. One more is an error, since torch would
@@ -91,6 +92,8 @@ class Predictor:
         self.device = torch.device(settings.device)
         with _translate_torch_errors(settings):
             memory_format = hardware.memory_format(dim, self.device)
+            if settings.fold:
+                network = fold_network(network, settings.precision)
             network = network.eval().to(self.device, memory_format=memory_format)  # type: ignore[call-overload]
             self.network: Callable[[Tensor], Tensor] = network
             if settings.compile:

@@ -75,12 +75,13 @@ def choose_settings_on_cluster(
     inference = choose_inference_settings(
         network,
         inputs.settings.network.dim,
-        replace(inputs.receptive_field, margin=inputs.halo),
+        inputs.receptive_field,
         machine,
         InferenceWork(
             inputs.largest_block,
             inputs.box.num_voxels,
             pooling_phase(inputs.box.start, inputs.image.bounds.start, inputs.receptive_field.factors),
+            inputs.halo,
         ),
         RequestedInference(
             precision=requested.precision,
@@ -89,6 +90,7 @@ def choose_settings_on_cluster(
             batch=requested.batch,
             tta=requested.tta,
             gpu_share=requested.gpus_per_actor if use_gpu else 1.0,
+            fold=requested.fold,
         ),
     )
     return inference, machine

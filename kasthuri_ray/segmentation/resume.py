@@ -94,6 +94,7 @@ def restore_inference_settings(record: dict[str, Any], inputs: SegmentationInput
         "tile": segment.tile or "auto",
         "batch": segment.batch or "auto",
         "tta": segment.tta,
+        "fold": {"on": True, "off": False}.get(segment.fold, "auto"),
     }
     changes = {name: value for name, value in requested.items() if value != "auto"}
     try:

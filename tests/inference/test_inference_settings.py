@@ -57,6 +57,20 @@ def test_compiling_follows_the_number_of_voxels_and_the_machine():
     assert not choose(replace(LAPTOP, compiler=False), num_voxels=large_job).compile
 
 
+def test_batch_norms_are_folded_where_this_changes_nothing():
+    attention = UNet(start_filters=4, n_blocks=3, model_type="attention")
+    small = tuple(n // 2 for n in MARGIN)
+    assert choose().fold
+    assert choose(fold="on").fold
+    assert not choose(fold="off").fold
+    assert not choose(halo=small).fold
+    assert not choose(network=attention).fold
+    with pytest.raises(ValueError, match="segment.fold is on, but only plain U-Nets"):
+        choose(network=attention, fold="on")
+    with pytest.raises(ValueError, match="segment.fold is on, but --halo is smaller"):
+        choose(halo=small, fold="on")
+
+
 def test_tiles_on_a_cpu_are_wide_and_one_at_a_time():
     settings = choose()
     assert settings.batch == 1

@@ -15,6 +15,7 @@ from kasthuri_ray.geometry import Box
 from kasthuri_ray.inference.inference_settings import InferenceSettings
 from kasthuri_ray.inference.predictor import VIEWS, Predictor
 from kasthuri_ray.inference.tiling import ChunkGrid, VolumePart, blank_chunk_mask
+from kasthuri_ray.models.folded_unet import can_fold
 from kasthuri_ray.models.receptive_field import ReceptiveField, find_receptive_field
 from kasthuri_ray.models.unet import UNet, load_weights
 
@@ -44,11 +45,15 @@ def random_image(shape, seed=0):
     return np.clip(200 * coarse + 55 * rng.random(shape), 0, 255).astype(np.uint8)
 
 
+def build(name):
+    return UNet(start_filters=4, **NETWORKS[name])
+
+
 @cache
 def network_of(name):
     """Return a network of 4 filters whose probabilities span 0.01 to 0.99 over the volume of its case."""
     torch.manual_seed(0)
-    network = UNet(start_filters=4, **NETWORKS[name]).eval()
+    network = build(name).eval()
     if (SEED / f"{name}.pt").exists():
         load_weights(network, torch.load(SEED / f"{name}.pt", weights_only=True))
     final = network.conv_final
@@ -138,14 +143,17 @@ def predictor_of(name, halo=None, **changes):
     return Predictor(network, network.dim, network.classes, receptive_field_of(name), settings, halo)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_blockwise_equals_one_pass_over_the_volume_and_half_the_halo_does_not(name):
+@pytest.mark.parametrize(
+    ("name", "fold"), [(name, fold) for name in CASES for fold in (False, True) if not fold or can_fold(build(name))]
+)
+def test_blockwise_equals_one_pass_over_the_volume_and_half_the_halo_does_not(name, fold):
     shape, start, part, block, _ = CASES[name]
     bounds, whole, image = Box.at(start, shape), Box(*part), random_image(shape)
     expected = expected_of(name)[(slice(None), *whole.slices(start))]
     assert expected.min() < 0.01
     assert expected.max() > 0.99
-    assert difference(blockwise(predictor_of(name), image, bounds, whole, block), expected).max() <= 1
+    predicted = blockwise(predictor_of(name, fold=fold), image, bounds, whole, block)
+    assert difference(predicted, expected).max() <= 1
     half = tuple(m // 2 for m in receptive_field_of(name).margin)
     assert difference(blockwise(predictor_of(name, half), image, bounds, whole, block), expected).max() > 1
 
@@ -259,6 +267,20 @@ def test_a_users_network_is_run_unchanged():
         Predictor(network, 2, 2, field, replace(EAGER, tile=(1, 4, 24))), image, bounds, bounds, (1, 5, 20)
     )
     assert difference(predicted, expected[None]).max() <= 1
+
+
+def test_a_folded_network_in_bf16_is_as_near_to_float32_as_autocast():
+    shape, start, *_ = CASES["UNet_2D"]
+    bounds, image = Box.at(start, shape), random_image(shape)
+    plain, folded = (
+        difference(
+            blockwise(predictor_of("UNet_2D", precision="bf16", fold=fold), image, bounds, bounds, (2, 80, 83)),
+            expected_of("UNet_2D"),
+        )
+        for fold in (False, True)
+    )
+    assert (folded <= 5).mean() >= (plain <= 5).mean()
+    assert folded.max() > 1  # it was computed in bf16
 
 
 def test_wrong_voxels_wrong_boxes_and_infinite_outputs_are_refused():

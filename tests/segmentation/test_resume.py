@@ -70,7 +70,8 @@ def test_an_output_without_its_ledger_or_a_ledger_without_its_output_is_an_error
 
 def test_a_setting_that_an_older_record_does_not_name_had_its_default(job):
     older = json.loads(json.dumps(job.record))
-    del older["network"]["pool_z"], older["task"]["ignore_label"], older["arithmetic"]["tta"], older["skip_blank"]
+    del older["network"]["pool_z"], older["task"]["ignore_label"], older["skip_blank"]
+    del older["arithmetic"]["tta"], older["arithmetic"]["fold"]
     resume.check_same_settings(older, job)
     older["network"]["start_filters"] += 1
     message = r"other settings:\n  network\.start_filters: \d+ -> \d+\nGive another --output"
@@ -104,7 +105,8 @@ def test_all_files_of_an_earlier_segmentation_are_removed_but_its_lock_and_files
 
 
 def make_inputs(**settings):
-    defaults = {"device": "auto", "precision": "auto", "compile": "auto", "tile": None, "batch": None, "tta": False}
+    defaults = dict.fromkeys(("device", "precision", "compile", "fold"), "auto")
+    defaults |= {"tile": None, "batch": None, "tta": False}
     return SimpleNamespace(settings=SimpleNamespace(segment=SimpleNamespace(**defaults | settings)))
 
 
@@ -112,7 +114,8 @@ def test_inference_settings_of_the_record_are_kept_unless_others_are_requested(j
     record = json.loads(json.dumps(job.record))
     for same in ({}, {"device": "cpu"}, {"precision": "float32"}, {"compile": "on"}, {"tile": job.inference.tile}):
         assert resume.restore_inference_settings(record, make_inputs(**same)) == job.inference
-    for other in ({"device": "cuda"}, {"precision": "bf16"}, {"tile": [1, 32, 32]}, {"batch": 4}, {"tta": True}):
+    others = ({"device": "cuda"}, {"precision": "bf16"}, {"fold": "on"}, {"batch": 4}, {"tta": True})
+    for other in (*others, {"tile": [1, 32, 32]}):
         assert resume.restore_inference_settings(record, make_inputs(**other)) != job.inference
     with pytest.raises(ValueError, match="another version"):
         resume.restore_inference_settings({"arithmetic": {"speed": 3}}, make_inputs())
