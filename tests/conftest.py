@@ -186,7 +186,7 @@ def local_ray() -> Iterator[Any]:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.chdir(ROOT)
         patch.syspath_prepend(str(ROOT))  # workers import the tests, whatever earlier tests did to the module path
-        patch.setattr("kasthuri_ray.hardware.usable_cpus", lambda: 2)
+        patch.setattr("kasthuri_ray.process_resources.usable_cpus", lambda: 2)
         connect_ray(Reporter())
     yield ray
     ray.shutdown()

@@ -88,7 +88,8 @@ from kasthuri_ray.inference.predictor import Predictor
 from kasthuri_ray.inference.tiling import VolumePart
 from kasthuri_ray.models.receptive_field import find_receptive_field
 from kasthuri_ray.models.unet import UNet
-from kasthuri_ray.training.learner import ComputePlan, Learner, LearnerSettings
+from kasthuri_ray.training.compute_plan import ComputePlan
+from kasthuri_ray.training.learner import Learner, LearnerSettings
 
 network = UNet(start_filters=2, n_blocks=2)
 settings = LearnerSettings(

@@ -1,7 +1,5 @@
-"""Hardware: precision, compiling, threads, CPUs, allocator and memory format follow from machine and settings."""
+"""Number format, compilation and memory format follow by rule from the kind of processor and the settings."""
 
-import multiprocessing
-import platform
 import subprocess
 import sys
 
@@ -15,140 +13,98 @@ LARGE, SMALL = 8 * 256 * 256 * 1000, 8 * 256 * 256 * 10
 UNET_2D = 1_971_554
 
 
-@pytest.fixture
-def cpuinfo(monkeypatch):
-    """Return a function that sets the flags in /proc/cpuinfo; None removes the file."""
-
-    def set_flags(flags: str | None) -> None:
-        def read(path):
-            if flags is None:
-                raise FileNotFoundError(path)
-            return f"processor : 0\nflags\t\t: fpu {flags} sse\n"
-
-        monkeypatch.setattr(hardware.Path, "read_text", read)
-
-    return set_flags
+def machine_of(kind, compiler=True):
+    return hardware.Machine("cuda" if kind.startswith("cuda") else "cpu", "name", 16 << 30, 8, kind, compiler)
 
 
 @pytest.mark.parametrize(
-    ("flags", "precision"),
+    ("architecture", "flags", "kind"),
     [
-        ("avx512_bf16", "bf16"),
-        ("amx_bf16 amx_tile", "bf16"),
-        ("asimd bf16", "bf16"),
-        ("avx512f avx2", "float32"),
-        (None, "float32"),
+        ("x86_64", "fpu avx512_bf16 avx512f avx2", "bf16"),
+        ("x86_64", "amx_bf16 amx_tile avx512_bf16 avx512f", "amx"),
+        ("AMD64", "avx512f avx2", "avx512"),
+        ("x86_64", "avx2 sse", "avx2"),
+        ("x86_64", "", "avx2"),
+        ("aarch64", "asimd bf16", "arm"),
+        ("arm64", "", "arm"),
     ],
 )
-def test_auto_precision_is_bf16_on_processors_that_multiply_it(cpuinfo, flags, precision):
-    cpuinfo(flags)
-    assert hardware.choose_precision("auto", CPU) == precision
-    assert hardware.choose_precision("float32", CPU) == "float32"
-    assert hardware.choose_precision("bf16", CPU) == "bf16"
+def test_a_cpu_is_classified_by_its_instructions(architecture, flags, kind):
+    assert hardware.classify_cpu(architecture, flags.split()) == kind
+
+
+def test_the_kind_of_this_cpu_is_read_from_the_system(monkeypatch):
+    monkeypatch.delenv("KASTHURI_CPU", raising=False)
+    monkeypatch.setattr(hardware.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(hardware.Path, "read_text", lambda path: "flags\t\t: fpu avx512_bf16 sse\n")
+    assert hardware.processor_kind(CPU) == "bf16"
+
+    def missing(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(hardware.Path, "read_text", missing)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert hardware.processor_kind(CPU) == "avx512"
+
+
+def test_the_kind_of_a_gpu_follows_its_compute_capability(monkeypatch):
+    for capability, kind in {(6, 1): "cuda6", (7, 5): "cuda7", (8, 6): "cuda8", (9, 0): "cuda8"}.items():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert hardware.processor_kind(torch.device("cuda", 0)) == kind
+
+
+@pytest.mark.parametrize("kind", hardware.CPU_KINDS)
+def test_kasthuri_cpu_is_reported_instead_of_what_is_found(monkeypatch, kind):
+    monkeypatch.setenv("KASTHURI_CPU", kind)
+    machine = hardware.Machine.detect("cpu")
+    assert (machine.kind, machine.rule) == (kind, hardware.RULES[kind])
+    monkeypatch.setenv("KASTHURI_CPU", "z80")
+    with pytest.raises(ValueError, match="KASTHURI_CPU is 'z80'; it can be avx2, avx512, bf16, amx, arm"):
+        hardware.Machine.detect("cpu")
+
+
+# precision, channels last in training, compiled training, of a long run
+DECISIONS = {
+    "avx2": ("float32", False, False),
+    "avx512": ("float32", True, False),
+    "bf16": ("bf16", True, False),
+    "amx": ("bf16", True, True),
+    "arm": ("float32", True, False),
+    "cuda6": ("float32", True, True),
+    "cuda7": ("float16", True, True),
+    "cuda8": ("bf16", True, True),
+}
+
+
+@pytest.mark.parametrize("kind", hardware.RULES)
+def test_every_kind_of_processor_has_a_rule(kind):
+    rule = hardware.RULES[kind]
+    compiles, _ = hardware.should_compile_training("auto", machine_of(kind), LARGE * UNET_2D)
+    assert (hardware.choose_precision("auto", rule), rule.trains_channels_last, compiles) == DECISIONS[kind]
+    assert hardware.choose_precision("float32", rule) == "float32"
+    assert rule.evidence == "not measured" or any(character.isdigit() for character in rule.evidence)
+    native = {name for name in hardware.NUMBER_FORMATS if machine_of(kind).multiplies(name)}
+    assert native == {"float32", rule.precision} | ({"float16"} if kind.startswith("cuda") else set())
 
 
 def test_autocast_computes_in_the_chosen_precision():
     layer, x = torch.nn.Linear(4, 4), torch.ones(1, 4)
-    for precision, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
+    for precision, dtype in hardware.NUMBER_FORMATS.items():
         with hardware.autocast(precision, CPU):
             assert layer(x).dtype == dtype
 
 
-def test_long_trainings_are_compiled_if_there_is_a_compiler(monkeypatch):
-    monkeypatch.setattr(hardware, "find_compiler", lambda: "/usr/bin/g++")
-    assert hardware.should_compile_training("auto", LARGE, UNET_2D) == (True, "")
-    assert hardware.should_compile_training("auto", SMALL, UNET_2D) == (False, "")
-    assert hardware.should_compile_training("on", SMALL, UNET_2D) == (True, "")
-    assert hardware.should_compile_training("off", LARGE, UNET_2D) == (False, "")
-    monkeypatch.setattr(hardware, "find_compiler", lambda: None)
+def test_long_trainings_are_compiled_if_there_is_a_compiler():
+    amx, without = machine_of("amx"), machine_of("amx", compiler=False)
+    assert hardware.should_compile_training("auto", amx, LARGE * UNET_2D) == (True, "")
+    assert hardware.should_compile_training("auto", amx, SMALL * UNET_2D) == (False, "")
+    assert hardware.should_compile_training("on", machine_of("avx2"), SMALL * UNET_2D) == (True, "")
+    assert hardware.should_compile_training("off", amx, LARGE * UNET_2D) == (False, "")
     for setting in ("auto", "on"):
-        compiled, message = hardware.should_compile_training(setting, LARGE, UNET_2D)
+        compiled, message = hardware.should_compile_training(setting, without, LARGE * UNET_2D)
         assert not compiled
         assert message.startswith("this machine has no C++ compiler with Python's headers: the network runs uncompiled")
-    assert hardware.should_compile_training("auto", SMALL, UNET_2D) == (False, "")
-
-
-def test_the_cpus_of_a_machine_are_divided_among_its_processes(monkeypatch):
-    before = torch.get_num_threads()
-    monkeypatch.delenv("KASTHURI_THREADS", raising=False)
-    monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
-    try:
-        assert hardware.set_threads(1) == torch.get_num_threads() == 6
-        assert hardware.set_threads(4) == 1
-        assert hardware.set_threads(100) == 1
-        monkeypatch.setenv("KASTHURI_THREADS", "2")
-        assert hardware.set_threads(1) == torch.get_num_threads() == 2
-        monkeypatch.delenv("KASTHURI_THREADS")
-        monkeypatch.delattr(hardware.os, "sched_getaffinity")
-        monkeypatch.setattr(hardware.os, "cpu_count", lambda: 5)
-        assert hardware.set_threads(2) == 2
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(
-    ("files", "cpus"),
-    [
-        ({"cpu.max": "250000 100000\n"}, 2),
-        ({"cpu.max": "50000 100000\n"}, 1),
-        ({"cpu.max": "max 100000\n"}, 6),
-        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 6),
-        ({"cpu.max": "garbage"}, 6),
-        ({}, 6),
-    ],
-)
-def test_the_cpu_limit_of_a_container_is_respected(tmp_path, monkeypatch, files, cpus):
-    (tmp_path / "cpu").mkdir()
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
-    monkeypatch.setattr(hardware, "CGROUP", tmp_path)
-    assert hardware.usable_cpus() == cpus
-
-
-def test_the_allocator_is_configured_with_glibc_and_left_alone_on_other_systems(monkeypatch):
-    # In another process, since the setting cannot be undone.
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        assert pool.apply(hardware.configure_allocator) is (platform.libc_ver()[0] == "glibc")
-
-    def missing(name):
-        raise OSError(name)
-
-    monkeypatch.setattr(hardware.ctypes, "CDLL", missing)
-    assert hardware.configure_allocator() is False
-
-
-PAGE_FAULTS = """
-import resource, sys, threading
-import numpy as np
-from kasthuri_ray import hardware
-
-def page_faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-def run():
-    np.ones(100_000_000, np.uint8)
-    before = page_faults()
-    for _ in range(5):
-        np.ones(100_000_000, np.uint8)
-    counts.append(page_faults() - before)
-
-counts = []
-hardware.configure_allocator()
-thread = threading.Thread(target=run)
-thread.start()
-thread.join()
-print(*counts)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps freed memory")
-def test_freed_memory_is_kept_in_threads_too():
-    process = subprocess.run(
-        [sys.executable, "-c", PAGE_FAULTS], check=True, timeout=60, capture_output=True, text=True
-    )
-    assert int(process.stdout) < 100  # thousands if freed memory is returned to the system
+    assert hardware.should_compile_training("auto", without, SMALL * UNET_2D) == (False, "")
 
 
 def test_convolutions_are_channels_last_except_in_3d_on_a_cpu():
@@ -162,11 +118,12 @@ NAN_IN_FREED_MEMORY = """
 import torch
 from kasthuri_ray import hardware
 from kasthuri_ray.models.unet import UNet
+from kasthuri_ray.process_resources import configure_allocator
 
 def leave_nan():  # in memory that is freed, and allocated again as it is
     [torch.full((size,), float("nan")) for size in (10_000, 100_000, 1_000_000, 3_000_000) for _ in range(6)]
 
-hardware.configure_allocator()
+configure_allocator()
 cpu = torch.device("cpu")
 for dim, size in ((2, (64, 64)), (3, (4, 32, 32))):
     for seed in range(5):
@@ -183,7 +140,6 @@ for dim, size in ((2, (64, 64)), (3, (4, 32, 32))):
 """
 
 
-@pytest.mark.skipif(not hardware.supports_bf16(torch.device("cpu")), reason="this processor has no bf16 instructions")
 def test_a_network_does_not_read_uninitialized_memory():
     subprocess.run([sys.executable, "-c", NAN_IN_FREED_MEMORY], check=True, timeout=120)
 

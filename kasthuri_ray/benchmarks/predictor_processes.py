@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kasthuri_ray import hardware
+from kasthuri_ray import hardware, process_resources
 from kasthuri_ray.benchmarks.harness import run_as_part
 from kasthuri_ray.geometry import Box, Zyx, per_axis
 from kasthuri_ray.hardware import Machine
@@ -40,7 +40,6 @@ PRODUCT_SIZES = {"cpu": (1024, 2048, 4096), "cuda": (2048, 4096, 8192)}  # of sq
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}  # more than any cache holds
 MIN_RUNS = 3  # of each measurement, however long one takes
 
-DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
 POOLS = (nn.MaxPool2d, nn.MaxPool3d)
@@ -91,7 +90,7 @@ def _synchronize(device: str) -> None:
 
 def product_rate(device: str, precision: str, size: int, seconds: float) -> float:
     """Return the median FLOP/s of products of square matrices."""
-    a, b = (torch.rand(size, size, device=device).to(DTYPES[precision]) for _ in range(2))
+    a, b = (torch.rand(size, size, device=device).to(hardware.NUMBER_FORMATS[precision]) for _ in range(2))
     product = torch.empty_like(a)
     torch.mm(a, b, out=product)
     runs = time_runs(lambda: torch.mm(a, b, out=product), seconds, device)
@@ -129,7 +128,7 @@ def network_work(network: nn.Module, dim: int, precision: str) -> list[tuple[str
     """
     work: list[tuple[str, float, float]] = []
     sides = tuple(4 * factor for factor in getattr(network, "factors", (8,) * dim))
-    num_voxels, item_bytes = math.prod(sides), DTYPES[precision].itemsize
+    num_voxels, item_bytes = math.prod(sides), hardware.NUMBER_FORMATS[precision].itemsize
 
     def make_hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -162,8 +161,8 @@ def flop_per_voxel(network: nn.Module, dim: int) -> float:
 def measure_ceilings(device: str, precision: str, seconds: float) -> dict[str, Any]:
     """Return the limits of this device: bytes/s of a copy, and FLOP/s of square products by their size."""
     if device == "cpu":
-        hardware.configure_allocator()
-        torch.set_num_threads(hardware.set_threads(1))
+        process_resources.configure_allocator()
+        torch.set_num_threads(process_resources.set_threads(1))
     products = {str(size): product_rate(device, precision, size, seconds) for size in PRODUCT_SIZES[device]}
     return {"copy": copy_rate(device, seconds), "products": products}
 
@@ -176,7 +175,7 @@ def measure_network(
     block: z, y, x, for which settings are chosen; by default that of a large volume.
     """
     if device == "cpu":
-        hardware.configure_allocator()
+        process_resources.configure_allocator()
     network = make_network(name)
     dim = int(network_settings(name)["dim"])
     machine, receptive_field = Machine.detect(device), find_receptive_field(network, dim)

@@ -59,13 +59,13 @@ def run_predictor_benchmark(
     """
     import torch
 
-    from kasthuri_ray.hardware import choose_precision
+    from kasthuri_ray.hardware import RULES, processor_kind
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is cuda, and torch finds no CUDA GPU on this machine; use cpu")
-    seconds, precision = 0.1 if quick else SECONDS, choose_precision("auto", torch.device(device))
+    seconds, precision = 0.1 if quick else SECONDS, RULES[processor_kind(torch.device(device))].precision
     arguments: dict[str, Any] = {"device": device, "precision": precision, "seconds": seconds / 2}
     ceilings, _ = parts.run("ceilings", arguments, module=PREDICTOR_PARTS)
     copy, products = ceilings["copy"] / GB, _fastest_product(ceilings) / TERA

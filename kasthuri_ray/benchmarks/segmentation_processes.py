@@ -75,9 +75,9 @@ def time_network(block: Sequence[int], seconds: float, compile: str = "on") -> d
 
     Return voxels/s of each run, FLOP/s by size, and FLOP a voxel.
     """
-    from kasthuri_ray import hardware
+    from kasthuri_ray import process_resources
 
-    hardware.configure_allocator()
+    process_resources.configure_allocator()
 
     from kasthuri_ray.benchmarks import predictor_processes as parts
     from kasthuri_ray.hardware import Machine
@@ -110,10 +110,10 @@ def time_seed_segmentation(size: int, tiles: int) -> dict[str, Any]:
     """Segment as the seed does: float32, eager, one tile of size x size at a time; return voxels/s of each tile."""
     import torch
 
-    from kasthuri_ray import hardware
+    from kasthuri_ray import process_resources
     from kasthuri_ray.benchmarks.predictor_processes import make_network
 
-    threads = hardware.set_threads(1)
+    threads = process_resources.set_threads(1)
     network, rates = make_network(NETWORK), []
     images = np.random.default_rng(0).integers(0, 256, (tiles + 1, size, size), np.uint8)
     probabilities = np.zeros((tiles + 1, size, size), np.float32)
@@ -137,10 +137,10 @@ def time_monai(size: int, overlap: float, shape: tuple[int, int], seconds: float
         return {"rates": None}
     import torch
 
-    from kasthuri_ray import hardware
+    from kasthuri_ray import process_resources
     from kasthuri_ray.benchmarks.predictor_processes import make_network, time_runs
 
-    threads = hardware.set_threads(1)
+    threads = process_resources.set_threads(1)
     network, image = make_network(NETWORK), torch.rand(1, 1, *shape)
     best: list[float] = []
 
@@ -199,9 +199,9 @@ def compare_precisions(data: str, weights: str) -> dict[str, Any]:
     within: share of voxels whose probabilities differ by at most 0.02. most: the largest difference. f1: of both, at
     the threshold of the run. The zarr holds em and labels.
     """
-    from kasthuri_ray import hardware
+    from kasthuri_ray import process_resources
 
-    hardware.configure_allocator()
+    process_resources.configure_allocator()
     from dataclasses import replace
 
     from kasthuri_ray.benchmarks.predictor_processes import choose_benchmark_settings

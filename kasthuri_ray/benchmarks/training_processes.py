@@ -22,10 +22,10 @@ from kasthuri_ray.progress import Reporter
 
 def train_one_batch(settings: dict[str, Any]) -> dict[str, Any]:
     """Train on one batch that stays in memory, without reading and without Ray; return tiles/s of each epoch."""
-    from kasthuri_ray import hardware
+    from kasthuri_ray import process_resources
 
-    hardware.configure_allocator()
-    threads = hardware.set_threads(1)
+    process_resources.configure_allocator()
+    threads = process_resources.set_threads(1)
 
     import torch
 
@@ -49,7 +49,7 @@ def train_one_batch(settings: dict[str, Any]) -> dict[str, Any]:
         start = time.perf_counter()
         learner.train_epoch(epoch, itertools.repeat(batch, num_tiles // batch_size), [])
         rates.append(num_tiles / (time.perf_counter() - start))
-    return {"tiles_per_second": rates, "threads": threads, "precision": learner.plan.precision}
+    return {"tiles_per_second": rates, "threads": threads, "plan": str(learner.plan)}
 
 
 def run_training(settings: dict[str, Any]) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def run_seed_recipe(settings: dict[str, Any], steps: int, whole: bool = False) -
     whole: train for all epochs and test the network, instead of computing the time of that from the steps.
     """
     from kasthuri_ray.benchmarks.seed_recipe import SeedRecipe
-    from kasthuri_ray.hardware import set_threads
+    from kasthuri_ray.process_resources import set_threads
     from kasthuri_ray.tiles.sampling import TileAddress, read_tile
     from kasthuri_ray.tiles.splits import open_task_tiles
 

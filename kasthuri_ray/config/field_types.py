@@ -81,7 +81,7 @@ Labels = Annotated[list[int], BeforeValidator(_as_labels)]
 LossName = Literal["cross_entropy", "weighted_cross_entropy", "dice_ce", "focal", "tversky"]
 MetricName = Literal["val.average_precision", "val.foreground_f1", "val.loss"]  # columns of history.csv
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "float32", "bf16"]
+Precision = Literal["auto", "float32", "bf16", "float16"]
 AutoOnOff = Literal["auto", "on", "off"]
 
 

@@ -149,7 +149,7 @@ class SegmentSettings(SettingsSection):
     skip_blank: bool = True
     """Do not segment chunks of the image that hold nothing."""
     precision: Precision = defaults.AUTO
-    """Precision of the arithmetic; auto: bf16 if the hardware computes with it, else float32."""
+    """Number format of the arithmetic; auto: the fastest of the processor."""
     compile: AutoOnOff = defaults.AUTO
     """Whether torch.compile is used; auto: if the job is long enough to gain time."""
     fold: AutoOnOff = defaults.AUTO

@@ -13,7 +13,7 @@ from torch import nn
 
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Zyx, per_axis
-from kasthuri_ray.hardware import Machine, choose_actor_threads, count_parameters, should_compile_inference
+from kasthuri_ray.hardware import Machine, choose_precision, count_parameters, should_compile_inference
 from kasthuri_ray.inference.tile_memory import (
     OVERHEAD,
     OVERHEAD_COMPILED,
@@ -24,6 +24,7 @@ from kasthuri_ray.inference.tile_memory import (
 from kasthuri_ray.inference.tiling import check_tile_shape, choose_tile_shape
 from kasthuri_ray.models.folded_unet import can_fold, fold_network
 from kasthuri_ray.models.receptive_field import ReceptiveField
+from kasthuri_ray.process_resources import choose_actor_threads
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class InferenceSettings:
     device : str
         `cpu` or `cuda`.
     precision : str
-        `float32` or `bf16`.
+        A key of `kasthuri_ray.hardware.NUMBER_FORMATS`.
     compile : bool
         Whether the network is compiled.
     threads : int
@@ -147,11 +148,9 @@ def choose_inference_settings(
     InputError
         If the network cannot take the tile that was asked for.
     """
-    tta, precision = requested.tta, requested.precision
+    tta, precision = requested.tta, choose_precision(requested.precision, machine.rule)
     receptive_field = receptive_field.widened_for_tta() if tta else receptive_field
     margin, factors = tile_margin(receptive_field, work.halo), receptive_field.factors
-    if precision == "auto":
-        precision = "bf16" if machine.bf16 else "float32"
     fold = should_fold(requested.fold, network, is_exact=margin == receptive_field.margin)
     if fold:
         network = fold_network(network, precision)
@@ -163,7 +162,7 @@ def choose_inference_settings(
         tile = check_tile_shape(requested.tile, margin, factors, dim)
     batch = requested.batch
     if batch is None:
-        fits_batch = machine.device == "cuda" and dim == 2
+        fits_batch = machine.rule.batches_tiles and dim == 2
         batch = max(1, min(max_voxels // math.prod(tile), work.block[0])) if fits_batch else 1
     operations = work.num_voxels * count_parameters(network) * (8 if tta else 1)
     should_compile = should_compile_inference(requested.compile, machine, operations)

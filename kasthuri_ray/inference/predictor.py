@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kasthuri_ray import hardware
+from kasthuri_ray import hardware, process_resources
 from kasthuri_ray.errors import CompilationFailed, GpuMemoryTooSmall
 from kasthuri_ray.geometry import Box, Zyx
 from kasthuri_ray.inference.inference_settings import InferenceSettings, tile_margin
@@ -43,7 +43,7 @@ def prepare_process(settings: InferenceSettings) -> None:
         Device, and threads on the CPU.
     """
     if settings.device == "cpu":
-        hardware.configure_allocator()
+        process_resources.configure_allocator()
         torch.set_num_threads(settings.threads)
 
 

@@ -20,8 +20,6 @@ from kasthuri_ray.models.receptive_field import POOLING_FACTORS
 OVERHEAD = {"cpu": 2.2, "cuda": 1.15}
 OVERHEAD_COMPILED = {"cpu": 1.1, "cuda": 1.15}  # fused layers make fewer tensors
 PROCESS_BYTES = {"cpu": 600 << 20, "cuda": 3 << 30}  # Python, torch, its libraries, and the memory that they keep
-# Voxels of a batch of tiles. Larger tiles would compute hardly fewer voxels twice. In 3D margins are a larger part.
-MAX_VOXELS = {"cpu": {2: 5_000_000, 3: 16_000_000}, "cuda": {2: 16_000_000, 3: 32_000_000}}
 MAX_ELEMENTS = 2**31 - 1  # of one tensor: above this, libraries switch to slower kernels or fail
 MEMORY_SHARE = {"cpu": 0.4, "cuda": 0.7}  # for activations, of an actor's part of the machine
 
@@ -64,7 +62,7 @@ def max_voxels_at_once(
     actors = max(1, machine.cpus // threads) if machine.device == "cpu" else 1 / gpu_share
     memory_bytes = machine.memory_bytes * MEMORY_SHARE[machine.device] / actors
     return min(
-        MAX_VOXELS[machine.device][dim],
+        machine.rule.tile_voxels[dim - 2],
         int(MAX_ELEMENTS / elements),
         int(memory_bytes / (OVERHEAD[machine.device] * live_bytes)),
     )

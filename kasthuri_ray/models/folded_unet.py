@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from kasthuri_ray.hardware import NUMBER_FORMATS
 from kasthuri_ray.models.unet import UNet
 from kasthuri_ray.models.unet_blocks import DownBlock, UpBlock
 
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+Conv = Any  # nn.Conv2d or nn.Conv3d, whose parameters have other types for mypy
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,17 @@ def can_fold(network: nn.Module) -> bool:
     return all(isinstance(block.norm1, nn.BatchNorm2d | nn.BatchNorm3d) for block in blocks)
 
 
-def fold_network(network: UNet, precision: str) -> nn.Module:
+def fold_network(network: nn.Module, precision: str) -> nn.Module:
     """Return a network for inference that computes the same with fewer passes over memory.
 
     Parameters
     ----------
-    network : UNet
-        One that `can_fold` takes; it is not changed.
+    network : torch.nn.Module
+        A `UNet` that `can_fold` takes; it is not changed.
     precision : str
-        `float32` or `bf16`. In bf16 the first convolution is computed in float32, since its input has few values; the
-        error of rounded weights is corrected on average, by the means that the batch norms keep (Nagel et al. 2019,
-        arXiv:1906.04721, section 4.2).
+        A key of `NUMBER_FORMATS`. In 16 bits the first convolution is computed in float32, since rounding would change
+        the grey levels; the error of rounded weights is corrected on average, by the means that the batch norms keep
+        (Nagel et al. 2019, arXiv:1906.04721, section 4.2).
 
     Returns
     -------
@@ -91,7 +92,8 @@ def fold_network(network: UNet, precision: str) -> nn.Module:
         Logits of the same shape, in `precision`, of float32 images, inside or outside of autocast. Farther than the
         receptive field from the borders of its input it equals the network, up to rounding.
     """
-    return FoldedUNet(network, DTYPES[precision]).eval()
+    assert isinstance(network, UNet), "can_fold takes it"
+    return FoldedUNet(network, NUMBER_FORMATS[precision]).eval()
 
 
 class FoldedUNet(nn.Module):
@@ -168,13 +170,14 @@ class FoldedUpBlock(nn.Module):
     def __init__(self, block: UpBlock, norm: nn.Module, skip: ChannelAffine, dtype: torch.dtype) -> None:
         super().__init__()
         up = ChannelAffine.of_norm(block.norm0)
-        parts = block.conv1.weight.detach().split((len(up.scale), len(skip.scale)), dim=1)
+        conv1: Conv = block.conv1
+        parts = conv1.weight.detach().split((len(up.scale), len(skip.scale)), dim=1)
         up_weight, up_bias = _fold_weight(parts[0], up, dtype)
         skip_weight, skip_bias = _fold_weight(parts[1], skip, dtype)
         self.norm, self.act = norm, block.act
         self.up = copy.deepcopy(block.up).to(dtype)
-        self.conv_up = _make_conv(block.conv1, up_weight, block.conv1.bias.detach() + up_bias + skip_bias)
-        self.conv_skip = _make_conv(block.conv1, skip_weight, None)
+        self.conv_up = _make_conv(conv1, up_weight, conv1.bias.detach() + up_bias + skip_bias)
+        self.conv_skip = _make_conv(conv1, skip_weight, None)
         self.conv2 = _fold(block.conv2, ChannelAffine.of_norm(block.norm1), dtype)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -183,7 +186,7 @@ class FoldedUpBlock(nn.Module):
         return self.act(self.conv2(x))
 
 
-def _fold(conv: nn.Module, affine: ChannelAffine | None, dtype: torch.dtype) -> nn.Module:
+def _fold(conv: Conv, affine: ChannelAffine | None, dtype: torch.dtype) -> Conv:
     """Return a convolution for inputs to which `affine` was not applied."""
     weight, bias = conv.weight.detach(), conv.bias.detach()
     if affine is None:
@@ -204,7 +207,7 @@ def _fold_weight(weight: Tensor, affine: ChannelAffine, dtype: torch.dtype) -> t
     return rounded, change.flatten(1).sum(1)
 
 
-def _make_conv(like: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+def _make_conv(like: Conv, weight: Tensor, bias: Tensor | None) -> Conv:
     """Return a convolution with other weights, in the number format of `weight`."""
     c_out, c_in, *kernel = weight.shape
     conv = type(like)(c_in, c_out, kernel, padding=like.padding, bias=bias is not None, dtype=weight.dtype)
@@ -215,6 +218,6 @@ def _make_conv(like: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Modul
     return conv
 
 
-def _over_channels(values: Tensor, conv: nn.Module) -> Tensor:
+def _over_channels(values: Tensor, conv: Conv) -> Tensor:
     """Return values of the channels in the shape that multiplies the outputs of a convolution."""
     return values.view(1, -1, *[1] * (conv.weight.ndim - 2))

@@ -45,7 +45,7 @@ RAY_ENVIRONMENT = {
     # Waiting threads yield their core, but not at once: that would cost a sixth of the speed on an idle machine.
     "GOMP_SPINCOUNT": "30000",
     # One heap for all threads: otherwise glibc gives each its own, which keeps nothing above 64 MB, and page faults of
-    # large activations cost a quarter of the speed (see hardware.configure_allocator, which comes too late here).
+    # large activations cost a quarter of the speed (process_resources.configure_allocator would come too late here).
     "MALLOC_ARENA_MAX": "1",
 }
 
@@ -189,7 +189,7 @@ def _start(reporter: Reporter, verbose: bool, level: int) -> None:
     """Start Ray on this machine. Ray gives up after 30 s, which can be too short on a busy machine: retry."""
     import ray
 
-    from kasthuri_ray.hardware import usable_cpus
+    from kasthuri_ray.process_resources import usable_cpus
 
     cpus = usable_cpus()
     reporter.print_stderr(f"starting Ray on this machine ({format_resource(cpus, 'CPU')})")

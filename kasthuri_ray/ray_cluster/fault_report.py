@@ -111,14 +111,15 @@ def _full_version(name: str) -> str:
 def _describe_machine() -> str:
     import torch
 
-    from kasthuri_ray.hardware import Machine, total_memory_bytes
+    from kasthuri_ray.hardware import Machine
+    from kasthuri_ray.process_resources import total_memory_bytes
 
     machine = Machine.detect("cpu")
     gpus = [torch.cuda.get_device_properties(index).name for index in range(torch.cuda.device_count())]
     lines = {
         "processor": _processor_name(),
         "usable CPUs": machine.cpus,
-        "bf16 instructions": machine.bf16,
+        "kind of processor": machine.kind,
         "C++ compiler": machine.compiler,
         "memory": f"{total_memory_bytes() / 2**30:.1f} GiB",
         "GPUs": ", ".join(gpus) or "none",

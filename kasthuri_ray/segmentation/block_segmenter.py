@@ -93,9 +93,12 @@ class BlockSegmenter:
             machine = Machine.detect(inference.device)
         except ValueError as error:
             raise NodeUnsuitable(str(error)) from error
-        emulates_bf16 = job.settings.segment.precision == "bf16"  # requested by name
-        if inference.precision == "bf16" and not machine.bf16 and not emulates_bf16:
-            raise NodeUnsuitable(f"the segmentation was started in bf16, and {machine.name} has no bf16 arithmetic")
+        was_requested = job.settings.segment.precision == inference.precision  # then it is emulated
+        if not machine.multiplies(inference.precision) and not was_requested:
+            raise NodeUnsuitable(
+                f"the segmentation was started in {inference.precision}, which {machine.name}, a processor of kind "
+                f"{machine.kind}, does not have"
+            )
         prepare_process(inference)
         network = build_network(job.architecture)
         load_weights(network, job.trained.weights)

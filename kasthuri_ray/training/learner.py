@@ -18,6 +18,7 @@ from kasthuri_ray.metrics.voxel_counts import BINS, VoxelCounts
 from kasthuri_ray.models.losses import make_loss
 from kasthuri_ray.models.unet import load_weights
 from kasthuri_ray.tiles.augmentation import Augment, tile_seed
+from kasthuri_ray.training.compute_plan import ComputePlan
 from kasthuri_ray.training.optimizer import (
     OptimizerSettings,
     PlateauSchedule,
@@ -58,25 +59,6 @@ class LearnerSettings(OptimizerSettings):
     batch: int
 
 
-@dataclass(frozen=True)
-class ComputePlan:
-    """What a run decides once and saves, so that it computes the same when it is resumed.
-
-    Parameters
-    ----------
-    precision : str
-        `float32` or `bf16`.
-    compile : bool
-        Whether torch.compile builds the training step.
-    steps_per_epoch : int
-        Number of batches in an epoch.
-    """
-
-    precision: str
-    compile: bool
-    steps_per_epoch: int
-
-
 @dataclass
 class StepProgress:
     """A finished step of an epoch.
@@ -108,12 +90,13 @@ class Learner:
     device : torch.device
         Device of this process.
     plan : ComputePlan
-        Precision and compilation.
+        Number format, memory format and compilation.
     """
 
     def __init__(self, network: nn.Module, settings: LearnerSettings, device: torch.device, plan: ComputePlan) -> None:
         self.settings, self.device, self.plan = settings, device, plan
-        self.network = network.to(device, memory_format=hardware.memory_format(settings.dim, device))  # type: ignore[call-overload]
+        self.memory_format = hardware.memory_format(settings.dim, device, plan.channels_last)
+        self.network = network.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.loss = make_loss(
             settings.loss, classes=settings.classes, class_weights=settings.class_weights, ignore_index=IGNORE_LABEL
         )
@@ -121,6 +104,8 @@ class Learner:
         self.optimizer = make_optimizer(settings, self.network.parameters())
         self.weight_average = WeightAverage(self.network, settings.ema) if settings.ema else None
         self.plateau = PlateauSchedule(settings)
+        # Gradients in float16 are scaled up, so that small ones do not become 0. In other formats this does nothing.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "float16")
         self.training_network = self._wrap_network()
 
     def _wrap_network(self) -> nn.Module:
@@ -200,9 +185,11 @@ class Learner:
         loss = self.loss(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         # DDP averages over ranks; a rank with one tile more must have a larger weight.
-        (loss * (len(seeds) * world_size() / self.settings.batch)).backward()
+        self.scaler.scale(loss * (len(seeds) * world_size() / self.settings.batch)).backward()
+        self.scaler.unscale_(self.optimizer)
         clip_gradient_norm(self.network.parameters(), self.settings.gradient_clip)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         if self.weight_average is not None:
             self.weight_average.update(self.network)
         return loss.detach()
@@ -212,7 +199,7 @@ class Learner:
         image, label = _to_device(batch.image, self.device), _to_device(batch.label, self.device)
         if self.settings.dim == 2:
             image, label = image[:, 0], label[:, 0]
-        images = image.unsqueeze(1).to(memory_format=hardware.memory_format(self.settings.dim, self.device))
+        images = image.unsqueeze(1).to(memory_format=self.memory_format)
         return images.float().div_(255), label.contiguous()
 
     @torch.no_grad()
@@ -288,11 +275,13 @@ class Learner:
             "weights": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.weight_average.state_dict() if self.weight_average else None,
+            "scaler": self.scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state.get("scaler", {}))
         if self.weight_average is not None:
             self.weight_average.load_state_dict(state["average"])
 

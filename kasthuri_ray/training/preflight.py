@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kasthuri_ray import hardware
+from kasthuri_ray import process_resources
 from kasthuri_ray.config.differences import setting_differences
 from kasthuri_ray.config.network import NetworkSettings
 from kasthuri_ray.config.settings import Settings
@@ -362,7 +362,7 @@ def _check_fits_memory(network: NetworkSettings, blocks: int) -> None:
     num_parameters = sum(parameter.numel() for parameter in built.parameters())
     # Weights, gradients, two values of the optimizer, and the averaged weights.
     copies = 1 if os.environ.get("RAY_ADDRESS") else 4 + bool(network.ema)
-    needed, available = FLOAT_BYTES * num_parameters * copies, hardware.total_memory_bytes()
+    needed, available = FLOAT_BYTES * num_parameters * copies, process_resources.total_memory_bytes()
     if needed > available:
         what = "they" if copies == 1 else "with gradients and the optimizer's state they"
         raise InputError(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kasthuri_ray.models.checkpoints import Checkpoint
-from kasthuri_ray.training.learner import ComputePlan
+from kasthuri_ray.training.compute_plan import ComputePlan
 
 
 @dataclass

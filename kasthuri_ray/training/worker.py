@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from kasthuri_ray import hardware
+from kasthuri_ray import hardware, process_resources
 from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.metrics import voxel_counts, voxel_scores
 from kasthuri_ray.models.checkpoints import Checkpoint
@@ -23,7 +23,8 @@ from kasthuri_ray.models.unet import build_network, load_weights
 from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.tiles.sampling import GridTiles
 from kasthuri_ray.tiles.streaming import TilePlan, TileStream, plan_grid_tiles, plan_training_tiles
-from kasthuri_ray.training.learner import ComputePlan, Learner, StepProgress, gather_over_ranks
+from kasthuri_ray.training.compute_plan import ComputePlan, check_resumed_plan, choose_compute_plan
+from kasthuri_ray.training.learner import Learner, StepProgress, gather_over_ranks
 from kasthuri_ray.training.optimizer import should_stop_early
 from kasthuri_ray.training.run_folder import RunFolder, epoch_sort_key
 from kasthuri_ray.training.trackers import Trackers
@@ -47,8 +48,8 @@ def train_worker(job: TrainingJob, context: WorkerContext) -> None:
     A run that has a checkpoint resumes from it. `context.report` may end the run after any epoch: at once, or with the
     report of the epochs so far.
     """
-    hardware.configure_allocator()
-    hardware.set_threads(context.workers_per_node)
+    process_resources.configure_allocator()
+    process_resources.set_threads(context.workers_per_node)
     folder = RunFolder(open_storage(job.path))
     last = folder.read_checkpoint("last")
     saved = TrainingState.of(last) if last else None
@@ -103,11 +104,7 @@ def make_learner(job: TrainingJob, context: WorkerContext, saved: TrainingState 
     network = build_network(settings.model_dump())
     if saved is None and job.weights is not None:
         load_weights(network, job.weights)
-    plan = saved.plan if saved else _make_compute_plan(job, context, network)
-    if plan.compile and context.device.type == "cpu" and hardware.find_compiler() is None:
-        line = "this machine has no C++ compiler: the run continues uncompiled, and its last digits may differ"
-        context.show(TextMessage(line))
-        plan = replace(plan, compile=False)
+    plan = _resume_compute_plan(job, context, saved.plan) if saved else _make_compute_plan(job, context, network)
     task_type = job.settings.task.task_type
     learner = Learner(network, make_learner_settings(settings, task_type), context.device, plan)
     if saved:
@@ -117,16 +114,28 @@ def make_learner(job: TrainingJob, context: WorkerContext, saved: TrainingState 
 
 def _make_compute_plan(job: TrainingJob, context: WorkerContext, network: nn.Module) -> ComputePlan:
     settings, tiles = job.settings.network, job.tiles.train
-    voxels = settings.epochs * tiles.tiles_per_epoch * math.prod(tiles.tile)
-    num_parameters = sum(parameter.numel() for parameter in network.parameters())
-    is_compiled, line = hardware.should_compile_training(job.settings.train.compile, voxels, num_parameters)
+    plan, line = choose_compute_plan(
+        hardware.Machine.detect(context.device.type),
+        settings.precision,
+        job.settings.train.compile,
+        tiles.tiles_per_epoch // settings.batch,
+        settings.epochs * tiles.tiles_per_epoch * math.prod(tiles.tile),
+        hardware.count_parameters(network),
+    )
     if line:
         context.show(TextMessage(line))
-    return ComputePlan(
-        precision=hardware.choose_precision(settings.precision, context.device),
-        compile=is_compiled,
-        steps_per_epoch=tiles.tiles_per_epoch // settings.batch,
-    )
+    return plan
+
+
+def _resume_compute_plan(job: TrainingJob, context: WorkerContext, plan: ComputePlan) -> ComputePlan:
+    machine = hardware.Machine.detect(context.device.type)
+    if line := check_resumed_plan(plan, machine, job.settings.network.precision):
+        context.show(TextMessage(line))
+    if plan.compile and context.device.type == "cpu" and not machine.compiler:
+        line = "this machine has no C++ compiler: the run continues uncompiled, and its last digits may differ"
+        context.show(TextMessage(line))
+        return replace(plan, compile=False)
+    return plan
 
 
 def _training_stream(job: TrainingJob, context: WorkerContext, first_epoch: int) -> TileStream:

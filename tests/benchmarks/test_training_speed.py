@@ -30,7 +30,7 @@ def test_figures_are_compared_with_the_goals_of_training() -> None:
         | {training_speed.workers_name(1, 8): [5.0], training_speed.workers_name(2, 8): [9.5]}
         | {training_speed.workers_name(1, 2): [5.0], training_speed.workers_name(2, 2): [7.5]},
         wait_shares=[0.01, 0.03],
-        facts={"stream_cold": 40.0, "precision": "bf16", "threads": 2},
+        facts={"stream_cold": 40.0, "plan": "bf16, channels last, compiled", "threads": 2},
     )
     results.usage = {
         "bare step": Usage(2 * GB, 0, 0, 0, 2 * GB),

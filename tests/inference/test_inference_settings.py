@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from kasthuri_ray.hardware import Machine, choose_actor_threads
+from kasthuri_ray.hardware import Machine
 from kasthuri_ray.inference.inference_settings import (
     InferenceSettings,
     InferenceWork,
@@ -19,12 +19,13 @@ from kasthuri_ray.inference.inference_settings import (
 )
 from kasthuri_ray.models.receptive_field import find_receptive_field
 from kasthuri_ray.models.unet import UNet
+from kasthuri_ray.process_resources import choose_actor_threads
 
 NETWORK = UNet(start_filters=4, n_blocks=3)
 MARGIN = find_receptive_field(NETWORK, 2).margin
 BLOCK = (64, 2048, 2048)
-LAPTOP = Machine("cpu", "x86_64", 16 << 30, 8, True, True)
-GPU = Machine("cuda", "a GPU", 80 << 30, 16, True, True)
+LAPTOP = Machine("cpu", "x86_64", 16 << 30, 8, "bf16", True)
+GPU = Machine("cuda", "a GPU", 80 << 30, 16, "cuda8", True)
 
 
 def choose(machine=LAPTOP, network=NETWORK, dim=2, block=BLOCK, num_voxels=10**6, halo=None, **requested):
@@ -41,7 +42,7 @@ def test_settings_survive_json():
 def test_precision_and_threads_follow_the_machine(monkeypatch):
     monkeypatch.delenv("KASTHURI_THREADS", raising=False)
     assert choose().precision == "bf16"
-    assert choose(replace(LAPTOP, bf16=False)).precision == "float32"
+    assert choose(replace(LAPTOP, kind="avx2")).precision == "float32"
     assert choose(precision="float32").precision == "float32"
     assert [choose_actor_threads(n) for n in (1, 2, 3, 4, 5, 6, 7, 8, 11, 16)] == [1, 2, 3, 4, 4, 3, 3, 4, 3, 4]
     monkeypatch.setenv("KASTHURI_THREADS", "5")
@@ -65,9 +66,9 @@ def test_batch_norms_are_folded_where_this_changes_nothing():
     assert not choose(fold="off").fold
     assert not choose(halo=small).fold
     assert not choose(network=attention).fold
-    with pytest.raises(ValueError, match="segment.fold is on, but only plain U-Nets"):
+    with pytest.raises(ValueError, match=r"segment\.fold is on, but only plain U-Nets"):
         choose(network=attention, fold="on")
-    with pytest.raises(ValueError, match="segment.fold is on, but --halo is smaller"):
+    with pytest.raises(ValueError, match=r"segment\.fold is on, but --halo is smaller"):
         choose(halo=small, fold="on")
 
 
@@ -107,6 +108,7 @@ import numpy as np
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.models.receptive_field import find_receptive_field
 from kasthuri_ray.models.unet import UNet
+from kasthuri_ray.process_resources import choose_actor_threads
 from kasthuri_ray.inference.inference_settings import InferenceSettings
 from kasthuri_ray.inference.inference_settings import inference_memory_bytes
 from kasthuri_ray.inference.predictor import Predictor, prepare_process

@@ -30,7 +30,7 @@ def ray_init(monkeypatch):
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.setattr("kasthuri_ray.hardware.usable_cpus", lambda: 2)
+    monkeypatch.setattr("kasthuri_ray.process_resources.usable_cpus", lambda: 2)
     return calls, failures
 
 

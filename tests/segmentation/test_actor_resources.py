@@ -54,7 +54,7 @@ class PageFaultCounter:
         self._computing = ThreadPoolExecutor(1)
 
     def count(self) -> int:
-        from kasthuri_ray.hardware import configure_allocator
+        from kasthuri_ray.process_resources import configure_allocator
 
         self._computing.submit(configure_allocator).result()  # as in an actor, whose threads exist already
         return self._computing.submit(self._count).result()

@@ -251,7 +251,7 @@ def with_precision(settings, precision):
 def test_bf16_that_was_not_requested_by_name_needs_bf16_arithmetic(
     run, em, make_job, changed, make_worker, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("kasthuri_ray.hardware.supports_bf16", lambda device: False)
+    monkeypatch.setenv("KASTHURI_CPU", "avx2")
     job = make_job(run, tmp_path / "out.zarr", image=em)
     bf16 = changed(job, inference=changed(job.inference, precision="bf16"))
     with pytest.raises(NodeUnsuitable, match="started in bf16"):

@@ -234,7 +234,7 @@ def test_a_block_that_does_not_fit_in_memory_is_refused(refuse, monkeypatch):
     from kasthuri_ray.hardware import Machine
     from kasthuri_ray.segmentation import actor_resources
 
-    small = Machine("cpu", "small", 1 << 29, 2, False, False)
+    small = Machine("cpu", "small", 1 << 29, 2, "avx2", False)
     monkeypatch.setattr(actor_resources, "actor_machine", lambda use_gpu, num_gpus: small)
     assert "the machine has 0.5 GB; give a smaller --block, or --tile" in refuse(ray=True)
     error = refuse("--actors", 3, ray=True)

@@ -16,7 +16,8 @@ from kasthuri_ray.labels import IGNORE_LABEL
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
 from kasthuri_ray.models.checkpoints import Checkpoint, checkpoint_bytes, read_checkpoint
 from kasthuri_ray.models.unet import build_network
-from kasthuri_ray.training.learner import ComputePlan, Learner, StepProgress, count_batch_voxels
+from kasthuri_ray.training.compute_plan import ComputePlan
+from kasthuri_ray.training.learner import Learner, StepProgress, count_batch_voxels
 from kasthuri_ray.training.training_job import make_learner_settings
 
 CPU = torch.device("cpu")
@@ -25,6 +26,7 @@ SETTINGS = NetworkSettings(
     loss="dice_ce", augmentations="em", ema=0.9, gradient_clip=1.0, batch_size=3, epochs=4,
 )  # fmt: skip
 STEPS = 3
+PLAN = ComputePlan("float32", False, STEPS)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -36,11 +38,11 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def make_learner(seed: int = 0, **changes) -> Learner:
+def make_learner(seed: int = 0, plan: ComputePlan = PLAN, **changes) -> Learner:
     settings = SETTINGS.model_copy(update=changes)
     torch.manual_seed(seed)
     network = build_network(settings.model_dump())
-    return Learner(network, make_learner_settings(settings, "synapse"), CPU, ComputePlan("float32", False, STEPS))
+    return Learner(network, make_learner_settings(settings, "synapse"), CPU, plan)
 
 
 def batch(*numbers: int, shape=(1, 16, 16)) -> SimpleNamespace:
@@ -71,14 +73,17 @@ def flatten(state: object) -> list:
     return [state.tolist() if isinstance(state, torch.Tensor) else state]
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit():
-    whole, losses = make_learner(), []
+@pytest.mark.parametrize("precision", ["float32", "bf16", "float16"])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(precision, channels_last):
+    plan = ComputePlan(precision, False, STEPS, channels_last)
+    whole, losses = make_learner(plan=plan), []
     for number in range(4):
         losses.append(whole.train_epoch(number, epoch(number), losses))
         if number == 1:
             saved = checkpoint_bytes(Checkpoint(whole.evaluation_weights(), resume={"learner": whole.state_dict()}))
     state = read_checkpoint(saved, "last.pt").resume["learner"]
-    resumed = make_learner(seed=99)
+    resumed = make_learner(seed=99, plan=plan)
     resumed.load_state_dict(state)
     torch.manual_seed(12345)
     resumed_losses = losses[:2]
@@ -88,6 +93,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit():
     assert equal(resumed.network.state_dict(), whole.network.state_dict())
     assert equal(resumed.evaluation_weights(), whole.evaluation_weights())
     assert resumed.learning_rate == whole.learning_rate
+
+
+def test_gradients_in_float16_are_scaled_and_a_step_that_overflows_is_left_out():
+    learner, other = (make_learner(plan=ComputePlan(name, False, STEPS)) for name in ("float16", "float32"))
+    losses = [each.train_epoch(0, epoch(0), []) for each in (learner, other)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    scale = learner.state_dict()["scaler"]["scale"]
+    assert scale >= 1024
+    assert other.state_dict()["scaler"] == {}
+    learner.scaler.load_state_dict({**learner.scaler.state_dict(), "scale": 1e38})
+    before = {name: value.clone() for name, value in learner.network.named_parameters()}
+    learner.train_epoch(1, epoch(1)[:1], [])
+    assert equal(dict(learner.network.named_parameters()), before)
+    assert learner.state_dict()["scaler"]["scale"] < 1e38
 
 
 def test_random_numbers_of_a_network_depend_on_the_epoch_alone():

@@ -10,7 +10,7 @@ import torch
 import zarr
 from torch import nn
 
-from kasthuri_ray import hardware
+from kasthuri_ray import process_resources
 from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.errors import AlreadyFinished, InputError
 from kasthuri_ray.labels import LabelRule
@@ -166,14 +166,14 @@ def build_without_memory(settings, shape=None):
 
 def test_a_network_that_does_not_fit_into_memory_is_refused_with_the_numbers(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(hardware, "total_memory_bytes", lambda: 8 << 30)
+    monkeypatch.setattr(process_resources, "total_memory_bytes", lambda: 8 << 30)
     monkeypatch.setattr(preflight, "build_network", build_without_memory)
     with pytest.raises(ValueError, match=r"network\.start_filters 8192 with network\.n_blocks 4 makes") as caught:
         preflight.build_checked_network(synapse_settings("network.start_filters=8192"))
     assert "million parameters" in str(caught.value)
     assert "GiB, and this machine has 8 GiB. Use fewer filters" in str(caught.value)
     # Enough for the weights alone, which is all that a training on another machine needs here.
-    monkeypatch.setattr(hardware, "total_memory_bytes", lambda: 3 << 29)
+    monkeypatch.setattr(process_resources, "total_memory_bytes", lambda: 3 << 29)
     with pytest.raises(ValueError, match="with gradients and the optimizer's state they take"):
         preflight.build_checked_network(synapse_settings("network.start_filters=256"))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")

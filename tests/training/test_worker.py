@@ -8,7 +8,7 @@ import pytest
 import torch
 import zarr
 
-from kasthuri_ray import hardware
+from kasthuri_ray import process_resources
 from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.models.unet import build_network
@@ -41,7 +41,9 @@ class MyNet(nn.Module):
 @pytest.fixture
 def train_locally(local_ray, tmp_path, monkeypatch):
     """`train_locally(task, network, report, **train)` returns the run's folder and all messages."""
-    monkeypatch.setattr(hardware, "configure_allocator", lambda: True)  # it would also affect all tests that follow
+    monkeypatch.setattr(
+        process_resources, "configure_allocator", lambda: True
+    )  # it would also affect all tests that follow
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
 

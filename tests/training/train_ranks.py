@@ -14,7 +14,8 @@ import torch.distributed as dist
 from kasthuri_ray.config.network import NetworkSettings
 from kasthuri_ray.models.unet import build_network
 from kasthuri_ray.tiles.streaming import rank_share
-from kasthuri_ray.training.learner import ComputePlan, Learner
+from kasthuri_ray.training.compute_plan import ComputePlan
+from kasthuri_ray.training.learner import Learner
 from kasthuri_ray.training.training_job import make_learner_settings
 
 BATCH_SIZE, STEPS, NUM_EVALUATED = 5, 3, 7

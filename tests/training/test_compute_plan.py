@@ -1,0 +1,54 @@
+"""How a run computes: by rule when it starts, as recorded when it resumes."""
+
+from dataclasses import asdict
+
+import pytest
+
+from kasthuri_ray.hardware import CPU_KINDS, RULES, Machine
+from kasthuri_ray.training.compute_plan import ComputePlan, check_resumed_plan, choose_compute_plan
+
+LARGE_RUN = (100, 8 * 256 * 256 * 1000, 2_000_000)
+
+
+def machine_of(kind):
+    return Machine("cuda" if kind.startswith("cuda") else "cpu", "name", 16 << 30, 8, kind, True)
+
+
+def begun_on(kind):
+    return choose_compute_plan(machine_of(kind), "auto", "auto", *LARGE_RUN)[0]
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_a_run_computes_by_the_rule_of_its_processor(kind):
+    rule, plan = RULES[kind], begun_on(kind)
+    expected = (rule.precision, rule.compiles_training, 100, rule.trains_channels_last, kind)
+    assert tuple(asdict(plan).values()) == expected
+    requested, _ = choose_compute_plan(machine_of(kind), "float32", "off", *LARGE_RUN)
+    assert (requested.precision, requested.compile) == ("float32", False)
+
+
+@pytest.mark.parametrize("kind", CPU_KINDS)
+@pytest.mark.parametrize("begun", CPU_KINDS)
+def test_a_run_resumes_on_another_processor_as_it_was_begun_or_not_at_all(begun, kind):
+    plan, machine = begun_on(begun), machine_of(kind)
+    if plan.precision == "bf16" and kind not in ("bf16", "amx"):
+        with pytest.raises(ValueError, match=rf"begun on a processor of kind {begun}, in bf16, which .* kind {kind}, "):
+            check_resumed_plan(plan, machine, "auto")
+        return
+    line = check_resumed_plan(plan, machine, "auto")
+    assert (
+        line == ""
+        if begun == kind
+        else line.endswith(f"this one is of kind {kind}, and the run continues as it was begun: {plan}")
+    )
+
+
+def test_a_number_format_that_was_requested_by_name_is_emulated():
+    plan, _ = choose_compute_plan(machine_of("avx2"), "bf16", "off", *LARGE_RUN)
+    assert check_resumed_plan(plan, machine_of("avx2"), "bf16") == ""
+
+
+def test_a_run_of_an_earlier_version_was_channels_last():
+    plan = ComputePlan("float32", False, 4)
+    assert plan.channels_last
+    assert check_resumed_plan(plan, machine_of("avx2"), "auto") == ""
