@@ -101,7 +101,7 @@ class NetworkSettings(SettingsSection):
     tiles_per_epoch: Count | None = None
     """Tiles in an epoch; null: as many as cover the training boxes once, at most 4096."""
     precision: Precision = defaults.AUTO
-    """Precision of the arithmetic; auto: bf16 if the hardware computes with it, else float32."""
+    """Number format of the arithmetic; auto: the fastest of the processor."""
     metric: MetricName = defaults.METRIC
     """Figure that chooses the best epoch of a run and the best trial of a sweep."""
     outweightfilename: str = "network"
