@@ -61,6 +61,40 @@ def missing_is_bad_input() -> Iterator[None]:
         raise InputDenied(str(error)) from error
 
 
+@contextmanager
+def named_input(name: str, value: str) -> Iterator[None]:
+    """Begin the message of an InputError with the name of what a person gave.
+
+    Parameters
+    ----------
+    name : str
+        A flag or a setting, such as `--image`; "" leaves the message as it is.
+    value : str
+        What was given, such as a path.
+
+    Yields
+    ------
+    None
+
+    Raises
+    ------
+    InputError
+        Of the same class; it names the value once.
+    """
+    try:
+        yield
+    except InputError as error:
+        if not name or str(error).startswith(name):
+            raise
+        raise type(error)(_named_message(name, value, str(error))) from error
+
+
+def _named_message(name: str, value: str, message: str) -> str:
+    if message.startswith(value):
+        return f"{name} {message}"
+    return f"{name}: {message}" if value in message else f"{name} {value}: {message}"
+
+
 class WorkFailed(Exception):
     """Work that had started could not be finished; the message says why, and how to resume."""
 

@@ -153,7 +153,7 @@ class Box:
         return ",".join(f"{a}:{b}" for a, b in zip(self.start, self.stop, strict=True))
 
 
-def parse_box(text: str, bounds: Box) -> Box:
+def parse_box(text: str, bounds: Box, what: str = "box", where: str = "") -> Box:
     """Return the box that a text such as `0:100,1000:3000,:` names.
 
     Parameters
@@ -162,6 +162,10 @@ def parse_box(text: str, bounds: Box) -> Box:
         Three half-open ranges z, y, x, in voxels; `:` is the whole axis.
     bounds : Box
         What the box must lie in.
+    what : str
+        Opens the message of an error, such as `--box`.
+    where : str
+        Name of the volume that `bounds` are those of, for the message of an error.
 
     Returns
     -------
@@ -174,21 +178,29 @@ def parse_box(text: str, bounds: Box) -> Box:
         If the text is not three ranges, or the box is empty, negative where `bounds` is not, or outside `bounds`.
     """
     parts = [part.strip() for part in text.split(",")]
+    name = f"{what} {text}" if text else f"{what} {text!r}"
     if len(parts) != 3 or any(part.count(":") != 1 for part in parts):
-        raise InputError(f"box {text!r} is not three ranges z,y,x such as 0:100,1000:3000,: (half-open, in voxels)")
+        raise InputError(f"{name} is not three ranges z,y,x such as 0:100,1000:3000,: (half-open, in voxels)")
     whole = zip(parts, AXES, bounds.start, bounds.stop, strict=True)
-    start, stop = zip(*(_parse_range(text, *axis) for axis in whole), strict=True)
-    return check_inside(Box(start, stop), bounds, f"box {text!r}")
+    start, stop = zip(*(_parse_range(name, *axis) for axis in whole), strict=True)
+    box = Box(start, stop)
+    if box.num_voxels == 0:
+        raise InputError(f"{name} holds no voxels: a range is start:stop, without the voxel stop")
+    if not bounds.contains(box):
+        turned = Box(start[::-1], stop[::-1])
+        hint = f"; is it x,y,z? In the order z,y,x it is {turned}" if bounds.contains(turned) else ""
+        raise InputError(f"{name} is outside the volume{where and ' '}{where}, {bounds} (z,y,x){hint}")
+    return box
 
 
-def _parse_range(text: str, part: str, axis: str, low: int, high: int) -> tuple[int, int]:
+def _parse_range(name: str, part: str, axis: str, low: int, high: int) -> tuple[int, int]:
     first, last = part.split(":")
     try:
         start, stop = int(first) if first else low, int(last) if last else high
     except ValueError:
-        raise InputError(f"box {text!r}: {part!r} along {axis} is not a range of whole voxels") from None
+        raise InputError(f"{name}: {part!r} along {axis} is not a range of whole voxels") from None
     if min(start, stop) < min(0, low):
-        raise InputError(f"box {text!r}: negative indices are refused, along {axis} it has {part!r}")
+        raise InputError(f"{name}: negative indices are refused, along {axis} it has {part!r}")
     return start, stop
 
 

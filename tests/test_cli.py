@@ -215,7 +215,7 @@ def test_help_imports_no_heavy_package(help_text):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--task", "synapsis"], "error: no task 'synapsis': it is neither a file nor one of"),
+        (["--task", "synapsis"], "error: --task synapsis: there is no "),
         (["--device", "tpu"], "error: argument --device: invalid choice: 'tpu'"),
         (["--tusk", "x"], "error: unrecognized arguments: --tusk x; did you mean --task? (jobs/train.py --help shows"),
         (["--task"], "error: argument --task: expected one argument (jobs/train.py --help shows all flags)\n"),

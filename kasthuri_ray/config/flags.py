@@ -23,6 +23,18 @@ SECTIONS_OF_JOBS = {
     "check": ("check",),
 }
 
+# Flags that are not named as their setting.
+OTHER_FLAGS = {
+    "task.image_chan": "--image",
+    "task.annotation_chan": "--annotation",
+    "segment.skip_blank": "--no-skip-blank",
+}
+
+
+def flag_name(section: str, key: str) -> str:
+    """Return the flag that sets a setting, such as `--num-workers`."""
+    return OTHER_FLAGS.get(f"{section}.{key}", f"--{key.replace('_', '-')}")
+
 
 class DataFlags(TypedDict, total=False):
     """Flags of every function that reads voxels: BossDB options, the cache of remote chunks, time to wait, logging."""

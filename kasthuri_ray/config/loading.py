@@ -11,26 +11,31 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pydantic import ValidationError
 
 from kasthuri_ray.config import defaults, messages
+from kasthuri_ray.config.config_files import (
+    DuplicateKey,
+    builtin_tasks,
+    find_config_file,
+    read_json_file,
+    reject_duplicate_keys,
+)
 from kasthuri_ray.config.field_types import SettingsSection
+from kasthuri_ray.config.flags import flag_name
 from kasthuri_ray.config.settings import SECTIONS, Settings
 from kasthuri_ray.config.task import RANGES, named_classes
 from kasthuri_ray.config.task_ranges import drop_foreign_ranges
-from kasthuri_ray.errors import InputError, InputNotFound
+from kasthuri_ray.errors import InputError
 
-PACKAGE_FOLDER = Path(__file__).parents[1]
 # Keys of the Kasthuri Challenge's files that nothing reads; they are written to settings.json again.
 UNUSED_KEYS = {"encoder_name", "encoder_weights", "outputdir", "eval_threshold", "eval_reduction"}
 # Keys of settings.json that are not sections; it can be used as a --config file all the same.
 RECORD_KEYS = {"versions", "git_commit", "seed", "kept", "sweep"}
 
 _JOB_SECTIONS = [name for name in SECTIONS if name in Settings.model_fields]
-_JSON_KINDS = {type(None): "null", list: "a list", str: "a string", bool: "true or false"}  # in messages
 
 Layer = dict[str, dict[str, Any]]  # settings by section and key
 NamedLayer = tuple[str, Layer]  # the name is the one in errors
@@ -63,7 +68,12 @@ class GivenSettings:
     def typed(self) -> list[NamedLayer]:
         """Layers of the command line, the lowest first."""
         assignments = [(f"--set {text}", parse_assignment(text)) for text in self.assignments]
-        return [*assignments, ("the command line", self.flags)]
+        flags = [
+            (flag_name(section, key), {section: {key: value}})
+            for section, values in self.flags.items()
+            for key, value in values.items()
+        ]
+        return [*assignments, *flags]
 
     @property
     def typed_keys(self) -> frozenset[str]:
@@ -78,7 +88,7 @@ class GivenSettings:
     @cached_property
     def overrides(self) -> list[NamedLayer]:
         """Layers that win over the task and network files, the lowest first."""
-        config = [] if self.config is None else [(self.config, read_config(Path(self.config)))]
+        config = [] if self.config is None else [(self.config, read_config(self.config))]
         return config + self.typed
 
     def value(self, section: str, key: str) -> Any:
@@ -87,101 +97,9 @@ class GivenSettings:
         return next((layer[section][key] for layer in highest_first if key in layer.get(section, {})), None)
 
 
-def find_config_file(name: str, kind: str) -> Path:
-    """Return the path of a task or network file.
-
-    Parameters
-    ----------
-    name : str
-        Path of a file, or name of one that comes with the package.
-    kind : str
-        `task` or `network`.
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    InputNotFound
-        If there is no such file; the message lists the names.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    ending = "_task" if kind == "task" else ""
-    folder = PACKAGE_FOLDER / f"{kind}config"
-    builtin = {path.stem.removesuffix(ending): path for path in sorted(folder.glob("*.json"))}
-    stem = Path(name).name.removesuffix(".json").removesuffix(ending)
-    if stem in builtin and Path(name).name == name:
-        return builtin[stem]
-    names, hint = ", ".join(builtin), messages.nearest_hint(stem, builtin)
-    raise InputNotFound(f"no {kind} {name!r}: it is neither a file nor one of {names}{hint}")
-
-
-def builtin_tasks() -> list[str]:
-    """Return the names of the tasks that come with the package.
-
-    Returns
-    -------
-    list of str
-        Names, sorted.
-    """
-    return sorted(path.stem.removesuffix("_task") for path in (PACKAGE_FOLDER / "taskconfig").glob("*.json"))
-
-
-def read_json_file(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file.
-
-    Parameters
-    ----------
-    path : Path
-        Path of the file.
-
-    Returns
-    -------
-    dict
-        The object.
-
-    Raises
-    ------
-    InputNotFound
-        If there is no such file.
-    InputError
-        If it does not hold a JSON object, or one with a key twice; the message names the line or the key.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_reject_duplicate_keys)
-    except FileNotFoundError:
-        raise InputNotFound(f"there is no file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-    except _DuplicateKey as error:
-        raise InputError(f"{path}: {error}") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON: {error.msg} in line {error.lineno}") from None
-    if not isinstance(content, dict):
-        kind = _JSON_KINDS.get(type(content), "a number")
-        raise InputError(f"{path} must contain a JSON object {{...}}, not {kind}")
-    return content
-
-
-class _DuplicateKey(InputError):
-    """A JSON object that holds a key twice; Python's reader would silently use the last."""
-
-
-def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in values:
-            both = f"{json.dumps(values[key])} and {json.dumps(value)}"
-            raise _DuplicateKey(f"the key {key!r} occurs twice, as {both}; keep one of them")
-        values[key] = value
-    return values
-
-
-def read_config(path: Path) -> Layer:
+def read_config(path: str) -> Layer:
     """Read a `--config` file: settings by section. settings.json and best.json are such files too."""
-    layer = {key: value for key, value in read_json_file(path).items() if key not in RECORD_KEYS}
+    layer = {key: value for key, value in read_json_file(path, "--config").items() if key not in RECORD_KEYS}
     for section, values in layer.items():
         if section not in SECTIONS:
             raise InputError(f"{path}: no section {section!r}; the sections are {', '.join(SECTIONS)}")
@@ -204,7 +122,7 @@ def parse_assignment(text: str) -> Layer:
         raise InputError(f"--set {text}: no section {section!r}; the sections are {', '.join(SECTIONS)}")
     try:
         parsed = _parse_value(value.strip())
-    except _DuplicateKey as error:
+    except DuplicateKey as error:
         raise InputError(f"--set {text}: {error}") from None
     field = SECTIONS[section].model_fields.get(key)
     is_text = field is not None and field.annotation in (str, str | None)
@@ -213,7 +131,7 @@ def parse_assignment(text: str) -> Layer:
 
 def _parse_value(text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_reject_duplicate_keys)
+        return json.loads(text, object_pairs_hook=reject_duplicate_keys)
     except json.JSONDecodeError:
         return [_parse_value(part.strip()) for part in text.split(",")] if "," in text else text
 
@@ -250,7 +168,8 @@ def resolve_settings(given: GivenSettings, base: NamedLayer | None = None) -> Se
         files_given = {"task": given.task, "network": given.network}
         names = {name: _file_name(file) for name, file in files_given.items() if file is not None}
         notes |= messages.override_notes(given.config, names, _valid_sections(_merge(files, given.typed)), settings)
-    return settings.model_copy(update={"notes": notes, "typed": given.typed_keys})
+    update = {"notes": notes, "typed": given.typed_keys, "origins": merged.origins.by_setting}
+    return settings.model_copy(update=update)
 
 
 def resolve_section(kind: type[Section], given: GivenSettings) -> Section:
@@ -294,7 +213,7 @@ def _read_layer(section: str, given: str | Mapping[str, Any]) -> NamedLayer:
         return _file_name(given), {section: dict(given)}
     path = find_config_file(given, section)
     own = {"outweightfilename": path.stem} if section == "network" else {}
-    return str(path), {section: {**own, **read_json_file(path)}}
+    return str(path), {section: {**own, **read_json_file(path, f"--{section}")}}
 
 
 def _file_name(given: str | Mapping[str, Any]) -> str:

@@ -69,10 +69,16 @@ def _what_is_allowed(entry: Any) -> str:
 
 def _error_line(section: str, path: tuple[str, ...], value: Any, allowed: list[str], origins: Origins) -> str:
     message = ", or ".join(allowed)
+    if not path and message.startswith("--"):
+        return message
     if not path:
         return f"{origins.of_message(section, message)}: {section}: {message}"
     origin = origins.by_setting.get(f"{section}.{path[0]}", "defaults")
-    return f"{origin}: {section}.{'.'.join(path)} is {json.dumps(value, default=str, ensure_ascii=False)}: {message}"
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    if len(path) == 1 and origin.startswith("--"):  # a --set shows the value, a flag does not
+        shown = "" if origin.startswith("--set ") else f" {value if isinstance(value, str) else text}"
+        return f"{origin}{shown}: {message}"
+    return f"{origin}: {section}.{'.'.join(path)} is {text}: {message}"
 
 
 def whole_assignment(text: str) -> str:
@@ -103,7 +109,7 @@ def check_volumes_used(task: TaskSettings, typed: Sequence[tuple[str, Mapping[st
     for kind, unused in all_have_own.items():
         names = [name for name, layer in typed if layer.get("task", {}).get(f"{kind}_chan")]
         if unused and names:
-            flag = names[-1] if names[-1].startswith("--") else f"--{kind}"
+            flag = names[-1]
             raise InputError(
                 f"{flag} has no effect: every region in task.boxes sets its own {kind}. Change it there, or remove "
                 f'"{kind}" from the regions that {flag} is meant for'

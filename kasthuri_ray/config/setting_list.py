@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kasthuri_ray.config import defaults
+from kasthuri_ray.config.config_files import find_config_file, read_json_file
 from kasthuri_ray.config.field_types import SettingsSection
 from kasthuri_ray.config.flags import SECTIONS_OF_JOBS
-from kasthuri_ray.config.loading import find_config_file, read_json_file
 from kasthuri_ray.config.settings import SECTIONS
 from kasthuri_ray.config.task import Region
 from kasthuri_ray.errors import InputError

@@ -321,6 +321,15 @@ class Settings(SettingsSection):
     notes: dict[str, str] = Field(default={}, exclude=True)  # notes for the user, by section; not a setting
     # What the command line gives, as section.key, and no file; not a setting.
     typed: frozenset[str] = Field(default=frozenset(), exclude=True)
+    # What gave a value, by section.key: a flag such as `--image`, a `--set`, or a file; not a setting.
+    origins: dict[str, str] = Field(default={}, exclude=True)
+
+    def name_of(self, key: str) -> str:
+        """Return what a person typed to give the setting `section.key`: a flag, a `--set`, or the key and its file."""
+        origin = self.origins.get(key, "")
+        if origin.startswith("--"):
+            return origin.partition("=")[0]
+        return f"{key} of {origin}" if origin not in ("", "{...}") else key  # {...}: the content of a file
 
     def training_record(self) -> dict[str, Any]:
         """Return the settings of a training as JSON values, without secrets."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kasthuri_ray.config import defaults
+from kasthuri_ray.config.config_files import find_config_file
 from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.errors import InputError, missing_is_bad_input
@@ -106,6 +107,7 @@ def _resolve_networks(given: GivenSettings) -> dict[str, Settings]:
         name = Path(file).name.removesuffix(".json")
         if name in networks:
             raise InputError(f"--networks names {name} twice")
+        find_config_file(file, "network", "--networks")
         networks[name] = resolve_settings(replace(given, network=file))
     return networks
 

@@ -171,6 +171,11 @@ class TaskSettings(SettingsSection):
             return (f"task.boxes.{split}.{number}.box",) * 3
         return f"task.z_{split}", "task.yrange_vol", "task.xrange_vol"
 
+    def volume_key(self, split: str, number: int, kind: str) -> str:
+        """Return the setting that names the `image` or the `annotation` of region `number` of a split."""
+        regions = getattr(self.boxes, split) if self.boxes is not None else []
+        return "task.boxes" if regions and getattr(regions[number], kind) else f"task.{kind}_chan"
+
     def _z_ranges(self) -> dict[str, list[int] | None]:
         """Return the z range of each split.
 
@@ -320,7 +325,7 @@ def class_thresholds(value: float | Sequence[float], names: Sequence[str]) -> li
     return [float(each) for each in value]
 
 
-def region_box(region: Region, bounds: Box, what: str) -> Box:
+def region_box(region: Region, bounds: Box, what: str, where: str) -> Box:
     """Return the box of a region.
 
     Parameters
@@ -330,7 +335,9 @@ def region_box(region: Region, bounds: Box, what: str) -> Box:
     bounds : Box
         Bounds of the region's image, z, y, x.
     what : str
-        Name of the box, for the message of the error.
+        Name of the box, which begins the message of the error.
+    where : str
+        URI of the image, for the message.
 
     Returns
     -------
@@ -340,10 +347,6 @@ def region_box(region: Region, bounds: Box, what: str) -> Box:
     Raises
     ------
     InputError
-        If the box is malformed, empty or not inside `bounds`. The message starts with `what` and names the range that
-        is wrong.
+        If the box is malformed, empty or not inside `bounds`.
     """
-    try:
-        return parse_box(region.box_text(), bounds)
-    except ValueError as error:
-        raise InputError(f"{what}: {error}") from None
+    return parse_box(region.box_text(), bounds, what, where)

@@ -77,7 +77,7 @@ def prepare_comparison(settings: EvaluateSettings, task_changes: Mapping[str, An
             f"{len(rule.class_names)}: {', '.join(rule.class_names)}; give a task of one class (--task)"
         )
     size = per_axis(float, settings.voxel_size) if settings.voxel_size else None
-    annotation = opener.open(settings.annotation, voxel_size_nm=size, labels=True)
+    annotation = opener.open(settings.annotation, voxel_size_nm=size, labels=True, name="--annotation")
     if size is not None:
         predictions = [replace(each, voxel_size_nm=size) for each in predictions]
     _check_annotation(annotation, rule)
@@ -134,7 +134,7 @@ def _choose_box(text: str | None, annotation: Volume, overlap: Box, add_note: Ad
     """Return the overlap of prediction and annotation, cut to `--box`."""
     if text is None:
         return overlap
-    requested = parse_box(text, annotation.bounds)
+    requested = parse_box(text, annotation.bounds, "--box", annotation.uri)
     box = requested.intersect(overlap)
     if box.num_voxels == 0:
         raise InputError(
@@ -161,7 +161,8 @@ def _open_instances(
             f"the task {rule.name} is {rule.task_type}"
         )
     resample: Resampling | None = "nearest" if settings.resample else None
-    aligned = align_volumes(annotation, opener.open(settings.instances, labels=True), opener.open, resample=resample)
+    opened = opener.open(settings.instances, labels=True, name="--instances")
+    aligned = align_volumes(annotation, opened, opener.open, resample=resample)
     instances = aligned.moving
     if not instances.bounds.contains(box):
         raise InputError(

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from kasthuri_ray.config.loading import GivenSettings, builtin_tasks, resolve_settings
+from kasthuri_ray.config.config_files import builtin_tasks
+from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.config.task import RANGES, TaskSettings, class_names
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Zyx, per_axis
@@ -156,7 +157,7 @@ def open_predictions(uri: str, opener: VolumeOpener, num_classes: int) -> list[V
     path = storage_path(uri)
     if num_classes > 2 and path is not None:
         return _open_channels(path)
-    volume = opener.open(uri, labels=True)
+    volume = opener.open(uri, labels=True, name="--prediction")
     if volume.dtype not in (np.uint8, bool) and volume.dtype.kind != "f":
         raise InputError(
             f"{volume.uri} holds {volume.dtype}; a prediction holds probabilities (uint8 where 255 is 1, or floats "

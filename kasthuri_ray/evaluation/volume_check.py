@@ -105,8 +105,10 @@ def _open_volumes(settings: CheckSettings) -> CheckedVolumes:
     opener = VolumeOpener(settings.boss, settings.cache, settings.cache_size)
     size = per_axis(float, settings.voxel_size) if settings.voxel_size else None
     task = None if settings.task is None else _read_task(settings.task)
-    image = opener.open(settings.volume, settings.mip, size)
-    annotation = None if settings.annotation is None else opener.open(settings.annotation, labels=True)
+    image = opener.open(settings.volume, settings.mip, size, name="--volume")
+    annotation = None
+    if settings.annotation is not None:
+        annotation = opener.open(settings.annotation, labels=True, name="--annotation")
     return CheckedVolumes(image, annotation, task, opener)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.ray_cluster.nodes import ask_nodes, living_nodes
 from kasthuri_ray.ray_cluster.resources import ClusterResources
-from kasthuri_ray.storage.folder import nearest_existing, open_storage
+from kasthuri_ray.storage.folder import open_storage
+from kasthuri_ray.storage.local_paths import nearest_existing
 from kasthuri_ray.storage.uris import expand_home, in_ray_job
 
 # For callers that do not know the cluster yet. If it has more nodes, the path differs and is an error.

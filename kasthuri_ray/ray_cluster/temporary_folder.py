@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from kasthuri_ray.errors import InputError
-from kasthuri_ray.storage.folder import can_create_in, nearest_existing
+from kasthuri_ray.storage.local_paths import can_create_in, nearest_existing
 
 SOCKET = "session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store"  # Ray's longest (ray/_private/node.py)
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")

@@ -94,7 +94,7 @@ def read_export_request(segment: SegmentSettings, bounds: Box, run: str | None =
         raise InputError(f"--export {segment.export}: the file is written to a disk; copy it from there")
     if segment.export_what == "objects" and segment.weights is not None and not segment.objects:
         raise InputError("--export-what objects needs the table of objects: add --objects")
-    box = parse_box(segment.export_box, bounds) if segment.export_box else bounds
+    box = parse_box(segment.export_box, bounds, "--export-box", "that is segmented") if segment.export_box else bounds
     return ExportRequest(segment.export, segment.export_what, box, segment.overwrite, run and redact_secrets(run))
 
 

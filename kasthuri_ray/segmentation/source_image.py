@@ -65,7 +65,8 @@ def open_source_image(
     segment = settings.segment
     voxel_size_nm = per_axis(float, segment.voxel_size) if segment.voxel_size else None
     uri = absolute_uri(segment.image or _only_image(settings))
-    image = opener.open(uri, segment.mip, voxel_size_nm)
+    name = settings.name_of("segment.image" if segment.image else "task.image_chan")
+    image = opener.open(uri, segment.mip, voxel_size_nm, name=name)
     if segment.resample and (image.voxel_size_nm is None or trained.voxel_size_nm is None):
         what = f"{image.uri} (--voxel-size z,y,x)" if image.voxel_size_nm is None else "the training"
         raise InputError(f"--resample needs the voxel size of {what}, which is not known")
@@ -221,7 +222,7 @@ def open_mask(uri: str, image: Volume, box: Box, opener: VolumeOpener) -> tuple[
     InputError
         If it is no mask, cannot be aligned with the image, or covers no voxel of `box`.
     """
-    mask = opener.open(uri, labels=True)
+    mask = opener.open(uri, labels=True, name="--mask")
     if mask.dtype.kind not in "bui":
         raise InputError(f"--mask {mask.uri} holds {mask.dtype}; a mask holds integers, 0 outside")
     try:

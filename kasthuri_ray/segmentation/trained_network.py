@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kasthuri_ray.config.settings import Settings
-from kasthuri_ray.errors import InputError, InputNotFound
+from kasthuri_ray.errors import InputError, named_input
 from kasthuri_ray.geometry import Nm, per_axis
 from kasthuri_ray.models.checkpoints import check_finite_weights, find_weights_file, read_checkpoint
 from kasthuri_ray.models.unet import build_network, load_weights
@@ -67,11 +67,9 @@ def read_trained_network(path: str) -> TrainedNetwork:
         If the file cannot be read.
     """
     where = find_weights_file(path)
-    try:
+    with named_input("--weights", where):
         checkpoint = read_checkpoint(read_uri(where), where)
-    except FileNotFoundError:
-        raise InputNotFound(f"--weights {path}: there is no {where}") from None
-    check_finite_weights(checkpoint.weights, where)
+        check_finite_weights(checkpoint.weights, where)
     settings, intensity, voxel_size_nm = checkpoint.settings, checkpoint.image_intensity, checkpoint.voxel_size_nm
     return TrainedNetwork(
         where=where.partition("?")[0],

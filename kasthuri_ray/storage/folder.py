@@ -20,6 +20,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from kasthuri_ray.errors import InputDenied, InputError, InputNotFound, missing_is_bad_input
+from kasthuri_ray.storage.local_paths import describe_missing
 from kasthuri_ray.storage.local_storage import LocalStorage
 from kasthuri_ray.storage.s3_storage import S3Storage
 from kasthuri_ray.storage.storage import Storage
@@ -63,38 +64,6 @@ def open_storage(path_or_url: str) -> Storage:
     return LocalStorage(os.path.abspath(expand_home(path_or_url)))
 
 
-def nearest_existing(path: str | Path) -> Path:
-    """Return a path, or the nearest folder above it that exists.
-
-    Parameters
-    ----------
-    path : str or Path
-        An absolute path.
-
-    Returns
-    -------
-    Path
-        What exists; a folder that this user cannot enter hides what is in it.
-    """
-    return next(parent for parent in [Path(path), *Path(path).parents] if os.path.lexists(parent))
-
-
-def can_create_in(folder: str | Path) -> bool:
-    """Return whether this user may create files in a folder.
-
-    Parameters
-    ----------
-    folder : str or Path
-        Any path.
-
-    Returns
-    -------
-    bool
-        What its permissions say; False if it is no folder.
-    """
-    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
-
-
 @missing_is_bad_input()
 def read_uri(path_or_url: str) -> bytes:
     """Return the content of one file.
@@ -133,7 +102,7 @@ def read_uri(path_or_url: str) -> bytes:
     if path.is_dir():
         raise InputError(f"{path} is a folder; a file is expected")
     if not path.exists():
-        raise InputNotFound(f"there is no file {path}")
+        raise InputNotFound(describe_missing(path))
     return path.read_bytes()
 
 

@@ -199,7 +199,9 @@ class RegionVolumes:
         return self.image.bounds if self.annotation is None else self.image.bounds.intersect(self.annotation.bounds)
 
 
-def open_region_volumes(opener: VolumeOpener, region: Region, train: TrainSettings) -> RegionVolumes:
+def open_region_volumes(
+    opener: VolumeOpener, region: Region, train: TrainSettings, image_name: str = "", annotation_name: str = ""
+) -> RegionVolumes:
     """Open the image and the annotation of a region.
 
     Parameters
@@ -210,6 +212,8 @@ def open_region_volumes(opener: VolumeOpener, region: Region, train: TrainSettin
         Names the volumes.
     train : TrainSettings
         Voxel size of the image, and whether the annotation may be resampled.
+    image_name, annotation_name : str
+        What a person typed to give them, such as `--image`, for messages.
 
     Returns
     -------
@@ -224,10 +228,11 @@ def open_region_volumes(opener: VolumeOpener, region: Region, train: TrainSettin
         If a volume cannot be opened.
     """
     assert region.image is not None
-    image = opener.open(region.image, voxel_size_nm=per_axis(float, train.voxel_size) if train.voxel_size else None)
+    size = per_axis(float, train.voxel_size) if train.voxel_size else None
+    image = opener.open(region.image, voxel_size_nm=size, name=image_name)
     if region.annotation is None:
         return RegionVolumes(image, None)
-    annotation = opener.open(region.annotation, labels=True)
+    annotation = opener.open(region.annotation, labels=True, name=annotation_name)
     resample: Resampling | None = "nearest" if train.resample else None
     aligned = align_volumes(image, annotation, opener.open, resample=resample)
     return RegionVolumes(aligned.fixed, aligned.moving, aligned.notes, both_places_text(image, annotation))
@@ -239,13 +244,13 @@ def _open_source(
     """Open one box; its annotation counts the voxels of its image."""
     task, train, (split, number) = settings.task, settings.train, place
     region = task.regions(split)[number]
-    volumes = open_region_volumes(opener, region, train)
+    image_name, annotation_name = (
+        settings.name_of(task.volume_key(split, number, kind)) for kind in ("image", "annotation")
+    )
+    volumes = open_region_volumes(opener, region, train, image_name, annotation_name)
     image, annotation = volumes.image, volumes.annotation
     notes |= dict.fromkeys(volumes.notes)
-    try:
-        box = region_box(region, image.bounds, f"the {split} box of {image.uri}")
-    except ValueError as error:
-        raise InputError(f"{_settings_outside(task, split, number, region, image.bounds)}: {error}") from None
+    box = region_box(region, image.bounds, _settings_outside(settings, split, number, region, image.bounds), image.uri)
     check_any_chunk(image, box, f"the {split} box", train.allow_empty)
     if annotation is not None and not annotation.bounds.contains(box):
         covered = box.intersect(annotation.bounds)
@@ -257,15 +262,14 @@ def _open_source(
     return TileSource(image, annotation, box)
 
 
-def _settings_outside(task: TaskSettings, split: str, number: int, region: Region, bounds: Box) -> str:
-    """Return the settings whose ranges are outside a volume, with their values."""
-    keys = task.range_keys(split, number)
-    if isinstance(region.box, str):
-        return f"{keys[0]} is {region.box!r}"
-    if task.boxes is not None:
-        return f"{keys[0]} is {region.box}"
+def _settings_outside(settings: Settings, split: str, number: int, region: Region, bounds: Box) -> str:
+    """Return what a person typed to set the ranges that are outside a volume."""
+    keys = settings.task.range_keys(split, number)
+    if isinstance(region.box, str) or settings.task.boxes is not None:
+        return f"{keys[0]}: the box"
     ranges = zip(keys, region.box, bounds.start, bounds.stop, strict=True)
-    return ", ".join(f"{key} is [{a}, {b}]" for key, (a, b), low, high in ranges if a < low or b > high)
+    names = [settings.name_of(key) for key, (a, b), low, high in ranges if a < low or b > high]
+    return f"{', '.join(names)}: the {split} box"
 
 
 def _box_keys(task: TaskSettings, *regions: tuple[str, int]) -> str:

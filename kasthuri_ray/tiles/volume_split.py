@@ -160,7 +160,8 @@ def _annotated_box(settings: Settings) -> Box:
     task, train = settings.task, settings.train
     opener = VolumeOpener(train.boss, train.cache, train.cache_size)
     (region,) = task.model_copy(update=dict.fromkeys(RANGES)).regions("train")
-    volumes = open_region_volumes(opener, region, train)
+    names = (settings.name_of(f"task.{kind}_chan") for kind in ("image", "annotation"))
+    volumes = open_region_volumes(opener, region, train, *names)
     covered = volumes.overlap
     y = task.yrange_vol or [covered.start[1], covered.stop[1]]
     x = task.xrange_vol or [covered.start[2], covered.stop[2]]

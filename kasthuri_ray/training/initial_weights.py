@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kasthuri_ray.config.settings import Settings
-from kasthuri_ray.errors import InputError
+from kasthuri_ray.errors import InputError, named_input
 from kasthuri_ray.models.checkpoints import Checkpoint, check_finite_weights, find_weights_file, read_checkpoint
 from kasthuri_ray.models.unet import build_network, load_weights
 from kasthuri_ray.storage.folder import read_uri
@@ -35,12 +35,13 @@ def read_initial_weights(settings: Settings) -> Checkpoint | None:
     if path is None:
         return None
     path = find_weights_file(path)
-    checkpoint = read_checkpoint(read_uri(path), path)
+    with named_input(settings.name_of("train.weights"), path):
+        checkpoint = read_checkpoint(read_uri(path), path)
+        check_finite_weights(checkpoint.weights, path)
     try:
         load_weights(build_network(settings.network.model_dump()), checkpoint.weights)
     except ValueError as error:
         raise InputError(f"--weights {path}: {error}") from None
-    check_finite_weights(checkpoint.weights, path)
     return checkpoint
 
 

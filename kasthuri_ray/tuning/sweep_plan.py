@@ -8,12 +8,11 @@ import math
 import time
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from kasthuri_ray.config import defaults
+from kasthuri_ray.config.config_files import read_json_file
 from kasthuri_ray.config.differences import section_differences, setting_differences, value_differences
-from kasthuri_ray.config.loading import read_json_file
 from kasthuri_ray.config.settings import Settings, TuneSettings
 from kasthuri_ray.config.sweep_settings import SweepSettings
 from kasthuri_ray.errors import AlreadyFinished, InputError
@@ -189,7 +188,7 @@ def _read_space(bases: list[Settings], fixed: Set[str]) -> tuple[dict[str, Any],
     given = bases[0].tune.space
     if given is None:
         return _default_content(bases, fixed), DEFAULT_SPACE_NAME
-    return (read_json_file(Path(given)), given) if isinstance(given, str) else (given, "space")
+    return (read_json_file(given, "--space"), given) if isinstance(given, str) else (given, "space")
 
 
 def _default_content(bases: list[Settings], fixed: Set[str]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from numcodecs.zstd import Zstd
 
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box
-from kasthuri_ray.storage.folder import can_create_in, nearest_existing
+from kasthuri_ray.storage.local_paths import can_create_in, nearest_existing
 from kasthuri_ray.storage.uris import expand_home
 from kasthuri_ray.volumes.parallel_calls import map_threads
 from kasthuri_ray.volumes.volume import Volume

@@ -6,7 +6,7 @@ import glob
 import re
 
 from kasthuri_ray.errors import InputError, InputNotFound
-from kasthuri_ray.volumes.file_volume import local_name
+from kasthuri_ray.volumes.file_volume import local_name, missing_file_text
 from kasthuri_ray.volumes.section_names import SectionNames
 from kasthuri_ray.volumes.uri_options import UriOptions
 from kasthuri_ray.volumes.volume import Volume
@@ -81,7 +81,7 @@ def _open(uri: str, options: UriOptions, labels: bool) -> Volume:
 
     names = _section_names(uri)
     if names is None:
-        raise InputNotFound(f"{uri}: there is no file {local_name(uri, uri)}")
+        raise InputNotFound(missing_file_text(uri, local_name(uri, uri)))
     return open_sections(names, uri, options, labels)
 
 

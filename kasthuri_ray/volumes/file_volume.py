@@ -17,6 +17,7 @@ import numpy as np
 
 from kasthuri_ray.errors import InputDenied, InputError, InputNotFound, VolumeError
 from kasthuri_ray.geometry import Box, Zyx, per_axis
+from kasthuri_ray.storage.local_paths import describe_missing
 from kasthuri_ray.storage.uris import expand_home
 from kasthuri_ray.volumes.axes import axes_text, lengths_along, read_zyx
 from kasthuri_ray.volumes.uri_options import UriOptions
@@ -152,10 +153,15 @@ def local_path(name: str, uri: str) -> Path:
     """Return the path of a file that can be read, or raise an error that says what is wrong with it."""
     path = local_name(name, uri)
     if not path.is_file():
-        raise InputNotFound(f"{uri}: there is no file {path}")
+        raise InputNotFound(missing_file_text(uri, path))
     if not os.access(path, os.R_OK):
         raise InputDenied(f"{uri}: no permission to read {path}")
     return path
+
+
+def missing_file_text(uri: str, path: Path) -> str:
+    """Return that there is no file at the path of a URI, and what was probably meant."""
+    return f"{'' if uri == str(path) else f'{uri}: '}{describe_missing(path)}"
 
 
 def local_name(name: str, uri: str) -> Path:

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kasthuri_ray.errors import InputError, InputNotFound, missing_is_bad_input
+from kasthuri_ray.errors import InputError, InputNotFound, missing_is_bad_input, named_input
 from kasthuri_ray.geometry import Nm
+from kasthuri_ray.storage.local_paths import describe_missing
 from kasthuri_ray.volumes.chunk_cache import CachedVolume, ChunkCache, open_cache
 from kasthuri_ray.volumes.uri_options import UriOptions, split_uri_options
 from kasthuri_ray.volumes.volume import Volume
@@ -64,6 +65,8 @@ def open_volume(
     VolumeError
         If the source does not answer.
     """
+    if not uri:
+        raise InputError("the URI of the volume is empty; expected a path or a URL")
     source, options = split_uri_options(uri)
     volume = options.apply_to(_open_source(source, options, mip, boss, labels))
     if 0 in volume.shape:
@@ -128,16 +131,23 @@ class VolumeOpener:
         self._opened: dict[tuple[str, int | None, Nm | None, bool], Volume] = {}
 
     def open(
-        self, uri: str, mip: int | None = None, voxel_size_nm: Nm | None = None, *, labels: bool = False
+        self,
+        uri: str,
+        mip: int | None = None,
+        voxel_size_nm: Nm | None = None,
+        *,
+        labels: bool = False,
+        name: str = "",
     ) -> Volume:
-        """Return the volume; parameters and errors as of `open_volume`."""
+        """Return the volume; parameters and errors as of `open_volume`. Messages begin with `name`, such as --image."""
         if not isinstance(uri, str):
             raise InputError(f"a volume is opened by its path or URI, not by a {type(uri).__name__}")
         key = (uri, mip, voxel_size_nm, labels)
         if key not in self._opened:
-            volume = open_volume(
-                uri, mip=mip, boss=self.boss, cache=self.cache, voxel_size_nm=voxel_size_nm, labels=labels
-            )
+            with named_input(name, uri):
+                volume = open_volume(
+                    uri, mip=mip, boss=self.boss, cache=self.cache, voxel_size_nm=voxel_size_nm, labels=labels
+                )
             self.notes += [note for note in volume.notes if note not in self.notes]
             self._opened[key] = volume
         return self._opened[key]
@@ -197,7 +207,7 @@ def read_boss_options(path: str | None) -> dict[str, Any] | None:
     try:
         options = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise InputNotFound(f"--boss {path}: there is no such file") from None
+        raise InputNotFound(f"--boss {path}: {describe_missing(path)}") from None
     except (OSError, ValueError) as error:
         raise InputError(f"--boss {path} is not readable as JSON ({type(error).__name__})") from None
     if not isinstance(options, dict):

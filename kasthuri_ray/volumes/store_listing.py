@@ -14,6 +14,7 @@ import tensorstore as ts
 from kasthuri_ray.errors import InputError, InputNotFound
 from kasthuri_ray.storage.folder import read_uri
 from kasthuri_ray.storage.kvstore import StoreLocation, credential_variants, start_reads, tensorstore_context
+from kasthuri_ray.storage.local_paths import describe_missing
 from kasthuri_ray.storage.s3_access import public_address
 from kasthuri_ray.volumes.store_metadata import DOCUMENTS, Document, StoreNode
 from kasthuri_ray.volumes.unread_formats import describe_unread_folder
@@ -33,8 +34,10 @@ def no_array_error(place: StoreLocation, documents: Mapping[str, Document]) -> E
     parent = place.at("..")
     if os.path.isdir(place.folder or ""):
         return InputError(f"{place.uri} is not an array or a pyramid: {looked}{_listing(place)}")
-    if place.folder and not os.path.isdir(parent.folder or ""):
-        return InputNotFound(f"{place.uri}: there is no {place.folder}")
+    if place.folder is not None:
+        missing = describe_missing(place.folder)
+        where = "" if place.uri == str(place.folder) else f"{place.uri}: "
+        return InputNotFound(f"{where}{missing}{'' if '; did you mean' in missing else _listing(parent)}")
     return InputNotFound(f"{place.uri}: nothing was found ({looked}){_listing(parent)}")
 
 

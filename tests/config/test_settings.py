@@ -33,18 +33,18 @@ def test_any_other_number_of_workers_is_refused(value):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("learning_rate", "Infinity", "is Infinity: expected a finite number"),
-        ("learning_rate", "1e999", "is Infinity: expected a finite number"),
-        ("weight_decay", "NaN", "is NaN: expected a finite number"),
-        ("beta1", "1", "is 1: expected less than 1"),
-        ("beta2", "1.0", "is 1.0: expected less than 1"),
-        ("start_filters", "1000000000", "is 1000000000: expected less than or equal to 65536"),
+        ("learning_rate", "Infinity", "expected a finite number"),
+        ("learning_rate", "1e999", "expected a finite number"),
+        ("weight_decay", "NaN", "expected a finite number"),
+        ("beta1", "1", "expected less than 1"),
+        ("beta2", "1.0", "expected less than 1"),
+        ("start_filters", "1000000000", "expected less than or equal to 65536"),
     ],
 )
 def test_numbers_that_no_run_can_use_are_refused_with_what_is_allowed(key, value, message):
     with pytest.raises(ValueError, match=r".") as caught:
         resolve_settings(GivenSettings("synapse", assignments=[f"network.{key}={value}"]))
-    assert str(caught.value) == f"--set network.{key}={value}: network.{key} {message}"
+    assert str(caught.value) == f"--set network.{key}={value}: {message}"
 
 
 def test_augmentations_0_of_the_challenge_means_basic():

@@ -23,7 +23,7 @@ def test_networks_are_those_named_or_the_built_in_ones_of_the_tasks_dimension(fi
     assert list(sweep_of("tune.networks=UNet_2D").networks) == ["UNet_2D"]
     with pytest.raises(ValueError, match="names UNet_2D twice"):
         sweep_of(networks=["UNet_2D", "UNet_2D.json"])
-    with pytest.raises(FileNotFoundError, match="no network 'UNet_4D'"):
+    with pytest.raises(FileNotFoundError, match="--networks UNet_4D: there is no "):
         sweep_of(networks=["UNet_4D"])
 
 

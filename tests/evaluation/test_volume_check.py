@@ -188,7 +188,7 @@ def test_an_earlier_page_is_replaced_and_any_other_page_is_not(check, em, tmp_pa
     ("settings", "message"),
     [
         ({"volume": "none.zarr"}, "none.zarr"),
-        ({"annotation": "none.h5"}, "there is no file"),
+        ({"annotation": "none.h5"}, "--annotation none.h5: there is no "),
         ({"task": "synapses"}, "did you mean synapse?"),
         ({"mip": 2}, "mip 2 does not exist"),
         ({"out": "em.zarr/check"}, "is in the folder of"),

@@ -179,12 +179,12 @@ def test_a_file_that_no_export_wrote_is_never_replaced(segmented, tmp_path, imag
     [
         ({"file": "x.png"}, "the name ends in"),
         ({"file": "s3://bucket/x.tif"}, "the file is written to a disk"),
-        ({"export_box": "0:4,:,:"}, "outside the volume: 0:4,10:80,20:110 is not within 3:9,10:80,20:110"),
+        ({"export_box": "0:4,:,:"}, "--export-box 0:4,:,: is outside the volume that is segmented, 3:9,10:80,20:110"),
         ({"file": "{output}/x.tif"}, "is in the folder of the output"),
         ({"output": "none.zarr"}, "there is no output of a segmentation"),
         ({"box": BOX}, "--box does not apply"),
         ({"image": "x.zarr", "tta": True}, "--image, --tta does not apply"),
-        ({"export_what": "sections"}, "export_what"),
+        ({"export_what": "sections"}, "--export-what sections: expected"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_is_written(segmented, tmp_path, settings, message):

@@ -93,7 +93,7 @@ def test_local_files_are_read_by_path_and_by_url(tmp_path):
     (tmp_path / "w.pt").write_bytes(b"weights")
     assert read_uri(str(tmp_path / "w.pt")) == b"weights"
     assert read_uri(f"file://{tmp_path}/w.pt") == b"weights"
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*none.pt"):
+    with pytest.raises(FileNotFoundError, match=r"there is no .*none.pt"):
         read_uri(str(tmp_path / "none.pt"))
     with pytest.raises(ValueError, match="is a folder; a file is expected"):
         read_uri(str(tmp_path))

@@ -104,13 +104,13 @@ def test_each_volume_is_opened_once(folder, monkeypatch):
         ({"z_val": [5, 9]}, "train and val share voxels: 0:6,8:40,0:64 and 5:9,8:40,0:64 of v.zarr/em overlap in 5:6,"),
         ({"z_val": [5, 9], "z_gap": 1}, "train and val share voxels"),
         ({"z_test": [0, 1]}, "train and test share voxels"),
-        ({"z_test": [9, 13]}, "the test box of v.zarr/em: box '9:13,8:40,0:64' is outside the volume"),
-        ({"z_test": [9, 13]}, "is not within 0:12,0:40,0:64 (z,y,x)"),
-        ({"z_test": [9, 13]}, "task.z_test is [9, 13]: the test box"),
-        ({"xrange_vol": [0, 99]}, "task.xrange_vol is [0, 99]: the train box"),
+        ({"z_test": [9, 13]}, "the test box 9:13,8:40,0:64 is outside the volume v.zarr/em, "),
+        ({"z_test": [9, 13]}, "v.zarr/em, 0:12,0:40,0:64 (z,y,x)"),
+        ({"z_test": [9, 13]}, "task.z_test of task.json: the test box"),
+        ({"xrange_vol": [0, 99]}, "task.xrange_vol of task.json: the train box 0:6,8:40,0:99"),
         (
             {"z_train": [0, 6], "yrange_vol": [8, 48], "xrange_vol": [0, 99]},
-            "task.yrange_vol is [8, 48], task.xrange_vol is",
+            "task.yrange_vol of task.json, task.xrange_vol of task.json: the train box",
         ),
         (
             {"z_val": [5, 9]},
@@ -269,10 +269,10 @@ def test_two_boxes_of_one_split_that_share_voxels_are_refused(folder):
 def test_a_box_outside_its_volume_is_named_by_its_number(folder):
     boxes = {"train": [{"box": "0:4,:,:"}, {"box": "4:99,:,:"}], "val": [{"box": "6:8,:,:"}], "test": []}
     assert error_of(boxes=boxes).startswith(
-        "task.boxes.train.1.box is '4:99,:,:': the train box of v.zarr/em: box '4:99"
+        "task.boxes.train.1.box: the box 4:99,:,: is outside the volume v.zarr/em, 0:"
     )
     boxes["train"][1]["box"] = [[4, 99], [0, 40], [0, 64]]
-    assert error_of(boxes=boxes).startswith("task.boxes.train.1.box is [[4, 99], [0, 40], [0, 64]]: the train box")
+    assert error_of(boxes=boxes).startswith("task.boxes.train.1.box: the box 4:99,0:40,0:64 is outside")
     boxes["train"][1]["box"] = "4:7,:,:"
     assert "change task.boxes.train.1.box or task.boxes.val.0.box" in error_of(boxes=boxes)
 

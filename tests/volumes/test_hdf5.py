@@ -306,7 +306,7 @@ def test_a_dataset_that_was_never_written_is_said(tmp_path):
 
 
 def test_remote_missing_and_incomplete_files_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*/none.h5"):
+    with pytest.raises(FileNotFoundError, match=r"there is no .*/none.h5"):
         open_file_volume(str(tmp_path / "none.h5:em"))
     with pytest.raises(ValueError, match="are read from a local disk only; copy the files, or convert them to zarr"):
         open_file_volume("s3://bucket/x.h5:em")

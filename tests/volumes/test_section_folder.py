@@ -140,7 +140,7 @@ def test_a_pattern_without_files_and_a_folder_without_sections_are_not_found(tmp
         open_volume(str(tmp_path))
     with pytest.raises(InputError, match="holds no TIFF or PNG files"):
         open_volume(f"{tmp_path}/*.md")
-    with pytest.raises(InputNotFound, match=r"there is no file .*none.png"):
+    with pytest.raises(InputNotFound, match=r"there is no .*none.png"):
         open_volume(f"{tmp_path}/none.png")
 
 

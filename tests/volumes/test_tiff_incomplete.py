@@ -26,7 +26,7 @@ def without_warnings_of_tifffile(caplog):
 
 
 def test_missing_remote_and_foreign_files_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*/none.tif"):
+    with pytest.raises(FileNotFoundError, match=r"there is no .*/none.tif"):
         open_file_volume(str(tmp_path / "none.tif"))
     with pytest.raises(ValueError, match="are read from a local disk only; copy the files, or convert them to zarr"):
         open_file_volume("s3://bucket/x.tif")
