@@ -300,7 +300,7 @@ def segment_resume_command(program: str, arguments: Sequence[str]) -> str:
 
 
 def job_command(program: str, job: str) -> str:
-    """Return what a person types to start another job.
+    """Return what starts another job from any folder.
 
     Parameters
     ----------
@@ -312,11 +312,16 @@ def job_command(program: str, job: str) -> str:
     Returns
     -------
     str
-        Shell words: the installed command if this is one, else the script beside this one.
+        Shell words: the installed command if this is one, by its path if the shell would not find it; else this Python
+        and the script beside this one. In a Ray job, whose folders are temporary, the words are relative.
     """
+    folder = os.path.dirname(program)
     if _installed_command(program):
-        return f"kasthuri-{job}"
-    return shlex.join(["python", os.path.join(os.path.dirname(program), f"{job}.py")])
+        command = f"kasthuri-{job}"
+        beside = os.path.abspath(os.path.join(folder, command))
+        return shlex.quote(beside if folder and os.path.exists(beside) and not shutil.which(command) else command)
+    script = os.path.join(folder, f"{job}.py")
+    return shlex.join(["python", script] if in_ray_job() else [sys.executable, os.path.abspath(script)])
 
 
 def _installed_command(program: str) -> str:

@@ -89,8 +89,9 @@ def test_work_that_fails_unforeseen_leaves_its_traceback_in_a_file_and_names_the
 
 
 def test_the_command_of_another_job_is_the_script_beside_this_one_or_the_installed_command():
-    assert job_command("jobs/tune.py", "train") == "python jobs/train.py"
-    assert job_command("/my code/jobs/tune.py", "segment") == "python '/my code/jobs/segment.py'"
+    python = shlex.quote(sys.executable)
+    assert job_command("jobs/tune.py", "train") == f"{python} {Path.cwd()}/jobs/train.py"
+    assert job_command("/my code/jobs/tune.py", "segment") == f"{python} '/my code/jobs/segment.py'"
     assert job_command("/usr/bin/kasthuri-tune", "train") == "kasthuri-train"
 
 

@@ -104,7 +104,10 @@ def evaluate(
     write_evaluation_report(storage, inputs, totals, metrics, settings)
     for note in evaluation_notes(inputs, totals, metrics)[len(inputs.notes) :]:
         reporter.print_line(note)
-    reporter.print_line(evaluation_summary(metrics))
+    for warning in metrics["warnings"]:
+        reporter.print_line(f"warning: {warning}")
+    if metrics["voxels"]:
+        reporter.print_line(evaluation_summary(metrics))
     reporter.print_result(storage.path)
     return EvaluateResult(storage.path, metrics)
 

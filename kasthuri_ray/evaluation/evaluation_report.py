@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from kasthuri_ray.evaluation.provenance import storage_path
 from kasthuri_ray.geometry import Box, Zyx
 from kasthuri_ray.labels import intensity_window, to_uint8
 from kasthuri_ray.metrics import sanity, voxel_counts, voxel_scores
-from kasthuri_ray.metrics.matching import pool_matches
+from kasthuri_ray.metrics.object_comparison import add_object_scores
+from kasthuri_ray.metrics.object_density import AnnotatedObjects, object_warnings
 from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
 from kasthuri_ray.reports import figures, score_figures
 from kasthuri_ray.reports.evaluation_page import EvaluationReport, evaluation_page
@@ -33,6 +35,7 @@ MASK_NOTE = (
     "The largest value in this uint8 prediction is 1 (255 means probability 1). If it is a 0/1 mask, convert it to "
     "bool, or to 0 and 255."
 )
+NOTHING_COMPARED = "Nothing was compared: every voxel is ignored."
 NO_IMAGE_NOTE = "The image that was segmented is not known: the sections are shown on grey."
 
 
@@ -53,21 +56,17 @@ def evaluation_metrics(inputs: ComparisonInputs, totals: ComparisonTotals) -> di
         "voxels": counts.num_voxels,
         "absent_chunks": dict(zip(("prediction", "annotation"), totals.absent_chunks.tolist(), strict=True)),
         "sections": [{"z": z, "foreground_f1": f1} for z, f1, _ in section_scores(totals)],
-        "warnings": _score_warnings(comparison, totals),
     }
     if counts.num_voxels:
         result["foreground_f1_interval"] = list(totals.tiles.f1_interval())
         result["average_precision_interval"] = list(totals.tiles.average_precision_interval())
     if comparison.labels.background:
         result["background"] = list(comparison.labels.background)
-    objects = totals.match_objects()
     if is_several:
-        result["classes"] = {
-            name: {**row, **({"objects": objects[number]} if number in objects else {})}
-            for number, (name, row) in enumerate(zip(names, _class_rows(counts, comparison), strict=True), start=1)
-        }
-    if objects:
-        result["objects"] = pool_matches(objects.values())
+        result["classes"] = dict(zip(names, _class_rows(counts, comparison), strict=True))
+    objects = totals.match_objects()
+    result = add_object_scores(result, objects, names)
+    result["warnings"] = _score_warnings(inputs, totals, objects)
     if comparison.instances is not None:
         result["instances"] = comparison.instances.uri
         result |= totals.cells.total().scores()
@@ -94,15 +93,21 @@ def _class_rows(counts: voxel_counts.VoxelCounts, comparison: Comparison) -> lis
     return [voxel_scores.class_metrics(each, at) | {"threshold": threshold} for each, at, threshold in binned]
 
 
-def _score_warnings(comparison: Comparison, totals: ComparisonTotals) -> list[str]:
+def _score_warnings(
+    inputs: ComparisonInputs, totals: ComparisonTotals, objects: Mapping[int, Mapping[str, Any]]
+) -> list[str]:
     """Return the signs that the scores mean nothing."""
-    counts = totals.counts
+    comparison, counts = inputs.comparison, totals.counts
     if not counts.num_voxels:
-        return []
+        return [NOTHING_COMPARED]
+    training = AnnotatedObjects.from_plain(inputs.provenance.get("annotated_objects"))
+    size = comparison.annotation.voxel_size_nm or comparison.prediction.voxel_size_nm
+    by_name = {comparison.class_names[number - 1]: row for number, row in objects.items()}
     names = [name.replace("_", " ") for name in comparison.class_names]
     warnings = sanity.count_warnings(counts, comparison.binned_thresholds, totals.tiles, names, "what is compared")
     voxels = dict(zip(["background", *names], counts.confusion.sum(1).tolist(), strict=True))
-    return warnings + sanity.missing_class_warnings({"what is compared": voxels})
+    warnings += sanity.missing_class_warnings({"what is compared": voxels})
+    return warnings + object_warnings(by_name, counts.num_voxels, size, training)
 
 
 def _ratio(numerator: int, denominator: int) -> float:
@@ -122,8 +127,6 @@ def section_scores(totals: ComparisonTotals) -> list[tuple[int, float, int]]:
 
 def evaluation_summary(result: dict[str, Any]) -> str:
     """Return the result in a line."""
-    if not result["voxels"]:
-        return "Nothing was compared: every voxel is ignored."
     parts = [f"F1 {result['foreground_f1']:.3f} at threshold {format_thresholds(result['threshold'])}"]
     parts += [f"best {result['best_foreground_f1']:.3f} at {format_thresholds(result['best_threshold'])}"]
     parts += [f"average precision {result['average_precision']:.3f}"]
@@ -180,7 +183,7 @@ def write_evaluation_report(
         totals.counts, comparison.binned_thresholds, comparison.thresholds, names
     )
     storage.write_bytes("precision_recall.png", figures.figure_png(curve))
-    chart = score_figures.plot_section_scores(sections, result["foreground_f1"])
+    chart = score_figures.plot_section_scores(sections, VoxelOutcomes.of_confusion(totals.counts.confusion).f1)
     storage.write_bytes("sections.png", figures.figure_png(chart))
     size_nm = comparison.annotation.voxel_size_nm or comparison.prediction.voxel_size_nm
     report = EvaluationReport(

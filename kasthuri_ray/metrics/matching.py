@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+SMALL_VOXELS = 10  # an object of fewer voxels is small: noise, at the resolutions of electron microscopy
 MATCHING_IOU = 0.5  # objects match above it; below a half one would have to choose among pairs
 
 LabelPairs = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -76,12 +77,13 @@ def match_objects(pairs: LabelPairs, true_voxels: np.ndarray, predicted_voxels: 
     Returns
     -------
     dict
-        `precision`, `recall`, `f1`, `num_true`, `num_predicted` and `matching_iou`. A score is 0 if there are no
-        objects to divide by.
+        `precision`, `recall`, `f1`, `num_true`, `num_predicted`, `num_small` (predicted objects of under SMALL_VOXELS)
+        and `matching_iou`. A score is 0 if there are no objects to divide by.
     """
     true, predicted, shared = pairs
     iou = shared / (true_voxels[true - 1] + predicted_voxels[predicted - 1] - shared)
-    return _match_scores(int((iou > MATCHING_IOU).sum()), len(true_voxels), len(predicted_voxels))
+    num_small = int((predicted_voxels < SMALL_VOXELS).sum())
+    return _match_scores(int((iou > MATCHING_IOU).sum()), len(true_voxels), len(predicted_voxels), num_small)
 
 
 def pool_matches(results: Iterable[Mapping[str, float | int]]) -> dict[str, float | int]:
@@ -99,15 +101,17 @@ def pool_matches(results: Iterable[Mapping[str, float | int]]) -> dict[str, floa
     """
     rows = list(results)
     matched = sum(round(row["recall"] * row["num_true"]) for row in rows)
-    return _match_scores(matched, *(sum(int(row[key]) for row in rows) for key in ("num_true", "num_predicted")))
+    numbers = (sum(int(row[key]) for row in rows) for key in ("num_true", "num_predicted", "num_small"))
+    return _match_scores(matched, *numbers)
 
 
-def _match_scores(matched: int, num_true: int, num_predicted: int) -> dict[str, float | int]:
+def _match_scores(matched: int, num_true: int, num_predicted: int, num_small: int) -> dict[str, float | int]:
     return {
         "precision": matched / num_predicted if num_predicted else 0.0,
         "recall": matched / num_true if num_true else 0.0,
         "f1": 2 * matched / (num_true + num_predicted) if num_true + num_predicted else 0.0,
         "num_true": num_true,
         "num_predicted": num_predicted,
+        "num_small": num_small,
         "matching_iou": MATCHING_IOU,
     }

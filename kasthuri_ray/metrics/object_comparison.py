@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.labels import IGNORE_LABEL
 from kasthuri_ray.metrics.components import CLASS, NUM_COLUMNS, Components, UnionFind, label_block_components
-from kasthuri_ray.metrics.matching import LabelPairs, count_label_pairs, match_objects, merge_label_pairs
+from kasthuri_ray.metrics.matching import LabelPairs, count_label_pairs, match_objects, merge_label_pairs, pool_matches
 from kasthuri_ray.metrics.objects import ObjectTable, tabulate_objects
 
 SHEETS = ("membrane",)  # classes without objects: all membranes of a volume are one sheet
@@ -140,3 +141,32 @@ def _match_class(number: int, pairs: LabelPairs, true: ObjectTable, predicted: O
     new_true, new_predicted = np.cumsum(is_true), np.cumsum(is_predicted)  # numbers among those of the class
     own = (new_true[true_ids[of_class] - 1], new_predicted[predicted_ids[of_class] - 1], voxels[of_class])
     return match_objects(own, true.size_voxels[is_true], predicted.size_voxels[is_predicted])
+
+
+def add_object_scores(
+    metrics: Mapping[str, Any], objects: Mapping[int, Mapping[str, float | int]], class_names: Sequence[str]
+) -> dict[str, Any]:
+    """Return scores of voxels with those of objects added.
+
+    Parameters
+    ----------
+    metrics : mapping
+        Scores, with an entry `classes` if there are several.
+    objects : mapping
+        Result of `ObjectComparison.match`.
+    class_names : sequence of str
+        Names of the classes 1, 2, ...
+
+    Returns
+    -------
+    dict
+        The scores with `objects`, those of all classes together, and with `objects` in each of several classes; as they
+        were if no class has objects.
+    """
+    if not objects:
+        return dict(metrics)
+    added: dict[str, Any] = {**metrics, "objects": pool_matches(objects.values())}
+    if "classes" in metrics:
+        of_class = {class_names[number - 1]: {"objects": matches} for number, matches in objects.items()}
+        added["classes"] = {name: {**row, **of_class.get(name, {})} for name, row in metrics["classes"].items()}
+    return added

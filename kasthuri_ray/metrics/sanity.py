@@ -169,6 +169,29 @@ def count_warnings(
     return [warning for warning in warnings if warning]
 
 
+def is_better_than_chance(counts: VoxelCounts, sample: TileSample) -> bool | None:
+    """Return whether a prediction finds any class better than a random one does.
+
+    Parameters
+    ----------
+    counts : VoxelCounts
+        Counts of a split.
+    sample : TileSample
+        The same voxels by tile.
+
+    Returns
+    -------
+    bool or None
+        Whether the 95% interval of the average precision of a class is above its share of the voxels; None if no class
+        has a voxel.
+    """
+    lows = [low for low, _ in sample.class_average_precision_intervals()]
+    pairs = [
+        (each.num_true / each.num_voxels, low) for each, low in zip(counts.by_class, lows, strict=True) if each.num_true
+    ]
+    return any(low > share for share, low in pairs) if pairs else None
+
+
 def difference_warning(val_f1: float, test_f1: float) -> str:
     """Return a warning if the F1 of val and of test differ by a factor of two.
 

@@ -10,6 +10,9 @@ import numpy as np
 from kasthuri_ray.metrics.thresholds import best_threshold, outcomes_at
 from kasthuri_ray.metrics.voxel_counts import ClassCounts, VoxelCounts, histogram_edges, safe_ratio
 
+# Entries of a split that are of the most probable class, as in the challenge's report, and not at the threshold.
+ARGMAX_SCORES = ("f1", "mean_f1", "iou", "mean_iou", "accuracy", "balanced_accuracy", "confusion")
+
 # Scores of which a split with several foreground classes has the mean.
 MEAN_SCORES = ("foreground_f1", "foreground_iou", "precision", "recall", "average_precision")
 
@@ -163,9 +166,10 @@ def split_metrics(counts: VoxelCounts, thresholds: Sequence[float], names: Seque
     -------
     dict
         Floats and lists, for JSON. `f1`, `mean_f1`, `iou`, `mean_iou`, `accuracy`, `balanced_accuracy` and `confusion`
-        are of the argmax (see `argmax_scores`). `foreground_f1`, `foreground_iou`, `precision` and `recall` are at
-        `threshold`, `average_precision` needs none. With several foreground classes these five are means over the
-        classes, `threshold` is a list, and `classes` holds the result of `class_metrics` by name.
+        are of the argmax (see `argmax_scores`), and `argmax` lists these names. `foreground_f1`, `foreground_iou`,
+        `precision` and `recall` are at `threshold`, `average_precision` needs none. With several foreground classes
+        these five are means over the classes, `threshold` is a list, and `classes` holds the result of `class_metrics`
+        by name.
     """
     scores = {key: np.asarray(value).tolist() for key, value in argmax_scores(counts).items()}
     rows = [class_metrics(each, threshold) for each, threshold in zip(counts.by_class, thresholds, strict=True)]
@@ -176,6 +180,7 @@ def split_metrics(counts: VoxelCounts, thresholds: Sequence[float], names: Seque
         **means,
         "threshold": [float(threshold) for threshold in thresholds] if is_several else float(thresholds[0]),
         "confusion": counts.confusion.tolist(),
+        "argmax": list(ARGMAX_SCORES),
         **({"classes": dict(zip(names, rows, strict=True))} if is_several else {}),
     }
 

@@ -23,6 +23,7 @@ from kasthuri_ray.errors import InputError
 
 OWN_KEY = "weights"  # under which our checkpoints store their weights
 WRAPPER_KEYS = (OWN_KEY, "state_dict", "model_state_dict", "model")  # and those of other programs
+LEFT_OUT_IF_NONE = ("resume", "annotated_objects")  # of the entries of our checkpoints
 PLAIN_TYPES = (type(None), bool, int, float, str, bytes)
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -49,6 +50,8 @@ class Checkpoint:
         Voxel size of the training image, z, y, x.
     resume : dict, optional
         All that resuming the run needs; in `last.pt` alone.
+    annotated_objects : dict, optional
+        Objects of the annotation of the training boxes, see `metrics.object_density.AnnotatedObjects`.
     """
 
     weights: dict[str, Tensor]
@@ -57,6 +60,7 @@ class Checkpoint:
     image_intensity: list[float] | None = None
     voxel_size_nm: list[float] | None = None
     resume: dict[str, Any] | None = None
+    annotated_objects: dict[str, Any] | None = None
 
     @property
     def threshold(self) -> float | None:
@@ -66,7 +70,7 @@ class Checkpoint:
     def to_plain(self) -> dict[str, Any]:
         """Return the content of the file."""
         content = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {name: value for name, value in content.items() if name != "resume" or value is not None}
+        return {name: value for name, value in content.items() if name not in LEFT_OUT_IF_NONE or value is not None}
 
 
 def find_weights_file(path: str) -> str:

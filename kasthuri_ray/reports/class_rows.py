@@ -17,6 +17,11 @@ class ClassRow:
     colour: Rgb
     metrics: Mapping[str, Any]
 
+    @property
+    def objects(self) -> Mapping[str, Any] | None:
+        """Scores of its objects; None for a class without objects, such as membranes."""
+        return self.metrics.get("objects")
+
 
 def make_class_rows(metrics: Mapping[str, Any] | None) -> list[ClassRow]:
     """Return a row for each of several classes.

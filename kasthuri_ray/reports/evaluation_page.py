@@ -99,7 +99,7 @@ def evaluation_page(report: EvaluationReport) -> str:
         examples=make_examples(report.gallery, report.pixel_size_nm),
         figures={
             "precision_recall": score_figures.plot_precision_recall(counts, report.thresholds, shown, names),
-            "section_scores": score_figures.plot_section_scores(report.sections, result["foreground_f1"]),
+            "section_scores": score_figures.plot_section_scores(report.sections, voxels.f1),
             "confusion": score_figures.plot_confusion(counts.confusion, ["background", *names]),
         },
         next_steps=[(report.next_text, report.next_command)] if report.next_command else [],

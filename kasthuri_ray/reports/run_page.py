@@ -175,12 +175,13 @@ def _metrics_lines(metrics: Mapping[str, Any], class_names: tuple[str, ...]) -> 
     name_width = max(len(name) for name in (*names, "mean")) + 2
     cell_width = max(len(f"{value:,}") for row in confusion for value in row) + 2
     cell_width = max(cell_width, *(len(name) + 2 for name in names))
-    lines = [f"{'':<{name_width}}{'F1':>8}{'IoU':>8}{'accuracy':>10}"]
+    lines = ["Of the most probable class (argmax)", ""]
+    lines += [f"{'':<{name_width}}{'F1':>8}{'IoU':>8}{'accuracy':>10}"]
     for name, f1, iou, accuracy in zip(names, metrics["f1"], metrics["iou"], metrics["accuracy"], strict=True):
         lines.append(f"{name:<{name_width}}{f1:>8.4f}{iou:>8.4f}{accuracy:>10.4f}")
     lines += [f"{'mean':<{name_width}}{metrics['mean_f1']:>8.4f}{metrics['mean_iou']:>8.4f}", ""]
     for key, label in (
-        ("balanced_accuracy", "balanced accuracy"),
+        ("balanced_accuracy", "balanced accuracy (argmax)"),
         ("average_precision", "average precision"),
         ("foreground_f1", "foreground F1 at the threshold"),
         ("threshold", "threshold, chosen on val"),

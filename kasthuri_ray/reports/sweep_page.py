@@ -18,6 +18,30 @@ from kasthuri_ray.reports.sweep_figures import SettingAxis, TrialRow
 MAX_SCORE_LOSS = 0.01
 MIN_SPEEDUP = 1.3
 
+AT_CHANCE = "No trial is better than chance."
+
+
+@dataclass(frozen=True)
+class SettingRow:
+    """A searched setting and what it did to the score, in words.
+
+    Parameters
+    ----------
+    key : str
+        Section and name of the setting.
+    values : str
+        What was tried, with the mean score of each value of a list.
+    effect : str
+        Range of the mean scores, or rank correlation.
+    certainty : str
+        Whether the effect is more than chance.
+    """
+
+    key: str
+    values: str
+    effect: str
+    certainty: str
+
 
 @dataclass
 class SweepReport:
@@ -41,8 +65,12 @@ class SweepReport:
         The settings that were searched.
     importances : mapping
         Importance of each setting (PED-ANOVA), by key, sums to 1; empty if unknown.
-    test : mapping, optional
-        Scores of the winner on the test box, as in metrics.json.
+    effects : sequence of SettingRow
+        What each setting did to the score, the surest first.
+    metrics : mapping, optional
+        Content of the winner's metrics.json; None if it was not evaluated.
+    at_chance : bool
+        Whether no trial is better than chance.
     seconds : float
         Duration of the sweep.
     settings : mapping
@@ -59,16 +87,33 @@ class SweepReport:
     curves: Mapping[str, Sequence[float]]
     space: Sequence[SettingAxis]
     importances: Mapping[str, float] = field(default_factory=dict)
-    test: Mapping[str, Any] | None = None
+    effects: Sequence[SettingRow] = ()
+    metrics: Mapping[str, Any] | None = None
+    at_chance: bool = False
     seconds: float = 0.0
     settings: Mapping[str, Any] = field(default_factory=dict)
     commands: Sequence[tuple[str, str]] = ()
+
+    @property
+    def test(self) -> Mapping[str, Any] | None:
+        """The winner's scores on the test box."""
+        return (self.metrics or {}).get("test")
+
+    @property
+    def warnings(self) -> list[str]:
+        """Signs that the winner's scores mean nothing."""
+        return [*([AT_CHANCE] if self.at_chance else []), *(self.metrics or {}).get("warnings", ())]
 
     @property
     def winner(self) -> Mapping[str, Any] | None:
         """The best trial that has ended and did not fail."""
         ended = [row for row in self.trials if row["score"] is not None and row["state"] not in ("failed", "running")]
         return ended[0] if ended else None
+
+    @property
+    def num_scored(self) -> int:
+        """Trials with a score that did not fail."""
+        return sum(row["score"] is not None and row["state"] not in ("failed", "running") for row in self.trials)
 
     def rows(self) -> list[TrialRow]:
         """Return the trials as the figures need them."""
@@ -103,7 +148,7 @@ def sweep_page(report: SweepReport) -> str:
         report,
         num_epochs=sum(row["epochs"] for row in report.trials),
         num_by_state=collections.Counter(row["state"] for row in report.trials),
-        faster=_faster_trial(report),
+        faster=None if report.warnings else _faster_trial(report),
         failures=_trials_by_failure(report),
         figures=_plot_figures(report, report.winner["id"]) if report.winner else {},
         searched=list(dict.fromkeys(key for row in report.trials for key in row["values"] if key != "network")),

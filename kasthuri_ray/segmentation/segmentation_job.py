@@ -155,7 +155,9 @@ class SegmentationInputs:
             JSON object.
         """
         segment, task = self.settings.segment, self.settings.task
-        only_if_set = {"resample": True} if is_resampled(self.image) else {}
+        only_if_set: dict[str, Any] = {"resample": True} if is_resampled(self.image) else {}
+        if self.trained.annotated_objects is not None:
+            only_if_set["annotated_objects"] = self.trained.annotated_objects
         labels = {name: getattr(task, name) for name in RECORDED_IF_SET if getattr(task, name) is not None}
         return _plain_json(
             {

@@ -36,6 +36,8 @@ class TrainedNetwork:
         Grey levels of the training image that became 0 and 255.
     voxel_size_nm : tuple of float or None
         Voxel size of the training image, z, y, x.
+    annotated_objects : dict or None
+        Objects of the annotation of the training boxes.
     """
 
     where: str
@@ -44,6 +46,7 @@ class TrainedNetwork:
     threshold: float | list[float] | None = None
     intensity: tuple[float, float] | None = None
     voxel_size_nm: Nm | None = None
+    annotated_objects: dict[str, Any] | None = None
 
 
 def read_trained_network(path: str) -> TrainedNetwork:
@@ -78,6 +81,7 @@ def read_trained_network(path: str) -> TrainedNetwork:
         threshold=checkpoint.threshold,
         intensity=None if intensity is None else _pair(intensity),
         voxel_size_nm=None if voxel_size_nm is None else per_axis(float, voxel_size_nm),
+        annotated_objects=checkpoint.annotated_objects,
     )
 
 

@@ -169,7 +169,10 @@ def show_message(reporter: Reporter, message: TrainingMessage) -> None:
         case EpochMessage():
             reporter.print_line(message.describe())
             if message.only_background:
-                reporter.print_line("  the network predicts background everywhere so far")
+                reporter.print_line(
+                    "  background is the most probable class of every voxel so far; the F1 is at the best threshold of "
+                    "the epoch"
+                )
 
 
 def _train_loop(config: dict[str, Any]) -> None:

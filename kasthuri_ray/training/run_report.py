@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from kasthuri_ray.labels import IGNORE_LABEL
 from kasthuri_ray.metrics import sanity, voxel_counts, voxel_scores
 from kasthuri_ray.metrics.class_map import classes_at
 from kasthuri_ray.metrics.intervals import TileCounts, TileSample, tile_counts
+from kasthuri_ray.metrics.object_comparison import add_object_scores, object_classes
+from kasthuri_ray.metrics.object_density import AnnotatedObjects, object_warnings
 from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
 from kasthuri_ray.models.checkpoints import checkpoint_bytes
 from kasthuri_ray.reports import figures
@@ -24,7 +26,9 @@ from kasthuri_ray.tiles.sampling import GridTiles, read_tile
 from kasthuri_ray.tiles.streaming import TileBatch, TileStream, plan_grid_tiles
 from kasthuri_ray.training.learner import Learner, gather_over_ranks
 from kasthuri_ray.training.run_folder import RunFolder
+from kasthuri_ray.training.tested_objects import match_tile_objects, pack_tile
 from kasthuri_ray.training.training_job import NO_FOREGROUND_WARNING, TrainingJob, WorkerContext
+from kasthuri_ray.training.training_messages import TextMessage
 from kasthuri_ray.training.training_state import TrainingProgress
 
 
@@ -32,21 +36,27 @@ from kasthuri_ray.training.training_state import TrainingProgress
 class TileScore:
     """The voxels of one tile, compared with the prediction at the thresholds.
 
-    confusion: int64 [classes, classes], true classes in rows. counts: for bootstrap intervals.
+    confusion: int64 [classes, classes], true classes in rows. counts: for bootstrap intervals. voxels: see `pack_tile`,
+    for objects.
     """
 
     number: int
     confusion: np.ndarray
     counts: TileCounts
+    voxels: bytes = b""
 
 
 @dataclass(frozen=True)
 class TileResults:
-    """The tiles of a split, their counts, and the score of each. confusion: at the thresholds."""
+    """The tiles of a split, their counts, and the score of each. confusion: at the thresholds.
+
+    objects: the matched objects of each class that has some, by its number.
+    """
 
     tiles: GridTiles
     counts: voxel_counts.VoxelCounts
     scores: list[TileScore]
+    objects: Mapping[int, Mapping[str, float | int]] = field(default_factory=dict)
 
     @property
     def confusion(self) -> np.ndarray:
@@ -67,10 +77,13 @@ def write_run_report(
     results = _evaluate_tiles(job, context, learner, progress)
     if context.rank:
         return
+    results = _match_objects(job, results)
     _write_pages(job, learner, folder, progress, results)
     folder.write(_weights_file_name(job), checkpoint_bytes(best.weights))
-    # The last file: it marks the run as finished.
-    folder.write_metrics(_final_metrics(job, progress, results))
+    metrics = _final_metrics(job, progress, results)
+    for warning in metrics["warnings"]:
+        context.show(TextMessage(f"warning: {warning}"))
+    folder.write_metrics(metrics)  # the last file: it marks the run as finished
 
 
 def choose_example_tiles(scores: list[TileScore], max_tiles: int = NUM_EXAMPLES) -> list[int]:
@@ -87,6 +100,7 @@ def _evaluate_tiles(
     assert progress.best is not None
     tiles = job.tiles.test or job.tiles.val
     thresholds, scores = _thresholds(progress), list[TileScore]()
+    has_objects = bool(object_classes(_class_names(job)))
     batch_size = max(1, job.settings.network.batch // context.world_size)
     stream = TileStream(iter([plan_grid_tiles(tiles, batch_size, context.rank, context.world_size)]))
 
@@ -94,8 +108,10 @@ def _evaluate_tiles(
         probabilities = _foreground_probabilities(logits)
         for number, probability, label in zip(batch.number, probabilities, labels.cpu().numpy(), strict=True):
             counts = voxel_counts.VoxelCounts.zeros(len(probability) + 1)
-            counts.add(probability, classes_at(probability, thresholds), label)
-            scores.append(TileScore(int(number), counts.confusion, tile_counts(counts, thresholds)))
+            predicted = classes_at(probability, thresholds)
+            counts.add(probability, predicted, label)
+            voxels = pack_tile(predicted, label, tiles.address(int(number))) if has_objects else b""
+            scores.append(TileScore(int(number), counts.confusion, tile_counts(counts, thresholds), voxels))
 
     try:
         counts, _ = learner.evaluate(stream.batches(), score_batch)
@@ -104,6 +120,16 @@ def _evaluate_tiles(
     progress.add_blank_chunks(itertools.chain.from_iterable(gather_over_ranks(stream.blank_chunks)))
     all_scores = itertools.chain.from_iterable(gather_over_ranks(scores))
     return TileResults(tiles, counts, sorted(all_scores, key=lambda score: score.number))
+
+
+def _match_objects(job: TrainingJob, results: TileResults) -> TileResults:
+    """Return the results with their objects, which replace the voxels of the tiles."""
+    numbers = object_classes(_class_names(job))
+    if not numbers or not results.counts.num_voxels:
+        return results
+    packed = {score.number: score.voxels for score in results.scores}
+    scores = [replace(score, voxels=b"") for score in results.scores]
+    return replace(results, scores=scores, objects=match_tile_objects(results.tiles, packed, numbers))
 
 
 def _write_pages(
@@ -202,15 +228,21 @@ def _weights_file_name(job: TrainingJob) -> str:
 
 def _final_metrics(job: TrainingJob, progress: TrainingProgress, results: TileResults) -> dict[str, Any]:
     """Return the content of metrics.json."""
-    counts = results.counts
+    counts, names = results.counts, _class_names(job)
     assert progress.best is not None
     training_seconds = sum(row["training_seconds"] for row in progress.history)
     is_tested = job.tiles.test is not None and counts.num_voxels > 0
-    test = voxel_scores.split_metrics(counts, _thresholds(progress), _class_names(job)) if is_tested else None
+    test, val = None, progress.best["val"]
+    if is_tested:
+        test = voxel_scores.split_metrics(counts, _thresholds(progress), names) | _intervals(results)
+        test = add_object_scores(test, results.objects, names)
+    else:
+        val = add_object_scores(val, results.objects, names)
     return {
-        "test": test | _intervals(results) if test else None,
+        "test": test,
         "warnings": _score_warnings(job, progress, results),
-        "val": progress.best["val"],
+        "better_than_chance": sanity.is_better_than_chance(counts, results.sample()) if counts.num_voxels else None,
+        "val": val,
         "best_epoch": progress.best["epoch"],
         "epochs": progress.epoch,
         "tiles_per_second": progress.epoch * job.tiles.train.tiles_per_epoch / training_seconds,
@@ -241,6 +273,12 @@ def _score_warnings(job: TrainingJob, progress: TrainingProgress, results: TileR
     voxels = {"val": np.sum(val["confusion"], axis=1).tolist(), split: counts.confusion.sum(1).tolist()}
     by_class = {key: dict(zip(["background", *names], row, strict=True)) for key, row in voxels.items()}
     warnings += sanity.missing_class_warnings(by_class)
+    warnings += object_warnings(
+        {names[number - 1]: row for number, row in results.objects.items()},
+        counts.num_voxels,
+        results.tiles.sources[0].image.voxel_size_nm if results.objects else None,
+        AnnotatedObjects.from_plain(progress.annotated_objects),
+    )
     if split == "test":
         test_f1 = voxel_scores.split_metrics(counts, thresholds, names)["foreground_f1"]
         warnings.append(sanity.difference_warning(val["foreground_f1"], test_f1))

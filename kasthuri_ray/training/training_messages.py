@@ -70,7 +70,7 @@ class EpochMessage:
     row : mapping
         Row of the history.
     only_background : bool
-        Whether the network predicts background everywhere.
+        Whether background is the most probable class of every voxel.
     """
 
     row: Mapping[str, Any]

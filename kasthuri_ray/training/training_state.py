@@ -28,6 +28,8 @@ class TrainingProgress:
         Image chunks that hold only zeros.
     without_foreground : bool
         Whether the validation box holds no foreground.
+    annotated_objects : dict or None
+        Objects of the annotation of the training boxes, see `AnnotatedObjects.to_plain`; None if they are not counted.
     """
 
     epoch: int = 0
@@ -36,6 +38,7 @@ class TrainingProgress:
     waited: float = 0.0
     blank_chunks: list[str] = field(default_factory=list)
     without_foreground: bool = False
+    annotated_objects: dict[str, Any] | None = None
 
     @property
     def val_losses(self) -> list[float]:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ from kasthuri_ray.models.unet import build_network, load_weights
 from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.tiles.sampling import GridTiles
 from kasthuri_ray.tiles.streaming import TilePlan, TileStream, plan_grid_tiles, plan_training_tiles
+from kasthuri_ray.training.annotated_objects import count_annotated_objects
 from kasthuri_ray.training.compute_plan import ComputePlan, check_resumed_plan, choose_compute_plan
 from kasthuri_ray.training.learner import Learner, StepProgress, gather_over_ranks
 from kasthuri_ray.training.optimizer import should_stop_early
@@ -56,6 +58,8 @@ def train_worker(job: TrainingJob, context: WorkerContext) -> None:
     progress = saved.progress if saved else TrainingProgress()
     if last and context.rank == 0:
         _write_derived_files(folder, last, progress)
+    if context.rank == 0 and progress.annotated_objects is None:
+        progress.annotated_objects = _count_annotated_objects(job)
     answer = context.report(progress.history) if progress.history else None
     settings = job.settings.network
     stream = _training_stream(job, context, progress.epoch)
@@ -80,6 +84,12 @@ def train_worker(job: TrainingJob, context: WorkerContext) -> None:
     from kasthuri_ray.training import run_report  # loads the figures, which nothing needs before
 
     run_report.write_run_report(job, context, learner, folder, progress)
+
+
+def _count_annotated_objects(job: TrainingJob) -> dict[str, Any] | None:
+    names = job.settings.task.class_names(job.settings.network.classes)
+    counted = count_annotated_objects(job.tiles.train.sources, names)
+    return None if counted is None else counted.to_plain()
 
 
 def make_learner(job: TrainingJob, context: WorkerContext, saved: TrainingState | None) -> Learner:
@@ -242,6 +252,7 @@ def _save_epoch(job: TrainingJob, folder: RunFolder, learner: Learner, progress:
         best=progress.best,
         image_intensity=list(source.intensity),
         voxel_size_nm=list(voxel_size) if voxel_size else None,
+        annotated_objects=progress.annotated_objects,
         resume=TrainingState(learner.state_dict(), learner.plan, progress).to_plain(),
     )
     folder.write_checkpoint("last", last)

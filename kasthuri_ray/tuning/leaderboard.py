@@ -14,6 +14,7 @@ from typing import Any
 
 from kasthuri_ray.config.settings import TrainSettings
 from kasthuri_ray.storage.storage import Storage
+from kasthuri_ray.storage.uris import absolute_uri
 from kasthuri_ray.training.run_folder import LOWER_IS_BETTER, RunFolder
 from kasthuri_ray.tuning.trial_record import (
     FAILED,
@@ -169,4 +170,6 @@ def write_best_trial(leaderboard: Leaderboard, best: TrialRecord) -> None:
 def _training_config(settings: dict[str, Any]) -> dict[str, Any]:
     """Return those of a run's settings that another run needs to learn the same."""
     train = {key: value for key, value in settings["train"].items() if key not in TrainSettings.changeable}
+    if train.get("weights"):
+        train["weights"] = absolute_uri(train["weights"])
     return {"task": settings["task"], "network": settings["network"], "train": train}

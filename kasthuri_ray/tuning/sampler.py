@@ -19,7 +19,7 @@ from kasthuri_ray.tuning.trial_record import FAILED, FINISHED, RUNNING, TrialRec
 
 MAX_ATTEMPTS = 50  # draws, until one differs from all earlier trials
 MAX_ENUMERATED = 100_000  # combinations of a space that are enumerated to find an untried one
-MIN_TRIALS_FOR_IMPORTANCES = 5
+MIN_TRIALS_FOR_IMPORTANCES = 10
 BEST_SHARE = 0.25  # importances say what it takes to be among this share of the trials
 
 Values = dict[str, Any]

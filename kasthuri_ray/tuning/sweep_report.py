@@ -8,13 +8,15 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from kasthuri_ray.progress import Reporter, format_duration
+from kasthuri_ray.progress import Reporter, format_count, format_duration
 from kasthuri_ray.reports.sweep_figures import SettingAxis
-from kasthuri_ray.reports.sweep_page import SweepReport, sweep_page
-from kasthuri_ray.training.training_messages import StepMessage, TextMessage
+from kasthuri_ray.reports.sweep_page import AT_CHANCE, SettingRow, SweepReport, sweep_page
+from kasthuri_ray.storage.uris import absolute_uri
+from kasthuri_ray.training.training_messages import EpochMessage, StepMessage, TextMessage
 from kasthuri_ray.tuning.leaderboard import BEST_CONFIG, BEST_FOLDER, Leaderboard
 from kasthuri_ray.tuning.sampler import setting_importances
 from kasthuri_ray.tuning.search_space import NETWORK_KEY, RANGES
+from kasthuri_ray.tuning.setting_effects import measure_effects
 from kasthuri_ray.tuning.sweep_plan import SweepPlan
 from kasthuri_ray.tuning.trial_messages import TrialMessage
 from kasthuri_ray.tuning.trial_record import FAILED, FINISHED, RUNNING, TrialRecord
@@ -91,13 +93,32 @@ class SweepReporter:
         with self._lock:
             if isinstance(message, StepMessage) and trial in self._steps:
                 self._steps[trial] = message
+            elif isinstance(message, EpochMessage) and not self.reporter.is_terminal:
+                row, metric = message.row, self.leaderboard.metric
+                score = f"{metric_name(metric)} {row[metric]:.3f}"
+                self.reporter.print_line(f"{self._place(trial, row['epoch'])}: {score}")
             elif isinstance(message, TextMessage) and message.text not in self._lines_shown:
                 self._lines_shown.add(message.text)
                 self.reporter.print_line(f"trial {trial}: {message.text}")
 
+    def _place(self, id: str, epoch: int | None) -> str:
+        """Return which trial of how many this is, and at which epoch of how many it is."""
+        number = next(trial.number for trial in self.leaderboard.trials if trial.id == id) + 1
+        step = self._steps.get(id)
+        of_all = "" if self.num_trials is None else f" of {self.num_trials}"
+        of_epochs = "" if step is None else f" of {step.num_epochs}"
+        return f"trial {id} ({number}{of_all}), " + ("starts" if epoch is None else f"epoch {epoch}{of_epochs}")
+
     def draw_table(self) -> None:
         with self._lock:
-            self.reporter.show_table(self.table())
+            if self.reporter.is_terminal:
+                self.reporter.show_table(self.table())
+            else:
+                self.reporter.show_live("  ".join([*self._places(), self.table()[0]]))
+
+    def _places(self) -> list[str]:
+        """Return where each running trial is."""
+        return [self._place(id, None if step is None else step.epoch) for id, step in self._steps.items()]
 
     def table(self) -> list[str]:
         """Return a line for the sweep, one for each running trial, and one for each of the best trials."""
@@ -124,9 +145,10 @@ class SweepReporter:
 
     def _trial_line(self, trial: TrialRecord) -> str:
         step = self._steps[trial.id]
-        parts = [f"  {trial.id} {trial.network}"]
-        parts += ["starts"] if step is None else [
-            f"epoch {step.epoch}/{step.num_epochs}  step {step.step}/{step.num_steps}",
+        parts = [f"  {self._place(trial.id, None if step is None else step.epoch)}"]
+        parts += [trial.network] if step is None else [
+            f"step {step.step}/{step.num_steps}",
+            trial.network,
             self._score_text(trial) if trial.score is not None else "no score yet",
             f"{step.tiles_per_second:.1f} tiles/s  {format_duration(step.seconds_left)} left",
         ]  # fmt: skip
@@ -144,7 +166,6 @@ def write_sweep_page(plan: SweepPlan, leaderboard: Leaderboard) -> None:
 def sweep_report(plan: SweepPlan, leaderboard: Leaderboard) -> SweepReport:
     """Return what the page shows, from the record, the trials' histories and the winner's test metrics."""
     best = leaderboard.best()
-    metrics = leaderboard.folder(best).read_metrics() if best is not None else None
     histories = {trial.id: leaderboard.folder(trial).read_history() for trial in leaderboard.trials}
     return SweepReport(
         name=leaderboard.storage.name,
@@ -155,23 +176,61 @@ def sweep_report(plan: SweepPlan, leaderboard: Leaderboard) -> SweepReport:
         curves={id: [row[leaderboard.metric] for row in history] for id, history in histories.items()},
         space=[SettingAxis(key, domain.kind, domain.values) for key, domain in plan.space.items()],
         importances=setting_importances(plan.space, leaderboard.trials, leaderboard.higher_is_better),
-        test=metrics["test"] if metrics else None,
+        effects=[
+            SettingRow(effect.key, effect.describe_values(), effect.describe_size(), effect.describe_certainty())
+            for effect in measure_effects(plan.space, leaderboard.trials)
+        ],
+        metrics=None if best is None else leaderboard.folder(best).read_metrics(),
+        at_chance=is_at_chance(leaderboard),
         seconds=leaderboard.seconds,
         settings=plan.description,
-        commands=_next_commands(plan) if best is not None else (),
+        commands=_next_commands(plan, best) if best is not None else (),
     )
 
 
-def _next_commands(plan: SweepPlan) -> list[tuple[str, str]]:
-    path = shlex.quote(plan.path)
-    segment = (
-        "Segment with the winner's weights:",
-        f"{plan.job_command('segment')} --weights {path}/{BEST_FOLDER} --output out.zarr",
-    )
+def is_at_chance(leaderboard: Leaderboard) -> bool:
+    """Return whether trials were evaluated and none of them is better than chance, the best one included."""
+    best = leaderboard.best()
+    if best is None:
+        return False
+    ended = [trial for trial in leaderboard.trials if trial.ended and trial.state != FAILED]
+    metrics = {trial.id: leaderboard.folder(trial).read_metrics() or {} for trial in ended}
+    known = {id: each.get("better_than_chance") for id, each in metrics.items()}
+    return known[best.id] is False and not any(known.values())
+
+
+def describe_winner(plan: SweepPlan, leaderboard: Leaderboard, best: TrialRecord) -> list[str]:
+    """Return the last lines of a sweep: warnings, the trial that ranks first, how to use it, and what mattered."""
+    metrics = leaderboard.folder(best).read_metrics() or {}
+    warnings = [*([AT_CHANCE] if is_at_chance(leaderboard) else []), *metrics.get("warnings", ())]
+    score = f"{metric_name(leaderboard.metric)} {best.score:.3f} at epoch {best.best_epoch} of {best.epochs}"
+    number = format_count(len(leaderboard.trials), "trial")
+    ranks = f"trial {best.id} ranks first of {number}" if warnings else f"the best of {number} is {best.id}"
+    commands = [f"to {text}: {command}" for text, command in _winner_commands(plan)]
+    effects = ", ".join(effect.describe() for effect in measure_effects(plan.space, leaderboard.trials))
+    return [
+        *(f"warning: {warning}" for warning in warnings),
+        f"{ranks}, {score}: {describe_trial(best)}",
+        *commands,
+        f"to use its weights: --weights {shlex.quote(f'{plan.path}/{BEST_FOLDER}')}",
+        f"varied, with the effect on the {metric_name(leaderboard.metric)}: {effects}",
+    ]
+
+
+def _winner_commands(plan: SweepPlan) -> list[tuple[str, str]]:
+    """Return the command that trains the first trial again, from any folder; none for a sweep on object storage."""
     if not plan.storage.is_local:
-        return [segment]
-    train = ("Train the winner again, or for longer:", f"{plan.job_command('train')} --config {path}/{BEST_CONFIG}")
-    return [train, segment]
+        return []
+    train = plan.settings.train
+    boss = ["--boss", absolute_uri(train.boss)] if train.boss else []
+    flags = ["--config", f"{plan.path}/{BEST_CONFIG}", *boss, *(["--allow-empty"] if train.allow_empty else [])]
+    return [("train it again", f"{plan.job_command('train')} {shlex.join(flags)}")]
+
+
+def _next_commands(plan: SweepPlan, best: TrialRecord) -> list[tuple[str, str]]:
+    weights = shlex.join(["--weights", f"{plan.path}/{BEST_FOLDER}", "--output", "out.zarr"])
+    again = [(f"Train trial {best.id} again, or for longer:", command) for _, command in _winner_commands(plan)]
+    return [*again, (f"Segment with the weights of trial {best.id}:", f"{plan.job_command('segment')} {weights}")]
 
 
 def metric_name(metric: str) -> str:

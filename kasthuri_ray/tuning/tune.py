@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,10 +33,10 @@ from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.storage.lease import Lease
 from kasthuri_ray.training.run_folder import RunFolder
 from kasthuri_ray.tuning.epoch_barrier import start_epoch_barrier
-from kasthuri_ray.tuning.leaderboard import BEST_CONFIG, BEST_FOLDER, LEADERBOARD_JSON, Leaderboard, recover_trials
+from kasthuri_ray.tuning.leaderboard import BEST_FOLDER, LEADERBOARD_JSON, Leaderboard, recover_trials
 from kasthuri_ray.tuning.ray_tune import make_scheduler, make_tuner
 from kasthuri_ray.tuning.sweep_plan import JobCommand, SweepPlan, check_sweep_resumable, plan_sweep
-from kasthuri_ray.tuning.sweep_report import describe_search, describe_trial, metric_name
+from kasthuri_ray.tuning.sweep_report import describe_search, describe_winner
 from kasthuri_ray.tuning.sweep_trials import SweepTrials
 from kasthuri_ray.tuning.trial import run_trial
 from kasthuri_ray.tuning.trial_record import FAILED, FINISHED, STOPPED, TrialRecord
@@ -133,7 +132,8 @@ def tune(
         leaderboard.finished = False
         with name_resume_command(command, reporter):
             _run_trials(plan, leaderboard, reporter, lease)
-        _report_winner(plan, leaderboard, _find_winner(leaderboard), reporter)
+        for line in describe_winner(plan, leaderboard, _find_winner(leaderboard)):
+            reporter.print_line(line)
     reporter.print_result(plan.path)
     return TuneResult.of(leaderboard)
 
@@ -188,17 +188,3 @@ def _find_winner(leaderboard: Leaderboard) -> TrialRecord:
         )
     assert best is not None
     return best
-
-
-def _report_winner(plan: SweepPlan, leaderboard: Leaderboard, best: TrialRecord, reporter: Reporter) -> None:
-    """Show the winner, and what to type to use it."""
-    score = f"{metric_name(leaderboard.metric)} {best.score:.3f}"
-    reporter.print_line(
-        f"the best of {len(leaderboard.trials)} trials is {best.id}, {score} at epoch "
-        f"{best.best_epoch} of {best.epochs}: {describe_trial(best)}"
-    )
-    if plan.storage.is_local:
-        reporter.print_line(
-            f"to train it again: {plan.job_command('train')} --config {shlex.quote(f'{plan.path}/{BEST_CONFIG}')}"
-        )
-    reporter.print_line(f"to use its weights: --weights {shlex.quote(f'{plan.path}/{BEST_FOLDER}')}")

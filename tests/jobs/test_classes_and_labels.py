@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import zarr
 
+from kasthuri_ray.geometry import Box
 from kasthuri_ray.metrics.class_map import classes_at
 from kasthuri_ray.volumes.opening import open_volume
 
@@ -67,7 +68,7 @@ def page_text(path):
     return re.sub(r"\s+", " ", html.unescape(page))
 
 
-def test_a_run_has_scores_and_a_threshold_for_each_class_and_counts_labelled_voxels_alone(run):
+def test_a_run_has_scores_and_a_threshold_for_each_class_and_counts_labelled_voxels_alone(run, folder):
     metrics = json.loads((run / "metrics.json").read_text())
     assert list(metrics["test"]["classes"]) == NAMES
     assert len(metrics["test"]["threshold"]) == 2
@@ -75,11 +76,18 @@ def test_a_run_has_scores_and_a_threshold_for_each_class_and_counts_labelled_vox
     means = [row["foreground_f1"] for row in metrics["test"]["classes"].values()]
     assert metrics["test"]["foreground_f1"] == pytest.approx(np.mean(means))
     assert metrics["test"]["classes"]["membrane"]["foreground_f1"] > 0.3
+    labels = open_volume(str(folder / "labels.zarr")).read(Box((11, 0, 0), (14, 256, 256)))
+    objects = metrics["test"]["classes"]["synapse"]["objects"]
+    assert objects["num_true"] == cc3d.connected_components(labels == 9, connectivity=26).max() > 0
+    assert metrics["test"]["objects"] == objects  # membranes have none
+    assert "objects" not in metrics["test"]["classes"]["membrane"]
     settings = json.loads((run / "settings.json").read_text())
     assert settings["network"]["classes"] == 3
     text = page_text(run / "index.html")
     for name, row in metrics["test"]["classes"].items():
         assert f"{name} {row['foreground_f1']:.3f} {row['recall']:.3f} {row['precision']:.3f}" in text
+    assert f"F1 of objects {objects['f1']:.3f}" in text
+    assert f"{objects['num_true']:,} organelles that are found" in text
     assert "unlabelled" not in metrics["test"]["classes"]
 
 
@@ -107,7 +115,9 @@ def test_an_evaluation_has_a_row_for_each_class_and_leaves_unlabelled_voxels_out
     assert result["voxels"] == 3 * 216 * 256
     for name, row in result["classes"].items():
         assert row["foreground_f1"] == pytest.approx(tested["classes"][name]["foreground_f1"], abs=0.02)
-    assert "objects" in result["classes"]["synapse"]
+    evaluated, of_run = result["classes"]["synapse"]["objects"], tested["classes"]["synapse"]["objects"]
+    assert (evaluated["num_true"], evaluated["matching_iou"]) == (of_run["num_true"], of_run["matching_iou"])
+    assert evaluated["f1"] == pytest.approx(of_run["f1"], abs=0.1)
     assert "objects" not in result["classes"]["membrane"]
     assert f"synapse {result['classes']['synapse']['foreground_f1']:.3f}" in page_text(folder / "evaluation/index.html")
     wrong = start_job(*arguments, "--threshold", "0.5,0.4,0.3", cluster=cluster, script="jobs/evaluate.py").wait()

@@ -15,8 +15,8 @@ COLUMNS = [
     *("learning_rate", "seconds", "tiles_per_second"),
 ]
 SCORES = {
-    *("f1", "mean_f1", "iou", "mean_iou", "accuracy", "balanced_accuracy"),
-    *("foreground_f1", "foreground_iou", "precision", "recall", "average_precision", "threshold", "confusion"),
+    *("f1", "mean_f1", "iou", "mean_iou", "accuracy", "balanced_accuracy", "confusion", "argmax"),
+    *("foreground_f1", "foreground_iou", "precision", "recall", "average_precision", "threshold"),
 }
 VAL_VOXELS, TEST_VOXELS = 3 * 128 * 128, 5 * 128 * 128
 

@@ -2,10 +2,12 @@
 
 import contextlib
 import csv
+import html
 import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -96,7 +98,7 @@ def sweep(start_job, cluster, tiny_flags, volumes, tmp_path_factory) -> ResumedS
 
 def test_a_killed_sweep_resumes_and_no_trial_runs_twice(sweep):
     assert "trial 0000 finished" in sweep.killed.out
-    assert "trial 0000" not in sweep.job.out.split("the best of")[0]
+    assert "trial 0000" not in re.split("the best of|ranks first", sweep.job.out)[0]
     assert {path: path.stat().st_mtime_ns for path in (sweep.folder / "trials/0000").rglob("*.csv")} == sweep.at_kill[
         "done"
     ]
@@ -151,6 +153,27 @@ def test_only_the_best_trial_keeps_its_weights_and_the_folder_best_is_a_copy_of_
     assert best["score"] == pytest.approx(max(float(row["val.average_precision"]) for row in rows))
 
 
+def page_text(path: Path) -> str:
+    page = re.sub(r"<style>.*?</style>|<svg.*?</svg>|<[^>]*>", " ", path.read_text(), flags=re.DOTALL)
+    return re.sub(r"\s+", " ", html.unescape(page))
+
+
+def test_the_page_and_the_last_line_say_what_was_varied_and_whether_it_mattered(sweep):
+    varied = sweep.job.lines[-2]
+    assert varied.startswith("varied, with the effect on the average precision: ")
+    assert "learning_rate (too few trials to tell)" in varied
+    page = page_text(sweep.folder / "index.html")
+    assert re.search(r"learning rate 0.01: 0.\d{3} \(1\), 0.003: 0.\d{3} \(1\) not known too few trials to tell", page)
+    metrics = json.loads((sweep.folder / "best/metrics.json").read_text())
+    first = "ranks first of 4 trials" if metrics["warnings"] else "the best of 4 trials is"
+    assert len([line for line in sweep.job.lines if first in line]) == 1
+    assert [line for line in sweep.job.lines if line.startswith("warning: ")] == [
+        *(["warning: No trial is better than chance."] if not metrics["better_than_chance"] else []),
+        *(f"warning: {warning}" for warning in metrics["warnings"]),
+    ]
+    assert re.search(r"trial 0002 \(3 of 4\), epoch \d of 4: average precision 0", sweep.job.out)
+
+
 def test_a_finished_sweep_is_refused(sweep, start_job, cluster):
     repeated = start_job(*sweep.arguments, script=TUNE, cluster=cluster).wait()
     assert repeated.code == 2
@@ -160,7 +183,10 @@ def test_a_finished_sweep_is_refused(sweep, start_job, cluster):
 def test_training_the_winner_again_reproduces_its_score(sweep, start_job, cluster, tmp_path):
     config = str(sweep.folder / "best.json")
     boss = sweep.boss[sweep.boss.index("--boss") :]
-    job = start_job("--config", config, "--storage", tmp_path, "--name", "again", *boss, cluster=cluster).wait()
+    command = next(line for line in sweep.job.lines if line.startswith("to train it again: "))
+    words = shlex.split(command.partition(": ")[2])
+    assert words == [sys.executable, str(ROOT / "jobs/train.py"), "--config", config, *boss]
+    job = start_job(*words[2:], "--storage", tmp_path, "--name", "again", cluster=cluster).wait()
     assert job.code == 0, job.out + job.err
     best = min(sweep.trials(), key=lambda row: row["rank"])
     score = json.loads((tmp_path / "again/metrics.json").read_text())["val"]["average_precision"]

@@ -21,7 +21,7 @@ def precision_and_recall(true, predicted):
 def test_a_prediction_is_right_if_its_iou_is_more_than_a_half():
     assert match_labels([1, 1, 1, 1, 0, 2, 2], [0, 1, 1, 1, 1, 0, 0]) == {
         "precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "num_true": 2, "num_predicted": 1,
-        "matching_iou": 0.5,
+        "num_small": 1, "matching_iou": 0.5,
     }  # fmt: skip
     assert precision_and_recall([1, 1, 1, 0], [0, 0, 1, 1]) == (0, 0)  # one voxel of four
     assert precision_and_recall([1] * 5, [0, 0, 1, 1, 1]) == (1, 1)
@@ -60,7 +60,7 @@ def test_matches_equal_the_best_one_to_one_assignment():
 
 
 def test_scores_are_zero_without_objects():
-    zeros = {"precision": 0.0, "recall": 0.0, "f1": 0.0, "num_true": 0, "num_predicted": 0}
+    zeros = {"precision": 0.0, "recall": 0.0, "f1": 0.0, "num_true": 0, "num_predicted": 0, "num_small": 0}
     assert match_labels([0, 0], [0, 0]) == zeros | {"matching_iou": 0.5}
     assert match_labels([1, 0], [0, 0])["f1"] == 0.0
 

@@ -67,8 +67,9 @@ def test_the_metrics_of_a_split_have_the_documented_keys_and_survive_json(random
     assert json.loads(json.dumps(scores)) == scores
     assert set(scores) == {
         "f1", "mean_f1", "iou", "mean_iou", "accuracy", "balanced_accuracy", "foreground_f1", "foreground_iou",
-        "precision", "recall", "average_precision", "threshold", "confusion",
+        "precision", "recall", "average_precision", "threshold", "confusion", "argmax",
     }  # fmt: skip
+    assert set(scores["argmax"]) == {"confusion", *voxel_scores.argmax_scores(counts)}
     assert [len(scores[key]) for key in ("f1", "iou", "accuracy", "confusion")] == [2, 2, 2, 2]
     assert scores["threshold"] == 0.25
     assert scores["foreground_f1"] == thresholds.outcomes_at(counts.by_class[0], 0.25).f1

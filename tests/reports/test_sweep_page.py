@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kasthuri_ray.reports.sweep_figures import SettingAxis
-from kasthuri_ray.reports.sweep_page import SweepReport, sweep_page
+from kasthuri_ray.reports.sweep_page import AT_CHANCE, SettingRow, SweepReport, sweep_page
 
 NETWORKS, NORMALIZATIONS = ["UNet_2D", "UNet_2D_residual"], ["batch", "group"]
 SPACE = [
@@ -74,9 +74,12 @@ def test_the_page_describes_the_winner_and_shows_its_scores_on_test(page_text) -
         "threshold": 0.4,
         "average_precision": 0.66,
         "foreground_iou": 0.44,
-        "balanced_accuracy": 0.7,
+        "recall": 0.7,
+        "precision": 0.54,
     }
-    report = make_report(test=test, importances={"network.learning_rate": 0.7, "network": 0.3})
+    rows = [SettingRow("network.learning_rate", "0.0003 to 0.01", "rank correlation +0.80", "more than chance, p 0.02")]
+    importances = {"network.learning_rate": 0.7, "network": 0.3}
+    report = make_report(metrics={"test": test, "warnings": []}, effects=rows, importances=importances)
     page = sweep_page(report)
     best, text = report.winner, page_text(page)
     assert f"{best['network']} is the best of 8 trials, with average precision {best['score']:.3f}." in text
@@ -84,6 +87,7 @@ def test_the_page_describes_the_winner_and_shows_its_scores_on_test(page_text) -
     assert "0.610" in page
     assert "0.440" in page
     assert "Importances" in page
+    assert "learning rate 0.0003 to 0.01 rank correlation +0.80 more than chance, p 0.02" in text
     assert "python jobs/train.py --config best.json" in page
     assert "searched" in page
 
@@ -149,3 +153,12 @@ def test_sweeps_of_one_trial_and_of_none_have_pages() -> None:
     page = sweep_page(make_report(0))
     assert "None of the 0 trials ended successfully." in page
     assert "<svg" not in page
+
+
+def test_at_chance_no_winner_is_announced(page_text) -> None:
+    warning = "The average precision may be chance."
+    text = page_text(sweep_page(make_report(metrics={"test": None, "warnings": [warning]}, at_chance=True)))
+    assert text.count(AT_CHANCE) == 2  # in the box and as the headline
+    assert warning in text
+    for praise in ("winner", "is the best of", "consider trial"):
+        assert praise not in text

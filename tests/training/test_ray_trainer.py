@@ -35,7 +35,9 @@ def test_a_terminal_shows_one_live_line_and_a_line_for_each_epoch():
     assert stream.getvalue() == f"\r\033[K{STEP_LINE[:79]}" * 2
     show_message(reporter, EPOCH)
     lines = stream.getvalue().split("\n")
-    assert lines[1:] == [EPOCH_LINE, "  the network predicts background everywhere so far", ""]
+    assert lines[1] == EPOCH_LINE
+    assert lines[2].startswith("  background is the most probable class of every voxel so far; the F1 is at")
+    assert lines[3:] == [""]
     reporter.end()
     assert stream.getvalue().count("\n") == 3
 

@@ -6,7 +6,7 @@ import pytest
 
 from kasthuri_ray.progress import Reporter
 from kasthuri_ray.storage.folder import open_storage
-from kasthuri_ray.training.training_messages import StepMessage, TextMessage
+from kasthuri_ray.training.training_messages import EpochMessage, StepMessage, TextMessage
 from kasthuri_ray.tuning.leaderboard import Leaderboard
 from kasthuri_ray.tuning.sweep_report import SweepReporter
 from kasthuri_ray.tuning.trial_messages import TrialMessage
@@ -55,8 +55,8 @@ def test_the_table_shows_the_sweep_the_running_trials_and_the_best_ones(leaderbo
     display.receive(TrialMessage("0003", STEP))
     assert display.table() == [
         "3 of 6 trials done, 2 training  1 failed  best average precision 0.710 (0000 UNet_2D)  2 h 00 min left",
-        "  0003 UNet_2D  epoch 4/9  step 2/8  average precision 0.600  7.2 tiles/s  5 min left",
-        "  0004 UNet_2D  starts",
+        "  trial 0003 (4 of 6), epoch 4 of 9  step 2/8  UNet_2D  average precision 0.600  7.2 tiles/s  5 min left",
+        "  trial 0004 (5 of 6), starts  UNet_2D",
         "  1. average precision 0.710  UNet_2D, learning_rate 0.002, loss focal",
         "  2. average precision 0.600  UNet_2D, learning_rate 0.002, loss focal",
         "  3. average precision 0.400  UNet_2D, learning_rate 0.002, loss focal",
@@ -69,3 +69,18 @@ def test_the_same_message_of_several_trials_is_shown_once(leaderboard):
     for trial in ("0003", "0004"):
         display.receive(TrialMessage(trial, TextMessage("no C++ compiler here")))
     assert out.getvalue() == "trial 0003: no C++ compiler here\n"
+
+
+def test_without_a_terminal_each_epoch_is_a_line_and_progress_shows_the_trial_that_trains(leaderboard):
+    out = io.StringIO()
+    display = SweepReporter(Reporter(out, plain_period_s=0), leaderboard, 6, lambda: None)
+    display.show_start(leaderboard.trials[3])
+    display.receive(TrialMessage("0003", STEP))
+    display.draw_table()
+    row = {"epoch": 4, "val.average_precision": 0.61}
+    display.receive(TrialMessage("0003", EpochMessage(row, only_background=False)))
+    assert out.getvalue().splitlines()[1:] == [
+        "trial 0003 (4 of 6), epoch 4 of 9  3 of 6 trials done, 1 training  1 failed  "
+        "best average precision 0.710 (0000 UNet_2D)",
+        "trial 0003 (4 of 6), epoch 4 of 9: average precision 0.610",
+    ]

@@ -1,0 +1,104 @@
+"""How densely objects lie in an annotation, and signs that a prediction's objects are mostly noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kasthuri_ray.metrics.matching import SMALL_VOXELS
+
+MAX_RATIO = 5.0  # of the density of the predicted objects to that of the annotated ones
+MAX_PER_TRUE = 2.0  # where the annotation itself has about as many objects, a high density is no sign of noise
+NM3_PER_UM3 = 1e9
+
+
+@dataclass(frozen=True)
+class AnnotatedObjects:
+    """The objects of an annotation, or of a part of it.
+
+    Parameters
+    ----------
+    num_objects : mapping of str to int
+        Objects of each class by its name.
+    num_voxels : int
+        Labelled voxels.
+    voxel_size_nm : sequence of float or None
+        Size of a voxel, z, y, x.
+    """
+
+    num_objects: Mapping[str, int]
+    num_voxels: int
+    voxel_size_nm: Sequence[float] | None
+
+    @classmethod
+    def from_plain(cls, record: Mapping[str, Any] | None) -> AnnotatedObjects | None:
+        """Return what `to_plain` returned; None for None."""
+        return None if record is None else cls(**record)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return asdict(self)
+
+
+def object_warnings(
+    objects: Mapping[str, Mapping[str, Any]],
+    num_voxels: int,
+    voxel_size_nm: Sequence[float] | None,
+    training: AnnotatedObjects | None,
+) -> list[str]:
+    """Return the signs that the objects of a prediction are mostly noise.
+
+    Parameters
+    ----------
+    objects : mapping
+        Result of `matching.match_objects` for each class by its name.
+    num_voxels : int
+        Labelled voxels that were compared.
+    voxel_size_nm : sequence of float or None
+        Size of a voxel, z, y, x.
+    training : AnnotatedObjects or None
+        Objects of the annotation of the training boxes. Without them, or where they hold none of a class, the
+        annotation that the prediction is compared with takes their place.
+
+    Returns
+    -------
+    list of str
+        Sentences.
+    """
+    warnings = []
+    for name, row in objects.items():
+        if row.get("num_small", 0) > row["num_predicted"] / 2:
+            warnings.append(
+                f"Most of the {row['num_predicted']:,} marked objects of the class {name} are specks: "
+                f"{row['num_small']:,} have fewer than {SMALL_VOXELS} voxels. A count of them means nothing."
+            )
+        here = AnnotatedObjects({name: row["num_true"]}, num_voxels, voxel_size_nm)
+        is_known = training is not None and training.num_voxels > 0 and training.num_objects.get(name, 0) > 0
+        reference, whose = (training, "the annotation of the training boxes") if is_known else (here, "the annotation")
+        assert reference is not None
+        warnings.append(_density_warning(name, row, here, reference, whose))
+    return [warning for warning in warnings if warning]
+
+
+def _density_warning(
+    name: str, row: Mapping[str, Any], here: AnnotatedObjects, reference: AnnotatedObjects, whose: str
+) -> str:
+    volume, other_volume, unit = here.num_voxels / 1e6, reference.num_voxels / 1e6, "million voxels"
+    if here.voxel_size_nm is not None and reference.voxel_size_nm is not None:
+        volume, other_volume = (
+            each.num_voxels * math.prod(size) / NM3_PER_UM3
+            for each, size in ((here, here.voxel_size_nm), (reference, reference.voxel_size_nm))
+        )
+        unit = "um^3"
+    num_predicted, num_true, num_reference = row["num_predicted"], row["num_true"], reference.num_objects[name]
+    if not num_reference or num_predicted <= MAX_RATIO * num_reference * volume / other_volume:
+        return ""
+    if num_predicted <= MAX_PER_TRUE * num_true:
+        return ""
+    return (
+        f"The prediction marks {num_predicted:,} objects of the class {name} in {volume:.3g} {unit}, "
+        f"{num_predicted / volume:.3g} per {unit}. That is over {MAX_RATIO:.0f} times as many as in {whose}, "
+        f"{num_reference / other_volume:.3g} per {unit}: most of them are not {name}."
+    )
