@@ -51,8 +51,10 @@ def make_parser() -> cli.SettingsParser:
     group.add(
         "--out",
         metavar="DIR|s3://...",
-        help="folder for metrics, figures and index.html (default: PREDICTION.evaluation)",
+        help="folder for metrics, figures and index.html; the same evaluation is replaced (default: "
+        "PREDICTION.evaluation)",
     )
+    group.add("--overwrite", action="store_true", help="replace an evaluation of other volumes or settings too")
     cli.add_settings_flags(parser)
     cli.add_data_access_flags(parser)
     cli.add_wait_flag(parser.add_group("compute"))

@@ -133,3 +133,4 @@ class EvaluateFlags(DataFlags, total=False):
     voxel_size: Any
     resample: bool
     out: str
+    overwrite: bool

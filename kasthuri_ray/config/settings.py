@@ -236,6 +236,8 @@ class EvaluateSettings(SettingsSection):
     """Read a prediction and instances of another voxel size on the voxels of the annotation."""
     out: str | None = None
     """Folder or s3:// URL of the results; null: PREDICTION.evaluation."""
+    overwrite: bool = False
+    """Replace an evaluation of other volumes or settings in the same folder."""
     boss: str | None = None
     """JSON file with protocol, host and token of a BossDB; its token is never written anywhere; null: public data."""
     cache: str | None = None

@@ -30,6 +30,7 @@ from kasthuri_ray.volumes.volume import Volume
 
 MAX_BLOCK: Zyx = (64, 512, 512)
 MAX_BLOCK_VOXELS = 1 << 23  # a block takes about 25 bytes a voxel
+SAMPLE: Zyx = (1, 256, 256)  # read before the work
 MAX_WINDOW = 1024  # voxels along y and x of the part of a section that is scored and shown as one picture
 
 # Last axis of `window_counts`. COUNTED are all voxels that are not ignored.
@@ -114,6 +115,14 @@ class Comparison:
     def read_classes(self, box: Box) -> np.ndarray:
         """Return the class of each voxel, or IGNORE_LABEL; uint8, z, y, x."""
         return to_classes(self.annotation.read(box), self.labels, f"{self.annotation.uri} {box}")
+
+    def check_sample(self) -> None:
+        """Raise an InputError if the middle of the box shows that the volumes are no prediction and no annotation."""
+        shape = per_axis(min, self.box.shape, SAMPLE)
+        corner = per_axis(lambda start, n, size: start + (n - size) // 2, self.box.start, self.box.shape, shape)
+        sample = Box.at(corner, shape)
+        self.read_probability(sample)
+        self.read_classes(sample)
 
     def read_instances(self, box: Box, classes: np.ndarray) -> np.ndarray:
         """Return the ids of cells, z, y, x; 0 where there is none, or where the annotation's class is ignored."""

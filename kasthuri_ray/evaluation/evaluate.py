@@ -13,9 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from kasthuri_ray.config.settings import EvaluateSettings
-from kasthuri_ray.errors import InputError, WorkFailed, missing_is_bad_input
+from kasthuri_ray.errors import InputError, WorkFailed, missing_is_bad_input, named_input
 from kasthuri_ray.evaluation.comparison import BlockResult, Comparison, ComparisonTotals, compare_block
 from kasthuri_ray.evaluation.comparison_inputs import prepare_comparison
+from kasthuri_ray.evaluation.evaluation_folder import (
+    check_evaluation_folder,
+    evaluation_record,
+    start_evaluation_folder,
+)
 from kasthuri_ray.evaluation.evaluation_report import (
     evaluation_metrics,
     evaluation_notes,
@@ -26,10 +31,11 @@ from kasthuri_ray.evaluation.provenance import output_group_path, storage_path
 from kasthuri_ray.geometry import Box, Zyx
 from kasthuri_ray.progress import Reporter, format_duration
 from kasthuri_ray.ray_cluster.connection import connect_ray
-from kasthuri_ray.ray_cluster.output_paths import check_writable_path, resolve_output_path
+from kasthuri_ray.ray_cluster.output_paths import SINGLE_NODE, check_writable_path, resolve_output_path
 from kasthuri_ray.ray_cluster.ray_errors import root_cause, user_error
-from kasthuri_ray.ray_cluster.resources import ResourceDemand, require_resources
+from kasthuri_ray.ray_cluster.resources import ClusterResources, ResourceDemand, require_resources
 from kasthuri_ray.storage.folder import open_storage
+from kasthuri_ray.storage.storage import Storage
 from kasthuri_ray.storage.uris import is_inside
 
 BLOCK_CPUS = 0.5  # logical: while one block is read, another is counted
@@ -86,10 +92,12 @@ def evaluate(
         If the work fails after it has started.
     """
     inputs = prepare_comparison(settings, task_changes)
-    out = default_out(settings)
+    record = evaluation_record(inputs, settings)
+    _open_folder(settings, SINGLE_NODE, record)  # what it refuses needs no cluster
+    with named_input("--annotation", settings.annotation):
+        inputs.comparison.check_sample()
     cluster = connect_ray(reporter, settings.verbose)
-    storage = open_storage(resolve_output_path(out, cluster, "--out"))
-    check_writable_path(storage.path, "--out")
+    storage = _open_folder(settings, cluster, record)
     reporter.print_result(storage.path)  # the first line, for scripts
     for note in inputs.notes:
         reporter.print_line(note)
@@ -101,6 +109,7 @@ def evaluate(
     finally:
         reporter.end()
     metrics = evaluation_metrics(inputs, totals)
+    start_evaluation_folder(storage, record)
     write_evaluation_report(storage, inputs, totals, metrics, settings)
     for note in evaluation_notes(inputs, totals, metrics)[len(inputs.notes) :]:
         reporter.print_line(note)
@@ -110,6 +119,14 @@ def evaluate(
         reporter.print_line(evaluation_summary(metrics))
     reporter.print_result(storage.path)
     return EvaluateResult(storage.path, metrics)
+
+
+def _open_folder(settings: EvaluateSettings, cluster: ClusterResources, record: Mapping[str, Any]) -> Storage:
+    """Return the folder of the results, after a check that it can be written and holds no other evaluation."""
+    storage = open_storage(resolve_output_path(default_out(settings), cluster, "--out"))
+    check_writable_path(storage.path, "--out")
+    check_evaluation_folder(storage, record, settings.overwrite)
+    return storage
 
 
 def default_out(settings: EvaluateSettings) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from kasthuri_ray.config.loading import GivenSettings, resolve_settings
-from kasthuri_ray.config.settings import Settings
+from kasthuri_ray.config.settings import SegmentSettings, Settings
 from kasthuri_ray.errors import ActorPoolStopped, InputError, UnforeseenFailure, WorkFailed, missing_is_bad_input
 from kasthuri_ray.hardware import Machine
 from kasthuri_ray.inference.inference_settings import InferenceSettings
@@ -23,7 +23,12 @@ from kasthuri_ray.output.side_files import write_plan
 from kasthuri_ray.progress import Reporter
 from kasthuri_ray.ray_cluster.connection import connect_ray
 from kasthuri_ray.ray_cluster.driver import exit_on_sigterm
-from kasthuri_ray.ray_cluster.output_paths import check_shared_path, check_writable_path, resolve_output_path
+from kasthuri_ray.ray_cluster.output_paths import (
+    SINGLE_NODE,
+    check_shared_path,
+    check_writable_path,
+    resolve_output_path,
+)
 from kasthuri_ray.ray_cluster.resources import ClusterResources
 from kasthuri_ray.segmentation import output_checks, resume
 from kasthuri_ray.segmentation.actor_plan import ActorPlan
@@ -140,6 +145,7 @@ def segment(
     export = read_export_request(requested, inputs.box, trained.where)
     volumes = {"image": inputs.image, "mask": inputs.mask}
     output_checks.check_outside_volumes(str(requested.output), requested.precomputed, volumes)
+    _check_without_cluster(requested, inputs)
     cluster = connect_ray(reporter, requested.verbose)
     output = _resolve_path(str(requested.output), "--output", cluster, requested.dry_run)
     copy = requested.precomputed and _resolve_path(requested.precomputed, "--precomputed", cluster, requested.dry_run)
@@ -190,6 +196,18 @@ def _export(export: ExportRequest, result: SegmentResult, reporter: Reporter, re
         reporter.print_line(f"not exported: {error}")
         return result
     return replace(result, export_path=export.path)
+
+
+def _check_without_cluster(segment: SegmentSettings, inputs: SegmentationInputs) -> None:
+    """Refuse, before Ray starts, an output that cannot be written, that is something else, or of other settings."""
+    paths = {"--output": segment.output, "--precomputed": segment.precomputed}
+    output, copy = (path and _resolve_path(path, flag, SINGLE_NODE, segment.dry_run) for flag, path in paths.items())
+    record = resume.read_existing_record(str(output), segment.overwrite)
+    if record is None:
+        return
+    job = inputs.make_job(str(output), resume.restore_inference_settings(record, inputs), copy)
+    resume.check_same_settings(record, job)
+    resume.check_precomputed_copy(job, segment.overwrite)
 
 
 def _resolve_path(path: str, flag: str, cluster: ClusterResources, dry_run: bool) -> str:

@@ -100,8 +100,8 @@ def split_volume(
     if task.needs_split:
         task = _with_split(settings.task, _annotated_box(settings))
     what = "no ranges of x and y: all that is annotated is used" if settings.task.z_train else SPLIT_TEXT
-    typed = " ".join(f"--set {shlex.quote(text)}" for text in split_assignments(task))
-    add_note(f"the task gives {what}. To type the same, or to change it: {typed}")
+    typed = shlex.join(split_assignments(task))
+    add_note(f"the task gives {what}. To type the same, or to change it: --set {typed}")
     return settings.model_copy(update={"task": task})
 
 

@@ -85,6 +85,7 @@ def train(settings: Settings, reporter: Reporter, resume_command: Callable[[str]
         reporter.print_stderr(note)
     check_run_location(settings)
     prepared = prepare_training(settings)
+    _check_without_cluster(prepared.settings)
     cluster = connect_ray(reporter, settings.train.verbose)
     name = settings.train.name or default_run_name(settings)
     path = run_path(settings, name, cluster)
@@ -105,6 +106,16 @@ def train(settings: Settings, reporter: Reporter, resume_command: Callable[[str]
     _train_under_lease(prepared.make_job(settings, path, more_epochs), workers, reporter, command)
     reporter.print_result(path)
     return TrainResult.read(path)
+
+
+def _check_without_cluster(settings: Settings) -> None:
+    """Refuse, before Ray starts, too many workers, other settings under the same name, and a finished run."""
+    name = settings.train.name
+    folder = None if name is None else RunFolder(open_storage(run_path(settings, name)))
+    recorded = None if folder is None else folder.read_batch_size()
+    planned, _ = plan_workers(settings, use_gpu=False, recorded_batch_size=recorded)
+    if folder is not None:
+        check_run_resumable(folder, planned)
 
 
 def _unused_gpus_notes(settings: Settings, workers: WorkerPlan, cluster: ClusterResources) -> list[str]:

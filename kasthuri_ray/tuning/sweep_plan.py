@@ -18,11 +18,11 @@ from kasthuri_ray.config.sweep_settings import SweepSettings
 from kasthuri_ray.errors import AlreadyFinished, InputError
 from kasthuri_ray.progress import Reporter
 from kasthuri_ray.ray_cluster.connection import connect_ray
-from kasthuri_ray.ray_cluster.output_paths import check_shared_path
+from kasthuri_ray.ray_cluster.output_paths import SINGLE_NODE, check_shared_path
 from kasthuri_ray.ray_cluster.resources import ClusterResources, ResourceDemand
 from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.storage.storage import Storage
-from kasthuri_ray.training.preflight import check_run_location, prepare_training, run_path
+from kasthuri_ray.training.preflight import PreparedTraining, check_run_location, prepare_training, run_path
 from kasthuri_ray.training.run_folder import run_description
 from kasthuri_ray.training.worker_plan import WorkerPlan, plan_workers, uses_gpus
 from kasthuri_ray.tuning.leaderboard import Leaderboard
@@ -118,10 +118,24 @@ def plan_sweep(sweep: SweepSettings, reporter: Reporter, job_command: JobCommand
     check_comparable(sweep.networks)
     space = read_search_space(sweep)
     prepared = {name: prepare_training(base) for name, base in sweep.networks.items()}
+    if settings.train.name is not None:  # a refusal needs no cluster
+        check_sweep_resumable(_make_plan(sweep, prepared, space, SINGLE_NODE, job_command))
     cluster = connect_ray(reporter, settings.train.verbose)
+    plan = _make_plan(sweep, prepared, space, cluster, job_command)
+    check_shared_path(plan.path, cluster)
+    return plan
+
+
+def _make_plan(
+    sweep: SweepSettings,
+    prepared: Mapping[str, PreparedTraining],
+    space: SearchSpace,
+    cluster: ClusterResources,
+    job_command: JobCommand,
+) -> SweepPlan:
+    settings = next(iter(sweep.networks.values()))
     name = settings.train.name or f"{settings.task.name.removesuffix('_task')}_sweep_{time.strftime('%Y%m%d-%H%M%S')}"
     path = open_storage(run_path(settings, name, cluster)).path
-    check_shared_path(path, cluster)
     use_gpu = uses_gpus(settings, cluster)
     planned = {name: plan_workers(each.settings, use_gpu) for name, each in prepared.items()}
     bases = {name: base for name, (base, _) in planned.items()}

@@ -28,7 +28,7 @@ def test_an_evaluation_writes_the_result_the_figures_and_the_page(evaluated, syn
     assert json.loads((folder / "evaluation.json").read_text()) == evaluated
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
     assert files == {
-        "evaluation.json", "index.html", "precision_recall.png", "sections.png",
+        "evaluation.json", "settings.json", "index.html", "precision_recall.png", "sections.png",
         *(f"slices/slice_{number}.png" for number in range(6)),
     }  # fmt: skip
     page = (folder / "index.html").read_text()

@@ -24,6 +24,7 @@ import pytest
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_TOKEN = {"RAY_AUTH_MODE": "disabled"}
+NO_RAY = {"RAY_ADDRESS": "127.0.0.1:9"}  # where nothing answers: what comes before that error needed no cluster
 TIMEOUT_S = 240  # of one job: seconds on an idle machine, minutes on a busy one
 TILE_SIZE = [64, 48]  # 128 is no multiple of 48: tiles of the grid overlap, and each voxel must count once
 TINY_NETWORK = {
@@ -244,6 +245,12 @@ def is_listening(port: str) -> bool:
     except OSError:
         return False
     return True
+
+
+@pytest.fixture(scope="session")
+def no_ray() -> dict[str, str]:
+    """Return the environment of a job that fails with another error as soon as it connects to Ray."""
+    return NO_RAY
 
 
 @pytest.fixture(scope="session")

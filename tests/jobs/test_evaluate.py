@@ -73,7 +73,7 @@ def test_a_prediction_without_provenance_needs_a_task(main, folder, capsys):
     stderr = capsys.readouterr().err
     assert "p.zarr does not say which task it was made for: give --task, one of membrane, phantom_membrane, " in stderr
     assert cli.run_job(main, ["--prediction", "nowhere.zarr", "--annotation", "a.zarr", "--cache", "none"]) == 2
-    assert "--prediction: there is no " in capsys.readouterr().err
+    assert "error: --prediction nowhere.zarr: there is no " in capsys.readouterr().err
 
 
 def test_an_output_folder_that_cannot_be_written_is_refused(refused, folder, monkeypatch):
@@ -83,7 +83,7 @@ def test_an_output_folder_that_cannot_be_written_is_refused(refused, folder, mon
 
 
 def test_an_unknown_task_is_refused(refused):
-    assert "no task 'membranes'" in refused("--task", "membranes")
+    assert "--task membranes: there is no " in refused("--task", "membranes")
 
 
 def test_volumes_that_do_not_overlap_are_refused(refused):
@@ -150,6 +150,63 @@ def test_help_lists_the_flags(help_text):
     start = time.perf_counter()
     subprocess.run([sys.executable, SCRIPT, "--help"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     assert time.perf_counter() - start < 20
+
+
+def test_an_image_as_annotation_is_refused_before_ray_starts(refused):
+    write_store("grey.zarr", np.random.default_rng(0).integers(0, 256, (4, 32, 32), np.uint8))
+    assert "error: --annotation grey.zarr 1:2,0:32,0:32: the annotation holds " in refused("--annotation", "grey.zarr")
+
+
+def test_another_evaluation_in_the_folder_is_refused_before_ray_starts(refused, folder):
+    out = folder / "p.zarr.evaluation"
+    out.mkdir()
+    earlier = {"prediction": "p.zarr", "annotation": "b.zarr", "box": "0:4,0:32,0:32", "threshold": 0.5, "voxels": 4096}
+    (out / "evaluation.json").write_text(json.dumps(earlier))  # as earlier versions wrote it, without a record
+    error = refused("--threshold", 0.9, "--box", "0:2,:,:")
+    assert f"error: {out} holds another evaluation:" in error
+    assert f'annotation: "{folder}/b.zarr" -> "{folder}/a.zarr"' in error
+    assert 'box: "0:4,0:32,0:32" -> "0:2,0:32,0:32"' in error
+    assert "threshold: 0.5 -> 0.9" in error
+    assert "prediction:" not in error
+    assert "--out DIR, or replace the other with --overwrite" in error
+
+
+@pytest.mark.parametrize("flags", [[], ["--overwrite"]])
+def test_a_folder_of_something_else_is_never_replaced(refused, folder, flags):
+    (folder / "run").mkdir()
+    (folder / "run" / "index.html").write_text("the page of a run")
+    error = refused("--out", "run", *flags)
+    assert f"{folder}/run is no folder of an evaluation, it holds index.html; give another --out" in error
+    assert (folder / "run" / "index.html").read_text() == "the page of a run"
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_same_evaluation_is_replaced_and_another_one_needs_overwrite(main, folder, monkeypatch, capsys):
+    from kasthuri_ray.ray_cluster.connection import connect_ray
+
+    monkeypatch.setattr(evaluate_module, "connect_ray", connect_ray)
+    labels = np.zeros((4, 32, 32), np.uint8)
+    labels[:, 5:20, 7] = 1
+    write_store("labels.zarr", labels)
+    write_store("probabilities.zarr", labels * np.uint8(200))
+    arguments = ["--prediction", "probabilities.zarr", "--annotation", "labels.zarr", "--task", "membrane"]
+    out = folder / "probabilities.zarr.evaluation"
+
+    def run(*flags: str) -> int:
+        return cli.run_job(main, [*arguments, "--cache", "none", *flags])
+
+    assert run() == 0
+    (out / "slices" / "slice_9.png").write_text("of the earlier one")
+    (out / "notes.txt").write_text("mine")
+    assert run("--threshold", "0.5") == 0, "the threshold is the default one"
+    assert not (out / "slices" / "slice_9.png").exists()
+    assert run("--threshold", "0.9") == 2
+    assert "threshold: 0.5 -> 0.9" in capsys.readouterr().err
+    assert json.loads((out / "evaluation.json").read_text())["threshold"] == 0.5
+    assert run("--threshold", "0.9", "--overwrite") == 0
+    assert json.loads((out / "evaluation.json").read_text())["threshold"] == 0.9
+    assert json.loads((out / "settings.json").read_text())["evaluate"]["box"] == "0:4,0:32,0:32"
+    assert (out / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -103,15 +103,17 @@ def test_the_report_page_loads_no_other_file(finished_run):
     assert "<script src" not in page
 
 
-def test_a_finished_run_is_refused_with_the_flag_that_extends_it(finished_run, start_job, cluster):
+def test_a_finished_run_is_refused_before_ray_starts_with_the_flag_that_extends_it(finished_run, start_job, no_ray):
     before = {path: path.stat().st_mtime_ns for path in finished_run.folder.rglob("*")}
     flags = [*finished_run.arguments, "--name", "whole"]
-    same = start_job(*flags, cluster=cluster)
-    changed = start_job(*flags, "--set", "network.learning_rate=0.5", cluster=cluster)
+    same = start_job(*flags, env=no_ray)
+    changed = start_job(*flags, "--set", "network.learning_rate=0.5", "network.ema=0", env=no_ray)
     assert same.wait().code == changed.wait().code == 2
+    assert "127.0.0.1:9" in start_job(*finished_run.arguments, "--name", "new", env=no_ray).wait().err
     assert "is finished" in same.err
     assert "--set network.epochs=8" in same.err
     assert "network.learning_rate: 0.01 -> 0.5" in changed.err
+    assert "network.ema: 0.9 -> 0" in changed.err
     assert "Traceback" not in same.err + changed.err
     assert {path: path.stat().st_mtime_ns for path in finished_run.folder.rglob("*")} == before
 

@@ -174,8 +174,11 @@ def test_the_page_and_the_last_line_say_what_was_varied_and_whether_it_mattered(
     assert re.search(r"trial 0002 \(3 of 4\), epoch \d of 4: average precision 0", sweep.job.out)
 
 
-def test_a_finished_sweep_is_refused(sweep, start_job, cluster):
-    repeated = start_job(*sweep.arguments, script=TUNE, cluster=cluster).wait()
+def test_a_finished_sweep_is_refused_before_ray_starts(sweep, start_job, no_ray):
+    repeated = start_job(*sweep.arguments, script=TUNE, env=no_ray).wait()
+    changed = start_job(*sweep.arguments, "--set", "network.ema=0.5", script=TUNE, env=no_ray).wait()
+    assert changed.code == 2
+    assert "was started with other settings:\n  networks.tiny.ema: 0.9 -> 0.5" in changed.err
     assert repeated.code == 2
     assert "all 4 combinations of its space have been tried" in repeated.err
 
