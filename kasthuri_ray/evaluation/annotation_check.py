@@ -80,9 +80,10 @@ def check_annotation(
         foreground = "its labels do not fit the task"
     else:
         by = "without --task" if task is None else f"by the task {task.name}"
-        rows = [("foreground", f"{share_text(share)} of the sample; {by}: {rule_text(rule)}")]
+        counted = "labelled voxels of the sample" if ignored else "sample"
+        rows = [("foreground", f"{share_text(share)} of the {counted}; {by}: {rule_text(rule)}")]
         rows += [("ignored", f"{share_text(ignored)} of the sample")] if ignored else []
-        foreground = f"{share_text(share)} of it is foreground"
+        foreground = f"{share_text(share)} of {'its labelled voxels' if ignored else 'it'} is foreground"
         if share > MAX_SYNAPSE_SHARE and task is not None and task.task_type == "synapse":
             add_note(f"{foreground}, much for synapses: check task.background and task.threshold_value")
     table = f"annotation {described.uri}", [*described.rows(), *rows]

@@ -19,6 +19,7 @@ from kasthuri_ray.labels import intensity_window, to_uint8
 from kasthuri_ray.metrics import sanity, voxel_counts, voxel_scores
 from kasthuri_ray.metrics.object_comparison import add_object_scores
 from kasthuri_ray.metrics.object_density import AnnotatedObjects, object_warnings
+from kasthuri_ray.metrics.thresholds import class_outcomes
 from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
 from kasthuri_ray.reports import figures, score_figures
 from kasthuri_ray.reports.evaluation_page import EvaluationReport, evaluation_page
@@ -75,16 +76,16 @@ def evaluation_metrics(inputs: ComparisonInputs, totals: ComparisonTotals) -> di
 
 def _voxel_metrics(counts: voxel_counts.VoxelCounts, comparison: Comparison) -> dict[str, float]:
     """Return the scores at the thresholds; of several classes their means."""
-    if counts.num_classes == 2:  # exact, also for thresholds that are no edges of bins
-        outcomes = VoxelOutcomes.of_confusion(counts.confusion)
-        rows = [(outcomes.f1, outcomes.precision, outcomes.recall, outcomes.iou)]
-    else:
-        rows = [
-            (row["foreground_f1"], row["precision"], row["recall"], row["foreground_iou"])
-            for row in _class_rows(counts, comparison)
-        ]
+    rows = [(each.f1, each.precision, each.recall, each.iou) for each in exact_outcomes(comparison, counts)]
     means = (float(np.mean(column)) for column in zip(*rows, strict=True))
     return dict(zip(("foreground_f1", "precision", "recall", "iou"), means, strict=True))
+
+
+def exact_outcomes(comparison: Comparison, counts: voxel_counts.VoxelCounts) -> list[VoxelOutcomes]:
+    """Return the outcomes of each class at its threshold; exact for one class, whatever the threshold."""
+    if counts.num_classes == 2:
+        return [VoxelOutcomes.of_confusion(counts.confusion)]
+    return class_outcomes(counts, comparison.binned_thresholds)
 
 
 def _class_rows(counts: voxel_counts.VoxelCounts, comparison: Comparison) -> list[dict[str, Any]]:
@@ -104,7 +105,9 @@ def _score_warnings(
     size = comparison.annotation.voxel_size_nm or comparison.prediction.voxel_size_nm
     by_name = {comparison.class_names[number - 1]: row for number, row in objects.items()}
     names = [name.replace("_", " ") for name in comparison.class_names]
-    warnings = sanity.count_warnings(counts, comparison.binned_thresholds, totals.tiles, names, "what is compared")
+    warnings = sanity.count_warnings(
+        counts, exact_outcomes(comparison, counts), totals.tiles, names, "what is compared"
+    )
     voxels = dict(zip(["background", *names], counts.confusion.sum(1).tolist(), strict=True))
     warnings += sanity.missing_class_warnings({"what is compared": voxels})
     return warnings + object_warnings(by_name, counts.num_voxels, size, training)
@@ -179,9 +182,8 @@ def write_evaluation_report(
         figure = figures.plot_section(section, names)
         storage.write_bytes(f"slices/slice_{number}.png", figures.figure_png(figure))
     sections = section_scores(totals)
-    curve = score_figures.plot_precision_recall(
-        totals.counts, comparison.binned_thresholds, comparison.thresholds, names
-    )
+    outcomes = exact_outcomes(comparison, totals.counts)
+    curve = score_figures.plot_precision_recall(totals.counts, outcomes, comparison.thresholds, names)
     storage.write_bytes("precision_recall.png", figures.figure_png(curve))
     chart = score_figures.plot_section_scores(sections, VoxelOutcomes.of_confusion(totals.counts.confusion).f1)
     storage.write_bytes("sections.png", figures.figure_png(chart))
@@ -191,7 +193,7 @@ def write_evaluation_report(
         task_type=inputs.rule.task_type,
         result=result,
         counts=totals.counts,
-        thresholds=comparison.binned_thresholds,
+        outcomes=outcomes,
         class_names=names if len(names) > 1 else (),
         sections=sections,
         gallery=gallery,

@@ -99,6 +99,10 @@ def _density_warning(
         return ""
     return (
         f"The prediction marks {num_predicted:,} objects of the class {name} in {volume:.3g} {unit}, "
-        f"{num_predicted / volume:.3g} per {unit}. That is over {MAX_RATIO:.0f} times as many as in {whose}, "
-        f"{num_reference / other_volume:.3g} per {unit}: most of them are not {name}."
+        f"{_format(num_predicted / volume)} per {unit}. That is over {MAX_RATIO:.0f} times as many as in {whose}, "
+        f"{_format(num_reference / other_volume)} per {unit}: most of them are not {name}."
     )
+
+
+def _format(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kasthuri_ray.metrics.intervals import Interval, TileSample
-from kasthuri_ray.metrics.thresholds import outcomes_at
 from kasthuri_ray.metrics.voxel_counts import ClassCounts, VoxelCounts
 from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
 
@@ -139,7 +138,7 @@ def constant_warning(counts: ClassCounts, name: str) -> str:
 
 
 def count_warnings(
-    counts: VoxelCounts, thresholds: Sequence[float], sample: TileSample, names: Sequence[str], where: str
+    counts: VoxelCounts, outcomes: Sequence[VoxelOutcomes], sample: TileSample, names: Sequence[str], where: str
 ) -> list[str]:
     """Return the warnings that follow from the voxels of a split.
 
@@ -147,8 +146,8 @@ def count_warnings(
     ----------
     counts : VoxelCounts
         Counts of the split.
-    thresholds : sequence of float
-        One for each foreground class.
+    outcomes : sequence of VoxelOutcomes
+        Those of each foreground class at its threshold.
     sample : TileSample
         The same voxels by tile.
     names : sequence of str
@@ -163,9 +162,9 @@ def count_warnings(
     """
     warnings = [share_warning(counts.num_foreground, counts.num_voxels, where)]
     intervals = sample.class_average_precision_intervals()
-    for name, of_class, threshold, interval in zip(names, counts.by_class, thresholds, intervals, strict=True):
+    for name, of_class, at_threshold, interval in zip(names, counts.by_class, outcomes, intervals, strict=True):
         constant = constant_warning(of_class, name)
-        warnings.append(constant or chance_warning(of_class, outcomes_at(of_class, threshold), interval, name))
+        warnings.append(constant or chance_warning(of_class, at_threshold, interval, name))
     return [warning for warning in warnings if warning]
 
 

@@ -5,9 +5,11 @@ They are exact at the edges of the histogram's bins.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from kasthuri_ray.metrics.voxel_counts import BINS, ClassCounts, histogram_edges, safe_ratio
+from kasthuri_ray.metrics.voxel_counts import BINS, ClassCounts, VoxelCounts, histogram_edges, safe_ratio
 from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
 
 
@@ -58,3 +60,21 @@ def outcomes_at(counts: ClassCounts, threshold: float) -> VoxelOutcomes:
     wrong, found = (int(row[edge:].sum()) for row in counts.histogram)
     num_other, num_true = (int(row.sum()) for row in counts.histogram)
     return VoxelOutcomes(found, num_true - found, wrong, num_other - wrong)
+
+
+def class_outcomes(counts: VoxelCounts, thresholds: Sequence[float]) -> list[VoxelOutcomes]:
+    """Return the outcomes of each foreground class at its threshold.
+
+    Parameters
+    ----------
+    counts : VoxelCounts
+        Counts of all classes.
+    thresholds : sequence of float
+        One for each foreground class.
+
+    Returns
+    -------
+    list of VoxelOutcomes
+        As of `outcomes_at`.
+    """
+    return [outcomes_at(each, threshold) for each, threshold in zip(counts.by_class, thresholds, strict=True)]

@@ -31,8 +31,8 @@ class EvaluationReport:
         Content of evaluation.json.
     counts : VoxelCounts
         Voxels by class and probability; the confusion is that at the thresholds.
-    thresholds : sequence of float
-        Thresholds rounded to the histogram's bin edges, 0 to 1; for floats the thresholds themselves.
+    outcomes : sequence of VoxelOutcomes
+        Voxels of each foreground class by outcome, at its threshold.
     sections : sequence of (int, float, int)
         z, F1 and number of voxels of foreground, in truth or prediction, of each section that has voxels.
     gallery : sequence of SectionResult
@@ -55,7 +55,7 @@ class EvaluationReport:
     task_type: str
     result: Mapping[str, Any]
     counts: VoxelCounts
-    thresholds: Sequence[float]
+    outcomes: Sequence[VoxelOutcomes]
     sections: Sequence[tuple[int, float, int]]
     gallery: Sequence[SectionResult]
     whole_sections: bool = True
@@ -98,7 +98,7 @@ def evaluation_page(report: EvaluationReport) -> str:
         other_threshold_is_better=result["best_foreground_f1"] - result["foreground_f1"] >= MIN_F1_GAIN,
         examples=make_examples(report.gallery, report.pixel_size_nm),
         figures={
-            "precision_recall": score_figures.plot_precision_recall(counts, report.thresholds, shown, names),
+            "precision_recall": score_figures.plot_precision_recall(counts, report.outcomes, shown, names),
             "section_scores": score_figures.plot_section_scores(report.sections, voxels.f1),
             "confusion": score_figures.plot_confusion(counts.confusion, ["background", *names]),
         },

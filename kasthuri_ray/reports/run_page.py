@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from kasthuri_ray.metrics.thresholds import outcomes_at
+from kasthuri_ray.metrics.thresholds import class_outcomes, outcomes_at
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
 from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
 from kasthuri_ray.reports import figures, score_figures
@@ -134,7 +134,9 @@ def _plot_figures(report: RunReport, voxels: VoxelOutcomes | None) -> dict[str, 
         plotted["validation_scores"] = figures.plot_validation_scores(report.history, best)
     if report.counts is not None and voxels is not None:
         names = report.class_names or [foreground_name(report.task_type)]
-        plotted["precision_recall"] = score_figures.plot_precision_recall(report.counts, report.thresholds, names=names)
+        plotted["precision_recall"] = score_figures.plot_precision_recall(
+            report.counts, class_outcomes(report.counts, report.thresholds), report.thresholds, names
+        )
         plotted["confusion"] = score_figures.plot_confusion(
             report.confusion or voxels.confusion, ["background", *names]
         )

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from kasthuri_ray.metrics import voxel_counts, voxel_scores
-from kasthuri_ray.metrics.thresholds import outcomes_at
+from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
 from kasthuri_ray.reports.figures import FIRST, INK, SECOND, STYLE
 from kasthuri_ray.reports.section_images import class_colours
 
@@ -19,8 +19,8 @@ from kasthuri_ray.reports.section_images import class_colours
 @mpl.rc_context(STYLE)
 def plot_precision_recall(
     counts: voxel_counts.VoxelCounts,
+    outcomes: Sequence[VoxelOutcomes],
     thresholds: Sequence[float],
-    shown_thresholds: Sequence[float] | None = None,
     names: Sequence[str] = (),
 ) -> Figure:
     """Plot precision over recall of each foreground class, with its threshold marked, over pale curves of equal F1.
@@ -29,10 +29,10 @@ def plot_precision_recall(
     ----------
     counts : VoxelCounts
         Voxels by truth and probability.
+    outcomes : sequence of VoxelOutcomes
+        Those of each class at its threshold, which are marked.
     thresholds : sequence of float
-        Thresholds to mark, 0 to 1; one for each class.
-    shown_thresholds : sequence of float, optional
-        Thresholds to write, if `thresholds` are the edges of the bins that stand for them.
+        The thresholds, 0 to 1.
     names : sequence of str
         Names of the classes, for the legend of several.
 
@@ -47,16 +47,15 @@ def plot_precision_recall(
         recall = np.geomspace(f1 / (2 - f1), 1, 60)
         axes.plot(recall, f1 * recall / (2 * recall - f1), color=INK, alpha=0.22, linewidth=0.7)
         axes.text(1.01, f1 / (2 - f1), f"F1 {f1}", fontsize=7, alpha=0.6, va="center")
-    shown, is_single = shown_thresholds or thresholds, len(thresholds) == 1
+    is_single = len(thresholds) == 1
     colours = [FIRST] if is_single else [f"#{bytes(each).hex()}" for each in class_colours(len(thresholds))]
-    for number, (of_class, threshold) in enumerate(zip(counts.by_class, thresholds, strict=True)):
+    for number, (of_class, at_threshold) in enumerate(zip(counts.by_class, outcomes, strict=True)):
         precision, recall, _ = voxel_scores.precision_recall_curve(of_class)
         any_marked = np.add(*of_class.positives_by_bin()) > 0
-        outcomes = outcomes_at(of_class, threshold)
-        text = f"threshold {shown[number]:.2f}\nF1 {outcomes.f1:.2f}"
+        text = f"threshold {thresholds[number]:.2f}\nF1 {at_threshold.f1:.2f}"
         label = None if is_single else f"{names[number]}: {text.replace(chr(10), ', ')}"
         axes.plot(recall[any_marked], precision[any_marked], color=colours[number], label=label)
-        x, y = outcomes.recall, outcomes.precision
+        x, y = at_threshold.recall, at_threshold.precision
         axes.plot(x, y, "o", markersize=8, color=SECOND if is_single else colours[number])
         if is_single:
             _annotate_threshold(axes, x, y, text)

@@ -17,6 +17,7 @@ from kasthuri_ray.metrics.class_map import classes_at
 from kasthuri_ray.metrics.intervals import TileCounts, TileSample, tile_counts
 from kasthuri_ray.metrics.object_comparison import add_object_scores, object_classes
 from kasthuri_ray.metrics.object_density import AnnotatedObjects, object_warnings
+from kasthuri_ray.metrics.thresholds import class_outcomes
 from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
 from kasthuri_ray.models.checkpoints import checkpoint_bytes
 from kasthuri_ray.reports import figures
@@ -269,7 +270,9 @@ def _score_warnings(job: TrainingJob, progress: TrainingProgress, results: TileR
     if not counts.num_voxels:
         return []
     split = "test" if job.tiles.test is not None else "val"
-    warnings = sanity.count_warnings(counts, thresholds, results.sample(), names, f"the {split} box")
+    warnings = sanity.count_warnings(
+        counts, class_outcomes(counts, thresholds), results.sample(), names, f"the {split} box"
+    )
     voxels = {"val": np.sum(val["confusion"], axis=1).tolist(), split: counts.confusion.sum(1).tolist()}
     by_class = {key: dict(zip(["background", *names], row, strict=True)) for key, row in voxels.items()}
     warnings += sanity.missing_class_warnings(by_class)

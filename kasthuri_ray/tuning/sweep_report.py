@@ -221,9 +221,10 @@ def _winner_commands(plan: SweepPlan) -> list[tuple[str, str]]:
     """Return the command that trains the first trial again, from any folder; none for a sweep on object storage."""
     if not plan.storage.is_local:
         return []
-    train = plan.settings.train
-    boss = ["--boss", absolute_uri(train.boss)] if train.boss else []
-    flags = ["--config", f"{plan.path}/{BEST_CONFIG}", *boss, *(["--allow-empty"] if train.allow_empty else [])]
+    train, storage = plan.settings.train, plan.path.rpartition("/")[0] or "/"
+    flags = ["--config", f"{plan.path}/{BEST_CONFIG}", "--storage", storage]
+    flags += ["--boss", absolute_uri(train.boss)] if train.boss else []
+    flags += ["--allow-empty"] if train.allow_empty else []
     return [("train it again", f"{plan.job_command('train')} {shlex.join(flags)}")]
 
 

@@ -113,9 +113,11 @@ def draw_ellipsoids(shape: tuple[int, int, int], count: int = 30, seed: int = 0)
     return mask
 
 
-def compare_in_this_process(settings: EvaluateSettings, block_shape: Any = None) -> tuple[dict[str, Any], list[str]]:
+def compare_in_this_process(
+    settings: EvaluateSettings, block_shape: Any = None, task: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], list[str]]:
     """Return the content of evaluation.json and the notes, without Ray, figures or page."""
-    inputs = prepare_comparison(settings)
+    inputs = prepare_comparison(settings, task)
     totals = ComparisonTotals(inputs.comparison)
     for block in inputs.comparison.blocks(block_shape):
         totals.add(compare_block(inputs.comparison, block))

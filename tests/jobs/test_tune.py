@@ -186,9 +186,10 @@ def test_a_finished_sweep_is_refused_before_ray_starts(sweep, start_job, no_ray)
 def test_training_the_winner_again_reproduces_its_score(sweep, start_job, cluster, tmp_path):
     config = str(sweep.folder / "best.json")
     boss = sweep.boss[sweep.boss.index("--boss") :]
+    storage = str(sweep.folder.parent)
     command = next(line for line in sweep.job.lines if line.startswith("to train it again: "))
     words = shlex.split(command.partition(": ")[2])
-    assert words == [sys.executable, str(ROOT / "jobs/train.py"), "--config", config, *boss]
+    assert words == [sys.executable, str(ROOT / "jobs/train.py"), "--config", config, "--storage", storage, *boss]
     job = start_job(*words[2:], "--storage", tmp_path, "--name", "again", cluster=cluster).wait()
     assert job.code == 0, job.out + job.err
     best = min(sweep.trials(), key=lambda row: row["rank"])

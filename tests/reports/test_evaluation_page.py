@@ -30,7 +30,7 @@ def make_report(random_prediction):
             result["objects"] = {"precision": 0.75, "recall": 0.6, "f1": 2 / 3, "num_true": 20, "num_predicted": 16}
             result["objects"]["matching_iou"] = 0.5
         sections = [(90 + z, 0.1 * z, 40 * z) for z in range(6)]
-        report = EvaluationReport("out.zarr", task_type, result, counts, [threshold], sections, gallery)
+        report = EvaluationReport("out.zarr", task_type, result, counts, [outcomes], sections, gallery)
         for key, value in changes.items():
             setattr(report, key, value)
         return report

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+from kasthuri_ray.metrics.thresholds import class_outcomes
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
 from kasthuri_ray.reports import figures, score_figures
 
@@ -45,7 +46,7 @@ def all_figures(make_section):
         "learning": figures.plot_learning_curve(make_history(), 3),
         "loss": figures.plot_loss(make_history(), 3),
         "scores": figures.plot_validation_scores(make_history(), 3),
-        "precision": score_figures.plot_precision_recall(make_counts(), [0.5]),
+        "precision": score_figures.plot_precision_recall(make_counts(), class_outcomes(make_counts(), [0.5]), [0.5]),
         "confusion": score_figures.plot_confusion([[90, 10], [3, 7]], ["background", "synapse"]),
         "section": figures.plot_section(make_section(1), ["synapse"]),
     }
