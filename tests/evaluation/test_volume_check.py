@@ -91,9 +91,10 @@ def test_the_rule_of_a_task_says_what_is_foreground(check, em, tmp_path):
     (tmp_path / "mine.json").write_text(str({**RANGES, **task}).replace("'", '"').replace("True", "true"))
     checked = check(em, path, task=str(tmp_path / "mine.json"))
     share = (labels == 2).sum() / (labels != 3).sum()
-    assert checked.annotation[
-        "foreground"
-    ] == f"{100 * share:.3g}% of the sample; by the task mine: labels above 1 " + ("are foreground")
+    expected = (
+        f"{100 * share:.3g}% of the labelled voxels of the sample; by the task mine: labels above 1 are foreground"
+    )
+    assert checked.annotation["foreground"] == expected
     assert checked.annotation["ignored"] == f"{100 * (labels == 3).mean():.3g}% of the sample"
     assert "ignored (yellow)" in checked.page
     classes = check(em, path, task="membrane")

@@ -230,3 +230,23 @@ def test_the_scale_bar_has_the_length_in_its_label(make_report):
 
 def test_a_page_of_six_sections_of_512_pixels_is_smaller_than_5_megabytes(make_report):
     assert len(run_page(make_report(side=512)).encode()) < 5_000_000
+
+
+def test_a_threshold_that_no_validation_voxel_chose_is_called_a_default(make_report, page_text):
+    report = make_report()
+    assert "at threshold 0.50, chosen on the validation box" in page_text(run_page(report))
+    without = {**report.metrics["val"], "confusion": [[100, 0], [0, 0]]}
+    report.metrics = {**report.metrics, "val": without}
+    text = page_text(run_page(report))
+    assert "at threshold 0.50, a default: the validation box holds no foreground" in text
+
+
+def test_objects_stand_beside_the_voxels_and_not_in_the_text_above(make_report, page_text):
+    report = make_report()
+    objects = {"precision": 0.0, "recall": 0.0, "f1": 0.0, "num_true": 0, "num_predicted": 7, "matching_iou": 0.5}
+    report.metrics = {**report.metrics, "test": {**report.metrics["test"], "objects": objects}, "warnings": ["No."]}
+    text = page_text(run_page(report))
+    above, below = text.split("at threshold 0.50", 1)
+    assert not re.search(r"\b(finds|found|right|correct)\b", above)
+    assert "recall of objects 0.000 the annotation holds none to find" in below
+    assert "precision of objects 0.000 share of the 7 marked objects that are correct" in below
