@@ -227,3 +227,22 @@ def test_an_evaluation_is_written_to_s3(main, folder, s3, monkeypatch, capsys):
     assert (result["foreground_f1"], result["arand"], result["threshold"]) == (1.0, 0.0, 0.5)
     page = s3.get_object(Bucket="some-bucket", Key="evaluations/one/index.html")["Body"].read().decode()
     assert "The prediction finds all membrane voxels" in page
+
+
+def test_specks_are_warnings_on_the_console_in_the_file_and_above_the_headline(start_job, cluster, tmp_path):
+    probability, labels = np.zeros((4, 64, 64), np.uint8), np.zeros((4, 64, 64), np.uint8)
+    labels[:, 20:30, 20:30] = 1
+    probability[:, 20:30, 20:30] = 230
+    probability[0, ::6, ::6] = 230
+    prediction, annotation = write_store(tmp_path / "p.zarr", probability), write_store(tmp_path / "a.zarr", labels)
+    arguments = ["--prediction", prediction, "--annotation", annotation, "--task", "synapse", "--cache", "none"]
+    job = start_job(*arguments, "--out", tmp_path / "out", script=SCRIPT, cluster=cluster).wait()
+    assert job.code == 0, job.out + job.err
+    warnings = json.loads((tmp_path / "out/evaluation.json").read_text())["warnings"]
+    assert [line for line in job.lines if line.startswith("warning: ")] == [f"warning: {each}" for each in warnings]
+    assert "specks" in warnings[0]
+    assert "over 5 times as many as in the annotation" in warnings[1]
+    page = (tmp_path / "out/index.html").read_text()
+    above = page[page.index("<main>") : page.index('aria-label="Scores"')]
+    assert above.index('aria-label="Warnings about the scores"') < above.index("<h1>Most of the")
+    assert "finds" not in above

@@ -62,6 +62,8 @@ def test_metrics_count_each_voxel_once(finished_run):
     assert {"test", "val", "best_epoch", "epochs", "tiles_per_second", "wait_share", "seconds"} <= metrics.keys()
     assert metrics["val"].keys() == SCORES
     assert metrics["test"].keys() == SCORES | {"foreground_f1_interval", "average_precision_interval"}
+    shown = [line for line in finished_run.job.lines if line.startswith("warning: ")]
+    assert shown == [f"warning: {warning}" for warning in metrics["warnings"]]
     assert metrics["epochs"] == 4
     assert sum(map(sum, metrics["test"]["confusion"])) == TEST_VOXELS
     assert sum(map(sum, metrics["val"]["confusion"])) == VAL_VOXELS
