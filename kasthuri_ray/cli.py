@@ -67,7 +67,11 @@ class SettingsParser(argparse.ArgumentParser):
     def keywords(self, arguments: Sequence[str]) -> dict[str, Any]:
         """Parse command-line arguments, and return those that were typed, by the names of the API's arguments."""
         self.typed = arguments
-        return vars(self.parse_args(arguments))
+        keywords = vars(self.parse_args(arguments))
+        for name, value in keywords.items():
+            if value == "":
+                self.error(f"argument --{name.replace('_', '-')}: the value is empty; leave the flag out, or give one")
+        return keywords
 
 
 @dataclass(frozen=True)

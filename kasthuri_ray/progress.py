@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 import sys
 import time
+import unicodedata
 from collections.abc import Sequence
 from typing import TextIO
 
@@ -48,8 +50,8 @@ class Reporter:
     def show_live(self, text: str) -> None:
         """Replace the live line of a terminal; elsewhere print the text if the last one is old enough."""
         if self.is_terminal:
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r\033[K{text[:width]}", end="", file=self.stream, flush=True)
+            line = fit_line(text, shutil.get_terminal_size().columns - 1)
+            print(f"\r\033[K{line}", end="", file=self.stream, flush=True)
             self._has_live_line = True
         elif time.monotonic() - self._last_plain >= self.plain_period_s:
             self._last_plain = time.monotonic()
@@ -60,7 +62,7 @@ class Reporter:
         if not self.is_terminal:
             return self.show_live(lines[0])
         size = shutil.get_terminal_size()
-        shown = [line[: size.columns - 1] for line in lines[: max(1, size.lines - 1)]]
+        shown = [cut_line(line, size.columns - 1) for line in lines[: max(1, size.lines - 1)]]
         self.end()
         print("\n".join(shown), file=self.stream, flush=True)
         self._table_lines = len(shown)
@@ -73,6 +75,45 @@ class Reporter:
         if self._table_lines:
             print(f"\033[{self._table_lines}A\r\033[J", end="", file=self.stream, flush=True)
             self._table_lines = 0
+
+
+def fit_line(text: str, width: int) -> str:
+    """Return a line of progress that fits into a width; the first part and the time left are dropped last.
+
+    Parameters
+    ----------
+    text : str
+        Parts with two spaces between them.
+    width : int
+        Columns of a terminal.
+
+    Returns
+    -------
+    str
+        Of at most `width` columns.
+    """
+    parts = " ".join(text.splitlines()).split("  ")
+    for place in reversed(range(1, len(parts))):
+        if display_width("  ".join(parts)) > width and not parts[place].endswith(" left"):
+            del parts[place]
+    return cut_line("  ".join(parts), width)
+
+
+def cut_line(text: str, width: int) -> str:
+    """Return as much of a line as fits into a number of columns."""
+    columns = itertools.accumulate(map(_char_width, text))
+    return "".join(char for char, end in zip(text, columns, strict=True) if end <= width)
+
+
+def display_width(text: str) -> int:
+    """Return the number of columns that a text takes in a terminal."""
+    return sum(map(_char_width, text))
+
+
+def _char_width(char: str) -> int:
+    if unicodedata.category(char) in ("Mn", "Me", "Cf", "Cc"):  # accents that join the letter before, and no letters
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
 class Throttle:

@@ -5,7 +5,15 @@ import time
 
 import pytest
 
-from kasthuri_ray.progress import PLAIN_PERIOD_S, Reporter, Throttle, format_count, format_duration
+from kasthuri_ray.progress import (
+    PLAIN_PERIOD_S,
+    Reporter,
+    Throttle,
+    display_width,
+    fit_line,
+    format_count,
+    format_duration,
+)
 
 
 class Terminal(io.StringIO):
@@ -29,6 +37,28 @@ def test_a_terminal_has_one_live_line_which_stays_when_it_ends():
     reporter.print_line("a line")
     reporter.end()
     assert out.getvalue() == f"\r\033[K1 of 2\r\033[K{'x' * 79}\na line\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "line"),
+    [
+        ("block 3/60  1.2 Mvoxels/s  4 min left", 80, "block 3/60  1.2 Mvoxels/s  4 min left"),
+        ("block 3/60  1.2 Mvoxels/s  4 min left", 30, "block 3/60  4 min left"),
+        ("step 3/60  1.2 tiles/s  4 min left  waiting for data 1%", 30, "step 3/60  4 min left"),
+        ("block 3/60  4 min left", 12, "block 3/60  "),
+        ("脳の切片  4 min left", 9, "脳の切片 "),
+        ("脳の切片", 7, "脳の切"),
+        ("e\u0301" * 9, 4, "e\u0301" * 4),
+        ("one\ntwo", 80, "one two"),
+    ],
+)
+def test_a_line_of_progress_fits_the_terminal_in_columns_and_keeps_the_time_left(text, width, line, monkeypatch):
+    assert fit_line(text, width) == line
+    assert display_width(line) <= width
+    monkeypatch.setenv("COLUMNS", str(width + 1))
+    out = Terminal()
+    Reporter(out).show_live(text)
+    assert out.getvalue() == f"\r\033[K{line}"
 
 
 def test_results_go_to_the_standard_output_and_early_notes_to_the_standard_error(capsys):

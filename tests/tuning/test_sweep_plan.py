@@ -141,7 +141,7 @@ def test_a_finished_sweep_is_refused_with_the_flag_that_continues_it(plan_phanto
     ):
         check_sweep_resumable(plan_phantom_sweep(samples=2))
     assert len(check_sweep_resumable(plan_phantom_sweep(samples=3)).trials) == 2
-    write_sweep(plan_phantom_sweep(samples=2, hours=1.0), trial(0), trial(1, OUT_OF_TIME), seconds=3600.0)
+    write_sweep(plan_phantom_sweep(samples=3, hours=1.0), trial(0), trial(1, OUT_OF_TIME), seconds=3600.0)
     with pytest.raises(
         ValueError, match=r"its 1 hours are used up\. To continue the search, give more --hours, such as 2"
     ):
