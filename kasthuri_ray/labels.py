@@ -16,8 +16,7 @@ MAX_LISTED, FEW_CLASSES = 5, 32  # labels in a message; labels below this may we
 IDS_ADVICE = "Ids of objects, or 0 and 255: --set task.threshold=true: labels above task.threshold_value are class 1."
 IGNORED_NAMES = ("unlabelled", "unlabeled", "ignore")  # of labels, in lower case, as ilastik and napari have them
 BACKGROUND_NAME = "background"
-DEFAULT_PERCENTILES = (0.5, 99.5)
-VOXELS_AT_ONCE = 1 << 20  # so that a float32 copy of a whole cutout is never made
+DEFAULT_PERCENTILES, VOXELS_AT_ONCE = (0.5, 99.5), 1 << 20  # a float32 copy of a whole cutout is never made
 
 
 @dataclass(frozen=True)
@@ -207,11 +206,12 @@ def _remedies(labels: np.ndarray, wrong: np.ndarray, rule: LabelRule) -> list[st
     """Return what to do about labels that are no classes, the likeliest first."""
     values, counts = np.unique(labels[wrong], return_counts=True)
     ignored = IGNORE_LABEL if IGNORE_LABEL in values else int(values[counts.argmax()])
+    classes = f"--set network.classes={int(values.max()) + 1}"
     is_unlabelled = counts.max() > labels.size / 2 or (ignored == IGNORE_LABEL and (labels == 1).any())
     is_class = len(values) <= MAX_LISTED and int(values.min()) >= 0 and int(values.max()) < FEW_CLASSES
     texts = [  # whether it is likely, and what to type
         (is_unlabelled, f"Not labelled: --set task.ignore_label={ignored}."),
-        (is_class, f"Classes: name all labels with task.labels, or --set network.classes={int(values.max()) + 1}."),
+        (is_class, f"Classes: name all labels with task.labels{f', or {classes}' if is_class else ''}."),
         (True, IDS_ADVICE),
     ][: 3 if rule.num_classes == 2 else 2]
     none = none_label(labels.dtype)

@@ -111,6 +111,9 @@ class TaskSettings(SettingsSection):
     ignore_label: int | list[int] | None = None
     """Label whose voxels are not labelled, or a list of such labels: they are ignored in training and evaluation. null:
     no such label."""
+    labelled_tiles: bool | None = None
+    """Whether training draws only tiles that hold a labelled voxel; null: it does where labels are sparse, but not in a
+    run that was begun without this setting."""
     image_intensity: Annotated[list[float], Field(min_length=2, max_length=2)] | dict[str, list[float]] | None = None
     """Gray values that become black and white: [low, high], or {"percentiles": [low, high]}. null: 0 and 255 for an
     image of uint8, percentiles 0.5 and 99.5 for other integers; an image of floats needs a value."""

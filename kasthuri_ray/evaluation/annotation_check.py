@@ -65,7 +65,11 @@ def check_annotation(
     """
     described = describe_volume(annotation)
     rule = LabelRule(threshold_value=0.0) if task is None else LabelRule.from_task(task.model_dump(), num_classes=2)
-    rule, notes = find_background(rule, [(annotation, [annotation.bounds])])
+    try:
+        rule, notes = find_background(rule, [(annotation, [annotation.bounds])])
+    except InputError as error:
+        add_problem(str(error))
+        notes = []
     for note in notes:
         add_note(note)
     rule = _with_classes(rule, described.sample.total)

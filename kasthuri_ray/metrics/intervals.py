@@ -66,6 +66,12 @@ class TileSample:
         self.outcomes[unit] += outcomes
         self.histograms[unit] += histograms
 
+    def outcome_intervals(self) -> dict[str, Interval]:
+        """Return the 95% intervals of the classes' mean recall, precision and IoU at their thresholds."""
+        found, missed, wrong = np.moveaxis(self._resample(self.outcomes), -1, 0)
+        divisors = {"recall": found + missed, "precision": found + wrong, "foreground_iou": found + missed + wrong}
+        return {name: self._interval(safe_ratio(found, all).mean(-1)) for name, all in divisors.items()}
+
     def f1_interval(self) -> Interval:
         """Return the 95% interval of the classes' mean F1 at their thresholds."""
         found, missed, wrong = np.moveaxis(self._resample(self.outcomes), -1, 0)

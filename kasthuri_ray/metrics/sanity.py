@@ -56,7 +56,8 @@ def missing_class_warnings(voxels: Mapping[str, Mapping[str, int]]) -> list[str]
     Parameters
     ----------
     voxels : mapping
-        For each split ("train", "val", "test"), the labelled voxels of each class by its name.
+        For each split ("train", "val", "test"), the labelled voxels of each class by its name. A name that begins with
+        "train" is of training boxes.
 
     Returns
     -------
@@ -67,7 +68,8 @@ def missing_class_warnings(voxels: Mapping[str, Mapping[str, int]]) -> list[str]
     for split, by_class in voxels.items():
         missing = [name for name, number in by_class.items() if not number]
         if missing and sum(by_class.values()):
-            warnings.append(f"No voxel of {split} is {' or '.join(missing)}: its scores say nothing about that.")
+            what = "a network cannot learn that" if split.startswith("train") else "its scores say nothing about that"
+            warnings.append(f"No voxel of {split} is {' or '.join(missing)}: {what}.")
         elif missing:
             warnings.append(f"No voxel of {split} is labelled.")
     return warnings

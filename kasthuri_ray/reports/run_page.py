@@ -14,6 +14,7 @@ from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
 from kasthuri_ray.reports import figures, score_figures
 from kasthuri_ray.reports.class_rows import make_class_rows
 from kasthuri_ray.reports.examples import make_examples
+from kasthuri_ray.reports.labelled_voxels import describe_labelled
 from kasthuri_ray.reports.rendering import foreground_name, render
 from kasthuri_ray.reports.section_images import SectionResult
 
@@ -104,6 +105,7 @@ def run_page(report: RunReport) -> str:
         metrics=metrics,
         voxels=voxels,
         class_rows=make_class_rows(metrics),
+        labelled=describe_labelled(report.metrics.get("labelled_voxels", {}), split),
         num_epochs=report.metrics.get("epochs", len(report.history)),
         num_tiles=_count_tiles(report.history) if report.num_tiles is None else report.num_tiles,
         examples=make_examples(report.gallery, report.pixel_size_nm),

@@ -6,7 +6,6 @@ same tile on every machine, and `read_tile` reads its voxels.
 
 from __future__ import annotations
 
-import itertools
 import math
 import operator
 from collections.abc import Iterator, Mapping
@@ -14,14 +13,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from kasthuri_ray.errors import InputError
+from kasthuri_ray.errors import VolumeError
 from kasthuri_ray.geometry import Box, TileGrid, Zyx, ceil_div, per_axis
 from kasthuri_ray.labels import IGNORE_LABEL, LabelRule, not_imaged, to_classes, to_uint8
+from kasthuri_ray.tiles.labelled_blocks import LabelledBlocks
 from kasthuri_ray.volumes.volume import Volume
 
-# Limits of the search for foreground, in voxels of annotation that are read.
-MAX_SEARCH_VOXELS = 64_000_000  # before training
-MAX_SEARCH_VOXELS_PER_TILE = 16_000_000  # where foreground is rare
+MAX_SEARCH_VOXELS_PER_TILE = 16_000_000  # of annotation that are read for a tile where foreground is rare
+MAX_TRIES = 8  # random tiles of which none holds a labelled voxel, before one is drawn around such a voxel
 
 # The search reads whole chunks, unless they are larger than this; then it reads boxes of the tile's shape.
 MAX_SEARCH_BOX_VOXELS = 8_000_000
@@ -57,6 +56,20 @@ class TileSource:
         if self.annotation is None:
             return np.full(box.shape, IGNORE_LABEL, np.uint8)
         return to_classes(self.annotation.read(box), self.label_rule, f"{self.annotation.uri} {box}")
+
+    @property
+    def may_lack_labels(self) -> bool:
+        """Whether a voxel of the box may not count: its label may be one that is ignored, or the image nan."""
+        if self.annotation is None or self.image.dtype.kind == "f":
+            return True
+        return bool(self.label_rule.ignored_labels(self.annotation.dtype))
+
+    def read_counted_labels(self, box: Box) -> np.ndarray:
+        """Return `read_labels`, with IGNORE_LABEL also where the image is nan."""
+        labels = self.read_labels(box)
+        if self.image.dtype.kind == "f" and (missing := not_imaged(self.image.read(box))) is not None:
+            labels[missing] = IGNORE_LABEL
+        return labels
 
     def find_blank_chunks(self, stored: np.ndarray, box: Box) -> list[str]:
         """Return the image chunks that meet `box` and hold only zeros, each as URI and box.
@@ -121,6 +134,8 @@ class TrainTiles:
         Share of the tiles that are drawn around a foreground voxel, 0 to 1.
     tiles_per_epoch : int
         Number of tiles in an epoch.
+    labelled : LabelledBlocks or None
+        Where labelled voxels are: every tile holds one. None draws tiles whether they do or not.
     """
 
     sources: tuple[TileSource, ...]
@@ -128,14 +143,17 @@ class TrainTiles:
     seed: int
     foreground_share: float
     tiles_per_epoch: int
+    labelled: LabelledBlocks | None = None
 
     def in_whole_batches(self, batch_size: int) -> TrainTiles:
         """Return the same tiles with epochs that are rounded up to whole batches."""
         return replace(self, tiles_per_epoch=ceil_div(self.tiles_per_epoch, batch_size) * batch_size)
 
     def address(self, epoch: int, index: int) -> TileAddress:
-        """Return tile `index` of `epoch`; read annotation if the tile must hold foreground."""
+        """Return tile `index` of `epoch`; read annotation if the tile must hold foreground or labels are sparse."""
         rng = np.random.default_rng([self.seed, epoch, index])
+        if self.labelled is not None:
+            return self._draw_labelled(self.labelled, rng, self._needs_foreground(index))
         source = self._draw_source(rng)
         box = self._draw_box(self.sources[source].box, rng)
         if self._needs_foreground(index):
@@ -156,28 +174,22 @@ class TrainTiles:
                 return voxel
         return None
 
-    def check_foreground(self) -> None:
-        """Raise an InputError if a search of at most MAX_SEARCH_VOXELS voxels finds no foreground in any source."""
-        rng = np.random.default_rng([self.seed, 0, 0])
-        num_searched = 0
-        for boxes in itertools.zip_longest(*(_search_boxes(source, self.tile, rng) for source in self.sources)):
-            for source, box in zip(self.sources, boxes, strict=True):
-                if box is None:
-                    continue
-                if num_searched + box.num_voxels > MAX_SEARCH_VOXELS:
-                    raise InputError(self._no_foreground_message(num_searched))
-                num_searched += box.num_voxels
-                if _draw_foreground_voxel(source, box, rng) is not None:
-                    return
-        raise InputError(self._no_foreground_message(num_searched))
+    def _draw_labelled(self, blocks: LabelledBlocks, rng: np.random.Generator, needs_foreground: bool) -> TileAddress:
+        """Draw a random tile that holds a labelled voxel, or is drawn around one if those are rare."""
+        for _ in range(0 if needs_foreground else MAX_TRIES):
+            source = self._draw_source(rng)
+            box = self._draw_box(self.sources[source].box, rng)
+            if self._holds_labels(blocks, source, box):
+                return TileAddress(source, box, box)
+        source, block = blocks.draw(rng, first_class=int(needs_foreground))
+        voxel = _draw_labelled_voxel(self.sources[source], block, rng, needs_foreground)
+        box = self._draw_box_around(voxel, self.sources[source].box, rng)
+        return TileAddress(source, box, box)
 
-    def _no_foreground_message(self, num_searched: int) -> str:
-        boxes = "; ".join(f"{s.annotation.uri if s.annotation else '-'} {s.box}" for s in self.sources)
-        key = "background" if self.sources[0].label_rule.background else "threshold_value"
-        return (
-            f"annotation without foreground: none was found for training in {boxes}, after a search of "
-            f"{num_searched / 1e6:.3g} million voxels; check the boxes and task.{key}"
-        )
+    def _holds_labels(self, blocks: LabelledBlocks, source: int, box: Box) -> bool:
+        if blocks.is_whole and not blocks.meet(source, box):
+            return False
+        return bool((self.sources[source].read_counted_labels(box) != IGNORE_LABEL).any())
 
     def _needs_foreground(self, index: int) -> bool:
         """Spread these tiles evenly over an epoch; their share is never less than `foreground_share`."""
@@ -272,31 +284,85 @@ def _has_grey_levels(voxels: np.ndarray) -> bool:
 
 
 def _search_boxes(source: TileSource, tile: Zyx, rng: np.random.Generator) -> Iterator[Box]:
-    """Yield boxes of the source in random order, with repetition if there are many.
+    """Yield boxes of the source in random order, with repetition if there are many."""
+    grid = SearchGrid.of(source, tile)
+    total = len(grid)
+    order = rng.permutation(total) if total <= MAX_SHUFFLED_BOXES else (int(rng.integers(total)) for _ in range(total))
+    for number in order:
+        yield grid[int(number)]
+
+
+@dataclass(frozen=True)
+class SearchGrid:
+    """Boxes that cover a training box, to be searched one by one.
 
     Each has about the size of a tile and consists of whole chunks of the annotation, which cost no more to read than
     parts of them.
+
+    Parameters
+    ----------
+    box : Box
+        What they cover, z, y, x.
+    shape : tuple of int
+        Shape of a box, z, y, x.
+    origin : tuple of int
+        A corner of the grid.
     """
-    assert source.annotation is not None
-    chunk, origin = source.annotation.chunk, source.annotation.chunk_origin
-    shape = per_axis(lambda n, c: ceil_div(n, c) * c, tile, chunk)
-    if math.prod(shape) > MAX_SEARCH_BOX_VOXELS:
-        shape = tile
-    grid = source.box.grown_to_grid(shape, origin)
-    counts = per_axis(operator.floordiv, grid.shape, shape)
-    total = math.prod(counts)
-    order = rng.permutation(total) if total <= MAX_SHUFFLED_BOXES else (int(rng.integers(total)) for _ in range(total))
-    for number in order:
-        cell = np.unravel_index(int(number), counts)
-        start = per_axis(lambda a, i, n: a + int(i) * n, grid.start, cell, shape)
-        yield Box.at(start, shape).intersect(source.box)
+
+    box: Box
+    shape: Zyx
+    origin: Zyx
+
+    @classmethod
+    def of(cls, source: TileSource, tile: Zyx, min_voxels: int = 1) -> SearchGrid:
+        """Return the grid of a training box; its boxes are doubled in the plane up to a number of voxels."""
+        assert source.annotation is not None
+        chunk, origin = source.annotation.chunk, source.annotation.chunk_origin
+        z, y, x = per_axis(lambda n, c: ceil_div(n, c) * c, tile, chunk)
+        if z * y * x > MAX_SEARCH_BOX_VOXELS:
+            z, y, x = tile
+        while z * y * x < min_voxels:
+            y, x = (2 * y, x) if y <= x else (y, 2 * x)
+        return cls(source.box, (z, y, x), origin)
+
+    def __len__(self) -> int:
+        return math.prod(self._counts)
+
+    def __getitem__(self, number: int) -> Box:
+        cell = np.unravel_index(number, self._counts)
+        start = per_axis(lambda a, i, n: a + int(i) * n, self._grown.start, cell, self.shape)
+        return Box.at(start, self.shape).intersect(self.box)
+
+    @property
+    def _grown(self) -> Box:
+        return self.box.grown_to_grid(self.shape, self.origin)
+
+    @property
+    def _counts(self) -> Zyx:
+        return per_axis(operator.floordiv, self._grown.shape, self.shape)
 
 
 def _draw_foreground_voxel(source: TileSource, box: Box, rng: np.random.Generator) -> Zyx | None:
     """Return a random foreground voxel of `box`; None if there is none."""
     labels = source.read_labels(box)
-    foreground = np.flatnonzero((labels != 0) & (labels != IGNORE_LABEL))
-    if not len(foreground):
+    return _draw_voxel((labels != 0) & (labels != IGNORE_LABEL), box, rng)
+
+
+def _draw_labelled_voxel(source: TileSource, box: Box, rng: np.random.Generator, is_foreground: bool) -> Zyx:
+    """Return a random labelled voxel of `box`, of the foreground if it is asked for and there is any."""
+    labels = source.read_counted_labels(box)
+    counted = labels != IGNORE_LABEL
+    found = _draw_voxel(counted & (labels != 0), box, rng) if is_foreground else None
+    found = found or _draw_voxel(counted, box, rng)
+    if found is None:
+        raise VolumeError(f"{box} held labelled voxels before, and now holds none: the annotation has changed")
+    return found
+
+
+def _draw_voxel(chosen: np.ndarray, box: Box, rng: np.random.Generator) -> Zyx | None:
+    """Return a random voxel of those that are chosen in `box`; None if there is none."""
+    places = np.flatnonzero(chosen)
+    if not len(places):
         return None
-    voxel = np.unravel_index(foreground[rng.integers(len(foreground))], labels.shape)
+    voxel = np.unravel_index(places[rng.integers(len(places))], chosen.shape)
     return per_axis(lambda a, b: int(a + b), box.start, voxel)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kasthuri_ray.config.settings import Settings, TrainSettings
@@ -11,6 +11,9 @@ from kasthuri_ray.config.task import SPLITS, Region, TaskSettings, region_box
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, TileGrid, per_axis
 from kasthuri_ray.labels import LabelRule
+from kasthuri_ray.metrics.sanity import missing_class_warnings
+from kasthuri_ray.tiles.label_census import LabelCensus, class_counts, take_census
+from kasthuri_ray.tiles.labelled_blocks import LabelledBlocks
 from kasthuri_ray.tiles.sampling import GridTiles, SplitSources, TileSource, TrainTiles
 from kasthuri_ray.tiles.voxel_values import check_training_range, choose_intensity, choose_label_rule
 from kasthuri_ray.volumes.absent_chunks import absent_text, check_any_chunk, count_absent_before
@@ -21,6 +24,7 @@ from kasthuri_ray.volumes.volume import Volume
 from kasthuri_ray.volumes.voxel_grid import box_nm
 
 MAX_TILES_PER_EPOCH = 4096
+MIN_SPARSE_TILES_PER_EPOCH = 64  # where few tiles hold a label: each is drawn at several places around it
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,15 @@ class TaskTiles:
         Tiles of each split; `test` is None if the task has no test box.
     absent_chunks : mapping
         For `image` and `annotation`: how many chunks of all boxes are not stored, and how many there are.
+    census : LabelCensus, optional
+        Labelled voxels of the training boxes.
     """
 
     train: TrainTiles
     val: GridTiles
     test: GridTiles | None
     absent_chunks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    census: LabelCensus | None = None
 
     @property
     def label_rule(self) -> LabelRule:
@@ -83,8 +90,11 @@ def open_task_tiles(settings: Settings, add_note: Callable[[str], None], *, is_n
     }
     if sources["train"][0].image.voxel_size_nm is None:
         add_note(f"{sources['train'][0].image.uri} does not state its voxel size; lengths are in voxels")
-    train = _train_tiles(sources["train"], settings)
-    train.check_foreground()
+    census, labelled = take_census(sources["train"], task.tile, settings.network.seed, settings.network.classes)
+    skips_unlabelled = is_new if task.labelled_tiles is None else task.labelled_tiles
+    train = _train_tiles(sources["train"], settings, census, labelled if skips_unlabelled else None)
+    for note in _census_notes(census, train, task.class_names(settings.network.classes)):
+        add_note(note)
     if not any(source.annotation for source in sources["test"]):
         add_note(
             "there is no annotation for test: the metrics will be those of the validation box, which also selects the "
@@ -92,7 +102,7 @@ def open_task_tiles(settings: Settings, add_note: Callable[[str], None], *, is_n
         )
     test = GridTiles(sources["test"], task.tile) if sources["test"] else None
     absent = _count_absent(opened, add_note)
-    return TaskTiles(train, GridTiles(sources["val"], task.tile), test, absent)
+    return TaskTiles(train, GridTiles(sources["val"], task.tile), test, absent, census)
 
 
 def _count_absent(sources: SplitSources, add_note: Callable[[str], None]) -> dict[str, tuple[int, int]]:
@@ -297,8 +307,29 @@ def _check_data_types(sources: SplitSources, task: TaskSettings) -> None:
         )
 
 
-def _train_tiles(sources: tuple[TileSource, ...], settings: Settings) -> TrainTiles:
+def _train_tiles(
+    sources: tuple[TileSource, ...], settings: Settings, census: LabelCensus, labelled: LabelledBlocks | None
+) -> TrainTiles:
     network, task = settings.network, settings.task
-    num_grid_tiles = sum(len(TileGrid(source.box, task.tile)) for source in sources)
-    tiles_per_epoch = network.tiles_per_epoch or min(num_grid_tiles, MAX_TILES_PER_EPOCH)
-    return TrainTiles(sources, task.tile, network.seed, task.share_on_foreground, tiles_per_epoch)
+    num_tiles = sum(len(TileGrid(source.box, task.tile)) for source in sources)
+    if labelled is not None:
+        num_tiles = min(num_tiles, max(census.num_labelled_tiles, MIN_SPARSE_TILES_PER_EPOCH))
+    tiles_per_epoch = network.tiles_per_epoch or min(num_tiles, MAX_TILES_PER_EPOCH)
+    return TrainTiles(sources, task.tile, network.seed, task.share_on_foreground, tiles_per_epoch, labelled)
+
+
+def _census_notes(census: LabelCensus, train: TrainTiles, names: Sequence[str]) -> list[str]:
+    """Return lines about labels that are sparse, and about classes that the training boxes lack."""
+    warnings = missing_class_warnings({census.train_name: class_counts(census, names)})
+    if census.is_complete:
+        return warnings
+    labelled, voxels = sum(census.counts), census.num_read
+    of_sample = f" of a sample of {census.num_voxels:,}" if census.is_sample else ""
+    note = f"train: {labelled:,} of {voxels:,} voxels{of_sample} are labelled ({labelled / voxels:.2%})"
+    if train.labelled is None:
+        return [note, *warnings]
+    return [
+        f"{note}; only tiles that hold a labelled voxel are drawn, {train.tiles_per_epoch:,} in an epoch "
+        "(network.tiles_per_epoch)",
+        *warnings,
+    ]

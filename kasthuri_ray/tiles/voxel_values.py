@@ -98,8 +98,10 @@ def choose_label_rule(opened: SplitSources, settings: Settings, add_note: AddNot
         for annotation in boxes[split]:
             volume, _ = annotation
             rule.check_type(volume.dtype, volume.uri)
-            if is_new and task.task_type == "synapse":
-                _note_much_foreground(split, annotation, rule, add_note)
+            if is_new:
+                share = foreground_share(rule, annotation)  # refuses labels that are no classes
+                if task.task_type == "synapse":
+                    _note_much_foreground(split, annotation, share, add_note)
     return rule
 
 
@@ -115,8 +117,7 @@ def _by_volume(boxes: Sequence[tuple[Volume, Box]]) -> list[tuple[Volume, list[B
     return list(found.values())
 
 
-def _note_much_foreground(split: str, annotation: Annotation, rule: LabelRule, add_note: AddNote) -> None:
-    share = foreground_share(rule, annotation)
+def _note_much_foreground(split: str, annotation: Annotation, share: float, add_note: AddNote) -> None:
     if share > MAX_SYNAPSE_SHARE:
         volume, boxes = annotation
         add_note(

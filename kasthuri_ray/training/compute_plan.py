@@ -24,6 +24,8 @@ class ComputePlan:
         Whether the memory format in 2D is channels last.
     kind : str
         Kind of the processor that the run started on, a key of `kasthuri_ray.hardware.RULES`; "" if it is not known.
+    by_labelled_voxels : bool
+        Whether tiles, and so ranks, hold different numbers of labelled voxels, by which each rank then counts.
     """
 
     precision: str
@@ -31,6 +33,7 @@ class ComputePlan:
     steps_per_epoch: int
     channels_last: bool = True
     kind: str = ""
+    by_labelled_voxels: bool = False
 
     def __str__(self) -> str:
         compiled = "compiled" if self.compile else "not compiled"

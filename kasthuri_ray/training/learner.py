@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from kasthuri_ray import hardware
@@ -28,6 +27,7 @@ from kasthuri_ray.training.optimizer import (
     make_optimizer,
     set_learning_rate,
 )
+from kasthuri_ray.training.process_group import broadcast_statistics, process_rank, sum_over_ranks, world_size
 
 
 class TileBatchLike(Protocol):
@@ -142,7 +142,7 @@ class Learner:
         Returns
         -------
         float
-            Mean loss of all tiles, the same on all ranks.
+            Mean loss of all tiles, with sparse labels of all labelled voxels; the same on all ranks.
 
         Raises
         ------
@@ -158,8 +158,8 @@ class Learner:
             step = epoch * self.plan.steps_per_epoch + number
             factor = learning_rate_factor(self.settings, step, self.settings.epochs * self.plan.steps_per_epoch)
             set_learning_rate(self.optimizer, self.settings.learning_rate * factor * plateau_factor)
-            loss = self._step(epoch, batch)
-            total += torch.stack([loss.double() * len(batch.number), loss.new_tensor(len(batch.number)).double()])
+            loss, weight = self._step(epoch, batch)
+            total += torch.stack([loss.double() * weight, loss.new_tensor(weight).double()])
             num_tiles += len(batch.number)
             on_step(StepProgress(number, loss, num_tiles))
         sums = sum_over_ranks(total)
@@ -176,7 +176,8 @@ class Learner:
         """Learning rate of the last step."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def _step(self, epoch: int, batch: TileBatchLike) -> Tensor:
+    def _step(self, epoch: int, batch: TileBatchLike) -> tuple[Tensor, int]:
+        """Train on one batch; return its loss, and the tiles or labelled voxels by which it counts."""
         seeds = [tile_seed(self.settings.seed, epoch, int(number)) for number in batch.number]
         images, labels = self.load(batch)
         images, labels = self.augment(images, labels, seeds)
@@ -184,15 +185,23 @@ class Learner:
             logits = self.training_network(images)
         loss = self.loss(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
-        # DDP averages over ranks; a rank with one tile more must have a larger weight.
-        self.scaler.scale(loss * (len(seeds) * world_size() / self.settings.batch)).backward()
+        weight, total = self._weight(labels)
+        # DDP averages over ranks; a rank with one tile more, or with more labels, must have a larger weight.
+        self.scaler.scale(loss * (weight * world_size() / max(1, total))).backward()
         self.scaler.unscale_(self.optimizer)
         clip_gradient_norm(self.network.parameters(), self.settings.gradient_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.weight_average is not None:
             self.weight_average.update(self.network)
-        return loss.detach()
+        return loss.detach(), weight
+
+    def _weight(self, labels: Tensor) -> tuple[int, int]:
+        """Return by how much the batch of this rank counts, and those of all ranks together."""
+        if not self.plan.by_labelled_voxels:
+            return len(labels), self.settings.batch
+        num_labelled = (labels != IGNORE_LABEL).sum()
+        return int(num_labelled), int(sum_over_ranks(num_labelled.clone()))
 
     def load(self, batch: TileBatchLike) -> tuple[Tensor, Tensor]:
         """Return a batch on the device: images float32 N, 1, [z], y, x in 0..1, labels uint8 N, [z], y, x."""
@@ -206,7 +215,7 @@ class Learner:
     def evaluate(
         self,
         batches: Iterable[TileBatchLike],
-        on_batch: Callable[[TileBatchLike, Tensor, Tensor], None] = lambda *_: None,
+        on_batch: Callable[[TileBatchLike, Tensor, Tensor], None] | None = None,
     ) -> tuple[VoxelCounts, float]:
         """Compare the network's predictions with the labels.
 
@@ -215,7 +224,7 @@ class Learner:
         batches : iterable of TileBatchLike
             Ranks may have different numbers of them.
         on_batch : callable
-            Receives each batch with its logits and labels.
+            Receives each batch with its logits and labels. Without it, batches that hold no labelled voxel are skipped.
 
         Returns
         -------
@@ -229,10 +238,13 @@ class Learner:
         with self.evaluation_mode():
             for batch in batches:
                 images, labels = self.load(batch)
-                logits = self.logits(images)
-                on_batch(batch, logits, labels)
-                counts = counts + count_batch_voxels(logits, labels)
                 num_valid = int((labels != IGNORE_LABEL).sum())
+                if not num_valid and on_batch is None:
+                    continue
+                logits = self.logits(images)
+                if on_batch is not None:
+                    on_batch(batch, logits, labels)
+                counts = counts + count_batch_voxels(logits, labels)
                 loss_sum += float(self.loss(logits, labels)) * num_valid if num_valid else 0.0
                 num_voxels += num_valid
         vector = np.concatenate([counts.to_array().astype(np.float64), [loss_sum, num_voxels]])
@@ -322,58 +334,6 @@ def count_batch_voxels(logits: Tensor, labels: Tensor) -> VoxelCounts:
         histograms.append(torch.bincount((truth == number) * BINS + bins, minlength=2 * BINS).reshape(2, BINS))
     confusion = torch.bincount(truth * classes + predicted[valid], minlength=classes**2).reshape(classes, classes)
     return VoxelCounts(confusion.cpu().numpy(), torch.stack(histograms).cpu().numpy())
-
-
-def process_rank() -> int:
-    """Return the rank of this process.
-
-    Returns
-    -------
-    int
-        0 outside of a process group.
-    """
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world_size() -> int:
-    """Return the number of ranks, 1 outside of a process group."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """Return the sum of all ranks' values, on every rank; `values` is changed in place."""
-    if world_size() > 1:
-        dist.all_reduce(values)
-    return values
-
-
-def gather_over_ranks(value: Any) -> list[Any]:
-    """Return the values of all ranks, on every rank.
-
-    Parameters
-    ----------
-    value : Any
-        Value of this rank; picklable.
-
-    Returns
-    -------
-    list
-        One value for each rank, in the order of ranks.
-    """
-    if world_size() == 1:
-        return [value]
-    values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def broadcast_statistics(network: nn.Module, average: WeightAverage | None) -> None:
-    """Copy the running statistics of rank 0, which are the ones that are saved, to every rank."""
-    if world_size() > 1:
-        for name, buffer in network.named_buffers():
-            dist.broadcast(buffer, 0)
-            if average is not None and name in average.weights:
-                dist.broadcast(average.weights[name], 0)
 
 
 def _to_device(array: np.ndarray, device: torch.device) -> Tensor:

@@ -124,9 +124,11 @@ def prepare_training(settings: Settings, *, is_new: bool | None = None) -> Prepa
     if is_new is None:
         is_new = begun is None
         settings = set_background(settings, (begun or {}).get("background"))
+        settings = set_labelled_tiles(settings, bool((begun or {}).get("labelled_tiles")))
     settings = split_volume(settings, notes.append, begun)
     tiles = open_task_tiles(settings, notes.append, is_new=is_new)
     settings = set_background(settings, tiles.label_rule.background)
+    settings = set_labelled_tiles(settings, tiles.train.labelled is not None)
     if is_new:
         notes += initial_range_notes(checkpoint, tiles.train)
     weights = None if checkpoint is None else checkpoint.weights
@@ -151,6 +153,13 @@ def set_background(settings: Settings, background: Sequence[int] | None) -> Sett
         return settings
     task = settings.task.model_copy(update={"background": list(background)})
     return settings.model_copy(update={"task": task})
+
+
+def set_labelled_tiles(settings: Settings, is_sparse: bool) -> Settings:
+    """Return the settings with `task.labelled_tiles` true where labels are sparse, if the task does not state it."""
+    if not is_sparse or settings.task.labelled_tiles is not None:
+        return settings
+    return settings.model_copy(update={"task": settings.task.model_copy(update={"labelled_tiles": True})})
 
 
 def absolute_volume_paths(settings: Settings) -> Settings:

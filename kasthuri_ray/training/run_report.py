@@ -23,9 +23,12 @@ from kasthuri_ray.models.checkpoints import checkpoint_bytes
 from kasthuri_ray.reports import figures
 from kasthuri_ray.reports.run_page import RunReport, metrics_report, run_page
 from kasthuri_ray.reports.section_images import NUM_EXAMPLES, SectionResult, choose_examples
+from kasthuri_ray.tiles.label_census import class_counts
 from kasthuri_ray.tiles.sampling import GridTiles, read_tile
 from kasthuri_ray.tiles.streaming import TileBatch, TileStream, plan_grid_tiles
-from kasthuri_ray.training.learner import Learner, gather_over_ranks
+from kasthuri_ray.training.label_report import labelled_voxels, score_intervals
+from kasthuri_ray.training.learner import Learner
+from kasthuri_ray.training.process_group import gather_over_ranks
 from kasthuri_ray.training.run_folder import RunFolder
 from kasthuri_ray.training.tested_objects import match_tile_objects, pack_tile
 from kasthuri_ray.training.training_job import NO_FOREGROUND_WARNING, TrainingJob, WorkerContext
@@ -63,9 +66,14 @@ class TileResults:
     def confusion(self) -> np.ndarray:
         return np.sum([score.confusion for score in self.scores], axis=0)
 
+    @property
+    def labelled(self) -> list[TileScore]:
+        """Scores of the tiles that hold a labelled voxel; of all tiles if none does."""
+        return [score for score in self.scores if score.confusion.any()] or self.scores
+
     def sample(self) -> TileSample:
-        """Return the tiles for bootstrap intervals."""
-        return TileSample.of([score.counts for score in self.scores])
+        """Return the labelled tiles for bootstrap intervals."""
+        return TileSample.of([score.counts for score in self.labelled])
 
 
 def write_run_report(
@@ -138,7 +146,7 @@ def _write_pages(
 ) -> None:
     assert progress.best is not None
     thresholds, tiles, counts = _thresholds(progress), results.tiles, results.counts
-    examples = choose_example_tiles(_complete_tiles(tiles, results.scores))
+    examples = choose_example_tiles(_complete_tiles(tiles, results.labelled))
     gallery = [_predict_section(learner, tiles, number, thresholds) for number in examples]
     names = _class_names(job)
     for number, section in enumerate(sorted(gallery, key=lambda section: section.z)):
@@ -233,17 +241,19 @@ def _final_metrics(job: TrainingJob, progress: TrainingProgress, results: TileRe
     assert progress.best is not None
     training_seconds = sum(row["training_seconds"] for row in progress.history)
     is_tested = job.tiles.test is not None and counts.num_voxels > 0
+    intervals = score_intervals(results.sample()) if counts.num_voxels else {}
     test, val = None, progress.best["val"]
     if is_tested:
-        test = voxel_scores.split_metrics(counts, _thresholds(progress), names) | _intervals(results)
+        test = voxel_scores.split_metrics(counts, _thresholds(progress), names) | intervals
         test = add_object_scores(test, results.objects, names)
     else:
-        val = add_object_scores(val, results.objects, names)
+        val = add_object_scores(val | ({} if job.tiles.test else intervals), results.objects, names)
     return {
         "test": test,
         "warnings": _score_warnings(job, progress, results),
         "better_than_chance": sanity.is_better_than_chance(counts, results.sample()) if counts.num_voxels else None,
         "val": val,
+        "labelled_voxels": labelled_voxels(job.tiles, val["confusion"], counts if job.tiles.test else None),
         "best_epoch": progress.best["epoch"],
         "epochs": progress.epoch,
         "tiles_per_second": progress.epoch * job.tiles.train.tiles_per_epoch / training_seconds,
@@ -254,35 +264,29 @@ def _final_metrics(job: TrainingJob, progress: TrainingProgress, results: TileRe
     }
 
 
-def _intervals(results: TileResults) -> dict[str, Any]:
-    """Return the 95% intervals of the scores over the tiles."""
-    sample = results.sample()
-    return {
-        "foreground_f1_interval": list(sample.f1_interval()),
-        "average_precision_interval": list(sample.average_precision_interval()),
-    }
-
-
 def _score_warnings(job: TrainingJob, progress: TrainingProgress, results: TileResults) -> list[str]:
     """Return the signs that the scores mean nothing."""
     assert progress.best is not None
     counts, thresholds, names, val = results.counts, _thresholds(progress), _class_names(job), progress.best["val"]
-    if not counts.num_voxels:
-        return []
     split = "test" if job.tiles.test is not None else "val"
-    warnings = sanity.count_warnings(
-        counts, class_outcomes(counts, thresholds), results.sample(), names, f"the {split} box"
-    )
-    voxels = {"val": np.sum(val["confusion"], axis=1).tolist(), split: counts.confusion.sum(1).tolist()}
+    warnings = []
+    if counts.num_voxels:
+        warnings += sanity.count_warnings(
+            counts, class_outcomes(counts, thresholds), results.sample(), names, f"the {split} box"
+        )
+        warnings += object_warnings(
+            {names[number - 1]: row for number, row in results.objects.items()},
+            counts.num_voxels,
+            results.tiles.sources[0].image.voxel_size_nm if results.objects else None,
+            AnnotatedObjects.from_plain(progress.annotated_objects),
+        )
+    voxels = {"val": np.sum(val["confusion"], axis=1).tolist()}
+    if any(source.annotation is not None for source in results.tiles.sources):
+        voxels[split] = counts.confusion.sum(1).tolist()
     by_class = {key: dict(zip(["background", *names], row, strict=True)) for key, row in voxels.items()}
-    warnings += sanity.missing_class_warnings(by_class)
-    warnings += object_warnings(
-        {names[number - 1]: row for number, row in results.objects.items()},
-        counts.num_voxels,
-        results.tiles.sources[0].image.voxel_size_nm if results.objects else None,
-        AnnotatedObjects.from_plain(progress.annotated_objects),
-    )
-    if split == "test":
+    train = {} if job.tiles.census is None else {job.tiles.census.train_name: class_counts(job.tiles.census, names)}
+    warnings += sanity.missing_class_warnings({**train, **by_class})
+    if split == "test" and counts.num_voxels:
         test_f1 = voxel_scores.split_metrics(counts, thresholds, names)["foreground_f1"]
         warnings.append(sanity.difference_warning(val["foreground_f1"], test_f1))
     return [warning for warning in warnings if warning]

@@ -26,8 +26,9 @@ from kasthuri_ray.tiles.sampling import GridTiles
 from kasthuri_ray.tiles.streaming import TilePlan, TileStream, plan_grid_tiles, plan_training_tiles
 from kasthuri_ray.training.annotated_objects import count_annotated_objects
 from kasthuri_ray.training.compute_plan import ComputePlan, check_resumed_plan, choose_compute_plan
-from kasthuri_ray.training.learner import Learner, StepProgress, gather_over_ranks
+from kasthuri_ray.training.learner import Learner, StepProgress
 from kasthuri_ray.training.optimizer import should_stop_early
+from kasthuri_ray.training.process_group import gather_over_ranks
 from kasthuri_ray.training.run_folder import RunFolder, epoch_sort_key
 from kasthuri_ray.training.trackers import Trackers
 from kasthuri_ray.training.training_job import (
@@ -134,7 +135,7 @@ def _make_compute_plan(job: TrainingJob, context: WorkerContext, network: nn.Mod
     )
     if line:
         context.show(TextMessage(line))
-    return plan
+    return replace(plan, by_labelled_voxels=tiles.labelled is not None)
 
 
 def _resume_compute_plan(job: TrainingJob, context: WorkerContext, plan: ComputePlan) -> ComputePlan:

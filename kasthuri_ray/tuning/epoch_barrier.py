@@ -130,7 +130,7 @@ class EpochBarrierClient:
     def __call__(self, history: History) -> str | None:
         import ray
 
-        from kasthuri_ray.training.learner import gather_over_ranks, process_rank
+        from kasthuri_ray.training.process_group import gather_over_ranks, process_rank
         from kasthuri_ray.training.training_job import STOP
 
         may_continue: bool | None = None

@@ -14,6 +14,7 @@ from kasthuri_ray.volumes.cutout_sample import sample_boxes
 from kasthuri_ray.volumes.volume import Volume
 
 MIN_SHARE = 0.5  # of a sample that a label fills if it means "no object"
+SMALL_TYPE_BYTES = 2  # of types whose maximum may well be an ordinary label
 MAX_SYNAPSE_SHARE = 0.5  # of a box that is foreground; more is hardly an annotation of synapses
 
 Annotation = tuple[Volume, Sequence[Box]]  # and the boxes of it that count
@@ -43,12 +44,15 @@ def find_background(
     Raises
     ------
     InputError
-        If some annotations have such a background, and others none.
+        If some annotations have such a background, and others none; or if a threshold would make the maximum of a type
+        of 8 or 16 bits foreground, which fills more than half of a sample.
     """
     if rule.background is not None or rule.num_classes > 2:
         return rule, []
     shares = [_none_share(rule, annotation) for annotation in annotations]
     if max(shares, default=0.0) <= MIN_SHARE:
+        for annotation in (*annotations, *others):
+            _check_extreme(rule, annotation)
         return rule, []
     shares += [_none_share(rule, annotation) for annotation in others]
     everyone = [*annotations, *others]
@@ -76,6 +80,31 @@ def _none_share(rule: LabelRule, annotation: Annotation) -> float:
     ignored = replace(rule, background=(label,)).ignored_labels(volume.dtype)
     counted = labels[~is_any_of(labels, ignored)] if ignored else labels
     return float((counted == label).mean()) if counted.size else 0.0
+
+
+def _check_extreme(rule: LabelRule, annotation: Annotation) -> None:
+    """Raise an InputError if the maximum of a small type fills most of a sample, and counts as foreground unasked."""
+    volume, boxes = annotation
+    if rule.threshold_value is None:
+        return
+    if volume.dtype.kind not in "iu" or volume.dtype.itemsize > SMALL_TYPE_BYTES:
+        return
+    extreme = int(np.iinfo(volume.dtype).max)
+    if extreme in rule.ignored or extreme <= rule.threshold_value:
+        return
+    labels = sample_boxes(volume, boxes)
+    share = float((labels == extreme).mean())
+    if share <= MIN_SHARE:
+        return
+    unlabelled = f"Not labelled: --set task.ignore_label={extreme}."
+    background = f"Background: --set task.background={extreme}."
+    has_others = bool(((labels > rule.threshold_value) & (labels != extreme)).any())
+    likeliest = [unlabelled, background] if has_others else [background, unlabelled]
+    raise InputError(
+        f"{volume.uri} {boxes[0]}: the label {extreme} fills {share:.1%} of a sample, and with task.threshold it would "
+        f"be foreground. What does it mean? {' '.join(likeliest)} Labels with names: task.labels, with "
+        "task.threshold=false. Foreground all the same: --set task.background=[]."
+    )
 
 
 def _found_note(volume: Volume, share: float) -> str:

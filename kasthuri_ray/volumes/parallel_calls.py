@@ -50,7 +50,17 @@ def call_with_timeout(seconds: float, call: Callable[[], T]) -> T:
 
 
 def map_threads(call: Callable[[T], object], items: Sequence[T], num_threads: int) -> None:
-    """Call a function with every item, `num_threads` at a time; raise the first failure and start no more calls."""
+    """Call a function with every item; raise the first failure and start no more calls.
+
+    Parameters
+    ----------
+    call : callable
+        Takes an item; its result is lost.
+    items : sequence
+        The items.
+    num_threads : int
+        Calls at the same time.
+    """
     waiting: queue.SimpleQueue[T] = queue.SimpleQueue()
     finished: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
     for item in items:

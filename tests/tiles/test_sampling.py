@@ -8,6 +8,7 @@ import pytest
 
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.labels import IGNORE_LABEL, LabelRule
+from kasthuri_ray.tiles.label_census import take_census
 from kasthuri_ray.tiles.sampling import GridTiles, TileAddress, TileSource, TrainTiles, read_tile
 from kasthuri_ray.volumes.opening import open_volume
 
@@ -119,16 +120,7 @@ def test_background_labels_are_not_foreground(source):
         assert tiles.address(0, index).box.contains(Box((3, 41, 50), (4, 42, 51)))
     labels[labels == 0] = 2**64 - 1
     with pytest.raises(ValueError, match=r"annotation without foreground.*check the boxes and task.background"):
-        tiles.check_foreground()
-
-
-def test_the_search_for_foreground_reads_whole_chunks(source):
-    searched = source(one_voxel(), Box((1, 10, 5), (7, 75, 90)))
-    TrainTiles((searched,), TILE, 0, 1.0, 20).check_foreground()
-    for read in searched.annotation.reads:
-        grown = read.grown_to_grid((4, 32, 32))
-        assert grown.shape == (4, 32, 32)
-        assert read == grown.intersect(searched.box)
+        take_census(tiles.sources, TILE, 0, 2)
 
 
 def test_the_search_reads_boxes_of_a_tile_if_chunks_are_very_large(array_volume):
@@ -142,32 +134,6 @@ def test_the_search_reads_boxes_of_a_tile_if_chunks_are_very_large(array_volume)
 def empty_source(array_volume, shape=(200, 1024, 1024)) -> TileSource:
     volume = array_volume(np.broadcast_to(np.uint8(0), shape), chunk=(4, 512, 512), uri="array://nothing")
     return TileSource(volume, volume, volume.bounds)
-
-
-@pytest.mark.parametrize("num_sources", [1, 3])
-def test_an_annotation_without_foreground_is_refused_after_64_million_voxels(array_volume, num_sources):
-    sources = tuple(empty_source(array_volume) for _ in range(num_sources))
-    with pytest.raises(ValueError, match="annotation without foreground") as caught:
-        TrainTiles(sources, (1, 256, 256), 0, 0.5, 8).check_foreground()
-    read = [sum(box.num_voxels for box in source.annotation.reads) for source in sources]
-    assert 60_000_000 < sum(read) <= 64_000_000
-    assert min(read) > sum(read) / num_sources - 2_000_000
-    assert "array://nothing 0:200,0:1024,0:1024" in str(caught.value)
-    assert str(caught.value).endswith("million voxels; check the boxes and task.threshold_value")
-
-
-def test_a_small_annotation_without_foreground_is_searched_once_as_a_whole(array_volume):
-    empty = empty_source(array_volume, (10, 600, 700))
-    with pytest.raises(ValueError, match=r"after a search of 4\.2 million voxels"):
-        TrainTiles((empty,), (1, 256, 256), 0, 0.5, 8).check_foreground()
-    num_reads = np.zeros((10, 600, 700), int)
-    for box in empty.annotation.reads:
-        num_reads[box.slices()] += 1
-    assert (num_reads == 1).all()
-
-
-def test_foreground_in_one_of_several_volumes_is_enough(source):
-    TrainTiles((source(np.zeros((8, 80, 96), np.uint8)), source(one_voxel())), TILE, 0, 0.5, 8).check_foreground()
 
 
 def test_a_tile_is_a_random_one_if_foreground_is_too_rare_to_find(array_volume):

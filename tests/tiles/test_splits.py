@@ -218,7 +218,10 @@ def test_a_volume_of_unknown_voxel_size_is_opened_with_a_note(folder):
     write("u.zarr/em", zarr.open_array("v.zarr/em")[:], None)
     write("u.zarr/labels", np.ones(SHAPE, np.uint8), None)
     _, notes = open_tiles(image_chan="u.zarr/em", annotation_chan="u.zarr/labels")
-    assert notes == ["u.zarr/em does not state its voxel size; lengths are in voxels"]
+    assert notes == [
+        "u.zarr/em does not state its voxel size; lengths are in voxels",
+        "No voxel of train is background: a network cannot learn that.",
+    ]
     tiles, notes = open_tiles(image_chan="u.zarr/em")
     assert notes == ["u.zarr/em does not state its voxel size: it is taken to be that of v.zarr/labels, 30 x 6 x 6 nm"]
     assert tiles.train.sources[0].image.voxel_size_nm == (30, 6, 6)

@@ -21,7 +21,7 @@ def begun_on(kind):
 @pytest.mark.parametrize("kind", RULES)
 def test_a_run_computes_by_the_rule_of_its_processor(kind):
     rule, plan = RULES[kind], begun_on(kind)
-    expected = (rule.precision, rule.compiles_training, 100, rule.trains_channels_last, kind)
+    expected = (rule.precision, rule.compiles_training, 100, rule.trains_channels_last, kind, False)
     assert tuple(asdict(plan).values()) == expected
     requested, _ = choose_compute_plan(machine_of(kind), "float32", "off", *LARGE_RUN)
     assert (requested.precision, requested.compile) == ("float32", False)

@@ -240,6 +240,16 @@ def test_ranks_with_unequal_batches_train_like_a_single_rank(ranks, size):
         assert result["train"] == pytest.approx(alone["train"], rel=1e-5)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_with_unequal_numbers_of_labelled_voxels_train_like_a_single_rank(ranks, size):
+    (alone,) = ranks[1]
+    for result in ranks[size]:
+        for name, value in alone["sparse_weights"].items():
+            torch.testing.assert_close(result["sparse_weights"][name], value, atol=1e-5, rtol=1e-4)
+        assert result["sparse_train"] == pytest.approx(alone["sparse_train"], rel=1e-5)
+    assert not equal(alone["sparse_weights"], alone["weights"])
+
+
 def test_ranks_agree_to_the_last_bit(ranks):
     first, second = ranks[2]
     assert equal(first["weights"], second["weights"])

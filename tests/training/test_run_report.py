@@ -10,6 +10,7 @@ from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.metrics.class_map import classes_at
 from kasthuri_ray.metrics.intervals import tile_counts
 from kasthuri_ray.metrics.voxel_counts import BINS, VoxelCounts
+from kasthuri_ray.tiles.label_census import LabelCensus
 from kasthuri_ray.training.run_report import TileResults, TileScore, _final_metrics, _warnings, choose_example_tiles
 from kasthuri_ray.training.training_state import TrainingProgress
 
@@ -37,14 +38,19 @@ def test_without_foreground_the_examples_are_spread_over_the_box():
     assert choose_example_tiles([]) == []
 
 
-def job_with_test(test: object) -> SimpleNamespace:
+GRID = SimpleNamespace(sources=[SimpleNamespace(annotation="labels", box=SimpleNamespace(num_voxels=200))])
+UNANNOTATED = SimpleNamespace(sources=[SimpleNamespace(annotation=None, box=SimpleNamespace(num_voxels=200))])
+
+
+def job_with_test(test: object, census: LabelCensus | None = None) -> SimpleNamespace:
     """Return the parts of a job that metrics and warnings depend on."""
-    tiles = SimpleNamespace(test=test, train=SimpleNamespace(tiles_per_epoch=12), absent_chunks={})
+    train = SimpleNamespace(tiles_per_epoch=12)
+    tiles = SimpleNamespace(test=test, val=GRID, train=train, absent_chunks={}, census=census)
     settings = resolve_settings(GivenSettings("phantom_synapse"))
     return SimpleNamespace(tiles=tiles, settings=settings)
 
 
-def results_of(*voxels):
+def results_of(*voxels, tiles=GRID):
     """Return the results of tiles, each of which is (probability, labels)."""
     total, scores = VoxelCounts.zeros(), []
     for number, (probability, labels) in enumerate(voxels):
@@ -52,7 +58,7 @@ def results_of(*voxels):
         counts.add(probability, classes_at(probability, [0.25]), np.array(labels))
         scores.append(TileScore(number, counts.confusion, tile_counts(counts, [0.25])))
         total += counts
-    return TileResults(None, total, scores)
+    return TileResults(tiles, total, scores)
 
 
 @pytest.fixture
@@ -63,12 +69,17 @@ def progress() -> TrainingProgress:
 
 
 def test_a_finished_run_has_these_metrics_and_warnings(progress):
-    results, job = results_of(([0.1, 0.9], [0, 1]), ([0.2, 0.8, 0.1], [0, 1, 0])), job_with_test(object())
+    results, job = results_of(([0.1, 0.9], [0, 1]), ([0.2, 0.8, 0.1], [0, 1, 0])), job_with_test(GRID)
     metrics = _final_metrics(job, progress, results)
     assert metrics["test"]["foreground_f1"] == 1.0
     assert metrics["test"]["threshold"] == 0.25
     assert metrics["test"]["foreground_f1_interval"] == [1.0, 1.0]
     assert metrics["test"]["average_precision_interval"] == [1.0, 1.0]
+    assert metrics["test"]["recall_interval"] == metrics["test"]["foreground_iou_interval"] == [1.0, 1.0]
+    assert metrics["labelled_voxels"] == {
+        "val": {"labelled": 110, "voxels": 200},
+        "test": {"labelled": 5, "voxels": 200},
+    }
     assert (metrics["val"], metrics["best_epoch"], metrics["epochs"]) == (VAL, 1, 2)
     assert (metrics["tiles_per_second"], metrics["wait_share"], metrics["seconds"]) == (3.0, 0.05, 10.0)
     assert metrics["blank_chunks"] == 1
@@ -78,18 +89,20 @@ def test_a_finished_run_has_these_metrics_and_warnings(progress):
     ]
 
 
-@pytest.mark.parametrize("test", [None, object()])
+@pytest.mark.parametrize("test", [None, UNANNOTATED])
 def test_without_an_annotation_for_test_there_are_no_test_metrics(progress, test):
     job = job_with_test(test)
-    results = results_of(([0.1], [0])) if test is None else results_of()  # of the validation box
-    assert _final_metrics(job, progress, results)["test"] is None
+    results = results_of(([0.1], [0])) if test is None else results_of(tiles=test)  # of the validation box
+    metrics = _final_metrics(job, progress, results)
+    assert metrics["test"] is None
+    assert not any("test is labelled" in warning for warning in metrics["warnings"])
     assert _warnings(job, progress, results.counts)[0].startswith(
         "There is no annotation for test: the metrics are those of the val"
     )
 
 
 def test_scores_that_mean_nothing_are_warnings(progress):
-    job, rng = job_with_test(object()), np.random.default_rng(0)
+    job, rng = job_with_test(GRID), np.random.default_rng(0)
     tiles = [(rng.random(50), rng.random(50) < 0.2) for _ in range(40)]
     (warning,) = _final_metrics(job, progress, results_of(*tiles))["warnings"]
     assert "95% interval" in warning or "no better than" in warning
@@ -100,3 +113,26 @@ def test_scores_that_mean_nothing_are_warnings(progress):
     good = results_of(*[([0.1, 0.9, 0.2, 0.1], [0, 1, 0, 0])] * 9)
     (warning,) = _final_metrics(job, progress, good)["warnings"]
     assert warning.startswith("F1 is 0.500 on val and 1.000 on test. They differ by a factor of two or more")
+
+
+def test_a_class_that_the_training_boxes_lack_is_a_warning(progress):
+    census = LabelCensus((40, 0), num_read=100, num_voxels=100, is_complete=False, num_labelled_tiles=3)
+    results = results_of(([0.1, 0.9], [0, 1]), ([0.2, 0.8], [0, 1]))
+    metrics = _final_metrics(job_with_test(GRID, census), progress, results)
+    assert "No voxel of train is synapse: a network cannot learn that." in metrics["warnings"]
+    assert metrics["labelled_voxels"]["train"] == {"labelled": 40, "voxels": 100}
+    sample = LabelCensus((40, 0), num_read=100, num_voxels=5000, is_complete=False, num_labelled_tiles=3)
+    metrics = _final_metrics(job_with_test(GRID, sample), progress, results)
+    assert any("No voxel of train (a sample of 100 of 5,000 voxels) is" in text for text in metrics["warnings"])
+    assert metrics["labelled_voxels"]["train"] == {"labelled": 40, "voxels": 100, "sampled_from": 5000}
+
+
+def test_tiles_without_a_labelled_voxel_are_neither_shown_nor_drawn_for_intervals(progress):
+    ignored = ([0.5, 0.5], [255, 255])
+    results = results_of(ignored, ([0.1, 0.9], [0, 1]), ignored, ([0.9, 0.8], [0, 1]))
+    assert [score.number for score in results.labelled] == [1, 3]
+    assert results.sample().num_tiles == 2
+    one = results_of(ignored, ([0.1, 0.9], [0, 1]))
+    assert not [key for key in _final_metrics(job_with_test(GRID), progress, one)["test"] if "interval" in key]
+    val = _final_metrics(job_with_test(None), progress, results)["val"]
+    assert val["foreground_f1_interval"][0] < 1

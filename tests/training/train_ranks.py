@@ -3,8 +3,10 @@
 This is a program of its own, because ranks are made by fork, which is fast as long as torch has not computed yet.
 """
 
+import copy
 import os
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,6 +29,14 @@ def batch(numbers: range) -> SimpleNamespace:
     return SimpleNamespace(image=images, label=(images > 200).astype(np.uint8), number=np.array(numbers))
 
 
+def sparse_batch(numbers: range) -> SimpleNamespace:
+    """Return the same tiles with a number of labelled rows that differs; every fifth has none."""
+    tiles = batch(numbers)
+    for label, number in zip(tiles.label, tiles.number, strict=True):
+        label[:, 3 * (number % 5) :] = 255
+    return tiles
+
+
 def train_rank(rank: int, size: int, out: str) -> None:
     torch.set_num_threads(1)
     if size > 1:
@@ -38,15 +48,19 @@ def train_rank(rank: int, size: int, out: str) -> None:
     torch.manual_seed(0)
     network = build_network(settings.model_dump())
     learner_settings = make_learner_settings(settings, "synapse")
-    learner = Learner(network, learner_settings, torch.device("cpu"), ComputePlan("float32", False, STEPS))
+    twin, plan = copy.deepcopy(network), ComputePlan("float32", False, STEPS)
+    learner = Learner(network, learner_settings, torch.device("cpu"), plan)
     share = rank_share(BATCH_SIZE, rank, size)
-    steps = [batch(range(step * 5 + share.start, step * 5 + share.stop)) for step in range(STEPS)]
-    train_loss = learner.train_epoch(0, steps, [])
+    ranges = [range(step * 5 + share.start, step * 5 + share.stop) for step in range(STEPS)]
+    train_loss = learner.train_epoch(0, [batch(numbers) for numbers in ranges], [])
+    sparse = Learner(twin, learner_settings, torch.device("cpu"), replace(plan, by_labelled_voxels=True))
+    sparse_loss = sparse.train_epoch(0, [sparse_batch(numbers) for numbers in ranges], [])
     numbers = range(100 + rank, 100 + NUM_EVALUATED, size)
     batches = [batch(numbers[i : i + 2]) for i in range(0, len(numbers), 2)] if rank < 2 else []
     counts, val_loss = learner.evaluate(batches)
     weights = learner.evaluation_weights()
     result = {"weights": weights, "train": train_loss, "val": val_loss, "counts": counts.to_array()}
+    result |= {"sparse_weights": sparse.evaluation_weights(), "sparse_train": sparse_loss}
     results = [None] * size
     if size > 1:
         dist.all_gather_object(results, result)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from kasthuri_ray.errors import InputError
+from kasthuri_ray.geometry import Box
 from kasthuri_ray.labels import LabelRule
 from kasthuri_ray.volumes.background_labels import find_background, foreground_share
 
@@ -45,7 +46,7 @@ def test_a_label_for_none_that_fills_more_than_half_is_found_in_32_and_64_bits(f
     ("dtype", "none"), [(np.uint8, 255), (np.uint16, 65_535), (np.int8, -1), (np.int16, -1), (np.int64, 2**63 - 1)]
 )
 def test_nothing_is_guessed_in_8_and_16_bits_nor_from_the_maximum_of_a_signed_type(find, dtype, none):
-    assert find(labels(0.9, dtype, none)) == (None, [])
+    assert find(labels(0.9, dtype, none), rule=LabelRule()) == (None, [])
 
 
 def test_what_the_task_states_is_kept(find):
@@ -86,3 +87,28 @@ def test_the_share_of_foreground_leaves_out_what_is_ignored(array_volume):
     assert foreground_share(LabelRule(background=(7,)), annotation) == pytest.approx(0.25, abs=0.01)
     volume.array[:] = NONE - 1
     assert foreground_share(rule, annotation) == 0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int8, np.int16])
+@pytest.mark.parametrize(("others", "first"), [((0, 1), "Not labelled"), ((0,), "Background")])
+def test_the_maximum_of_a_small_type_is_not_made_foreground_by_a_threshold(array_volume, dtype, others, first):
+    extreme = int(np.iinfo(dtype).max)
+    labels = np.full((4, 64, 64), extreme, dtype)
+    labels[:, :20] = np.random.default_rng(0).choice(others, (4, 20, 64))
+    annotation = [(array_volume(labels), [Box((0, 0, 0), (4, 64, 64))])]
+    with pytest.raises(InputError, match=rf"the label {extreme} fills 68.8% of a sample") as caught:
+        find_background(LabelRule(0.0), annotation)
+    text = str(caught.value)
+    assert text.index("What does it mean? ") < text.index(first)
+    assert all(f"--set task.{key}={extreme}" in text for key in ("ignore_label", "background"))
+    assert text.index(first) == min(text.index("Not labelled"), text.index("Background"))
+    assert "--set task.background=[]" in text
+    for accepted in (
+        LabelRule(0.0, ignored=(extreme,)),
+        LabelRule(0.0, background=()),
+        LabelRule(0.0, background=(extreme,)),
+        LabelRule(),
+    ):
+        assert find_background(accepted, annotation)[0] == accepted
+    labels[:, :40] = 0
+    assert find_background(LabelRule(0.0), annotation)[1] == []
