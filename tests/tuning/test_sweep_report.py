@@ -1,6 +1,8 @@
 """What a user sees of a running sweep: lines when trials start and end, and a live table."""
 
 import io
+import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,7 +10,8 @@ from kasthuri_ray.progress import Reporter
 from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.training.training_messages import EpochMessage, StepMessage, TextMessage
 from kasthuri_ray.tuning.leaderboard import Leaderboard
-from kasthuri_ray.tuning.sweep_report import SweepReporter
+from kasthuri_ray.tuning.search_space import SearchDomain
+from kasthuri_ray.tuning.sweep_report import SweepReporter, describe_winner, is_at_chance
 from kasthuri_ray.tuning.trial_messages import TrialMessage
 from kasthuri_ray.tuning.trial_record import FAILED, FINISHED, STOPPED, TrialRecord
 
@@ -83,4 +86,32 @@ def test_without_a_terminal_each_epoch_is_a_line_and_progress_shows_the_trial_th
         "trial 0003 (4 of 6), epoch 4 of 9  3 of 6 trials done, 1 training  1 failed  "
         "best average precision 0.710 (0000 UNet_2D)",
         "trial 0003 (4 of 6), epoch 4 of 9: average precision 0.610",
+    ]
+
+
+@pytest.mark.parametrize("skilled", [False, True])
+def test_at_chance_the_last_lines_warn_and_announce_no_winner(leaderboard, skilled):
+    warnings = [] if skilled else ["The average precision may be chance."]
+    for trial in leaderboard.trials[:2]:
+        metrics = {"better_than_chance": skilled, "warnings": warnings}
+        leaderboard.folder(trial).storage.write_bytes("metrics.json", json.dumps(metrics).encode())
+    plan = SimpleNamespace(
+        path="/my sweeps/one",
+        storage=SimpleNamespace(is_local=True),
+        settings=SimpleNamespace(train=SimpleNamespace(boss="/my keys/boss.json", allow_empty=False)),
+        job_command=lambda job: f"/env/python /code/{job}.py",
+        space={"network.loss": SearchDomain("choice", ("focal",))},
+    )
+    lines = describe_winner(plan, leaderboard, leaderboard.trials[0])
+    assert is_at_chance(leaderboard) == (not skilled)
+    begin = ["the best of 5 trials is 0000"] if skilled else [
+        "warning: No trial is better than chance.", "warning: The average precision may be chance.",
+        "trial 0000 ranks first of 5 trials",
+    ]  # fmt: skip
+    assert all(line.startswith(text) for line, text in zip(lines, begin, strict=False))
+    assert lines[len(begin) :] == [
+        "to train it again: /env/python /code/train.py --config '/my sweeps/one/best.json' --storage '/my sweeps' "
+        "--boss '/my keys/boss.json'",
+        "to use its weights: --weights '/my sweeps/one/best'",
+        "varied, with the effect on the average precision: loss (too few trials to tell)",
     ]
