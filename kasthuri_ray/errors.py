@@ -90,7 +90,8 @@ def named_input(name: str, value: str) -> Iterator[None]:
 
 
 def _named_message(name: str, value: str, message: str) -> str:
-    if message.startswith(value):
+    is_flag = name.startswith("--") and " " not in name  # not a --set, nor a key of a file
+    if value and is_flag and message.startswith(value):
         return f"{name} {message}"
     return f"{name}: {message}" if value in message else f"{name} {value}: {message}"
 

@@ -53,8 +53,9 @@ def find_config_file(name: str, kind: str, flag: str = "") -> Path:
     if Path(name).is_dir():
         raise InputError(f"{flag} {name} is a folder; expected a file, or one of {names}")
     missing = describe_missing(name)
-    end = "" if missing.endswith("?") else ";"
-    raise InputNotFound(f"{flag} {name}: {missing}{end} built-in {kind}s are {names}{hint if end else ''}")
+    if missing.endswith("?"):
+        raise InputNotFound(f"{flag} {name}: {missing} Built-in {kind}s are {names}")
+    raise InputNotFound(f"{flag} {name}: {missing}; built-in {kind}s are {names}{hint}")
 
 
 def builtin_tasks() -> list[str]:

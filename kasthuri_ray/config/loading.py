@@ -119,7 +119,8 @@ def parse_assignment(text: str) -> Layer:
     if not (equals and dot and key):
         raise InputError(f"--set {text}: expected section.key=value, such as {messages.whole_assignment(text)}")
     if section not in SECTIONS:
-        raise InputError(f"--set {text}: no section {section!r}; the sections are {', '.join(SECTIONS)}")
+        hint = messages.nearest_hint(section, SECTIONS)
+        raise InputError(f"--set {text}: no section {section!r}; the sections are {', '.join(SECTIONS)}{hint}")
     try:
         parsed = _parse_value(value.strip())
     except DuplicateKey as error:

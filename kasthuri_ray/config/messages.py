@@ -68,7 +68,7 @@ def _what_is_allowed(entry: Any) -> str:
 
 
 def _error_line(section: str, path: tuple[str, ...], value: Any, allowed: list[str], origins: Origins) -> str:
-    message = ", or ".join(allowed)
+    message = ", or ".join(allowed).replace("or expected ", "or ")
     if not path and message.startswith("--"):
         return message
     if not path:

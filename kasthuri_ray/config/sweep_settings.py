@@ -15,8 +15,9 @@ from kasthuri_ray.config import defaults
 from kasthuri_ray.config.config_files import find_config_file
 from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.config.settings import Settings
-from kasthuri_ray.errors import InputError, missing_is_bad_input
+from kasthuri_ray.errors import InputError, InputNotFound, missing_is_bad_input
 from kasthuri_ray.storage.folder import open_storage
+from kasthuri_ray.storage.local_paths import describe_missing
 from kasthuri_ray.storage.uris import redact_secrets
 
 
@@ -75,7 +76,12 @@ def _restore(given: GivenSettings) -> GivenSettings:
     folder = f"{str(train.get('storage', defaults.STORAGE)).rstrip('/')}/{train['name']}"
     try:
         begun = json.loads(open_storage(folder).read_bytes("settings.json"))["sweep"]["begun"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except FileNotFoundError as error:
+        if any("task" in layer for _, layer in given.typed) or "://" in folder:
+            return given
+        missing = describe_missing(folder)
+        raise InputNotFound(f"no task: give --task, or --name of a sweep that was begun; {missing}") from error
+    except (ValueError, KeyError, TypeError):
         return given
     first = GivenSettings(**begun)
     sections = {**first.flags, **given.flags}

@@ -322,7 +322,8 @@ def class_thresholds(value: float | Sequence[float], names: Sequence[str]) -> li
         return [float(value)] * len(names)
     if len(value) != len(names):
         raise InputError(
-            f"{len(value)} thresholds for {len(names)} classes: give --threshold one number, or one for each of "
+            f"{len(value)} thresholds for {len(names)} class{'es' * (len(names) > 1)}: give --threshold one number, or "
+            "one for each of "
             f"{', '.join(names)}"
         )
     return [float(each) for each in value]

@@ -93,9 +93,9 @@ def evaluate(
     """
     inputs = prepare_comparison(settings, task_changes)
     record = evaluation_record(inputs, settings)
-    _open_folder(settings, SINGLE_NODE, record)  # what it refuses needs no cluster
     with named_input("--annotation", settings.annotation):
         inputs.comparison.check_sample()
+    _open_folder(settings, SINGLE_NODE, record)  # what it refuses needs no cluster
     cluster = connect_ray(reporter, settings.verbose)
     storage = _open_folder(settings, cluster, record)
     reporter.print_result(storage.path)  # the first line, for scripts

@@ -293,6 +293,8 @@ def image_finding(uri: str | None, nodes: NodeReports) -> Finding:
         fix = (
             "allow outgoing connections (port 443) from these nodes, or test another volume with --image, pass "
             "credentials with --boss, or copy the data to storage that the nodes can reach"
+            if "://" in uri
+            else "give the path of a volume in a folder that all nodes share, or another volume with --image"
         )
         return Finding("image", f"{uri}: {_join_by_node(errors)}", fix)
     slowest = max((report.inspection.image_seconds for report in nodes.values()), default=0.0)

@@ -122,6 +122,26 @@ def attach_ray(reporter: Reporter, verbose: bool = False) -> ClusterResources:
     return cluster_resources()
 
 
+def check_local_gpu(device: str) -> None:
+    """Raise an InputError, before Ray starts, if it would start on this machine alone, which lacks the GPU asked for.
+
+    Parameters
+    ----------
+    device : str
+        `cuda`; any other device needs no GPU.
+    """
+    is_running = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    if device != "cuda" or os.environ.get("RAY_ADDRESS") or is_running:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError(
+            "--device cuda: this machine has no GPU that torch can use. Leave it out to compute on CPUs, or attach to "
+            "a cluster with GPUs (RAY_ADDRESS=HOST:PORT)"
+        )
+
+
 def choose_auth_token(attach: bool) -> None:
     """Set the token for Ray, unless the environment decides.
 

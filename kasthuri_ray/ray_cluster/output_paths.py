@@ -79,6 +79,8 @@ def check_writable_path(path: str, flag: str = "--storage") -> None:
     if "://" in path:
         return
     existing = nearest_existing(path)
+    if str(existing) == path and not existing.is_dir():
+        raise InputError(f"{path} is a file, where a folder is expected; give another {flag}")
     if not existing.is_dir():
         raise InputError(f"{path} cannot be a folder, since {existing} is a file; give another {flag}")
     try:

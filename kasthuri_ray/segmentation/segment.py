@@ -21,7 +21,7 @@ from kasthuri_ray.inference.inference_settings import InferenceSettings
 from kasthuri_ray.output.ledger import LOCK_FILE, Ledger
 from kasthuri_ray.output.side_files import write_plan
 from kasthuri_ray.progress import Reporter
-from kasthuri_ray.ray_cluster.connection import connect_ray
+from kasthuri_ray.ray_cluster.connection import check_local_gpu, connect_ray
 from kasthuri_ray.ray_cluster.driver import exit_on_sigterm
 from kasthuri_ray.ray_cluster.output_paths import (
     SINGLE_NODE,
@@ -200,6 +200,8 @@ def _export(export: ExportRequest, result: SegmentResult, reporter: Reporter, re
 
 def _check_without_cluster(segment: SegmentSettings, inputs: SegmentationInputs) -> None:
     """Refuse, before Ray starts, an output that cannot be written, that is something else, or of other settings."""
+    check_local_gpu(segment.device)
+    assert inputs.thresholds  # raises for another number of them than of classes
     paths = {"--output": segment.output, "--precomputed": segment.precomputed}
     output, copy = (path and _resolve_path(path, flag, SINGLE_NODE, segment.dry_run) for flag, path in paths.items())
     record = resume.read_existing_record(str(output), segment.overwrite)

@@ -57,7 +57,11 @@ def prepare_segmentation(
         report(receptive_field.note)
     opener = VolumeOpener(segment.boss, segment.cache, segment.cache_size)
     image = open_source_image(settings, trained, opener, report)
-    box = parse_box(segment.box, image.bounds, "--box", image.uri) if segment.box else image.bounds
+    box = (
+        parse_box(segment.box, image.bounds, settings.name_of("segment.box"), image.uri)
+        if segment.box
+        else image.bounds
+    )
     check_any_chunk(image, box, "the box", segment.allow_empty)
     intensity, origin = image_intensity(image, settings, trained)
     if origin is not None and not was_begun(segment):

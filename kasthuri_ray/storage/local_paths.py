@@ -79,7 +79,11 @@ def find_near_path(absolute: str) -> str | None:
     folder = nearest_existing(absolute)
     missing, *rest = Path(absolute).relative_to(folder).parts or ("",)
     names = _names_in(folder)
-    near = difflib.get_close_matches(missing, names, n=3, cutoff=LEAST_SIMILARITY)
+    near = [
+        name
+        for name in difflib.get_close_matches(missing, names, n=3, cutoff=LEAST_SIMILARITY)
+        if difflib.SequenceMatcher(a=Path(missing).stem, b=Path(name).stem).ratio() >= LEAST_SIMILARITY
+    ]
     candidates = [folder.joinpath(name, *rest) for name in near]
     if rest and rest[-1] in names:
         candidates.append(folder / rest[-1])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from kasthuri_ray.config.settings import Settings, TrainSettings
 from kasthuri_ray.config.task import SPLITS, Region, TaskSettings, region_box
-from kasthuri_ray.errors import InputError
+from kasthuri_ray.errors import InputError, named_input
 from kasthuri_ray.geometry import Box, TileGrid, per_axis
 from kasthuri_ray.labels import LabelRule
 from kasthuri_ray.metrics.sanity import missing_class_warnings
@@ -83,17 +83,22 @@ def open_task_tiles(settings: Settings, add_note: Callable[[str], None], *, is_n
     intensity = choose_intensity(opened["train"], task, settings.network.seed)
     if is_new:
         check_training_range(opened["train"], intensity, settings, add_note)
-    rule = choose_label_rule(opened, settings, add_note, is_new=is_new)
+    annotation = opened["train"][0].annotation
+    name = "" if task.boxes is not None or annotation is None else settings.name_of("task.annotation_chan")
+    with named_input(name, annotation.uri if annotation else ""):
+        rule = choose_label_rule(opened, settings, add_note, is_new=is_new)
     sources = {
         split: tuple(TileSource(s.image, s.annotation, s.box, intensity, rule) for s in opened[split])
         for split in SPLITS
     }
     if sources["train"][0].image.voxel_size_nm is None:
         add_note(f"{sources['train'][0].image.uri} does not state its voxel size; lengths are in voxels")
-    census, labelled = take_census(sources["train"], task.tile, settings.network.seed, settings.network.classes)
     skips_unlabelled = is_new if task.labelled_tiles is None else task.labelled_tiles
-    train = _train_tiles(sources["train"], settings, census, labelled if skips_unlabelled else None)
-    for note in _census_notes(census, train, task.class_names(settings.network.classes)):
+    with named_input(name, annotation.uri if annotation else ""):
+        census, labelled = take_census(sources["train"], task.tile, settings.network.seed, settings.network.classes)
+        train = _train_tiles(sources["train"], settings, census, labelled if skips_unlabelled else None)
+        notes = _census_notes(census, train, task.class_names(settings.network.classes))
+    for note in notes:
         add_note(note)
     if not any(source.annotation for source in sources["test"]):
         add_note(

@@ -227,7 +227,8 @@ def check_run_location(settings: Settings) -> None:
                 f"{MAX_NAME_BYTES} bytes"
             )
     if not in_ray_job():  # there the path depends on the cluster
-        check_writable_path(run_path(settings, name or "run"))
+        storage = resolve_output_path(settings.train.storage, SINGLE_NODE)
+        check_writable_path(storage if name is None else run_path(settings, name))
 
 
 def is_file_name(name: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.errors import missing_is_bad_input
 from kasthuri_ray.progress import Reporter
-from kasthuri_ray.ray_cluster.connection import connect_ray
+from kasthuri_ray.ray_cluster.connection import check_local_gpu, connect_ray
 from kasthuri_ray.ray_cluster.driver import (
     exit_on_sigterm,
     guard_ray_work,
@@ -109,7 +109,8 @@ def train(settings: Settings, reporter: Reporter, resume_command: Callable[[str]
 
 
 def _check_without_cluster(settings: Settings) -> None:
-    """Refuse, before Ray starts, too many workers, other settings under the same name, and a finished run."""
+    """Refuse, before Ray starts, a device and workers that cannot be, other settings and a finished run."""
+    check_local_gpu(settings.train.device)
     name = settings.train.name
     folder = None if name is None else RunFolder(open_storage(run_path(settings, name)))
     recorded = None if folder is None else folder.read_batch_size()

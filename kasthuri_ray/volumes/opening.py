@@ -126,7 +126,8 @@ class VolumeOpener:
 
     def __init__(self, boss: str | None, cache: str | None, cache_size: str) -> None:
         self.boss = read_boss_options(boss)
-        self.cache = open_cache(cache, cache_size)
+        with named_input("--cache-size", cache_size):
+            self.cache = open_cache(cache, cache_size)
         self.notes: list[str] = []
         self._opened: dict[tuple[str, int | None, Nm | None, bool], Volume] = {}
 

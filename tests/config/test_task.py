@@ -59,7 +59,7 @@ def refused(tmp_path, **changes) -> str:
         ),
         (
             {"image_intensity": "all"},
-            'task.image_intensity is "all": expected a valid list, or expected a valid dictionary',
+            'task.image_intensity is "all": expected a valid list, or a valid dictionary',
         ),
         (
             {"image_intensity": {"percentiles": 1}},

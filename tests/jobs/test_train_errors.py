@@ -40,7 +40,7 @@ def refused(main, tiny_flags, tmp_path, monkeypatch, capsys):
         exit_code = cli.run_job(main, [*task, *network, *flags])
         printed = capsys.readouterr()
         assert exit_code == code, printed.out + printed.err
-        assert printed.err.startswith("error: ")
+        assert "\nerror: " in f"\n{printed.err}"  # below a note about whose ranges these are
         assert "Traceback" not in printed.err + printed.out
         assert printed.out == ""
         assert list(folder.iterdir()) == []

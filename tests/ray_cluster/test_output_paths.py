@@ -47,7 +47,9 @@ def test_a_file_url_is_decoded(monkeypatch):
 
 def test_a_path_that_cannot_become_a_folder_is_an_error_that_says_why(tmp_path):
     (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file/runs/a"):
+    with pytest.raises(ValueError, match=f"^{tmp_path}/file is a file, where a folder is expected; give another --st"):
+        check_writable_path(str(tmp_path / "file"))
+    for path in (tmp_path / "file/runs", tmp_path / "file/runs/a"):
         with pytest.raises(
             ValueError, match=f"^{path} cannot be a folder, since {tmp_path}/file is a file; give another --st"
         ):

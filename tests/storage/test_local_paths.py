@@ -23,6 +23,7 @@ def folder(tmp_path, monkeypatch):
         ("outputs/run1", "outputs/run_1"),
         ("configs/mine.json", "mine.json"),
         ("data/volume.h5", None),
+        ("boss.json", None),
         ("nowhere/at/all", None),
     ],
 )
@@ -42,6 +43,7 @@ def test_a_folder_that_cannot_be_listed_gives_no_advice(folder):
         ("em.zarr", "there is no /d/em.zarr", "--image: there is no /d/em.zarr"),
         ("em.zarr", "its metadata is broken", "--image em.zarr: its metadata is broken"),
         ("em.zarr", "--image em.zarr has no size", "--image em.zarr has no size"),
+        ("", "it is empty", "--image: it is empty"),
     ],
 )
 def test_an_error_begins_with_the_flag_and_names_the_value_once(value, message, named):

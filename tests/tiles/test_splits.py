@@ -193,9 +193,8 @@ def test_an_annotation_without_foreground_is_refused(folder, task_type):
     labels[6:] = 1
     write("empty.zarr/labels", labels)
     message = error_of(annotation_chan="empty.zarr/labels", task_type=task_type)
-    assert message.startswith(
-        "annotation without foreground: none was found for training in empty.zarr/labels 0:6,8:40,0:64"
-    )
+    start = "task.annotation_chan of task.json: annotation without foreground: none was found for training in "
+    assert message.startswith(f"{start}empty.zarr/labels 0:6,8:40,0:64")
     assert "check the boxes and task.threshold_value" in message
 
 
