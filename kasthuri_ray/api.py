@@ -126,13 +126,13 @@ def train(
     """
     check_keywords("train", flags, TrainFlags.__annotations__)
     given = given_settings("train", {"task": task, **flags}, flags.get("storage"))
-    from kasthuri_ray.config.loading import resolve_settings
     from kasthuri_ray.training import train as training
+    from kasthuri_ray.training.initial_weights import resolve_with_weights
 
     reporter = reporter or Reporter()
     with _ray_as_found():
         try:
-            return training.train(resolve_settings(given), reporter, resume_command)
+            return training.train(resolve_with_weights(given), reporter, resume_command)
         except AlreadyFinished as finished:
             _report_finished(finished, return_finished, reporter)
             return training.TrainResult.read(finished.path)
@@ -180,12 +180,13 @@ def tune(
     check_keywords("tune", flags, TuneFlags.__annotations__)
     given = given_settings("tune", {"task": task, **flags}, flags.get("storage"))
     from kasthuri_ray.config.sweep_settings import resolve_sweep
+    from kasthuri_ray.training.initial_weights import network_of_weights
     from kasthuri_ray.tuning import tune as tuning
 
     reporter = reporter or Reporter()
     with _ray_as_found():
         try:
-            return tuning.tune(resolve_sweep(given), reporter, resume_command, job_command)
+            return tuning.tune(resolve_sweep(given, network_of_weights), reporter, resume_command, job_command)
         except AlreadyFinished as finished:
             _report_finished(finished, return_finished, reporter)
             return tuning.TuneResult.read(finished.path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -191,6 +191,59 @@ def parse_box(text: str, bounds: Box, what: str = "box", where: str = "") -> Box
         hint = f"; is it x,y,z? In the order z,y,x it is {turned}" if bounds.contains(turned) else ""
         raise InputError(f"{name} is outside the volume{where and ' '}{where}, {bounds} (z,y,x){hint}")
     return box
+
+
+def box_of_text(text: str) -> Box:
+    """Return the box that `str(box)` wrote, such as `0:100,-8:16,0:16`.
+
+    Parameters
+    ----------
+    text : str
+        Three half-open ranges z, y, x, in voxels.
+
+    Returns
+    -------
+    Box
+        The box.
+
+    Raises
+    ------
+    InputError
+        If there are not three ranges.
+    """
+    ranges = [part.split(":") for part in text.split(",")]
+    start, stop = zip(*((int(a), int(b)) for a, b in ranges), strict=True)
+    return Box(start, stop)
+
+
+def count_covered(boxes: Iterable[Box], within: Box) -> int:
+    """Return how many voxels of a box other boxes cover; one that several cover counts once.
+
+    Parameters
+    ----------
+    boxes : iterable of Box
+        They may overlap, and extend beyond `within`.
+    within : Box
+        Whose voxels are counted.
+
+    Returns
+    -------
+    int
+        Number of voxels.
+    """
+    parts = [part for box in boxes if (part := box.intersect(within)).num_voxels]
+    edges = [sorted({edge for part in parts for edge in (part.start[axis], part.stop[axis])}) for axis in range(3)]
+    count = 0
+    for z, z_stop in itertools.pairwise(edges[0]):
+        slab = [part for part in parts if part.start[0] <= z < part.stop[0]]
+        for y, y_stop in itertools.pairwise(edges[1]):
+            ranges = sorted((p.start[2], p.stop[2]) for p in slab if p.start[1] <= y < p.stop[1])
+            covered, last = 0, within.start[2]
+            for start, stop in ranges:
+                covered += max(0, stop - max(start, last))
+                last = max(last, stop)
+            count += (z_stop - z) * (y_stop - y) * covered
+    return count
 
 
 def _parse_range(name: str, part: str, axis: str, low: int, high: int) -> tuple[int, int]:

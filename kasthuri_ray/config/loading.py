@@ -33,7 +33,7 @@ from kasthuri_ray.errors import InputError
 # Keys of the Kasthuri Challenge's files that nothing reads; they are written to settings.json again.
 UNUSED_KEYS = {"encoder_name", "encoder_weights", "outputdir", "eval_threshold", "eval_reduction"}
 # Keys of settings.json that are not sections; it can be used as a --config file all the same.
-RECORD_KEYS = {"versions", "git_commit", "seed", "kept", "sweep"}
+RECORD_KEYS = {"versions", "git_commit", "seed", "kept", "sweep", "learnt_from"}
 
 _JOB_SECTIONS = [name for name in SECTIONS if name in Settings.model_fields]
 
@@ -203,7 +203,7 @@ def _file_layers(given: GivenSettings, base: NamedLayer | None) -> list[NamedLay
         files.append(_read_layer("network", defaults.NETWORK if given.network is None else given.network))
     if given.task is not None:
         files.append(_read_layer("task", given.task))
-    elif base is None and not any("task" in layer for _, layer in given.overrides):
+    elif not any("task" in layer for _, layer in (*files, *given.overrides)):
         raise InputError(f"no task: give --task, one of {', '.join(builtin_tasks())} or a file of your own")
     return files
 
@@ -277,6 +277,9 @@ def _merge(files: list[NamedLayer], overrides: list[NamedLayer]) -> _Merged:
             if section == "task" and entries.get("boxes"):
                 for key in RANGES:  # boxes replace the ranges of lower layers; in one layer both are an error
                     values[section].pop(key, None)
+            for key, other in (("labels", "classes"), ("classes", "labels")):
+                if section == "task" and entries.get(key):  # the same holds for the names of classes
+                    values[section].pop(other, None)
             for key, value in entries.items():
                 if key in UNUSED_KEYS:
                     unused[key] = value

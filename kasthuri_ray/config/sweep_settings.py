@@ -6,19 +6,21 @@ A person who only names a sweep (`--name my_sweep --storage outputs`) resumes it
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from kasthuri_ray.config import defaults
 from kasthuri_ray.config.config_files import find_config_file
-from kasthuri_ray.config.loading import GivenSettings, resolve_settings
+from kasthuri_ray.config.loading import GivenSettings, NamedLayer, resolve_settings
 from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.errors import InputError, InputNotFound, missing_is_bad_input
 from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.storage.local_paths import describe_missing
 from kasthuri_ray.storage.uris import redact_secrets
+
+FindBase = Callable[[GivenSettings], NamedLayer | None]
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,15 @@ class SweepSettings:
 
 
 @missing_is_bad_input()
-def resolve_sweep(given: GivenSettings) -> SweepSettings:
+def resolve_sweep(given: GivenSettings, find_base: FindBase = lambda _: None) -> SweepSettings:
     """Merge files, flags and defaults into the settings of a sweep.
 
     Parameters
     ----------
     given : GivenSettings
         What a person gave. If it only names a sweep, it is added to what started the sweep.
+    find_base : callable, optional
+        Returns the settings that the initial weights bring; see `resolve_settings`.
 
     Returns
     -------
@@ -65,7 +69,7 @@ def resolve_sweep(given: GivenSettings) -> SweepSettings:
     given = _restore(given)
     values = {each.name: getattr(given, each.name) for each in fields(given)}
     begun = {name: _redact(value) for name, value in values.items() if name != "network" or value is not None}
-    return SweepSettings(_resolve_networks(given), _fixed_settings(given), begun)
+    return SweepSettings(_resolve_networks(given, find_base(given)), _fixed_settings(given), begun)
 
 
 def _restore(given: GivenSettings) -> GivenSettings:
@@ -100,11 +104,11 @@ def _redact(value: Any) -> Any:
     return redact_secrets(value) if isinstance(value, str) else value
 
 
-def _resolve_networks(given: GivenSettings) -> dict[str, Settings]:
+def _resolve_networks(given: GivenSettings, base: NamedLayer | None) -> dict[str, Settings]:
     names = given.value("tune", "networks")
     is_set = given.network is not None or any(given.value("network", key) for key in ("model", "model_type"))
-    if names is None and is_set:
-        single = resolve_settings(given)  # a model that is set above the files is the same for all
+    if names is None and (is_set or base is not None):
+        single = resolve_settings(given, base)  # a model that is set above the files is the same for all
         return {single.network.outweightfilename: single}
     if names is None:
         names = defaults.NETWORKS_3D if resolve_settings(given).task.volume_z > 1 else defaults.NETWORKS_2D

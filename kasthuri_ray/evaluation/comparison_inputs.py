@@ -17,9 +17,11 @@ from kasthuri_ray.evaluation.prediction_alignment import Align, align_prediction
 from kasthuri_ray.evaluation.provenance import (
     AnnotationRule,
     find_annotation_rule,
+    level_factors,
     open_predictions,
     prediction_place,
     prediction_start,
+    read_learnt_part,
     read_provenance,
     unfinished_warning,
 )
@@ -76,6 +78,7 @@ def prepare_comparison(settings: EvaluateSettings, task_changes: Mapping[str, An
             f"{settings.prediction} holds {len(predictions)} class, and the task {rule.name} names "
             f"{len(rule.class_names)}: {', '.join(rule.class_names)}; give a task of one class (--task)"
         )
+    factors = level_factors(provenance, predictions[0])
     size = per_axis(float, settings.voxel_size) if settings.voxel_size else None
     annotation = opener.open(settings.annotation, voxel_size_nm=size, labels=True, name="--annotation")
     if size is not None:
@@ -91,6 +94,7 @@ def prepare_comparison(settings: EvaluateSettings, task_changes: Mapping[str, An
     align = partial(align_volumes, open_mip=opener.open, resample="mean" if settings.resample else None)
     each_aligned = [align_prediction(annotation, each, start, image, align) for each in predictions]
     aligned = each_aligned[0]
+    learnt = read_learnt_part(provenance, factors, predictions[0], aligned.moving)
     annotation, prediction = aligned.fixed, aligned.moving
     notes += aligned.notes
     if annotation.voxel_size_nm is None:
@@ -114,6 +118,7 @@ def prepare_comparison(settings: EvaluateSettings, task_changes: Mapping[str, An
         no_instance=() if instances is None else _find_no_instance(instances, box, notes),
         class_names=rule.class_names,
         is_complete=bool(provenance),
+        learnt=learnt.within(box),
     )
     if image is not None:
         image = _align_image(image, comparison, start, notes, align)

@@ -14,7 +14,8 @@ from typing import Any
 
 from kasthuri_ray.config.settings import EvaluateSettings
 from kasthuri_ray.errors import InputError, WorkFailed, missing_is_bad_input, named_input
-from kasthuri_ray.evaluation.comparison import BlockResult, Comparison, ComparisonTotals, compare_block
+from kasthuri_ray.evaluation.block_comparison import BlockResult, ComparisonTotals, compare_block
+from kasthuri_ray.evaluation.comparison import Comparison
 from kasthuri_ray.evaluation.comparison_inputs import prepare_comparison
 from kasthuri_ray.evaluation.evaluation_folder import (
     check_evaluation_folder,
@@ -25,6 +26,7 @@ from kasthuri_ray.evaluation.evaluation_report import (
     evaluation_metrics,
     evaluation_notes,
     evaluation_summary,
+    learnt_line,
     write_evaluation_report,
 )
 from kasthuri_ray.evaluation.provenance import output_group_path, storage_path
@@ -116,7 +118,8 @@ def evaluate(
     for warning in metrics["warnings"]:
         reporter.print_line(f"warning: {warning}")
     if metrics["voxels"]:
-        reporter.print_line(evaluation_summary(metrics))
+        for line in filter(None, [learnt_line(metrics), evaluation_summary(metrics)]):
+            reporter.print_line(line)
     reporter.print_result(storage.path)
     return EvaluateResult(storage.path, metrics)
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from kasthuri_ray.config.settings import EvaluateSettings
-from kasthuri_ray.evaluation.comparison import COUNTED, FOUND, MISSED, WRONG, Comparison, ComparisonTotals
+from kasthuri_ray.evaluation.block_comparison import COUNTED, FOUND, MISSED, WRONG, ComparisonTotals, PartTotals
+from kasthuri_ray.evaluation.comparison import Comparison
 from kasthuri_ray.evaluation.comparison_inputs import ComparisonInputs
 from kasthuri_ray.evaluation.provenance import storage_path
 from kasthuri_ray.geometry import Box, Zyx
@@ -23,6 +24,13 @@ from kasthuri_ray.metrics.thresholds import class_outcomes
 from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
 from kasthuri_ray.reports import figures, score_figures
 from kasthuri_ray.reports.evaluation_page import EvaluationReport, evaluation_page
+from kasthuri_ray.reports.learnt_text import (
+    all_learnt_warning,
+    is_partly_learnt,
+    learnt_entry,
+    learnt_percent,
+    learnt_sentences,
+)
 from kasthuri_ray.reports.rendering import format_thresholds
 from kasthuri_ray.reports.section_images import NUM_EXAMPLES, SectionResult, choose_evenly, choose_examples
 from kasthuri_ray.storage.storage import Storage
@@ -30,6 +38,7 @@ from kasthuri_ray.volumes.absent_chunks import absent_text
 from kasthuri_ray.volumes.background_labels import MAX_SYNAPSE_SHARE
 from kasthuri_ray.volumes.volume import Volume
 
+COMPARED = "what is compared"
 MISSING_GREY = 128  # where no image is known
 NO_CELLS_NOTE = "ARAND and VOI were not computed: predicted cells and --instances share no voxel."
 MASK_NOTE = (
@@ -42,35 +51,58 @@ NO_IMAGE_NOTE = "The image that was segmented is not known: the sections are sho
 
 def evaluation_metrics(inputs: ComparisonInputs, totals: ComparisonTotals) -> dict[str, Any]:
     """Return the content of evaluation.json: plain numbers, zero where a ratio has no denominator."""
-    comparison, counts = inputs.comparison, totals.counts
-    best_thresholds, best_f1 = voxel_scores.best_thresholds(counts)
-    names, is_several = comparison.class_names, len(comparison.class_names) > 1
+    comparison, is_several = inputs.comparison, len(inputs.comparison.class_names) > 1
     result: dict[str, Any] = {
         "prediction": comparison.prediction.uri,
         "annotation": comparison.annotation.uri,
         "box": str(comparison.box),
         "threshold": list(comparison.thresholds) if is_several else comparison.thresholds[0],
+        **_part_metrics(comparison, totals.whole),
+        "absent_chunks": dict(zip(("prediction", "annotation"), totals.absent_chunks.tolist(), strict=True)),
+        "sections": [{"z": z, "foreground_f1": f1} for z, f1, _ in section_scores(totals.whole)],
+        "learnt_from": (learnt := _learnt_entry(comparison, totals)),
+        "warnings": _score_warnings(inputs, totals, learnt),
+    }
+    is_unseen = totals.unseen.counts.num_voxels and (learnt["known"] or learnt["share"])
+    result["unseen"] = _part_metrics(comparison, totals.unseen) if is_unseen else None
+    if comparison.labels.background:
+        result["background"] = list(comparison.labels.background)
+    if comparison.instances is not None:
+        result["instances"] = comparison.instances.uri
+        result |= totals.cells.total().scores()
+    return result
+
+
+def _learnt_entry(comparison: Comparison, totals: ComparisonTotals) -> dict[str, Any]:
+    """Return what is known about the part of what is compared that the network learnt from."""
+    part = comparison.learnt
+    entry = learnt_entry(
+        totals.counts.num_voxels,
+        totals.unseen.counts.num_voxels,
+        is_known=part.is_known,
+        is_same_image=part.is_same_image,
+        images=part.images,
+    )
+    return {**entry, "boxes": [str(box) for box in part.boxes]}
+
+
+def _part_metrics(comparison: Comparison, totals: PartTotals) -> dict[str, Any]:
+    """Return the scores of all voxels and objects, or those of a part."""
+    counts, names, is_several = totals.counts, comparison.class_names, len(comparison.class_names) > 1
+    best_thresholds, best_f1 = voxel_scores.best_thresholds(counts)
+    result: dict[str, Any] = {
         **_voxel_metrics(counts, comparison),
         "best_threshold": best_thresholds if is_several else best_thresholds[0],
         "best_foreground_f1": best_f1,
         "average_precision": voxel_scores.mean_average_precision(counts),
         "voxels": counts.num_voxels,
-        "absent_chunks": dict(zip(("prediction", "annotation"), totals.absent_chunks.tolist(), strict=True)),
-        "sections": [{"z": z, "foreground_f1": f1} for z, f1, _ in section_scores(totals)],
     }
     if counts.num_voxels:
         result["foreground_f1_interval"] = list(totals.tiles.f1_interval())
         result["average_precision_interval"] = list(totals.tiles.average_precision_interval())
-    if comparison.labels.background:
-        result["background"] = list(comparison.labels.background)
     if is_several:
         result["classes"] = dict(zip(names, _class_rows(counts, comparison), strict=True))
-    objects = totals.match_objects()
-    result = add_object_scores(result, objects, names)
-    result["warnings"] = _score_warnings(inputs, totals, objects)
-    if comparison.instances is not None:
-        result["instances"] = comparison.instances.uri
-        result |= totals.cells.total().scores()
+    result = add_object_scores(result, totals.match_objects(), names)
     return result
 
 
@@ -94,22 +126,20 @@ def _class_rows(counts: voxel_counts.VoxelCounts, comparison: Comparison) -> lis
     return [voxel_scores.class_metrics(each, at) | {"threshold": threshold} for each, at, threshold in binned]
 
 
-def _score_warnings(
-    inputs: ComparisonInputs, totals: ComparisonTotals, objects: Mapping[int, Mapping[str, Any]]
-) -> list[str]:
-    """Return the signs that the scores mean nothing."""
-    comparison, counts = inputs.comparison, totals.counts
+def _score_warnings(inputs: ComparisonInputs, totals: ComparisonTotals, learnt: Mapping[str, Any]) -> list[str]:
+    """Return the signs that the scores which come first mean nothing."""
+    comparison, shown = inputs.comparison, totals.headline
+    counts, objects = shown.counts, shown.match_objects()
     if not counts.num_voxels:
         return [NOTHING_COMPARED]
     training = AnnotatedObjects.from_plain(inputs.provenance.get("annotated_objects"))
     size = comparison.annotation.voxel_size_nm or comparison.prediction.voxel_size_nm
     by_name = {comparison.class_names[number - 1]: row for number, row in objects.items()}
     names = [name.replace("_", " ") for name in comparison.class_names]
-    warnings = sanity.count_warnings(
-        counts, exact_outcomes(comparison, counts), totals.tiles, names, "what is compared"
-    )
+    warnings = [warning] if (warning := all_learnt_warning(learnt, COMPARED)) else []
+    warnings += sanity.count_warnings(counts, exact_outcomes(comparison, counts), shown.tiles, names, COMPARED)
     voxels = dict(zip(["background", *names], counts.confusion.sum(1).tolist(), strict=True))
-    warnings += sanity.missing_class_warnings({"what is compared": voxels})
+    warnings += sanity.missing_class_warnings({COMPARED: voxels})
     return warnings + object_warnings(by_name, counts.num_voxels, size, training)
 
 
@@ -117,7 +147,7 @@ def _ratio(numerator: int, denominator: int) -> float:
     return numerator / denominator if denominator else 0.0
 
 
-def section_scores(totals: ComparisonTotals) -> list[tuple[int, float, int]]:
+def section_scores(totals: PartTotals) -> list[tuple[int, float, int]]:
     """Return (z, F1, voxels of true or predicted foreground) of every section that is not ignored as a whole."""
     sums = totals.window_counts.sum((1, 2)).tolist()
     scores = []
@@ -128,13 +158,23 @@ def section_scores(totals: ComparisonTotals) -> list[tuple[int, float, int]]:
     return scores
 
 
+def learnt_line(result: dict[str, Any]) -> str:
+    """Return what is known about what the network learnt from; "" if all of it, which is a warning."""
+    return learnt_sentences(result["learnt_from"], COMPARED)
+
+
 def evaluation_summary(result: dict[str, Any]) -> str:
     """Return the result in a line."""
-    parts = [f"F1 {result['foreground_f1']:.3f} at threshold {format_thresholds(result['threshold'])}"]
-    parts += [f"best {result['best_foreground_f1']:.3f} at {format_thresholds(result['best_threshold'])}"]
-    parts += [f"average precision {result['average_precision']:.3f}"]
-    if "objects" in result:
-        parts.append("objects: F1 {f1:.3f}, {num_predicted} marked, {num_true} true".format(**result["objects"]))
+    learnt = result["learnt_from"]
+    shown = result["unseen"] if is_partly_learnt(learnt) else result
+    parts = [f"F1 {shown['foreground_f1']:.3f} at threshold {format_thresholds(result['threshold'])}"]
+    if shown is not result:
+        unseen = learnt_percent(1 - learnt["share"])
+        parts[0] += f" on the {unseen} that was not learnt from (whole: {result['foreground_f1']:.3f})"
+    parts += [f"best {shown['best_foreground_f1']:.3f} at {format_thresholds(shown['best_threshold'])}"]
+    parts += [f"average precision {shown['average_precision']:.3f}"]
+    if "objects" in shown:
+        parts.append("objects: F1 {f1:.3f}, {num_predicted} marked, {num_true} true".format(**shown["objects"]))
     if result.get("arand") is not None:
         parts.append("ARAND {arand:.3f}  VOI {voi_split:.3f} split, {voi_merge:.3f} merge".format(**result))
     return "  ".join(parts)
@@ -173,7 +213,8 @@ def write_evaluation_report(
     notes = evaluation_notes(inputs, totals, result)
     names = [name.replace("_", " ") for name in comparison.class_names]
     gallery = []
-    for window in choose_windows(totals.window_counts):
+    shown = totals.headline
+    for window in choose_windows(shown.window_counts):
         try:
             gallery.append(read_window(inputs, window))
         except OSError as error:  # the result does not need the picture
@@ -181,23 +222,23 @@ def write_evaluation_report(
     for number, section in enumerate(sorted(gallery, key=lambda each: (each.z, each.box))):
         figure = figures.plot_section(section, names)
         storage.write_bytes(f"slices/slice_{number}.png", figures.figure_png(figure))
-    sections = section_scores(totals)
-    outcomes = exact_outcomes(comparison, totals.counts)
-    curve = score_figures.plot_precision_recall(totals.counts, outcomes, comparison.thresholds, names)
+    sections = section_scores(shown)
+    outcomes = exact_outcomes(comparison, shown.counts)
+    curve = score_figures.plot_precision_recall(shown.counts, outcomes, comparison.thresholds, names)
     storage.write_bytes("precision_recall.png", figures.figure_png(curve))
-    chart = score_figures.plot_section_scores(sections, VoxelOutcomes.of_confusion(totals.counts.confusion).f1)
+    chart = score_figures.plot_section_scores(sections, VoxelOutcomes.of_confusion(shown.counts.confusion).f1)
     storage.write_bytes("sections.png", figures.figure_png(chart))
     size_nm = comparison.annotation.voxel_size_nm or comparison.prediction.voxel_size_nm
     report = EvaluationReport(
         name=os.path.basename((storage_path(settings.prediction) or settings.prediction).rstrip("/")),
         task_type=inputs.rule.task_type,
         result=result,
-        counts=totals.counts,
+        counts=shown.counts,
         outcomes=outcomes,
         class_names=names if len(names) > 1 else (),
         sections=sections,
         gallery=gallery,
-        whole_sections=totals.window_counts.shape[1:3] == (1, 1),
+        whole_sections=shown.window_counts.shape[1:3] == (1, 1),
         notes=notes,
         settings={"compared": {key: result[key] for key in ("prediction", "annotation", "box")}, **provenance},
         pixel_size_nm=None if size_nm is None else (size_nm[1], size_nm[2]),
@@ -209,7 +250,7 @@ def write_evaluation_report(
 def choose_windows(window_counts: np.ndarray, num_windows: int = NUM_EXAMPLES) -> list[Zyx]:
     """Return the windows to show as (section, window y, window x); see `choose_examples`.
 
-    `window_counts` is `ComparisonTotals.window_counts`. Without any foreground the windows are spread over the
+    `window_counts` is `PartTotals.window_counts`. Without any foreground the windows are spread over the
     sections.
     """
     found, missed, wrong = (window_counts[..., outcome] for outcome in (FOUND, MISSED, WRONG))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,14 +15,16 @@ from kasthuri_ray.config.config_files import builtin_tasks
 from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.config.task import RANGES, TaskSettings, class_names
 from kasthuri_ray.errors import InputError
-from kasthuri_ray.geometry import Box, Zyx, per_axis
+from kasthuri_ray.geometry import Box, Nm, Zyx, box_of_text, per_axis
 from kasthuri_ray.labels import LabelRule
 from kasthuri_ray.output.ome_zarr import OmeZarrOutput
 from kasthuri_ray.output.side_files import read_progress
 from kasthuri_ray.progress import format_count
 from kasthuri_ray.storage.folder import open_storage
+from kasthuri_ray.volumes.learnt_from import LearntPart
 from kasthuri_ray.volumes.opening import VolumeOpener
 from kasthuri_ray.volumes.place import Place
+from kasthuri_ray.volumes.recorded_image import map_box
 from kasthuri_ray.volumes.uri_options import split_uri_options
 from kasthuri_ray.volumes.volume import Volume
 
@@ -194,8 +197,7 @@ def prediction_start(provenance: Mapping[str, Any], prediction: Volume) -> Zyx |
     """
     if not re.fullmatch(r"[-\d:,]+", str(provenance.get("box", ""))):
         return None
-    starts, stops = zip(*(map(int, part.split(":")) for part in provenance["box"].split(",")), strict=True)
-    box = Box(starts, stops)
+    box = box_of_text(provenance["box"])
     if box.shape != prediction.bounds.shape:
         if prediction.voxel_size_nm is not None:
             return None
@@ -221,6 +223,42 @@ def prediction_place(provenance: Mapping[str, Any], prediction: Volume, image: V
         return place
     finest = provenance.get("voxel_size_nm") or size  # a level's translation is the mean of that of its voxels
     return Place(per_axis(lambda t, n, m: t - (n - m) / 2, place.origin_nm, size, finest), "corner", place.source)
+
+
+def level_factors(provenance: Mapping[str, Any], prediction: Volume) -> Nm:
+    """Return how many voxels of the segmented image a voxel of a level of the output is long along z, y, x."""
+    finest, size = provenance.get("voxel_size_nm"), prediction.voxel_size_nm
+    return (1.0, 1.0, 1.0) if not finest or size is None else per_axis(lambda n, m: round(n / m), size, finest)
+
+
+def read_learnt_part(provenance: Mapping[str, Any], factors: Nm, prediction: Volume, aligned: Volume) -> LearntPart:
+    """Return what is known of the part of an annotation that the network of a prediction learnt from.
+
+    Parameters
+    ----------
+    provenance : mapping
+        That of the prediction; empty for another tool's.
+    factors : tuple of float
+        See `level_factors`.
+    prediction, aligned : Volume
+        The prediction on its own voxels, and on those of the annotation.
+
+    Returns
+    -------
+    LearntPart
+        In voxels of the annotation.
+    """
+    part = LearntPart.from_plain(provenance.get("learnt_from"))
+    if not part.boxes:
+        return part
+    start, first = box_of_text(provenance["box"]).start, prediction.bounds.start
+
+    def to_level(box: Box) -> Box:
+        inside = box.relative_to(start)
+        low = per_axis(lambda a, n: math.floor(a / n), inside.start, factors)
+        return Box(low, per_axis(lambda b, n: math.ceil(b / n), inside.stop, factors)).shifted(first)
+
+    return part.with_boxes(map_box(aligned, to_level(box)) for box in part.boxes)
 
 
 def unfinished_warning(uri: str) -> str:

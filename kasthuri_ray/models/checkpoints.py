@@ -23,7 +23,7 @@ from kasthuri_ray.errors import InputError
 
 OWN_KEY = "weights"  # under which our checkpoints store their weights
 WRAPPER_KEYS = (OWN_KEY, "state_dict", "model_state_dict", "model")  # and those of other programs
-LEFT_OUT_IF_NONE = ("resume", "annotated_objects")  # of the entries of our checkpoints
+LEFT_OUT_IF_NONE = ("resume", "annotated_objects", "learnt_from")  # of the entries of our checkpoints
 PLAIN_TYPES = (type(None), bool, int, float, str, bytes)
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -52,6 +52,8 @@ class Checkpoint:
         All that resuming the run needs; in `last.pt` alone.
     annotated_objects : dict, optional
         Objects of the annotation of the training boxes, see `metrics.object_density.AnnotatedObjects`.
+    learnt_from : dict, optional
+        What the network learnt from, see `volumes.learnt_from.LearntFrom`.
     """
 
     weights: dict[str, Tensor]
@@ -61,6 +63,7 @@ class Checkpoint:
     voxel_size_nm: list[float] | None = None
     resume: dict[str, Any] | None = None
     annotated_objects: dict[str, Any] | None = None
+    learnt_from: dict[str, Any] | None = None
 
     @property
     def threshold(self) -> float | None:

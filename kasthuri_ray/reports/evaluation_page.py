@@ -11,6 +11,7 @@ from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
 from kasthuri_ray.reports import score_figures
 from kasthuri_ray.reports.class_rows import make_class_rows
 from kasthuri_ray.reports.examples import make_examples
+from kasthuri_ray.reports.learnt_text import is_partly_learnt, learnt_sentences
 from kasthuri_ray.reports.rendering import foreground_name, render
 from kasthuri_ray.reports.section_images import SectionResult
 
@@ -85,7 +86,10 @@ def evaluation_page(report: EvaluationReport) -> str:
     str
         A whole HTML document.
     """
-    counts, result, objects = report.counts, report.result, report.result.get("objects")
+    counts, result, learnt = report.counts, report.result, report.result.get("learnt_from")
+    is_part = is_partly_learnt(learnt)
+    scores = result["unseen"] if is_part else result
+    objects = scores.get("objects")
     voxels = VoxelOutcomes.of_confusion(counts.confusion)
     names = report.class_names or [foreground_name(report.task_type)]
     shown = result["threshold"] if isinstance(result["threshold"], list) else [result["threshold"]]
@@ -93,9 +97,13 @@ def evaluation_page(report: EvaluationReport) -> str:
         "evaluation.html.jinja",
         report,
         voxels=voxels,
-        class_rows=make_class_rows(result),
+        class_rows=make_class_rows(scores),
+        shown=scores,
+        whole=result if is_part else None,
+        unseen_share=1 - learnt["share"] if learnt else 1.0,
+        learnt_sentences=learnt_sentences(learnt, "what is compared"),
         num_matched=round(objects["recall"] * objects["num_true"]) if objects else 0,
-        other_threshold_is_better=result["best_foreground_f1"] - result["foreground_f1"] >= MIN_F1_GAIN,
+        other_threshold_is_better=scores["best_foreground_f1"] - scores["foreground_f1"] >= MIN_F1_GAIN,
         examples=make_examples(report.gallery, report.pixel_size_nm),
         figures={
             "precision_recall": score_figures.plot_precision_recall(counts, report.outcomes, shown, names),

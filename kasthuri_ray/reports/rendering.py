@@ -13,6 +13,7 @@ import jinja2
 
 from kasthuri_ray.progress import format_count, format_duration
 from kasthuri_ray.reports.figures import figure_svg
+from kasthuri_ray.reports.learnt_text import learnt_percent
 from kasthuri_ray.reports.section_images import LEGEND
 from kasthuri_ray.reports.sweep_figures import format_setting, setting_name
 
@@ -58,6 +59,7 @@ def _environment() -> jinja2.Environment:
         "duration": format_duration,
         "fixed": lambda value, digits: f"{value:.{digits}f}",
         "interval": lambda interval: f"{interval[0]:.3f} to {interval[1]:.3f}",
+        "learnt_share": learnt_percent,
         "json": functools.partial(json.dumps, default=str),
         "mean": statistics.fmean,
         "percent": format_percent,

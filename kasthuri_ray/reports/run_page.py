@@ -15,6 +15,7 @@ from kasthuri_ray.reports import figures, score_figures
 from kasthuri_ray.reports.class_rows import make_class_rows
 from kasthuri_ray.reports.examples import make_examples
 from kasthuri_ray.reports.labelled_voxels import describe_labelled
+from kasthuri_ray.reports.learnt_text import is_partly_learnt, learnt_sentences
 from kasthuri_ray.reports.rendering import foreground_name, render
 from kasthuri_ray.reports.section_images import SectionResult
 
@@ -57,6 +58,8 @@ class RunReport:
         Names of the foreground classes, if there are several.
     confusion : sequence of sequence of int, optional
         Voxels by true class (rows) and predicted class at the thresholds, if there are several.
+    weights : str
+        Where the weights come from that the run started from; "" if they were random.
     """
 
     name: str
@@ -76,6 +79,7 @@ class RunReport:
     pixel_size_nm: tuple[float, float] | None = None
     class_names: Sequence[str] = ()
     confusion: Sequence[Sequence[int]] | None = None
+    weights: str = ""
 
     @property
     def warnings(self) -> Sequence[str]:
@@ -98,13 +102,18 @@ def run_page(report: RunReport) -> str:
     """
     split = "test" if report.metrics.get("test") is not None else "val"
     voxels, metrics = _voxel_outcomes(report), report.metrics.get(split)
+    learnt = metrics.get("learnt_from") if metrics and split == "test" else None
+    is_part = is_partly_learnt(learnt)
     return render(
         "run.html.jinja",
         report,
         split=split,
-        metrics=metrics,
+        metrics=metrics["unseen"] if metrics and is_part else metrics,
+        whole=metrics if is_part else None,
+        unseen_share=1 - learnt["share"] if learnt else 1.0,
+        learnt_sentences=learnt_sentences(learnt, "the test box"),
         voxels=voxels,
-        class_rows=make_class_rows(metrics),
+        class_rows=make_class_rows(metrics["unseen"] if metrics and is_part else metrics),
         labelled=describe_labelled(report.metrics.get("labelled_voxels", {}), split),
         num_epochs=report.metrics.get("epochs", len(report.history)),
         num_tiles=_count_tiles(report.history) if report.num_tiles is None else report.num_tiles,

@@ -19,6 +19,8 @@ from kasthuri_ray.ray_cluster.output_paths import SINGLE_NODE, resolve_output_pa
 from kasthuri_ray.segmentation.phases import CopyPhase, NetworkPhase, job_phases
 from kasthuri_ray.segmentation.segmentation_job import SegmentationInputs, SegmentationJob
 
+NOT_COMPARED = ("versions", "learnt_from")  # entries of a record
+
 
 def was_begun(segment: SegmentSettings) -> bool:
     """Return whether the settings resume a segmentation; what their output may be is checked later."""
@@ -73,12 +75,15 @@ def version_changes(record: dict[str, Any] | None, job: SegmentationJob) -> str:
 def _complete_record(record: dict[str, Any], job: SegmentationJob) -> dict[str, Any]:
     """Return a record with the settings that did not exist when it was written, as they were then.
 
-    Versions are reported (`version_changes`), not compared: the current ones stand in the copy.
+    Versions are reported (`version_changes`), not compared: the current ones stand in the copy. The same holds for what
+    the network learnt from, which follows from the weights.
     """
     segment = {name: value for name, value in fill_defaults("segment", {}).items() if name in job.record}
     arithmetic = {each.name: each.default for each in fields(InferenceSettings) if each.default is not MISSING}
-    complete = {**segment, **fill_record_defaults(record, job.record), "versions": job.record["versions"]}
-    return {**complete, "arithmetic": {**arithmetic, **record.get("arithmetic", {})}}
+    compared = {name: value for name, value in record.items() if name not in NOT_COMPARED}
+    complete = {**segment, **fill_record_defaults(compared, job.record)}
+    now = {name: job.record[name] for name in NOT_COMPARED if name in job.record}
+    return {**complete, **now, "arithmetic": {**arithmetic, **record.get("arithmetic", {})}}
 
 
 def restore_inference_settings(record: dict[str, Any], inputs: SegmentationInputs) -> InferenceSettings:

@@ -158,6 +158,8 @@ class SegmentationInputs:
         only_if_set: dict[str, Any] = {"resample": True} if is_resampled(self.image) else {}
         if self.trained.annotated_objects is not None:
             only_if_set["annotated_objects"] = self.trained.annotated_objects
+        if self.trained.learnt_from.runs:
+            only_if_set["learnt_from"] = self.trained.learnt_from.find_in(self.image).within(self.box).to_plain()
         labels = {name: getattr(task, name) for name in RECORDED_IF_SET if getattr(task, name) is not None}
         return _plain_json(
             {

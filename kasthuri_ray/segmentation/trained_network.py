@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,13 +14,14 @@ from kasthuri_ray.geometry import Nm, per_axis
 from kasthuri_ray.models.checkpoints import check_finite_weights, find_weights_file, read_checkpoint
 from kasthuri_ray.models.unet import build_network, load_weights
 from kasthuri_ray.storage.folder import read_uri
+from kasthuri_ray.volumes.learnt_from import LearntFrom
 
 
 @dataclass(frozen=True)
 class TrainedNetwork:
     """Weights of a network, and what is known about them.
 
-    A bare state dict leaves all but the first two None.
+    A bare state dict leaves all but the first two None or unknown.
 
     Parameters
     ----------
@@ -38,6 +39,8 @@ class TrainedNetwork:
         Voxel size of the training image, z, y, x.
     annotated_objects : dict or None
         Objects of the annotation of the training boxes.
+    learnt_from : LearntFrom
+        What the network learnt from, as far as it is known.
     """
 
     where: str
@@ -47,6 +50,7 @@ class TrainedNetwork:
     intensity: tuple[float, float] | None = None
     voxel_size_nm: Nm | None = None
     annotated_objects: dict[str, Any] | None = None
+    learnt_from: LearntFrom = field(default_factory=LearntFrom)
 
 
 def read_trained_network(path: str) -> TrainedNetwork:
@@ -82,6 +86,7 @@ def read_trained_network(path: str) -> TrainedNetwork:
         intensity=None if intensity is None else _pair(intensity),
         voxel_size_nm=None if voxel_size_nm is None else per_axis(float, voxel_size_nm),
         annotated_objects=checkpoint.annotated_objects,
+        learnt_from=LearntFrom.from_plain(checkpoint.learnt_from),
     )
 
 

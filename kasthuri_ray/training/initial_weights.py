@@ -2,13 +2,103 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+from kasthuri_ray.config import defaults
+from kasthuri_ray.config.loading import GivenSettings, NamedLayer, resolve_settings
 from kasthuri_ray.config.settings import Settings
+from kasthuri_ray.config.task import class_names
 from kasthuri_ray.errors import InputError, named_input
 from kasthuri_ray.models.checkpoints import Checkpoint, check_finite_weights, find_weights_file, read_checkpoint
 from kasthuri_ray.models.unet import build_network, load_weights
-from kasthuri_ray.storage.folder import read_uri
+from kasthuri_ray.ray_cluster.output_paths import SINGLE_NODE, resolve_output_path
+from kasthuri_ray.storage.folder import open_storage, read_uri
 from kasthuri_ray.tiles.sampling import TrainTiles
 from kasthuri_ray.volumes.grey_range import describe_range_mismatch, sample_grey_levels
+
+
+def resolve_with_weights(given: GivenSettings) -> Settings:
+    """Resolve the settings of a training; the weights of `--weights` bring their network.
+
+    Parameters
+    ----------
+    given : GivenSettings
+        What a person gave.
+
+    Returns
+    -------
+    Settings
+        Valid settings, with a note about the network.
+
+    Raises
+    ------
+    InputError
+        As of `resolve_settings` and `network_of_weights`.
+    """
+    base = network_of_weights(given)
+    settings = resolve_settings(given, base)
+    if base is None:
+        return settings
+    note = f"the network is that of {base[0]}; --network, or --set network.KEY=VALUE, changes it"
+    return settings.model_copy(update={"notes": {**settings.notes, "network": note}})
+
+
+def network_of_weights(given: GivenSettings) -> NamedLayer | None:
+    """Return the settings that the weights of `--weights` bring: their network, and the names of its classes.
+
+    Parameters
+    ----------
+    given : GivenSettings
+        What a person gave.
+
+    Returns
+    -------
+    tuple or None
+        Name and settings by section, over which all that is given wins. A run that was begun keeps the network that it
+        has. None without weights, with `--network`, and for a bare state dict.
+
+    Raises
+    ------
+    InputError
+        If the file holds no weights.
+    InputNotFound
+        If there is no such file.
+    """
+    path = given.value("train", "weights")
+    if path is None or given.network is not None:
+        return None
+    if begun := _begun_network(given):
+        return begun
+    where = find_weights_file(str(path))
+    with named_input("--weights", where):
+        settings = read_checkpoint(read_uri(where), where).settings
+    if settings is None or "network" not in settings:
+        return None
+    has_task = given.task is not None or any("task" in layer for _, layer in given.overrides)
+    names = _named_classes(settings) if has_task else {}
+    return f"--weights {path}", {"network": settings["network"], **({"task": names} if names else {})}
+
+
+def _begun_network(given: GivenSettings) -> NamedLayer | None:
+    """Return the network of the run that was begun from weights under the name that is given; None if there is none."""
+    name, storage = given.value("train", "name"), given.value("train", "storage") or defaults.STORAGE
+    if name is None:
+        return None
+    folder = f"{resolve_output_path(str(storage), SINGLE_NODE).rstrip('/')}/{name}"
+    try:
+        record = json.loads(open_storage(folder).read_bytes("settings.json"))
+        return (f"{folder}/settings.json", {"network": record["network"]}) if record["train"]["weights"] else None
+    except (OSError, ValueError, KeyError, TypeError):  # what is no run is refused later
+        return None
+
+
+def _named_classes(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the setting `classes` of a task whose classes have names; else nothing."""
+    task = settings.get("task", {})
+    if not (task.get("labels") or task.get("classes")):
+        return {}
+    return {"classes": ["background", *class_names(task, settings["network"]["classes"])]}
 
 
 def read_initial_weights(settings: Settings) -> Checkpoint | None:

@@ -35,6 +35,7 @@ from kasthuri_ray.storage.uris import absolute_uri, in_ray_job
 from kasthuri_ray.tiles.splits import TaskTiles, open_task_tiles
 from kasthuri_ray.tiles.volume_split import split_volume
 from kasthuri_ray.training.initial_weights import initial_range_notes, read_initial_weights
+from kasthuri_ray.training.learning_history import LearningHistory, read_learning_history
 from kasthuri_ray.training.optimizer import should_stop_early
 from kasthuri_ray.training.run_folder import RunFolder
 from kasthuri_ray.training.trackers import check_trackers
@@ -59,6 +60,8 @@ class PreparedTraining:
         State dict to start from.
     num_parameters : int
         Number of parameters of the network.
+    history : LearningHistory
+        What the network will have learnt from.
     notes : tuple of str
         Lines that a person should read.
     """
@@ -67,6 +70,7 @@ class PreparedTraining:
     tiles: TaskTiles
     weights: dict[str, Tensor] | None
     num_parameters: int
+    history: LearningHistory
     notes: tuple[str, ...]
 
     def make_job(self, settings: Settings, path: str, next_command: str = "") -> TrainingJob:
@@ -87,7 +91,7 @@ class PreparedTraining:
             The job.
         """
         tiles = replace(self.tiles, train=self.tiles.train.in_whole_batches(settings.network.batch))
-        return TrainingJob(settings, path, tiles, self.weights, next_command)
+        return TrainingJob(settings, path, tiles, self.weights, next_command, self.history.of_run(path))
 
 
 def prepare_training(settings: Settings, *, is_new: bool | None = None) -> PreparedTraining:
@@ -131,9 +135,13 @@ def prepare_training(settings: Settings, *, is_new: bool | None = None) -> Prepa
     settings = set_labelled_tiles(settings, tiles.train.labelled is not None)
     if is_new:
         notes += initial_range_notes(checkpoint, tiles.train)
+    name = settings.train.name
+    folder = None if name is None else RunFolder(open_storage(run_path(settings, name)))
+    history = read_learning_history(folder, tiles, settings.train.weights, checkpoint)
+    notes += history.notes()
     weights = None if checkpoint is None else checkpoint.weights
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
-    return PreparedTraining(settings, tiles, weights, num_parameters, tuple(notes))
+    return PreparedTraining(settings, tiles, weights, num_parameters, history, tuple(notes))
 
 
 def read_begun_task(settings: Settings) -> dict[str, Any] | None:

@@ -47,6 +47,13 @@ class RunFolder:
             raise InputError(f"{self.storage.path}/settings.json is not that of a training run; give another --name")
         return content
 
+    def read_learnt_from(self) -> dict[str, Any] | None:
+        """Return what the network learnt from, as recorded; None if there is no run, or an old one."""
+        try:
+            return (self.read_settings() or {}).get("learnt_from")
+        except InputError:  # what is no run is refused later
+            return None
+
     def read_batch_size(self) -> int | None:
         """Return the batch size of the run; None if there is no run."""
         settings = self.read_settings()
@@ -143,24 +150,28 @@ def tensorboard_events(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return _event_bytes(EventsWriter, Event, Summary, rows)
 
 
-def run_description(settings: Settings) -> dict[str, Any]:
+def run_description(settings: Settings, learnt_from: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the content of settings.json: everything that repeating the run needs, and no secret.
 
     Parameters
     ----------
     settings : Settings
         Settings of the run.
+    learnt_from : mapping, optional
+        What its network learns from and learnt from before, see `volumes.learnt_from.LearntFrom.to_plain`.
 
     Returns
     -------
     dict
         Plain values that JSON can hold.
     """
+    record = {} if learnt_from is None else {"learnt_from": learnt_from}
     return {
         **settings.training_record(),
         "seed": settings.network.seed,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED_PACKAGES}},
         "git_commit": git_commit(),
+        **record,
     }
 
 

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from kasthuri_ray.labels import IGNORE_LABEL
 from kasthuri_ray.metrics import sanity, voxel_counts, voxel_scores
-from kasthuri_ray.metrics.class_map import classes_at
-from kasthuri_ray.metrics.intervals import TileCounts, TileSample, tile_counts
 from kasthuri_ray.metrics.object_comparison import add_object_scores, object_classes
 from kasthuri_ray.metrics.object_density import AnnotatedObjects, object_warnings
 from kasthuri_ray.metrics.thresholds import class_outcomes
 from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
 from kasthuri_ray.models.checkpoints import checkpoint_bytes
 from kasthuri_ray.reports import figures
+from kasthuri_ray.reports.learnt_text import all_learnt_warning, learnt_entry, learnt_percent
 from kasthuri_ray.reports.run_page import RunReport, metrics_report, run_page
 from kasthuri_ray.reports.section_images import NUM_EXAMPLES, SectionResult, choose_examples
 from kasthuri_ray.tiles.label_census import class_counts
@@ -30,50 +28,10 @@ from kasthuri_ray.training.label_report import labelled_voxels, score_intervals
 from kasthuri_ray.training.learner import Learner
 from kasthuri_ray.training.process_group import gather_over_ranks
 from kasthuri_ray.training.run_folder import RunFolder
-from kasthuri_ray.training.tested_objects import match_tile_objects, pack_tile
+from kasthuri_ray.training.tile_results import TileResults, TileScore, TileScorer, foreground_probabilities
 from kasthuri_ray.training.training_job import NO_FOREGROUND_WARNING, TrainingJob, WorkerContext
 from kasthuri_ray.training.training_messages import TextMessage
 from kasthuri_ray.training.training_state import TrainingProgress
-
-
-@dataclass(frozen=True)
-class TileScore:
-    """The voxels of one tile, compared with the prediction at the thresholds.
-
-    confusion: int64 [classes, classes], true classes in rows. counts: for bootstrap intervals. voxels: see `pack_tile`,
-    for objects.
-    """
-
-    number: int
-    confusion: np.ndarray
-    counts: TileCounts
-    voxels: bytes = b""
-
-
-@dataclass(frozen=True)
-class TileResults:
-    """The tiles of a split, their counts, and the score of each. confusion: at the thresholds.
-
-    objects: the matched objects of each class that has some, by its number.
-    """
-
-    tiles: GridTiles
-    counts: voxel_counts.VoxelCounts
-    scores: list[TileScore]
-    objects: Mapping[int, Mapping[str, float | int]] = field(default_factory=dict)
-
-    @property
-    def confusion(self) -> np.ndarray:
-        return np.sum([score.confusion for score in self.scores], axis=0)
-
-    @property
-    def labelled(self) -> list[TileScore]:
-        """Scores of the tiles that hold a labelled voxel; of all tiles if none does."""
-        return [score for score in self.scores if score.confusion.any()] or self.scores
-
-    def sample(self) -> TileSample:
-        """Return the labelled tiles for bootstrap intervals."""
-        return TileSample.of([score.counts for score in self.labelled])
 
 
 def write_run_report(
@@ -86,7 +44,7 @@ def write_run_report(
     results = _evaluate_tiles(job, context, learner, progress)
     if context.rank:
         return
-    results = _match_objects(job, results)
+    results = results.with_objects(object_classes(_class_names(job)))
     _write_pages(job, learner, folder, progress, results)
     folder.write(_weights_file_name(job), checkpoint_bytes(best.weights))
     metrics = _final_metrics(job, progress, results)
@@ -108,45 +66,34 @@ def _evaluate_tiles(
     """Return the results of the test tiles, else of the validation tiles, the same on all ranks."""
     assert progress.best is not None
     tiles = job.tiles.test or job.tiles.val
-    thresholds, scores = _thresholds(progress), list[TileScore]()
     has_objects = bool(object_classes(_class_names(job)))
+    scorers = [TileScorer(tiles, _thresholds(progress), has_objects)]
+    if job.tiles.test is not None and job.history.test_share:
+        learnt = [part.boxes for part in job.history.test]
+        scorers.append(TileScorer(tiles, _thresholds(progress), has_objects, learnt))
     batch_size = max(1, job.settings.network.batch // context.world_size)
     stream = TileStream(iter([plan_grid_tiles(tiles, batch_size, context.rank, context.world_size)]))
 
     def score_batch(batch: Any, logits: Tensor, labels: Tensor) -> None:
-        probabilities = _foreground_probabilities(logits)
-        for number, probability, label in zip(batch.number, probabilities, labels.cpu().numpy(), strict=True):
-            counts = voxel_counts.VoxelCounts.zeros(len(probability) + 1)
-            predicted = classes_at(probability, thresholds)
-            counts.add(probability, predicted, label)
-            voxels = pack_tile(predicted, label, tiles.address(int(number))) if has_objects else b""
-            scores.append(TileScore(int(number), counts.confusion, tile_counts(counts, thresholds), voxels))
+        for scorer in scorers:
+            scorer.add(batch.number, logits, labels)
 
     try:
         counts, _ = learner.evaluate(stream.batches(), score_batch)
     finally:
         stream.close()
     progress.add_blank_chunks(itertools.chain.from_iterable(gather_over_ranks(stream.blank_chunks)))
-    all_scores = itertools.chain.from_iterable(gather_over_ranks(scores))
-    return TileResults(tiles, counts, sorted(all_scores, key=lambda score: score.number))
-
-
-def _match_objects(job: TrainingJob, results: TileResults) -> TileResults:
-    """Return the results with their objects, which replace the voxels of the tiles."""
-    numbers = object_classes(_class_names(job))
-    if not numbers or not results.counts.num_voxels:
-        return results
-    packed = {score.number: score.voxels for score in results.scores}
-    scores = [replace(score, voxels=b"") for score in results.scores]
-    return replace(results, scores=scores, objects=match_tile_objects(results.tiles, packed, numbers))
+    whole, *unseen = (scorer.results(counts if scorer.learnt is None else None) for scorer in scorers)
+    return replace(whole, unseen=unseen[0] if unseen else None)
 
 
 def _write_pages(
     job: TrainingJob, learner: Learner, folder: RunFolder, progress: TrainingProgress, results: TileResults
 ) -> None:
     assert progress.best is not None
-    thresholds, tiles, counts = _thresholds(progress), results.tiles, results.counts
-    examples = choose_example_tiles(_complete_tiles(tiles, results.labelled))
+    shown = results.headline
+    thresholds, tiles, counts = _thresholds(progress), results.tiles, shown.counts
+    examples = choose_example_tiles(_complete_tiles(tiles, shown.labelled))
     gallery = [_predict_section(learner, tiles, number, thresholds) for number in examples]
     names = _class_names(job)
     for number, section in enumerate(sorted(gallery, key=lambda section: section.z)):
@@ -168,9 +115,10 @@ def _write_pages(
         gallery=gallery,
         thresholds=thresholds,
         class_names=names if len(names) > 1 else (),
-        confusion=results.confusion.tolist() if len(names) > 1 and counts.num_voxels else None,
+        confusion=shown.confusion.tolist() if len(names) > 1 and counts.num_voxels else None,
+        weights=job.settings.training_record()["train"]["weights"] or "",
         settings=job.settings.training_record(),
-        notes=_warnings(job, progress, counts),
+        notes=_warnings(job, progress, results.counts),
         next_text="Resume the training for more epochs:",
         next_command=job.next_command if progress.epoch == job.settings.network.epochs else "",
         num_tiles=progress.epoch * job.tiles.train.tiles_per_epoch,
@@ -196,18 +144,13 @@ def _class_names(job: TrainingJob) -> list[str]:
     return job.settings.task.class_names(job.settings.network.classes)
 
 
-def _foreground_probabilities(logits: Tensor) -> np.ndarray:
-    """Return the probabilities of the foreground classes, N, classes - 1, [z], y, x."""
-    return torch.softmax(logits.float(), 1)[:, 1:].cpu().numpy()
-
-
 def _predict_section(learner: Learner, tiles: GridTiles, number: int, thresholds: Sequence[float]) -> SectionResult:
     """Predict a tile; return its only section, or of a 3D tile the one with most foreground, else the middle one."""
     address = tiles.address(number)
     image, label, _ = read_tile(tiles.sources, replace(address, own=address.box))
     images, _ = learner.load(TileBatch(image[None], label[None], np.array([number])))
     with learner.evaluation_mode():
-        probability = _foreground_probabilities(learner.logits(images))[0]
+        probability = foreground_probabilities(learner.logits(images))[0]
     probability = probability.reshape(-1, *image.shape)
     num_true = ((label > 0) & (label != IGNORE_LABEL)).sum((1, 2))
     z = int(num_true.argmax()) if num_true.any() else len(image) // 2
@@ -222,7 +165,17 @@ def _report_heading(job: TrainingJob, metrics: dict[str, Any]) -> dict[str, Any]
         "task": settings.task.name,
         "network": settings.network.outweightfilename,
         "best epoch": f"{metrics['best_epoch']} of {metrics['epochs']}",
+        **_learnt_heading(metrics["test"]),
     }
+
+
+def _learnt_heading(test: dict[str, Any] | None) -> dict[str, str]:
+    """Return what is known about the part of the test box that was learnt from, for the text report."""
+    if test is None:
+        return {}
+    learnt = test["learnt_from"]
+    unknown = "" if learnt["known"] else ", as far as it is known"
+    return {"learnt from": f"{learnt_percent(learnt['share'])} of the test box{unknown}"}
 
 
 def _report_names(job: TrainingJob) -> tuple[str, ...]:
@@ -237,22 +190,17 @@ def _weights_file_name(job: TrainingJob) -> str:
 
 def _final_metrics(job: TrainingJob, progress: TrainingProgress, results: TileResults) -> dict[str, Any]:
     """Return the content of metrics.json."""
-    counts, names = results.counts, _class_names(job)
+    counts, shown, names = results.counts, results.headline, _class_names(job)
     assert progress.best is not None
     training_seconds = sum(row["training_seconds"] for row in progress.history)
     is_tested = job.tiles.test is not None and counts.num_voxels > 0
-    intervals = score_intervals(results.sample()) if counts.num_voxels else {}
-    test, val = None, progress.best["val"]
-    if is_tested:
-        test = voxel_scores.split_metrics(counts, _thresholds(progress), names) | intervals
-        test = add_object_scores(test, results.objects, names)
-    else:
-        val = add_object_scores(val | ({} if job.tiles.test else intervals), results.objects, names)
+    intervals = score_intervals(results.sample()) if counts.num_voxels and not job.tiles.test else {}
+    val = progress.best["val"]
     return {
-        "test": test,
+        "test": _test_metrics(job, progress, results) if is_tested else None,
         "warnings": _score_warnings(job, progress, results),
-        "better_than_chance": sanity.is_better_than_chance(counts, results.sample()) if counts.num_voxels else None,
-        "val": val,
+        "better_than_chance": sanity.is_better_than_chance(shown.counts, shown.sample()) if counts.num_voxels else None,
+        "val": val if is_tested else add_object_scores(val | intervals, results.objects, names),
         "labelled_voxels": labelled_voxels(job.tiles, val["confusion"], counts if job.tiles.test else None),
         "best_epoch": progress.best["epoch"],
         "epochs": progress.epoch,
@@ -264,20 +212,45 @@ def _final_metrics(job: TrainingJob, progress: TrainingProgress, results: TileRe
     }
 
 
+def _test_metrics(job: TrainingJob, progress: TrainingProgress, results: TileResults) -> dict[str, Any]:
+    """Return the scores of the test box, those of the part that was not learnt from, and what is known about that."""
+    names = _class_names(job)
+
+    def scores(of: TileResults) -> dict[str, Any]:
+        voxels = voxel_scores.split_metrics(of.counts, _thresholds(progress), names) | score_intervals(of.sample())
+        return add_object_scores(voxels, of.objects, names)
+
+    learnt, unseen = _learnt_entry(job, results), results.unseen or results
+    is_unseen = unseen.counts.num_voxels and (learnt["known"] or learnt["share"])
+    return {**scores(results), "learnt_from": learnt, "unseen": scores(unseen) if is_unseen else None}
+
+
+def _learnt_entry(job: TrainingJob, results: TileResults) -> dict[str, Any]:
+    """Return what is known about the part of the test box that was learnt from."""
+    part, unseen = job.history.test_part, results.unseen or results
+    return learnt_entry(
+        results.counts.num_voxels,
+        unseen.counts.num_voxels,
+        is_known=part.is_known,
+        is_same_image=part.is_same_image,
+        images=part.images,
+    )
+
+
 def _score_warnings(job: TrainingJob, progress: TrainingProgress, results: TileResults) -> list[str]:
-    """Return the signs that the scores mean nothing."""
+    """Return the signs that the scores which come first mean nothing."""
     assert progress.best is not None
-    counts, thresholds, names, val = results.counts, _thresholds(progress), _class_names(job), progress.best["val"]
-    split = "test" if job.tiles.test is not None else "val"
-    warnings = []
+    shown, thresholds, names, val = results.headline, _thresholds(progress), _class_names(job), progress.best["val"]
+    counts, split = shown.counts, "test" if job.tiles.test is not None else "val"
+    warnings = [all_learnt_warning(_learnt_entry(job, results) if split == "test" else None, "the test box")]
     if counts.num_voxels:
         warnings += sanity.count_warnings(
-            counts, class_outcomes(counts, thresholds), results.sample(), names, f"the {split} box"
+            counts, class_outcomes(counts, thresholds), shown.sample(), names, f"the {split} box"
         )
         warnings += object_warnings(
-            {names[number - 1]: row for number, row in results.objects.items()},
+            {names[number - 1]: row for number, row in shown.objects.items()},
             counts.num_voxels,
-            results.tiles.sources[0].image.voxel_size_nm if results.objects else None,
+            results.tiles.sources[0].image.voxel_size_nm if shown.objects else None,
             AnnotatedObjects.from_plain(progress.annotated_objects),
         )
     voxels = {"val": np.sum(val["confusion"], axis=1).tolist()}
@@ -300,6 +273,11 @@ def _warnings(job: TrainingJob, progress: TrainingProgress, counts: voxel_counts
         warnings.append(
             "There is no annotation for test: the metrics are those of the validation box, which also selected the "
             "best epoch and the threshold."
+        )
+    if job.history.val_share:
+        warnings.append(
+            f"{learnt_percent(job.history.val_share)} of the validation box, which selected the best epoch and the "
+            "threshold, was learnt from before."
         )
     if progress.blank_chunks:
         warnings.append(

@@ -134,7 +134,7 @@ def _train_under_lease(job: TrainingJob, workers: WorkerPlan, reporter: Reporter
     folder = RunFolder(open_storage(job.path))
     with exit_on_sigterm(), Lease.acquire(folder.storage, report=reporter.print_line) as lease:
         check_run_resumable(folder, job.settings)
-        folder.write_settings(run_description(job.settings))
+        folder.write_settings(run_description(job.settings, job.history.learnt_from.to_plain()))
         with name_resume_command(resume_command, reporter):
             _run_workers(job, workers, reporter, lease)
 

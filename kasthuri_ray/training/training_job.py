@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from kasthuri_ray.config.network import NetworkSettings
 from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.tiles.splits import TaskTiles
 from kasthuri_ray.training.learner import LearnerSettings
+from kasthuri_ray.training.learning_history import LearningHistory
 from kasthuri_ray.training.training_messages import MessageHandler
 
 # What `WorkerContext.report` may return; with any other value the run continues.
@@ -40,6 +41,8 @@ class TrainingJob:
         State dict to start from.
     next_command : str
         Command that trains the run for more epochs, for its page; "" shows none.
+    history : LearningHistory
+        What the network learnt from.
     """
 
     settings: Settings
@@ -47,6 +50,7 @@ class TrainingJob:
     tiles: TaskTiles
     weights: dict[str, torch.Tensor] | None = None
     next_command: str = ""
+    history: LearningHistory = field(default_factory=LearningHistory)
 
 
 @dataclass(frozen=True)

@@ -255,6 +255,7 @@ def _save_epoch(job: TrainingJob, folder: RunFolder, learner: Learner, progress:
         voxel_size_nm=list(voxel_size) if voxel_size else None,
         annotated_objects=progress.annotated_objects,
         resume=TrainingState(learner.state_dict(), learner.plan, progress).to_plain(),
+        learnt_from=job.history.learnt_from.to_plain(),
     )
     folder.write_checkpoint("last", last)
     _write_derived_files(folder, last, progress)

@@ -80,7 +80,8 @@ def prepare_trial(settings: Settings, workers: WorkerPlan, deadline: float | Non
     settings, _ = plan_workers(settings, workers.use_gpu)
     prepared, id = prepare_training(settings, is_new=False), str(settings.train.name)
     job = prepared.make_job(prepared.settings, run_path(settings, id))
-    RunFolder(open_storage(job.path)).write_settings(run_description(job.settings))
+    description = run_description(job.settings, job.history.learnt_from.to_plain())
+    RunFolder(open_storage(job.path)).write_settings(description)
     return TrialPlan(id, job, workers, prepared.num_parameters, deadline)
 
 

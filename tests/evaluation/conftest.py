@@ -12,7 +12,7 @@ from skimage.measure import label
 from sklearn import metrics as sklearn_metrics
 
 from kasthuri_ray.config.settings import EvaluateSettings
-from kasthuri_ray.evaluation.comparison import ComparisonTotals, compare_block
+from kasthuri_ray.evaluation.block_comparison import ComparisonTotals, compare_block
 from kasthuri_ray.evaluation.comparison_inputs import prepare_comparison
 from kasthuri_ray.evaluation.evaluation_report import evaluation_metrics, evaluation_notes
 from kasthuri_ray.volumes.opening import open_volume

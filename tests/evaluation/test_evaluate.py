@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kasthuri_ray.evaluation import evaluate as evaluate_module
-from kasthuri_ray.evaluation.comparison import compare_block
+from kasthuri_ray.evaluation.block_comparison import compare_block
 from kasthuri_ray.evaluation.evaluate import EvaluateResult, default_out, evaluate
 from kasthuri_ray.progress import Reporter
 from kasthuri_ray.ray_cluster.resources import ClusterResources
@@ -101,7 +101,7 @@ def test_blocks_of_a_worker_that_dies_are_computed_again(evaluated, synapses, tm
     def compare_or_die(comparison, block):
         import os
 
-        from kasthuri_ray.evaluation.comparison import compare_block
+        from kasthuri_ray.evaluation.block_comparison import compare_block
 
         if block.start[0] > 4 and not mark.exists():
             mark.touch()

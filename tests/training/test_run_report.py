@@ -11,8 +11,11 @@ from kasthuri_ray.metrics.class_map import classes_at
 from kasthuri_ray.metrics.intervals import tile_counts
 from kasthuri_ray.metrics.voxel_counts import BINS, VoxelCounts
 from kasthuri_ray.tiles.label_census import LabelCensus
-from kasthuri_ray.training.run_report import TileResults, TileScore, _final_metrics, _warnings, choose_example_tiles
+from kasthuri_ray.training.learning_history import LearningHistory
+from kasthuri_ray.training.run_report import _final_metrics, _warnings, choose_example_tiles
+from kasthuri_ray.training.tile_results import TileResults, TileScore
 from kasthuri_ray.training.training_state import TrainingProgress
+from kasthuri_ray.volumes.learnt_from import LearntFrom
 
 VAL = {"foreground_f1": 0.5, "confusion": [[90, 5], [5, 10]]}
 
@@ -47,7 +50,7 @@ def job_with_test(test: object, census: LabelCensus | None = None) -> SimpleName
     train = SimpleNamespace(tiles_per_epoch=12)
     tiles = SimpleNamespace(test=test, val=GRID, train=train, absent_chunks={}, census=census)
     settings = resolve_settings(GivenSettings("phantom_synapse"))
-    return SimpleNamespace(tiles=tiles, settings=settings)
+    return SimpleNamespace(tiles=tiles, settings=settings, history=LearningHistory(LearntFrom(is_complete=True)))
 
 
 def results_of(*voxels, tiles=GRID):
