@@ -101,6 +101,10 @@ def make_parser() -> argparse.ArgumentParser:
     for kind in (train, segment, predictor, tune, accuracy, phantom):
         name = kind.prog.split()[-1]
         kind.add_argument("--out", metavar="FILE", default=f"benchmark_{name}.json", help="default: %(default)s")
+    for kind in (train, segment, predictor):
+        kind.add_argument(
+            "--compare", metavar="FILE", help="--out of an earlier run: prints ratios of speeds, and fails below 0.95"
+        )
     for kind in (train, segment, predictor, tune, accuracy, phantom, vnc):
         kind.add_argument("--verbose", action="store_true", help="show the output of the subprocesses, and tracebacks")
     return parser
@@ -109,22 +113,26 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> None:
     options = vars(make_parser().parse_args(arguments))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes of the parts are ended too
+    from kasthuri_ray.benchmarks import benchmark_lines
     from kasthuri_ray.benchmarks.harness import PartRunner
 
-    kind, reporter = options.pop("kind"), Reporter()
+    kind, reporter, before = options.pop("kind"), Reporter(), options.pop("compare", None)
     parts = PartRunner(reporter, options.pop("verbose"))
+    if before is not None:
+        benchmark_lines.read_benchmark(before)  # refuses another file before any work
+    lines: Sequence[benchmark_lines.BenchmarkLine] = ()
     if kind == "train":
         from kasthuri_ray.benchmarks import training_speed
 
-        training_speed.run_training_benchmark(parts, **options)
+        lines = training_speed.run_training_benchmark(parts, **options)
     elif kind == "segment":
         from kasthuri_ray.benchmarks import segmentation_speed
 
-        segmentation_speed.run_segmentation_benchmark(parts, **options)
+        lines = segmentation_speed.run_segmentation_benchmark(parts, **options)
     elif kind == "predictor":
         from kasthuri_ray.benchmarks import predictor_speed
 
-        predictor_speed.run_predictor_benchmark(parts, **options)
+        lines = predictor_speed.run_predictor_benchmark(parts, **options)
     elif kind == "tune":
         from kasthuri_ray.benchmarks import sweep_cost
 
@@ -141,15 +149,19 @@ def main(arguments: Sequence[str]) -> None:
 
         vnc_dataset.convert_vnc(options["source"], options["output"])
         reporter.print_result(options["output"])
+    if before is not None:
+        benchmark_lines.report_comparison(lines, before, reporter)
 
 
 def _measure_phantom(seed: int, out: str, reporter: Reporter) -> None:
-    from kasthuri_ray.benchmarks import harness, phantom_difficulty
+    from kasthuri_ray.benchmarks import benchmark_lines, phantom_difficulty
 
     figures = phantom_difficulty.run_phantom_difficulty(seed=seed)
     for name, value in figures.items():
         reporter.print_line(f"{name:20} {value:8.3f}" if isinstance(value, float) else f"{name:20} {value:8}")
-    harness.write_json(out, {"benchmark": "phantom", "machine": harness.machine_description(), **figures}, reporter)
+    benchmark_lines.write_json(
+        out, {"benchmark": "phantom", "machine": benchmark_lines.machine_description(), **figures}, reporter
+    )
 
 
 run = partial(cli.run_job, main)  # the command kasthuri-benchmark

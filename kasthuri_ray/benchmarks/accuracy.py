@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from kasthuri_ray.benchmarks import vnc_dataset
-from kasthuri_ray.benchmarks.harness import BenchmarkLine, PartRunner, report_lines
+from kasthuri_ray.benchmarks.benchmark_lines import BenchmarkLine, report_lines
+from kasthuri_ray.benchmarks.harness import PartRunner
 from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.errors import InputNotFound
 

@@ -1,4 +1,4 @@
-"""Processes of a benchmark, their memory and CPU time, and its results beside their goals.
+"""Processes of a benchmark, their memory and CPU time.
 
 Each part of a benchmark runs in a process of its own. The process and its descendants are monitored from outside, and
 ended together. Resident memory counts the pages that a process maps. Proportional memory (PSS) divides each page among
@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -224,10 +223,12 @@ class PartRunner:
         arguments: dict[str, Any],
         environment: Mapping[str, str] | None = None,
         module: str = TRAINING_PARTS,
+        timeout_s: float | None = None,
     ) -> tuple[dict[str, Any], Usage]:
         """Run a part of `module` with these arguments; return its result and its usage.
 
-        environment: additional variables. module: one that ends in `run_as_part`. Raises PartFailed.
+        environment: additional variables. module: one that ends in `run_as_part`. Raises PartFailed, also if the part
+        takes longer than `timeout_s`.
         """
         with tempfile.TemporaryDirectory(prefix="kasthuri_ray_") as folder:
             arguments_file, result_file, log = (Path(folder) / name for name in ("given.json", "found.json", "log"))
@@ -245,7 +246,9 @@ class PartRunner:
                 monitor = ProcessMonitor(process.pid, computes_itself=part not in RAY_PARTS)
                 try:
                     with monitor:
-                        code = process.wait()
+                        code = process.wait(timeout_s)
+                except subprocess.TimeoutExpired:
+                    raise PartFailed(f"the part {part} took longer than {timeout_s:g} s") from None
                 finally:
                     monitor.sample()
                     end_processes(process, monitor.start_times)
@@ -300,101 +303,3 @@ def _find_running(start_times: Mapping[int, str]) -> list[int]:
             if process_start_time(pid) == start_time and _stat_fields(pid)[0] != "Z":
                 running.append(pid)
     return running
-
-
-@dataclass(frozen=True)
-class BenchmarkLine:
-    """One measured figure, None if it cannot be measured here.
-
-    at_least, at_most: the goal, None without one. note: how the figure was measured, or why it was not.
-    """
-
-    name: str
-    figure: float | None
-    unit: str = ""
-    at_least: float | None = None
-    at_most: float | None = None
-    note: str = ""
-
-    @property
-    def ok(self) -> bool | None:
-        """Whether the goal is reached; None without a goal or a figure."""
-        if self.figure is None or (self.at_least is None and self.at_most is None):
-            return None
-        enough = self.at_least is None or self.figure >= self.at_least
-        return enough and (self.at_most is None or self.figure <= self.at_most)
-
-    @property
-    def goal(self) -> str:
-        """The goal as text."""
-        parts = [f"at least {self.at_least:g}"] if self.at_least is not None else []
-        parts += [f"at most {self.at_most:g}"] if self.at_most is not None else []
-        return " and ".join(parts)
-
-    @property
-    def status(self) -> str:
-        """`ok` as text."""
-        return {True: "ok", False: "missed", None: ""}[self.ok]
-
-
-def lines_table(lines: Sequence[BenchmarkLine]) -> str:
-    """Return a table with the columns name, figure, goal, status and note."""
-    rows = [("what", "figure", "goal", "", "")]
-    rows += [(line.name, _figure_text(line), line.goal, line.status, line.note) for line in lines]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    text = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows]
-    return "\n".join(line.rstrip() for line in [text[0], "-" * (sum(widths) + 6), *text[1:]])
-
-
-def _figure_text(line: BenchmarkLine) -> str:
-    return "-" if line.figure is None else f"{line.figure:.4g} {line.unit}".strip()
-
-
-def benchmark_record(name: str, lines: Sequence[BenchmarkLine], more: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of the JSON file: the machine, every line and whether it reaches its goal, and `more`."""
-    rows = [{**asdict(line), "ok": line.ok} for line in lines]
-    return {"benchmark": name, "machine": machine_description(), "lines": rows, **more}
-
-
-def machine_description() -> dict[str, Any]:
-    """Return what a benchmark was measured on.
-
-    Returns
-    -------
-    dict
-        Processors, operating system and Python, as JSON takes them.
-    """
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpus": cpus, "processor": _processor(), "system": platform.platform(), "python": platform.python_version()}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-
-
-def report_lines(name: str, lines: Sequence[BenchmarkLine], more: dict[str, Any], out: str, reporter: Reporter) -> None:
-    """Show the table and write the JSON file `out`."""
-    reporter.print_line(f"\n{lines_table(lines)}")
-    missed = [line.name.strip() for line in lines if line.ok is False]
-    reporter.print_line(f"\n{len(missed)} missed: {'; '.join(missed)}" if missed else "\nevery goal is reached")
-    write_json(out, benchmark_record(name, lines, more), reporter)
-
-
-def write_json(out: str, content: dict[str, Any], reporter: Reporter) -> None:
-    """Write a JSON file, and show its path.
-
-    Parameters
-    ----------
-    out : str
-        Path of the file.
-    content : dict
-        Content, as JSON takes it.
-    reporter : Reporter
-        Shows the path.
-    """
-    Path(out).write_text(json.dumps(content, indent=2) + "\n")
-    reporter.print_result(out)

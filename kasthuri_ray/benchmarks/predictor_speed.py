@@ -13,7 +13,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kasthuri_ray.benchmarks.harness import BenchmarkLine, PartRunner, report_lines
+from kasthuri_ray.benchmarks.benchmark_lines import BenchmarkLine, report_lines
+from kasthuri_ray.benchmarks.harness import PartRunner
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.progress import Reporter
 

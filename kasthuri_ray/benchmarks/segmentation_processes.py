@@ -226,22 +226,25 @@ def compare_precisions(data: str, weights: str) -> dict[str, Any]:
     receptive_field = find_receptive_field(network, dim)
     chosen = choose_benchmark_settings(network, dim, receptive_field, Machine.detect("cpu"), box.shape, compile="on")
     prepare_process(chosen)
+    plain = replace(chosen, fold=False, compile=False)
+    ways = {"ours": chosen, "plain": plain, "float32": replace(plain, precision="float32")}
     probabilities = {}
-    for name, inference in (("ours", chosen), ("float32", replace(chosen, precision="float32", compile=False))):
+    for name, inference in ways.items():
         predictor = Predictor(network, dim, settings.network.classes, receptive_field, inference)
         probabilities[name] = predictor.predict(VolumePart(voxels, box, box), box)
     labels = truth.read(box)
     threshold = trained.threshold or 0.5
     assert isinstance(threshold, float), f"{weights} has several classes"
-    difference = np.abs(probabilities["ours"].astype(np.int16) - probabilities["float32"]) / 255
+    exact = probabilities["float32"].astype(np.int16)
+    differences = {name: np.abs(probabilities[name] - exact) / 255 for name in ("ours", "plain")}
     return {
-        "within": float((difference <= 0.02).mean()),
-        "most": float(difference.max()),
+        "within": {name: float((difference <= 0.02).mean()) for name, difference in differences.items()},
+        "most": float(differences["ours"].max()),
         "f1": {name: _f1(values, labels, threshold) for name, values in probabilities.items()},
         "threshold": threshold,
         "task": settings.task.task_type,
         "box": str(box),
-        "precision": chosen.precision,
+        "precision": f"{chosen.precision}{', folded' if chosen.fold else ''}",
         "spans": [int(probabilities["float32"].min()), int(probabilities["float32"].max())],
     }
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from kasthuri_ray.benchmarks.harness import BenchmarkLine, PartRunner, Usage, larger_usage, report_lines
+from kasthuri_ray.benchmarks.benchmark_lines import BenchmarkLine, report_lines
+from kasthuri_ray.benchmarks.harness import PartRunner, Usage, larger_usage
 from kasthuri_ray.geometry import Box, Zyx, parse_box, per_axis
 
 SEGMENTATION_PARTS = "kasthuri_ray.benchmarks.segmentation_processes"
@@ -327,8 +328,10 @@ def _precision_lines(results: SegmentationResults) -> list[BenchmarkLine]:
     ours, exact = result["f1"]["ours"], result["f1"]["float32"]
     compared = f"{result['task']} in {result['precision']} and float32; at most {result['most']:.3f} apart"
     where = f"{result['box']}, threshold {result['threshold']:.3g}; float32 {exact:.4f}"
+    near, plain = result["within"]["ours"], result["within"]["plain"]
     return [
-        BenchmarkLine("7 within 0.02 of float32", result["within"], at_least=0.99, note=compared),
+        BenchmarkLine("7 within 0.02 of float32", near, at_least=max(0.99, plain), note=compared),
+        BenchmarkLine("  the network as it was trained", plain, note="neither folded nor compiled"),
         BenchmarkLine("  F1", ours, note=where),
-        BenchmarkLine("  difference of F1", abs(ours - exact), at_most=0.002),
+        BenchmarkLine("  difference of F1", abs(ours - exact), at_most=0.001),
     ]

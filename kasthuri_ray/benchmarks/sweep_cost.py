@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kasthuri_ray.benchmarks.harness import BenchmarkLine, PartRunner, report_lines
+from kasthuri_ray.benchmarks.benchmark_lines import BenchmarkLine, report_lines
+from kasthuri_ray.benchmarks.harness import PartRunner
 from kasthuri_ray.benchmarks.training_speed import make_phantom_store
 from kasthuri_ray.config.defaults import MIN_BATCH_SIZE
 

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kasthuri_ray.benchmarks.harness import BenchmarkLine, PartRunner, Usage, larger_usage, report_lines
+from kasthuri_ray.benchmarks.benchmark_lines import BenchmarkLine, report_lines
+from kasthuri_ray.benchmarks.harness import PartRunner, Usage, larger_usage
 from kasthuri_ray.config.defaults import MIN_BATCH_SIZE
 from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.geometry import Zyx

@@ -35,7 +35,7 @@ Quantized = tuple[Tensor, Tensor]  # probabilities of a core, uint8 c, z, y, x; 
 
 
 def prepare_process(settings: InferenceSettings) -> None:
-    """Configure the allocator and the threads of this process, before its first tensor.
+    """Configure the allocator, the threads and the number format of this process, before its first tensor.
 
     Parameters
     ----------
@@ -45,6 +45,8 @@ def prepare_process(settings: InferenceSettings) -> None:
     if settings.device == "cpu":
         process_resources.configure_allocator()
         torch.set_num_threads(settings.threads)
+    elif settings.precision == "float32":
+        torch.backends.cudnn.allow_tf32 = False  # by default convolutions round float32 to 10 bits of mantissa
 
 
 class Predictor:

@@ -48,9 +48,17 @@ class ChannelAffine:
         scale = weight / torch.sqrt(variance + cast(float, norm.eps))
         return cls(scale, bias - mean * scale, mean)
 
-    def with_sign(self, sign: Tensor) -> ChannelAffine:
-        """Return the same for an input that was multiplied by `sign`, 1 or -1 for each channel."""
-        return ChannelAffine(self.scale * sign, self.shift, self.mean * sign)
+    def joined(self, other: ChannelAffine) -> ChannelAffine:
+        """Return that of the channels of both."""
+        return ChannelAffine(
+            torch.cat([self.scale, other.scale]),
+            torch.cat([self.shift, other.shift]),
+            torch.cat([self.mean, other.mean]),
+        )
+
+    def of_multiples(self, factor: Tensor) -> ChannelAffine:
+        """Return the same for an input that was multiplied by `factor`, a number for each channel."""
+        return ChannelAffine(self.scale / factor, self.shift, self.mean * factor)
 
 
 def can_fold(network: nn.Module) -> bool:
@@ -144,14 +152,15 @@ class FoldedDownBlock(nn.Module):
     def __init__(self, block: DownBlock, affine: ChannelAffine | None, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
-        self.conv1 = _fold(block.conv1, affine, dtype if affine else torch.float32)
-        self.conv2 = _fold(block.conv2, ChannelAffine.of_norm(block.norm1), dtype)
         self.act, self.pool = block.act, block.pool
-        norm = ChannelAffine.of_norm(block.norm2)
+        self.conv1, inner = _fold_before(
+            block.norm1, block.conv1, affine, dtype if affine else torch.float32, block.act
+        )
+        self.conv2, norm = _fold_before(block.norm2, block.conv2, inner, dtype, block.act if block.pool else None)
         sign = torch.where(norm.scale < 0, -1.0, 1.0).to(norm.scale)
         negates = self.pool is not None and bool((sign < 0).any())
-        self.affine = norm.with_sign(sign) if negates else norm
-        self.register_buffer("sign", _over_channels(sign, block.conv2).to(dtype) if negates else None)
+        self.affine = norm.of_multiples(sign) if negates else norm
+        self.register_buffer("sign", _over_channels(sign, self.conv2.weight).to(dtype) if negates else None)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.act(self.conv1(x)).to(self.dtype)
@@ -169,16 +178,13 @@ class FoldedUpBlock(nn.Module):
 
     def __init__(self, block: UpBlock, norm: nn.Module, skip: ChannelAffine, dtype: torch.dtype) -> None:
         super().__init__()
-        up = ChannelAffine.of_norm(block.norm0)
-        conv1: Conv = block.conv1
-        parts = conv1.weight.detach().split((len(up.scale), len(skip.scale)), dim=1)
-        up_weight, up_bias = _fold_weight(parts[0], up, dtype)
-        skip_weight, skip_bias = _fold_weight(parts[1], skip, dtype)
         self.norm, self.act = norm, block.act
         self.up = copy.deepcopy(block.up).to(dtype)
-        self.conv_up = _make_conv(conv1, up_weight, conv1.bias.detach() + up_bias + skip_bias)
-        self.conv_skip = _make_conv(conv1, skip_weight, None)
-        self.conv2 = _fold(block.conv2, ChannelAffine.of_norm(block.norm1), dtype)
+        both = ChannelAffine.of_norm(block.norm0).joined(skip)
+        conv1, inner = _fold_before(block.norm1, block.conv1, both, dtype, block.act)
+        self.conv_up = _make_conv(conv1, conv1.weight[:, : -len(skip.scale)], conv1.bias)
+        self.conv_skip = _make_conv(conv1, conv1.weight[:, -len(skip.scale) :], None)
+        self.conv2 = _fold(block.conv2, inner, dtype)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = self.act(self.up(self.norm(x)))
@@ -186,25 +192,69 @@ class FoldedUpBlock(nn.Module):
         return self.act(self.conv2(x))
 
 
-def _fold(conv: Conv, affine: ChannelAffine | None, dtype: torch.dtype) -> Conv:
-    """Return a convolution for inputs to which `affine` was not applied."""
-    weight, bias = conv.weight.detach(), conv.bias.detach()
-    if affine is None:
-        return _make_conv(conv, weight.to(dtype), bias)
-    folded, change = _fold_weight(weight, affine, dtype)
-    return _make_conv(conv, folded, bias + change)
+def _fold_before(
+    norm: nn.Module, conv: Conv, affine: ChannelAffine | None, dtype: torch.dtype, act: nn.Module | None
+) -> tuple[Conv, ChannelAffine]:
+    """Fold a convolution that `act` and `norm` follow; return it, and what the norm does to its output.
+
+    In 16 bits a rounded bias would shift a channel everywhere, which matters most in the first levels. If the
+    activation keeps positive factors, each output is multiplied by the number next to 1 that makes its bias exact.
+    """
+    factor = torch.ones_like(conv.bias, dtype=torch.float64)
+    if isinstance(act, nn.ReLU | nn.LeakyReLU):
+        bias = _fold(conv, affine, torch.float64).bias.detach()
+        rounded = bias.to(dtype).double()
+        factor = torch.where(rounded * bias > 0, rounded / bias, 1.0)
+    return _fold(conv, affine, dtype, factor), ChannelAffine.of_norm(norm).of_multiples(factor)
 
 
-def _fold_weight(weight: Tensor, affine: ChannelAffine, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return weights (out, in, ...) for inputs without `affine`, and what to add to the bias, in float64."""
+def _fold(conv: Conv, affine: ChannelAffine | None, dtype: torch.dtype, factor: Tensor | float = 1.0) -> Conv:
+    """Return a convolution for inputs to which `affine` was not applied, its outputs multiplied by `factor`."""
+    weight, bias = conv.weight.detach().double(), conv.bias.detach().double()
+    mean = weight.new_zeros(weight.shape[1])
+    if affine is not None:
+        bias = bias + (weight * _over_channels(affine.shift, weight)).flatten(1).sum(1)
+        weight, mean = weight * _over_channels(affine.scale, weight), affine.mean
+    weight = (weight.transpose(0, -1) * factor).transpose(0, -1)
+    return _make_conv(conv, *_round(weight, bias * factor, mean, dtype))
 
-    def over_inputs(values: Tensor) -> Tensor:
-        return values.view(1, -1, *[1] * (weight.ndim - 2))
 
-    exact = weight.double() * over_inputs(affine.scale)
-    rounded = exact.to(dtype)
-    change = weight.double() * over_inputs(affine.shift) + (exact - rounded.double()) * over_inputs(affine.mean)
-    return rounded, change.flatten(1).sum(1)
+def _round(weight: Tensor, bias: Tensor, mean: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return weights and bias in another number format, rounded so that the mean of each output stays as it is.
+
+    The rounded bias alone would shift a channel everywhere. The shift is balanced by weights that are rounded to the
+    other side: first those to which both sides are equally near.
+
+    Parameters
+    ----------
+    weight, bias : Tensor
+        Weights (out, in, ...) and bias (out), float64.
+    mean : Tensor
+        Mean of each input channel.
+    dtype : torch.dtype
+        The number format.
+    """
+    rounded, rounded_bias = weight.to(dtype), bias.to(dtype)
+    if dtype.itemsize > 2:
+        return rounded, rounded_bias
+    error = weight - rounded.double()
+    other = _neighbor(rounded, error)
+    gain = ((other - rounded).double() * _over_channels(mean, weight)).flatten(1)  # of the mean of an output
+    missing = bias - rounded_bias.double() + (error * _over_channels(mean, weight)).flatten(1).sum(1)
+    missing = missing[:, None]
+    cost = (other.double() - weight).abs().flatten(1) - error.abs().flatten(1)
+    cost = torch.where((gain * missing > 0) & (error != 0).flatten(1), cost / gain.abs(), torch.inf)
+    order = cost.argsort(dim=1)
+    sums = gain.gather(1, order).cumsum(1)
+    taken = (sums.abs() <= missing.abs()) & cost.gather(1, order).isfinite()
+    flips = torch.zeros_like(taken).scatter(1, order, taken).view_as(weight)
+    return torch.where(flips, other, rounded), rounded_bias
+
+
+def _neighbor(values: Tensor, direction: Tensor) -> Tensor:
+    """Return the next larger number of a 16-bit format where `direction` is positive, else the next smaller one."""
+    steps = torch.where((direction > 0) == (values > 0), 1, -1).to(torch.int16)
+    return (values.view(torch.int16) + steps).view(values.dtype)
 
 
 def _make_conv(like: Conv, weight: Tensor, bias: Tensor | None) -> Conv:
@@ -218,6 +268,6 @@ def _make_conv(like: Conv, weight: Tensor, bias: Tensor | None) -> Conv:
     return conv
 
 
-def _over_channels(values: Tensor, conv: Conv) -> Tensor:
-    """Return values of the channels in the shape that multiplies the outputs of a convolution."""
-    return values.view(1, -1, *[1] * (conv.weight.ndim - 2))
+def _over_channels(values: Tensor, like: Tensor) -> Tensor:
+    """Return values of channels in the shape that multiplies tensors like one, whose channels are dimension 1."""
+    return values.view(1, -1, *[1] * (like.ndim - 2))
