@@ -1,5 +1,6 @@
 """The Python API: a training, a segmentation and a comparison on arrays, and what it leaves behind."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def test_an_unknown_keyword_argument_is_refused_with_what_to_write_instead(call,
 )
 def test_the_keyword_arguments_are_the_flags_of_the_job(load_module, job, keywords, positional):
     parser = load_module(ROOT / "jobs" / f"{job}.py").make_parser()
-    of_the_job = {action.dest for action in parser._actions} - {"help"}
+    of_the_job = {action.dest for action in parser._actions} - {"help", argparse.SUPPRESS}
     assert of_the_job - set(keywords.__annotations__) == positional
     assert set(keywords.__annotations__) - of_the_job <= {
         "network",
@@ -172,7 +173,8 @@ def test_arrays_are_trained_on_segmented_and_compared(voxels, local_ray, tmp_pat
         (probabilities[:], white, as_bool),
     ):
         task = TASK if isinstance(prediction, np.ndarray) else None  # else that of the prediction
-        result = kasthuri_ray.evaluate(prediction, labels, task=task, threshold=0.5, out="result", settings=settings)
+        flags = {"task": task, "threshold": 0.5, "out": "result", "settings": settings, "overwrite": True}
+        result = kasthuri_ray.evaluate(prediction, labels, **flags)
         assert result.path == str(tmp_path / "result")
         confusion = result.metrics["voxels"], result.metrics["foreground_f1"], result.metrics["precision"]
         foreground = probabilities[:] >= 127.5
@@ -180,7 +182,7 @@ def test_arrays_are_trained_on_segmented_and_compared(voxels, local_ray, tmp_pat
     advice = r"the annotation holds 255 .*mean\? Ids of objects, or 0 and 255: --set task\.threshold"
     with pytest.raises(InputError, match=advice):
         kasthuri_ray.evaluate(output.path, white, out="result")
-    with pytest.raises(InputError, match=r"task\.threshold is 7"):
+    with pytest.raises(InputError, match=r"^--set task\.threshold 7: expected a valid boolean"):
         kasthuri_ray.evaluate(output.path, white, out="result", settings={"task.threshold": 7})
     assert local_ray.is_initialized()
     files = times_of_files(tmp_path / "outputs")

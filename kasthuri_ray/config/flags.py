@@ -32,8 +32,9 @@ OTHER_FLAGS = {
 
 
 def flag_name(section: str, key: str) -> str:
-    """Return the flag that sets a setting, such as `--num-workers`."""
-    return OTHER_FLAGS.get(f"{section}.{key}", f"--{key.replace('_', '-')}")
+    """Return the flag that sets a setting, such as `--num-workers`; the `--set` of a task, which has no other flags."""
+    own = f"--set task.{key}" if section == "task" else f"--{key.replace('_', '-')}"
+    return OTHER_FLAGS.get(f"{section}.{key}", own)
 
 
 class DataFlags(TypedDict, total=False):

@@ -76,7 +76,7 @@ def _error_line(section: str, path: tuple[str, ...], value: Any, allowed: list[s
     origin = origins.by_setting.get(f"{section}.{path[0]}", "defaults")
     text = json.dumps(value, default=str, ensure_ascii=False)
     if len(path) == 1 and origin.startswith("--"):  # a --set shows the value, a flag does not
-        shown = "" if origin.startswith("--set ") else f" {value if isinstance(value, str) else text}"
+        shown = "" if "=" in origin else f" {value if isinstance(value, str) else text}"
         return f"{origin}{shown}: {message}"
     return f"{origin}: {section}.{'.'.join(path)} is {text}: {message}"
 
