@@ -211,7 +211,7 @@ def _remedies(labels: np.ndarray, wrong: np.ndarray, rule: LabelRule) -> list[st
     is_class = len(values) <= MAX_LISTED and int(values.min()) >= 0 and int(values.max()) < FEW_CLASSES
     texts = [  # whether it is likely, and what to type
         (is_unlabelled, f"Not labelled: --set task.ignore_label={ignored}."),
-        (is_class, f"Classes: name all labels with task.labels{f', or {classes}' if is_class else ''}."),
+        (is_class, f"Classes: name all labels with task.labels{f', or train with {classes}' if is_class else ''}."),
         (True, IDS_ADVICE),
     ][: 3 if rule.num_classes == 2 else 2]
     none = none_label(labels.dtype)

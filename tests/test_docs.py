@@ -101,7 +101,7 @@ def test_every_flag_and_setting_that_a_text_names_exists(page, parsers):
     from kasthuri_ray.config.settings import SECTIONS
 
     flags = {flag for parser in parsers.values() for flag in getattr(parser, "flags", [])}
-    flags |= FLAGS_OF_OTHER_PROGRAMS | {"--quick"}
+    flags |= FLAGS_OF_OTHER_PROGRAMS | {"--quick", "--compare"}  # of benchmark.py
     for code in inline_codes(page):
         if SCRIPT.match(code) or not re.search(r"^\w+ ", code):  # not the flags of another program
             assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", code)) <= flags, code

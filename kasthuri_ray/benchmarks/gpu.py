@@ -153,7 +153,7 @@ class GpuCheck:
             yield name, self._measure("measure", **self._network_arguments(name)) | {"host_peak": None}
 
 
-def main(arguments: Sequence[str]) -> int:
+def run_gpu_check(arguments: Sequence[str]) -> int:
     """Run the check with the options of a command line; return 1 if a figure misses its goal or a part failed."""
     import torch
 
@@ -175,6 +175,6 @@ def main(arguments: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(sys.argv[1:]))
+        sys.exit(run_gpu_check(sys.argv[1:]))
     except InputError as error:
         sys.exit(f"kasthuri_ray.benchmarks.gpu: {error}")

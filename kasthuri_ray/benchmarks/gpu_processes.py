@@ -46,7 +46,7 @@ NEAR = 5  # of 255: 0.02
 
 
 @dataclass
-class TileBatch:
+class ConstantBatch:
     """Tiles and labels that stay in memory: uint8 N, z, y, x, and their numbers."""
 
     image: np.ndarray
@@ -134,7 +134,7 @@ def compare_training(device: str, compile: bool = False) -> dict[str, Any]:
     return {"exact": _losses("cpu", ComputePlan("float32", False, 1), batch), "losses": losses}
 
 
-def _losses(device: str, plan: ComputePlan, batch: TileBatch, steps: int = 8) -> list[float]:
+def _losses(device: str, plan: ComputePlan, batch: ConstantBatch, steps: int = 8) -> list[float]:
     torch.manual_seed(0)
     network = build_network({"start_filters": 8, "dim": 2})
     settings = replace(LEARNER, augmentations="none")  # random numbers differ between devices
@@ -142,9 +142,9 @@ def _losses(device: str, plan: ComputePlan, batch: TileBatch, steps: int = 8) ->
     return [learner.train_epoch(epoch, [batch], []) for epoch in range(steps)]
 
 
-def _make_batch(num_tiles: int, size: int) -> TileBatch:
+def _make_batch(num_tiles: int, size: int) -> ConstantBatch:
     images = np.stack([_blobs((1, size, size)) for _ in range(num_tiles)])
-    return TileBatch(images, (images > 140).astype(np.uint8), np.arange(num_tiles))
+    return ConstantBatch(images, (images > 140).astype(np.uint8), np.arange(num_tiles))
 
 
 def exhaust_memory(device: str) -> dict[str, Any]:

@@ -73,4 +73,4 @@ def test_all_parts_together_take_at_most_eight_minutes() -> None:
 def test_a_machine_without_a_gpu_is_told_so(monkeypatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match="torch finds no CUDA GPU on this machine; --device cpu tries the script"):
-        gpu.main([])
+        gpu.run_gpu_check([])
