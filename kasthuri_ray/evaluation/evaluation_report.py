@@ -187,7 +187,9 @@ def evaluation_notes(inputs: ComparisonInputs, totals: ComparisonTotals, result:
         notes.append(MASK_NOTE)
     for kind, (absent, chunks) in result["absent_chunks"].items():
         if absent:
-            notes.append(absent_text(result[kind], absent, chunks, "background"))
+            fill = getattr(inputs.comparison, kind).fill_value
+            meaning = f"the label {fill:g}" if kind == "annotation" else f"a probability of {fill:g}"
+            notes.append(absent_text(result[kind], absent, chunks, meaning))
     share = _ratio(totals.counts.num_foreground, totals.counts.num_voxels)
     if inputs.rule.task_type == "synapse" and share > MAX_SYNAPSE_SHARE:
         notes.append(

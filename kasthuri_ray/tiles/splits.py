@@ -122,7 +122,7 @@ def _count_absent(sources: SplitSources, add_note: Callable[[str], None]) -> dic
                 absent, chunks = totals.get(kind, (0, 0))
                 totals[kind] = absent + found[0], chunks + found[1]
                 if found[0]:
-                    meaning = "background" if kind == "annotation" else "its fill value"
+                    meaning = f"the label {volume.fill_value:g}" if kind == "annotation" else "its fill value"
                     add_note(f"{split}: {absent_text(volume.uri, *found, meaning)}")
     return totals
 

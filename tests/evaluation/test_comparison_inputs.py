@@ -165,7 +165,7 @@ def test_absent_chunks_of_annotation_and_of_other_tools_predictions_are_counted(
     for block_shape in (None, (2, 100, 77)):
         result, notes = compare(changed(synapses, task=task, threshold=0.4, **names), block_shape)
         assert result["absent_chunks"] == {"prediction": [1, 3 * 5 * 4], "annotation": [2, 3 * 5 * 4]}
-    assert f"2 of 60 chunks absent in {tmp_path}/truth.zarr: their voxels count as background" in notes
+    assert f"2 of 60 chunks absent in {tmp_path}/truth.zarr: their voxels count as the label 0" in notes
     own, _ = compare(synapses.settings)
     assert own["absent_chunks"]["prediction"] == [0, 0]  # complete by its ledger
 

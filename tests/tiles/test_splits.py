@@ -397,7 +397,7 @@ def test_absent_chunks_of_an_annotation_are_background_and_counted(folder):
     zarr.create_array("sparse.zarr/labels", data=labels, chunks=(3, 40, 64), zarr_format=2)
     Path("sparse.zarr/labels/2.0.0").unlink()
     tiles, notes = open_tiles(annotation_chan="sparse.zarr/labels")
-    assert "val: 1 of 1 chunks absent in sparse.zarr/labels: their voxels count as background" in notes
+    assert "val: 1 of 1 chunks absent in sparse.zarr/labels: their voxels count as the label 0" in notes
     assert tiles.absent_chunks["annotation"] == (1, 4)
     assert not read_tile(tiles.val.sources, tiles.val.address(0))[1].any()
 
