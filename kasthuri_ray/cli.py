@@ -112,11 +112,16 @@ def add_task_flags(group: FlagGroup) -> None:
     group.add(
         "--task", metavar="NAME|FILE", help="built-in task (synapse, membrane, phantom_synapse, ...) or task file"
     )
-    group.add("--image", metavar="URI", help="image (default: the task's)")
+    group.add(
+        "--image",
+        metavar="URI",
+        help="image (default: the task's); without ranges it is split by itself into train, val and test",
+    )
     group.add(
         "--annotation",
         metavar="URI",
-        help="annotation (default: the task's); --set task.ignore_label=V leaves unlabelled voxels out",
+        help="annotation (default: the task's); --set task.ignore_label=V leaves out voxels whose label V means "
+        "not labelled, task.labels names labels",
     )
 
 
