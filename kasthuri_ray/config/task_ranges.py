@@ -17,7 +17,7 @@ NamedLayer = tuple[str, dict[str, dict[str, Any]]]  # as in loading.py
 def drop_foreign_ranges(
     files: Sequence[NamedLayer], overrides: Sequence[NamedLayer]
 ) -> tuple[list[NamedLayer], dict[str, str]]:
-    """Drop the ranges of a built-in task whose image is replaced, and note ranges of a person's own file that stay.
+    """Drop the ranges of a task file whose image is replaced, and note it.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def drop_foreign_ranges(
     Returns
     -------
     files : list of (str, dict)
-        The layers, of which that of a built-in task may have lost its ranges.
+        The layers, of which that of a task file may have lost its ranges.
     notes : dict of str to str
         A line by the key `task.ranges`, or none.
     """
@@ -35,18 +35,15 @@ def drop_foreign_ranges(
     for number, (origin, layer) in enumerate(layers):
         above, task = layers[number + 1 :], layer.get("task", {})
         own, image = task.get("image_chan"), _highest(above, "image_chan")
-        used = [key for key in (*RANGES, "boxes") if task.get(key) is not None and _highest(above, key) is None]
+        used = [key for key in RANGES if task.get(key) is not None and _highest(above, key) is None]
         if not used or not own or image is None or _is_same(own, image) or _highest(above, "boxes") is not None:
             continue
-        names, images = ", ".join(used), f"{redact_secrets(str(own))}, not to {redact_secrets(str(image))}"
-        if Path(origin).parent == TASK_FOLDER:
-            layers[number] = origin, {**layer, "task": {key: task[key] for key in task if key not in used}}
-            notes["task.ranges"] = f"{names} of the task {Path(origin).stem} belong to {images}: they are not used"
-        else:
-            notes["task.ranges"] = (
-                f"{names} of {origin} belong to {images}; they are used all the same. If they do not fit, set them, "
-                "or remove them: then the volume is split by itself"
-            )
+        layers[number] = origin, {**layer, "task": {key: task[key] for key in task if key not in used}}
+        name = f"the task {Path(origin).stem}" if Path(origin).parent == TASK_FOLDER else origin
+        notes["task.ranges"] = (
+            f"{', '.join(used)} of {name} belong to {redact_secrets(str(own))}, not to {redact_secrets(str(image))}: "
+            "they are not used"
+        )
     return layers[: len(files)], notes
 
 

@@ -37,13 +37,13 @@ def test_ranges_of_the_command_line_replace_those_of_a_built_in_task():
     assert note.startswith("xrange_vol, yrange_vol of the task")
 
 
-def test_the_ranges_of_ones_own_file_are_used_for_another_image_and_a_line_says_so(tmp_path, monkeypatch):
+def test_the_ranges_of_ones_own_file_are_not_used_for_another_image(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "mine.json"
     file.write_text(json.dumps(MINE))
     task, note = resolved(str(file), image_chan="https://h/c.zarr?key=secret")
-    assert task.z_train == [0, 10]
-    assert f"z_test of {file} belong to a.zarr, not to https://h/c.zarr; they are used all the same" in note
+    assert task.needs_split
+    assert f"z_test of {file} belong to a.zarr, not to https://h/c.zarr: they are not used" in note
     for same in ("a.zarr", str(tmp_path / "a.zarr")):
         assert resolved(str(file), image_chan=same)[1] == ""
     boxes = {"train": [{"box": "0:4,:,:"}], "val": [{"box": "4:6,:,:"}]}
