@@ -150,7 +150,7 @@ def count_windows(
     counted, marked = classes != IGNORE_LABEL, predicted > 0
     true = (classes > 0) & counted
     found = true & (predicted == classes)
-    masks = [found, true & ~marked, marked & ~found & counted, counted]
+    masks = [found, true & ~found, marked & ~found & counted, counted]
     rows, columns = (_split(starts, block, axis)[1] for axis, starts in zip((1, 2), window_starts, strict=True))
     by_row = (np.add.reduceat(mask, rows, axis=1, dtype=np.int64) for mask in masks)
     return np.stack([np.add.reduceat(sums, columns, axis=2) for sums in by_row], -1)

@@ -98,8 +98,9 @@ def _part_metrics(comparison: Comparison, totals: PartTotals) -> dict[str, Any]:
         "voxels": counts.num_voxels,
     }
     if counts.num_voxels:
+        exact = [voxel_scores.average_precision(each) for each in counts.by_class]
         result["foreground_f1_interval"] = list(totals.tiles.f1_interval())
-        result["average_precision_interval"] = list(totals.tiles.average_precision_interval())
+        result["average_precision_interval"] = list(totals.tiles.average_precision_interval(exact))
     if is_several:
         result["classes"] = dict(zip(names, _class_rows(counts, comparison), strict=True))
     result = add_object_scores(result, totals.match_objects(), names)
@@ -190,6 +191,14 @@ def evaluation_notes(inputs: ComparisonInputs, totals: ComparisonTotals, result:
             fill = getattr(inputs.comparison, kind).fill_value
             meaning = f"the label {fill:g}" if kind == "annotation" else f"a probability of {fill:g}"
             notes.append(absent_text(result[kind], absent, chunks, meaning))
+    num_voxels, num_labelled = inputs.comparison.box.num_voxels, totals.whole.counts.num_voxels
+    if num_labelled < num_voxels:
+        comparison = inputs.comparison
+        labels = ", ".join(map(str, comparison.labels.ignored_labels(comparison.annotation.dtype)))
+        notes.append(
+            f"{num_labelled:,} of {num_voxels:,} voxels count ({num_labelled / num_voxels:.2%}). The others have the "
+            f"label {labels}, which means not labelled in the task (task.ignore_label or task.labels)."
+        )
     share = _ratio(totals.counts.num_foreground, totals.counts.num_voxels)
     if inputs.rule.task_type == "synapse" and share > MAX_SYNAPSE_SHARE:
         notes.append(
@@ -260,7 +269,8 @@ def choose_windows(window_counts: np.ndarray, num_windows: int = NUM_EXAMPLES) -
         chosen = choose_examples(found.ravel(), missed.ravel(), wrong.ravel(), num_windows)
         windows = [np.unravel_index(index, found.shape) for index in chosen]
     else:
-        sections = choose_evenly(np.arange(len(window_counts)), num_windows)
+        counted = np.flatnonzero(window_counts[..., COUNTED].any((1, 2)))
+        sections = choose_evenly(counted if len(counted) else np.arange(len(window_counts)), num_windows)
         windows = [(z, *np.unravel_index(wrong[z].argmax(), wrong[z].shape)) for z in sections]
     return [(int(z), int(y), int(x)) for z, y, x in windows]
 

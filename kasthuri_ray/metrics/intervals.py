@@ -1,7 +1,8 @@
 """Bootstrap intervals: how much a score would vary if other tiles had been drawn.
 
 Voxels of a tile are alike, so tiles are resampled and not voxels (Efron and Tibshirani, "An Introduction to the
-Bootstrap", 1993, chapter 13: percentile intervals).
+Bootstrap", 1993, chapter 13: percentile intervals). A resample without a voxel of a class says nothing about that
+class, and is left out of its scores.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from kasthuri_ray.metrics.thresholds import outcomes_at
 from kasthuri_ray.metrics.voxel_counts import BINS, VoxelCounts, safe_ratio
 
-COARSE_BINS = 64  # of the histograms of tiles; the scores from them differ by under 0.01 from the exact ones
+COARSE_BINS = 64  # of the histograms of tiles
 MAX_UNITS = 2000  # more tiles are added up to this many groups of neighbours, which takes little memory
 NUM_RESAMPLES = 1000
 INTERVAL = (2.5, 97.5)  # percentiles
@@ -70,34 +71,62 @@ class TileSample:
         """Return the 95% intervals of the classes' mean recall, precision and IoU at their thresholds."""
         found, missed, wrong = np.moveaxis(self._resample(self.outcomes), -1, 0)
         divisors = {"recall": found + missed, "precision": found + wrong, "foreground_iou": found + missed + wrong}
-        return {name: self._interval(safe_ratio(found, all).mean(-1)) for name, all in divisors.items()}
+        scores = {name: safe_ratio(found, all) for name, all in divisors.items()}
+        return {name: _interval(_mean_of_present(each, found + missed)) for name, each in scores.items()}
 
     def f1_interval(self) -> Interval:
         """Return the 95% interval of the classes' mean F1 at their thresholds."""
         found, missed, wrong = np.moveaxis(self._resample(self.outcomes), -1, 0)
-        return self._interval(safe_ratio(2 * found, 2 * found + missed + wrong).mean(-1))
+        return _interval(_mean_of_present(safe_ratio(2 * found, 2 * found + missed + wrong), found + missed))
 
-    def average_precision_interval(self) -> Interval:
-        """Return the 95% interval of the classes' mean average precision."""
-        return self._interval(average_precisions(self._resample(self.histograms)).mean(-1))
+    def average_precision_interval(self, exact: Sequence[float]) -> Interval:
+        """Return the 95% interval of the classes' mean average precision; `exact` is that of each class."""
+        scores, num_true = self._average_precisions(exact)
+        return _interval(_mean_of_present(scores, num_true))
 
-    def class_average_precision_intervals(self) -> list[Interval]:
-        """Return the 95% interval of each class's average precision."""
-        return [self._interval(scores) for scores in average_precisions(self._resample(self.histograms)).T]
+    def class_average_precision_intervals(self, exact: Sequence[float]) -> list[Interval]:
+        """Return the 95% interval of each class's average precision; `exact` is that of each class."""
+        scores, num_true = self._average_precisions(exact)
+        return [_interval(of_class[true > 0]) for of_class, true in zip(scores.T, num_true.T, strict=True)]
+
+    def _average_precisions(self, exact: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        """Return average precisions, (resamples, classes), and the voxels of each class.
+
+        Coarse bins lower the scores of probabilities that crowd in one bin: all are raised by what the whole lacks.
+        """
+        histograms = self._resample(self.histograms)
+        missing = np.asarray(exact) - average_precisions(self.histograms.sum(0))
+        return np.clip(average_precisions(histograms) + missing, 0, 1), histograms[..., 1, :].sum(-1)
 
     def _resample(self, counts: np.ndarray) -> np.ndarray:
-        """Return the sums of counts over the tiles of each resample; the same tiles for all counts."""
+        """Return the sums of counts over the tiles of each resample; the same tiles for all counts.
+
+        Tiles without a voxel that counts are not drawn.
+        """
         if self._weights is None:
-            num_tiles = len(counts)
+            drawn = self.histograms.any((1, 2, 3))
+            num_tiles = max(1, int(drawn.sum()))
             rng = np.random.default_rng(0)
-            self._weights = rng.multinomial(num_tiles, np.full(num_tiles, 1 / num_tiles), NUM_RESAMPLES)
+            self._weights = np.zeros((NUM_RESAMPLES, len(counts)), np.int64)
+            self._weights[:, drawn] = rng.multinomial(num_tiles, np.full(num_tiles, 1 / num_tiles), NUM_RESAMPLES)[
+                :, : int(drawn.sum())
+            ]
         sums = self._weights.astype(np.float64) @ counts.reshape(len(counts), -1)
         return sums.reshape(NUM_RESAMPLES, *counts.shape[1:])
 
-    @staticmethod
-    def _interval(scores: np.ndarray) -> Interval:
-        low, high = np.percentile(scores, INTERVAL)
-        return float(low), float(high)
+
+def _mean_of_present(scores: np.ndarray, num_true: np.ndarray) -> np.ndarray:
+    """Return the mean over the classes that occur, (resamples,); resamples in which none occurs are left out."""
+    occurs = num_true > 0
+    sums, counts = (scores * occurs).sum(-1), occurs.sum(-1)
+    return sums[counts > 0] / counts[counts > 0]
+
+
+def _interval(scores: np.ndarray) -> Interval:
+    if not len(scores):
+        return 0.0, 0.0
+    low, high = np.percentile(scores, INTERVAL)
+    return float(low), float(high)
 
 
 def tile_counts(counts: VoxelCounts, thresholds: Sequence[float]) -> TileCounts:

@@ -13,6 +13,7 @@ import numpy as np
 from kasthuri_ray.metrics.intervals import Interval, TileSample
 from kasthuri_ray.metrics.voxel_counts import ClassCounts, VoxelCounts
 from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
+from kasthuri_ray.metrics.voxel_scores import average_precision
 
 MAX_SHARE, MIN_SHARE = 0.9, 1e-4  # of foreground among the labelled voxels
 MAX_RATIO = 2.0  # between the F1 of val and of test
@@ -112,8 +113,8 @@ def chance_warning(counts: ClassCounts, outcomes: VoxelOutcomes, interval: Inter
     low, high = interval
     if low <= share <= high:
         return (
-            f"The average precision may be chance: its 95% interval {low:.3f} to {high:.3f} holds {share:.3f}, the "
-            f"share of {name}, which a random prediction reaches. More labelled voxels would tell."
+            f"The average precision of {name} may be chance: its 95% interval {low:.3f} to {high:.3f} holds "
+            f"{share:.3f}, the share of {name}, which a random prediction reaches. More labelled voxels would tell."
         )
     return ""
 
@@ -163,7 +164,7 @@ def count_warnings(
         Sentences.
     """
     warnings = [share_warning(counts.num_foreground, counts.num_voxels, where)]
-    intervals = sample.class_average_precision_intervals()
+    intervals = sample.class_average_precision_intervals([average_precision(each) for each in counts.by_class])
     for name, of_class, at_threshold, interval in zip(names, counts.by_class, outcomes, intervals, strict=True):
         constant = constant_warning(of_class, name)
         warnings.append(constant or chance_warning(of_class, at_threshold, interval, name))
@@ -186,7 +187,8 @@ def is_better_than_chance(counts: VoxelCounts, sample: TileSample) -> bool | Non
         Whether the 95% interval of the average precision of a class is above its share of the voxels; None if no class
         has a voxel.
     """
-    lows = [low for low, _ in sample.class_average_precision_intervals()]
+    scores = [average_precision(each) for each in counts.by_class]
+    lows = [low for low, _ in sample.class_average_precision_intervals(scores)]
     pairs = [
         (each.num_true / each.num_voxels, low) for each, low in zip(counts.by_class, lows, strict=True) if each.num_true
     ]

@@ -22,12 +22,15 @@ class VoxelOutcomes:
         In the prediction alone: false positives.
     right : int
         In neither: true negatives.
+    confused : int
+        Of several classes together: in both, but as different classes; these are missed and wrong as well.
     """
 
     found: int
     missed: int
     wrong: int
     right: int
+    confused: int = 0
 
     @classmethod
     def of_confusion(cls, confusion: Sequence[Sequence[int]] | np.ndarray) -> VoxelOutcomes:
@@ -36,22 +39,22 @@ class VoxelOutcomes:
         Parameters
         ----------
         confusion : array_like of int, (classes, classes)
-            Voxels by true class (rows) and predicted class, the background first. A voxel that is predicted as another
-            foreground class is wrong, and is not missed as well.
+            Voxels by true class (rows) and predicted class, the background first.
 
         Returns
         -------
         VoxelOutcomes
-            Their sum is that of all voxels.
+            A voxel that is predicted as another foreground class is missed and wrong (micro-averaged scores).
         """
         matrix = np.asarray(confusion)
-        found, missed = int(np.trace(matrix[1:, 1:])), int(matrix[1:, 0].sum())
-        return cls(found, missed, int(matrix[:, 1:].sum()) - found, int(matrix[0, 0]))
+        found, both = int(np.trace(matrix[1:, 1:])), int(matrix[1:, 1:].sum())
+        annotated, marked = int(matrix[1:].sum()), int(matrix[:, 1:].sum())
+        return cls(found, annotated - found, marked - found, int(matrix[0, 0]), both - found)
 
     @property
     def total(self) -> int:
         """Number of all voxels."""
-        return self.found + self.missed + self.wrong + self.right
+        return self.found + self.missed + self.wrong + self.right - self.confused
 
     @property
     def annotated(self) -> int:
@@ -81,7 +84,7 @@ class VoxelOutcomes:
     @property
     def iou(self) -> float:
         """Intersection over union; 0 if both are empty."""
-        return _share(self.found, self.found + self.missed + self.wrong)
+        return _share(self.found, self.found + self.missed + self.wrong - self.confused)
 
     @property
     def confusion(self) -> list[list[int]]:

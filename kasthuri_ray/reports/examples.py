@@ -76,7 +76,7 @@ def _make_example(section: SectionResult, rating: str, pixel_size_nm: tuple[floa
         panels,
         section.truth is not None,
         section.f1,
-        *(int(mask.sum()) for mask in section.outcomes),
+        *section.num_outcomes,
     )
 
 

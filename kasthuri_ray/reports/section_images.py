@@ -25,7 +25,7 @@ LEGEND = ((FOUND_COLOUR, "found", "blue"), (MISSED_COLOUR, "missed", "red"), (WR
 
 # Of several classes; after Okabe and Ito as well.
 CLASS_COLOURS: tuple[Rgb, ...] = (
-    *((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167), (240, 228, 66), (213, 94, 0), (0, 114, 178)),
+    *((230, 159, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (148, 103, 189), (140, 86, 75), (86, 180, 233)),
 )
 HATCH_COLOUR: Rgb = (150, 150, 150)
 HATCH_PERIOD, HATCH_WIDTH = 10, 2  # pixels along x
@@ -69,9 +69,9 @@ class SectionResult:
 
     @cached_property
     def outcomes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(found, missed, wrong), booleans [y, x]; all False without a truth.
+        """(found, missed, wrong), disjoint booleans [y, x]; all False without a truth.
 
-        A pixel of a class that is predicted as another class is wrong, and is not missed as well.
+        A pixel of a class that is predicted as another class is shown as wrong.
         """
         if self.truth is None:
             nowhere = np.zeros(self.predicted.shape, bool)
@@ -81,10 +81,18 @@ class SectionResult:
         found = true & (self.predicted == self.truth)
         return found, true & ~marked, marked & ~found & kept
 
+    @cached_property
+    def num_outcomes(self) -> tuple[int, int, int]:
+        """Numbers of pixels that are found, missed and wrong: one that is predicted as another class is both."""
+        found, missed, wrong = (int(mask.sum()) for mask in self.outcomes)
+        if self.truth is not None:
+            missed = int(((self.truth > 0) & (self.truth != IGNORE_LABEL)).sum()) - found
+        return found, missed, wrong
+
     @property
     def f1(self) -> float | None:
         """F1 of the pixels; None without a truth, or if truth and prediction hold no foreground."""
-        found, missed, wrong = (int(mask.sum()) for mask in self.outcomes)
+        found, missed, wrong = self.num_outcomes
         return 2 * found / (2 * found + missed + wrong) if found + missed + wrong else None
 
     def panels(self) -> dict[str, np.ndarray]:

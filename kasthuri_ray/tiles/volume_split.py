@@ -18,7 +18,7 @@ HELD_OUT_SHARE = 0.15  # of val, and of test
 MIN_SECTIONS = 10  # from which a volume is split along z
 GAP_SECTIONS = 1
 TILES_PER_GAP = 4  # in the plane the gap is a tile over this: neighbouring voxels show the same membrane
-SPLIT_TEXT = "no ranges for this volume, which is split by itself: about 70% to train, 15% to val, 15% to test"
+SPLIT_TEXT = "no ranges for this volume, which is split by itself, with gaps between train, val and test"
 SMALLER_TILES = (256, 128, 64, 32)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from kasthuri_ray.metrics.intervals import TileSample
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
+from kasthuri_ray.metrics.voxel_scores import average_precision
 from kasthuri_ray.tiles.sampling import GridTiles
 from kasthuri_ray.tiles.splits import TaskTiles
 
@@ -42,13 +43,15 @@ def _count_split(tiles: GridTiles, num_labelled: int) -> dict[str, int]:
     return {"labelled": num_labelled, "voxels": sum(source.box.num_voxels for source in tiles.sources)}
 
 
-def score_intervals(sample: TileSample) -> dict[str, Any]:
+def score_intervals(sample: TileSample, counts: VoxelCounts) -> dict[str, Any]:
     """Return the 95% intervals of the scores over the tiles that hold a labelled voxel.
 
     Parameters
     ----------
     sample : TileSample
         Those tiles.
+    counts : VoxelCounts
+        All their voxels.
 
     Returns
     -------
@@ -57,8 +60,9 @@ def score_intervals(sample: TileSample) -> dict[str, Any]:
     """
     if sample.num_tiles < MIN_INTERVAL_TILES:
         return {}
+    exact = [average_precision(each) for each in counts.by_class]
     return {
         "foreground_f1_interval": list(sample.f1_interval()),
-        "average_precision_interval": list(sample.average_precision_interval()),
+        "average_precision_interval": list(sample.average_precision_interval(exact)),
         **{f"{name}_interval": list(interval) for name, interval in sample.outcome_intervals().items()},
     }

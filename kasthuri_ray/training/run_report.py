@@ -194,7 +194,7 @@ def _final_metrics(job: TrainingJob, progress: TrainingProgress, results: TileRe
     assert progress.best is not None
     training_seconds = sum(row["training_seconds"] for row in progress.history)
     is_tested = job.tiles.test is not None and counts.num_voxels > 0
-    intervals = score_intervals(results.sample()) if counts.num_voxels and not job.tiles.test else {}
+    intervals = score_intervals(results.sample(), counts) if counts.num_voxels and not job.tiles.test else {}
     val = progress.best["val"]
     return {
         "test": _test_metrics(job, progress, results) if is_tested else None,
@@ -217,7 +217,9 @@ def _test_metrics(job: TrainingJob, progress: TrainingProgress, results: TileRes
     names = _class_names(job)
 
     def scores(of: TileResults) -> dict[str, Any]:
-        voxels = voxel_scores.split_metrics(of.counts, _thresholds(progress), names) | score_intervals(of.sample())
+        voxels = voxel_scores.split_metrics(of.counts, _thresholds(progress), names) | score_intervals(
+            of.sample(), of.counts
+        )
         return add_object_scores(voxels, of.objects, names)
 
     learnt, unseen = _learnt_entry(job, results), results.unseen or results

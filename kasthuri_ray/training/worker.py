@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from kasthuri_ray import hardware, process_resources
+from kasthuri_ray.config.network import NetworkSettings
 from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.metrics import voxel_counts, voxel_scores
 from kasthuri_ray.models.checkpoints import Checkpoint
@@ -82,6 +83,8 @@ def train_worker(job: TrainingJob, context: WorkerContext) -> None:
             trackers.close()
     if answer == STOP:
         return
+    if answer != EVALUATE and progress.epoch < settings.epochs and context.rank == 0:
+        context.show(TextMessage(_early_stop_text(progress.epoch, settings)))
     from kasthuri_ray.training import run_report  # loads the figures, which nothing needs before
 
     run_report.write_run_report(job, context, learner, folder, progress)
@@ -162,6 +165,13 @@ def _training_stream(job: TrainingJob, context: WorkerContext, first_epoch: int)
 def _grid_stream(tiles: GridTiles, job: TrainingJob, context: WorkerContext, num_passes: int) -> TileStream:
     batch_size = max(1, job.settings.network.batch // context.world_size)
     return TileStream(plan_grid_tiles(tiles, batch_size, context.rank, context.world_size) for _ in range(num_passes))
+
+
+def _early_stop_text(epoch: int, settings: NetworkSettings) -> str:
+    return (
+        f"stopped after epoch {epoch} of {settings.epochs}: the validation loss did not fall by "
+        f"{settings.early_stopping_delta:g} in {settings.early_stopping} epochs (network.early_stopping=0 trains on)"
+    )
 
 
 def _is_finished(job: TrainingJob, progress: TrainingProgress) -> bool:

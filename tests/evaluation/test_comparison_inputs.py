@@ -38,7 +38,12 @@ def test_predictions_of_other_tools_may_be_floats_or_masks(synapses, compare, ex
     assert {name: floats[name] for name in expected} == pytest.approx(expected, abs=2e-3)
     assert floats["foreground_f1"] == pytest.approx(expected["foreground_f1"], abs=1e-9)
     assert floats["objects"] == objects
-    assert notes == ["The image that was segmented is not known: the sections are shown on grey."]
+    labelled, image_note = notes
+    assert labelled == (
+        f"{floats['voxels']:,} of {truth.size:,} voxels count (98.65%). The others have the label 255, which means not "
+        "labelled in the task (task.ignore_label or task.labels)."
+    )
+    assert image_note == "The image that was segmented is not known: the sections are shown on grey."
     mask = probability / 255 >= 0.4
     bools, _ = compare_array("bools.zarr", mask)
     assert (bools["foreground_f1"], bools["objects"]) == (floats["foreground_f1"], objects)
@@ -211,7 +216,7 @@ def test_the_background_of_the_task_counts_and_nothing_is_found_out(
         result, notes = compare(changed(synapses, annotation=annotation, **given))
         assert result["foreground_f1"] == expected["foreground_f1"]
         assert result["objects"] == expected["objects"]
-        assert not any("the label" in note for note in notes)
+        assert not any("task.background" in note for note in notes)
     result, _ = compare(changed(synapses, annotation=annotation, task=own_task(background=[0, NONE])))
     inside = (slice(2, 11), slice(20, 280), slice(10, 266))
     true = (clefts < OUTSIDE - 1) & (clefts > 0)

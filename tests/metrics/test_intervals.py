@@ -26,12 +26,35 @@ def test_the_intervals_hold_the_scores_and_narrow_with_more_tiles(tiles):
     for num in (10, 160):
         whole = sum(tiles(num), VoxelCounts.zeros())
         sample = sample_of(tiles(num))
-        low, high = sample.average_precision_interval()
-        assert low < voxel_scores.mean_average_precision(whole) < high
+        exact = voxel_scores.mean_average_precision(whole)
+        low, high = sample.average_precision_interval([exact])
+        assert low < exact < high
         low_f1, high_f1 = sample.f1_interval()
         assert low_f1 < outcomes_at(whole.by_class[0], THRESHOLD).f1 < high_f1
         widths.append(high - low)
     assert 2 < widths[0] / widths[1] < 8  # the square root of 16, by chance a little more or less
+
+
+def test_tiles_that_do_not_count_and_resamples_without_the_class_change_no_interval(tiles, count_voxels):
+    few = tiles(6)
+    for tile in few[1:]:
+        tile.histograms[:, 1] = 0  # the class occurs in one tile of six
+    exact = [voxel_scores.average_precision(sum(few, VoxelCounts.zeros()).by_class[0])]
+    low, high = sample_of(few).average_precision_interval(exact)
+    assert 0.02 < low <= exact[0] <= high
+    with_empty = sample_of([*few, *(VoxelCounts.zeros() for _ in range(30))])
+    assert with_empty.average_precision_interval(exact) == (low, high)
+    assert with_empty.f1_interval() == sample_of(few).f1_interval()
+
+
+def test_intervals_hold_the_score_of_probabilities_that_crowd_in_one_bin(random_voxels, count_voxels):
+    counts = []
+    for seed in range(12):
+        probability, predicted, labels = random_voxels(num=500, seed=seed)
+        counts.append(count_voxels(probability / 60, predicted, labels))
+    exact = voxel_scores.average_precision(sum(counts, VoxelCounts.zeros()).by_class[0])
+    low, high = sample_of(counts).average_precision_interval([exact])
+    assert low < exact < high
 
 
 def test_more_tiles_than_units_are_added_up_to_groups_of_neighbours(tiles, monkeypatch):

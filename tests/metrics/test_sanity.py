@@ -6,6 +6,7 @@ import pytest
 from kasthuri_ray.metrics import sanity
 from kasthuri_ray.metrics.intervals import TileSample, tile_counts
 from kasthuri_ray.metrics.thresholds import best_threshold, outcomes_at
+from kasthuri_ray.metrics.voxel_scores import average_precision
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,9 @@ def chance_of(probability, labels, tile=100):
     threshold, _ = best_threshold(counts)
     sample = TileSample.of([tile_counts(each, [threshold]) for each in tiles])
     whole = outcomes_at(counts, threshold)
-    return sanity.chance_warning(counts, whole, sample.average_precision_interval(), "synapse")
+    return sanity.chance_warning(
+        counts, whole, sample.average_precision_interval([average_precision(counts)]), "synapse"
+    )
 
 
 def test_a_random_prediction_is_named_and_a_weak_but_real_one_is_not():

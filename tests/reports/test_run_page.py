@@ -111,7 +111,7 @@ def test_the_page_shows_the_scores_and_the_voxel_counts(make_report, page_text):
         report.metrics["test"]["average_precision"],
     ):
         assert f"{value:.3f}" in text
-    assert "bossdb://Kasthuri/ac4/em (sections 0 to 80) for 8 epochs (1,792 tiles in total) in 7 min" in text
+    assert "bossdb://Kasthuri/ac4/em (sections 0 to 79) for 8 epochs (1,792 tiles in total) in 7 min" in text
     assert "The weights are those of epoch 7" in text
     for count in (outcomes.found, outcomes.wrong, outcomes.missed, outcomes.right, outcomes.total):
         assert f"{count:,}" in text

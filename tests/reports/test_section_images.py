@@ -58,7 +58,8 @@ def test_several_classes_have_colours_of_their_own_and_a_confused_pixel_is_wrong
     assert found == [True, False, True, False, False, False]
     assert missed == [False, True, False, False, False, False]
     assert wrong == [False, False, False, True, False, False]
-    assert section.f1 == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert section.num_outcomes == (2, 2, 1)  # the confused pixel is missed as well
+    assert section.f1 == pytest.approx(2 * 2 / (4 + 3))
     panels, base = section.panels(), 30 + 0.48 * 128
     for column, colour in ((0, class_colours(2)[0]), (2, class_colours(2)[1])):
         np.testing.assert_allclose(panels["truth"][0, column], 0.2 * base + 0.8 * np.array(colour), atol=1)
