@@ -206,12 +206,12 @@ def _remedies(labels: np.ndarray, wrong: np.ndarray, rule: LabelRule) -> list[st
     """Return what to do about labels that are no classes, the likeliest first."""
     values, counts = np.unique(labels[wrong], return_counts=True)
     ignored = IGNORE_LABEL if IGNORE_LABEL in values else int(values[counts.argmax()])
-    classes = f"--set network.classes={int(values.max()) + 1}"
     is_unlabelled = counts.max() > labels.size / 2 or (ignored == IGNORE_LABEL and (labels == 1).any())
     is_class = len(values) <= MAX_LISTED and int(values.min()) >= 0 and int(values.max()) < FEW_CLASSES
+    classes = f", or train with --set network.classes={int(values.max()) + 1}" if is_class else ""
     texts = [  # whether it is likely, and what to type
         (is_unlabelled, f"Not labelled: --set task.ignore_label={ignored}."),
-        (is_class, f"Classes: name all labels with task.labels{f', or train with {classes}' if is_class else ''}."),
+        (is_class, f"Classes, also of ilastik (0 is unlabelled): name all labels with task.labels{classes}."),
         (True, IDS_ADVICE),
     ][: 3 if rule.num_classes == 2 else 2]
     none = none_label(labels.dtype)

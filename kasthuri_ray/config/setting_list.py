@@ -175,8 +175,9 @@ def _section_table(section: str) -> Iterator[str]:
     yield f"## {section}\n\n{_summary(section)}. Of {_readers(section, '`')}.\n"
     yield "| setting | type | default | meaning |\n| --- | --- | --- | --- |"
     for entry in section_entries(section):
-        default = f"`{entry.default}`" if entry.default else "required"
-        yield f"| `{entry.name}` | {entry.kind} | {default.replace(' in ', '` in `', 1)} | {entry.meaning} |"
+        is_value = entry.default and " in " not in entry.default
+        default = f"`{entry.default}`" if is_value else entry.default or "required"
+        yield f"| `{entry.name}` | {entry.kind} | {default} | {entry.meaning} |"
     yield ""
 
 

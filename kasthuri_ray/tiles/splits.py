@@ -80,6 +80,7 @@ def open_task_tiles(settings: Settings, add_note: Callable[[str], None], *, is_n
     """
     task = settings.task
     opened = _open_sources(settings, add_note)
+    _check_annotations(opened)
     intensity = choose_intensity(opened["train"], task, settings.network.seed)
     if is_new:
         check_training_range(opened["train"], intensity, settings, add_note)
@@ -108,6 +109,13 @@ def open_task_tiles(settings: Settings, add_note: Callable[[str], None], *, is_n
     test = GridTiles(sources["test"], task.tile) if sources["test"] else None
     absent = _count_absent(opened, add_note)
     return TaskTiles(train, GridTiles(sources["val"], task.tile), test, absent, census)
+
+
+def _check_annotations(sources: SplitSources) -> None:
+    """Raise an InputError if an annotation is the image itself: its grey levels would be taken for labels."""
+    for source in itertools.chain.from_iterable(sources.values()):
+        if source.annotation is not None and source.annotation.identity == source.image.identity:
+            raise InputError(f"the annotation is the image itself, {source.image.uri}: give labels (--annotation)")
 
 
 def _count_absent(sources: SplitSources, add_note: Callable[[str], None]) -> dict[str, tuple[int, int]]:

@@ -216,7 +216,7 @@ def test_the_background_of_the_task_counts_and_nothing_is_found_out(
         result, notes = compare(changed(synapses, annotation=annotation, **given))
         assert result["foreground_f1"] == expected["foreground_f1"]
         assert result["objects"] == expected["objects"]
-        assert not any("task.background" in note for note in notes)
+        assert not any("counts as background" in note for note in notes)
     result, _ = compare(changed(synapses, annotation=annotation, task=own_task(background=[0, NONE])))
     inside = (slice(2, 11), slice(20, 280), slice(10, 266))
     true = (clefts < OUTSIDE - 1) & (clefts > 0)
