@@ -53,7 +53,7 @@ def test_every_problem_of_an_unfit_cluster_is_printed_with_its_remedy(start_job,
 def test_bad_input_is_an_error_before_anything_starts(start_job, tmp_path):
     for arguments, message in (
         (("--storage", "ftp://lab/runs"), "expected a path or s3://bucket/prefix"),
-        (("--boss", tmp_path / "none.json"), "none.json: there is no such file"),
+        (("--boss", tmp_path / "none.json"), "none.json: there is no "),
         (("--cache-size", "much"), "not a positive number of bytes"),
         (("--address", "http://127.0.0.1:8265"), "address of the dashboard"),
         (("--address", "127.0.0.1:9"), "no Ray answers there"),

@@ -61,7 +61,8 @@ def test_metrics_count_each_voxel_once(finished_run):
     metrics = json.loads((finished_run.folder / "metrics.json").read_text())
     assert {"test", "val", "best_epoch", "epochs", "tiles_per_second", "wait_share", "seconds"} <= metrics.keys()
     assert metrics["val"].keys() == SCORES
-    assert metrics["test"].keys() == SCORES | {"foreground_f1_interval", "average_precision_interval"}
+    scores = ("foreground_f1", "average_precision", "foreground_iou", "precision", "recall")
+    assert metrics["test"].keys() == SCORES | {f"{name}_interval" for name in scores} | {"learnt_from", "unseen"}
     shown = [line for line in finished_run.job.lines if line.startswith("warning: ")]
     assert shown == [f"warning: {warning}" for warning in metrics["warnings"]]
     assert metrics["epochs"] == 4

@@ -221,7 +221,7 @@ class FullDisk:
 def test_an_output_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     cluster = ClusterResources(2, 0, 1)
-    with pytest.raises(ValueError, match=f"{tmp_path}/file is a file; give another --output"):
+    with pytest.raises(ValueError, match=f"{tmp_path}/file is a file, where a folder is expected; give another"):
         segment_module._resolve_path(f"{tmp_path}/file/out.zarr", "--output", cluster, dry_run=False)
 
 

@@ -32,7 +32,8 @@ def test_a_terminal_shows_one_live_line_and_a_line_for_each_epoch():
     reporter = Reporter(stream)
     show_message(reporter, STEP)
     show_message(reporter, STEP)
-    assert stream.getvalue() == f"\r\033[K{STEP_LINE[:79]}" * 2
+    fitting, _, _ = STEP_LINE.rpartition("  waiting")  # in 80 columns
+    assert stream.getvalue() == f"\r\033[K{fitting}" * 2
     show_message(reporter, EPOCH)
     lines = stream.getvalue().split("\n")
     assert lines[1] == EPOCH_LINE
