@@ -43,6 +43,8 @@ def train(start_job, cluster, tiny_flags, folder):
 
     def run(image: str, annotation: str, name: str, *flags: str):
         volumes = ("--image", folder / image, "--annotation", folder / annotation)
+        ranges = ("task.xrange_vol=0,128", "task.yrange_vol=0,128", "task.z_train=0,8", "task.z_val=8,11")
+        volumes = (*volumes, "--set", *ranges, "task.z_test=11,16")
         return start_job(*tiny_flags, *volumes, "--storage", folder, "--name", name, *flags, cluster=cluster).wait()
 
     return run
