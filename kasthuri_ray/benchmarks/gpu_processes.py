@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from kasthuri_ray.inference.predictor import Predictor, prepare_process
 from kasthuri_ray.inference.tiling import VolumePart
 from kasthuri_ray.models.folded_unet import can_fold
 from kasthuri_ray.models.receptive_field import find_receptive_field
-from kasthuri_ray.models.unet import build_network
+from kasthuri_ray.models.unet import UNet, build_network
 from kasthuri_ray.training.compute_plan import ComputePlan, choose_compute_plan
 from kasthuri_ray.training.learner import Learner, LearnerSettings
 
@@ -86,8 +87,6 @@ def compare_predictors(name: str, device: str, compile: bool = False) -> dict[st
 
 def _predict(network: nn.Module, dim: int, image: np.ndarray, settings: InferenceSettings) -> np.ndarray:
     """Return probabilities of two halves of an image, one after the other."""
-    import copy
-
     bounds = Box((0, 0, 0), image.shape)
     part = VolumePart(image, bounds, bounds)
     predictor = Predictor(copy.deepcopy(network), dim, 2, find_receptive_field(network, dim), settings)
@@ -107,7 +106,7 @@ def _spread_network(name: str, image: np.ndarray) -> nn.Module:
     """Return a network whose probabilities on an image are spread over 0 to 1, as those of a trained one."""
     network = make_network(name)
     dim = int(network_settings(name)["dim"])
-    side = max(network.factors) * 2  # type: ignore[arg-type]
+    side = 2 * max(cast(UNet, network).factors)
     tensor = torch.from_numpy(np.resize(image, (side,) * dim)).float().div(255)[None, None]
     for _ in range(10):  # statistics of batch norms
         network.train()(tensor)

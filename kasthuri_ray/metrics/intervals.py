@@ -104,13 +104,11 @@ class TileSample:
         Tiles without a voxel that counts are not drawn.
         """
         if self._weights is None:
-            drawn = self.histograms.any((1, 2, 3))
-            num_tiles = max(1, int(drawn.sum()))
-            rng = np.random.default_rng(0)
+            drawn, rng = np.flatnonzero(self.histograms.any((1, 2, 3))), np.random.default_rng(0)
             self._weights = np.zeros((NUM_RESAMPLES, len(counts)), np.int64)
-            self._weights[:, drawn] = rng.multinomial(num_tiles, np.full(num_tiles, 1 / num_tiles), NUM_RESAMPLES)[
-                :, : int(drawn.sum())
-            ]
+            if num_tiles := len(drawn):
+                shares = np.full(num_tiles, 1 / num_tiles)
+                self._weights[:, drawn] = rng.multinomial(num_tiles, shares, NUM_RESAMPLES)
         sums = self._weights.astype(np.float64) @ counts.reshape(len(counts), -1)
         return sums.reshape(NUM_RESAMPLES, *counts.shape[1:])
 

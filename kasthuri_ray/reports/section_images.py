@@ -23,7 +23,7 @@ WRONG_COLOUR: Rgb = (240, 228, 66)
 # Colour, outcome of a voxel, name of the colour.
 LEGEND = ((FOUND_COLOUR, "found", "blue"), (MISSED_COLOUR, "missed", "red"), (WRONG_COLOUR, "wrongly marked", "yellow"))
 
-# Of several classes; after Okabe and Ito as well.
+# Of several classes: none is the colour of an outcome but the last; the first four after Okabe and Ito as well.
 CLASS_COLOURS: tuple[Rgb, ...] = (
     *((230, 159, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (148, 103, 189), (140, 86, 75), (86, 180, 233)),
 )

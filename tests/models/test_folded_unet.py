@@ -1,6 +1,5 @@
 """Folded networks against the originals: equal inside of the margin, for any scale of a batch norm."""
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -108,10 +107,9 @@ def test_networks_of_another_kind_are_not_folded(settings):
     assert can_fold(UNet(start_filters=2, n_blocks=2, model_type="depth"))
 
 
-def test_a_folded_network_makes_fewer_tensors():
+def test_a_folded_network_takes_less_memory():
     from kasthuri_ray.inference.tile_memory import activation_bytes_per_voxel
 
     network = UNet(start_filters=8)
     plain = activation_bytes_per_voxel(network, "bf16", 2)
-    assert activation_bytes_per_voxel(fold_network(network, "bf16"), "bf16", 2) <= plain
-    assert np.isfinite(plain)
+    assert activation_bytes_per_voxel(fold_network(network, "bf16"), "bf16", 2) < 0.9 * plain

@@ -36,11 +36,11 @@ def test_ranges_have_the_rank_correlation_and_the_p_value_of_scipy(number):
     for effect in measure_effects(SPACE, trials):
         if effect.is_list:
             continue
-        values, scores = ([each(t) for t in scored] for each in (lambda t: t.values[effect.key], lambda t: t.score))  # noqa: B023
+        values, scores = [trial.values[effect.key] for trial in scored], [trial.score for trial in scored]
         expected = stats.spearmanr(values, scores).statistic
         assert effect.size == pytest.approx(expected)
         test = stats.permutation_test(
-            (scores,), lambda s: abs(stats.spearmanr(values, s).statistic),  # noqa: B023
+            (scores,), lambda s, values=values: abs(stats.spearmanr(values, s).statistic),
             permutation_type="pairings", alternative="greater", n_resamples=2000, rng=np.random.default_rng(1),
         )  # fmt: skip
         assert effect.p_value == pytest.approx(test.pvalue, abs=0.03)
