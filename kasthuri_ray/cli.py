@@ -180,11 +180,15 @@ def add_compute_flags(parser: SettingsParser) -> FlagGroup:
     group = parser.add_group("compute")
     default = f"(default: {defaults.AUTO})"
     group.add("--device", choices=["auto", "cpu", "cuda"], help=f"auto: GPUs if available {default}")
-    group.add("--precision", choices=["auto", "float32", "bf16"], help=f"precision of the network {default}")
+    group.add(
+        "--precision",
+        choices=["auto", "float32", "bf16", "float16"],
+        help=f"number format; float16 on GPUs alone {default}",
+    )
     group.add(
         "--compile",
         choices=["auto", "on", "off"],
-        help=f"torch.compile; auto: if the run is long enough {default}",
+        help=f"torch.compile; auto: if it saves time {default}",
     )
     add_wait_flag(group)
     return group

@@ -147,22 +147,29 @@ def _cpu_flags() -> set[str]:
         return {"avx512f"} if torch.backends.cpu.get_cpu_capability() == "AVX512" else set()
 
 
-def choose_precision(setting: str, rule: ComputeRule) -> str:
+def choose_precision(setting: str, machine: Machine) -> str:
     """Return the number format to compute in.
 
     Parameters
     ----------
     setting : str
         `auto`, or a number format.
-    rule : ComputeRule
-        Of the processor; matters for `auto`.
+    machine : Machine
+        Where the network runs.
 
     Returns
     -------
     str
         A key of `NUMBER_FORMATS`.
+
+    Raises
+    ------
+    InputError
+        If it is float16, and the network runs on a CPU.
     """
-    return rule.precision if setting == "auto" else setting
+    if setting == "float16" and machine.device == "cpu":
+        raise InputError("precision float16 is for GPUs alone; on a CPU use auto, float32 or bf16")
+    return machine.rule.precision if setting == "auto" else setting
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:

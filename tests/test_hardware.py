@@ -80,11 +80,17 @@ DECISIONS = {
 def test_every_kind_of_processor_has_a_rule(kind):
     rule = hardware.RULES[kind]
     compiles, _ = hardware.should_compile_training("auto", machine_of(kind), LARGE * UNET_2D)
-    assert (hardware.choose_precision("auto", rule), rule.trains_channels_last, compiles) == DECISIONS[kind]
-    assert hardware.choose_precision("float32", rule) == "float32"
+    assert (hardware.choose_precision("auto", machine_of(kind)), rule.trains_channels_last, compiles) == DECISIONS[kind]
+    assert hardware.choose_precision("float32", machine_of(kind)) == "float32"
     assert rule.evidence == "not measured" or any(character.isdigit() for character in rule.evidence)
     native = {name for name in hardware.NUMBER_FORMATS if machine_of(kind).multiplies(name)}
     assert native == {"float32", rule.precision} | ({"float16"} if kind.startswith("cuda") else set())
+
+
+def test_float16_is_refused_on_a_cpu():
+    assert hardware.choose_precision("float16", machine_of("cuda8")) == "float16"
+    with pytest.raises(ValueError, match="float16 is for GPUs alone; on a CPU use auto, float32 or bf16"):
+        hardware.choose_precision("float16", machine_of("amx"))
 
 
 def test_autocast_computes_in_the_chosen_precision():

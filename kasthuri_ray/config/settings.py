@@ -62,7 +62,7 @@ class TrainSettings(SettingsSection):
     device: Device = defaults.AUTO
     """Device that computes; auto: GPUs if there are any."""
     compile: AutoOnOff = defaults.AUTO
-    """Whether torch.compile is used; auto: if the run is long enough to gain time."""
+    """Whether torch.compile is used; auto: if it saves time on the processor, and the run is long enough."""
     boss: str | None = None
     """JSON file with protocol, host and token of a BossDB; its token is never written anywhere; null: public data."""
     cache: str | None = None
@@ -151,7 +151,7 @@ class SegmentSettings(SettingsSection):
     precision: Precision = defaults.AUTO
     """Number format of the arithmetic; auto: the fastest of the processor."""
     compile: AutoOnOff = defaults.AUTO
-    """Whether torch.compile is used; auto: if the job is long enough to gain time."""
+    """Whether torch.compile is used; auto: if the job is long enough to save time."""
     fold: AutoOnOff = defaults.AUTO
     """Whether batch norms are folded into convolutions, which is faster; auto: for plain U-Nets with a whole halo."""
     device: Device = defaults.AUTO

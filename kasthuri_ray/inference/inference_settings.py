@@ -146,9 +146,9 @@ def choose_inference_settings(
     Raises
     ------
     InputError
-        If the network cannot take the tile that was asked for.
+        If the network cannot take the tile that was asked for, or the machine not the number format.
     """
-    tta, precision = requested.tta, choose_precision(requested.precision, machine.rule)
+    tta, precision = requested.tta, choose_precision(requested.precision, machine)
     receptive_field = receptive_field.widened_for_tta() if tta else receptive_field
     margin, factors = tile_margin(receptive_field, work.halo), receptive_field.factors
     fold = should_fold(requested.fold, network, is_exact=margin == receptive_field.margin)

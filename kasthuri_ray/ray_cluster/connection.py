@@ -122,23 +122,31 @@ def attach_ray(reporter: Reporter, verbose: bool = False) -> ClusterResources:
     return cluster_resources()
 
 
-def check_local_gpu(device: str) -> None:
-    """Raise an InputError, before Ray starts, if it would start on this machine alone, which lacks the GPU asked for.
+def check_local_gpu(device: str, precision: str) -> None:
+    """Check, before Ray starts, that this machine has the GPU that is needed, if Ray will start on it alone.
 
     Parameters
     ----------
-    device : str
-        `cuda`; any other device needs no GPU.
+    device, precision : str
+        Settings: `cuda` and `float16` need a GPU.
+
+    Raises
+    ------
+    InputError
+        If it has none that torch can use, or if the device is `cpu` and the precision `float16`.
     """
-    is_running = "ray" in sys.modules and sys.modules["ray"].is_initialized()
-    if device != "cuda" or os.environ.get("RAY_ADDRESS") or is_running:
+    is_elsewhere = os.environ.get("RAY_ADDRESS") or ("ray" in sys.modules and sys.modules["ray"].is_initialized())
+    flag = "--device cuda" if device == "cuda" else "--precision float16" if precision == "float16" else ""
+    if not flag or (is_elsewhere and device != "cpu"):
         return
     import torch
 
+    if device == "cpu":
+        raise InputError("--precision float16 needs a GPU, and --device is cpu; use bf16 or float32")
     if not torch.cuda.is_available():
         raise InputError(
-            "--device cuda: this machine has no GPU that torch can use. Leave it out to compute on CPUs, or attach to "
-            "a cluster with GPUs (RAY_ADDRESS=HOST:PORT)"
+            f"{flag}: this machine has no GPU that torch can use. Leave it out to compute on CPUs, or attach to a "
+            "cluster with GPUs (RAY_ADDRESS=HOST:PORT)"
         )
 
 

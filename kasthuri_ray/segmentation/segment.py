@@ -200,7 +200,7 @@ def _export(export: ExportRequest, result: SegmentResult, reporter: Reporter, re
 
 def _check_without_cluster(segment: SegmentSettings, inputs: SegmentationInputs) -> None:
     """Refuse, before Ray starts, an output that cannot be written, that is something else, or of other settings."""
-    check_local_gpu(segment.device)
+    check_local_gpu(segment.device, segment.precision)
     assert inputs.thresholds  # raises for another number of them than of classes
     paths = {"--output": segment.output, "--precomputed": segment.precomputed}
     output, copy = (path and _resolve_path(path, flag, SINGLE_NODE, segment.dry_run) for flag, path in paths.items())

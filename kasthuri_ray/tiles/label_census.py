@@ -22,12 +22,10 @@ from kasthuri_ray.tiles.sampling import SearchGrid, TileSource
 from kasthuri_ray.volumes.cutout_sample import NUM_THREADS
 from kasthuri_ray.volumes.parallel_calls import map_threads
 
-# Most voxels that are read: where some may not be labelled, of files and of remote or expensive volumes; else.
+# Most voxels that are read: where some may not be labelled, of files and of volumes that are slow to read; elsewhere.
 MAX_SPARSE_VOXELS, MAX_REMOTE_VOXELS, MAX_COMPLETE_VOXELS = 256_000_000, 64_000_000, 64_000_000
-MIN_COMPLETE_VOXELS, MIN_REMOTE_VOXELS = (
-    16_000_000,
-    4_000_000,
-)  # so that a label that is no class is met before the work
+# Fewest voxels that are read, of files and of remote volumes, so that a label that is no class is met before the work.
+MIN_COMPLETE_VOXELS, MIN_REMOTE_VOXELS = 16_000_000, 4_000_000
 BLOCKS_AT_ONCE = 16  # read before the classes that were seen are looked at
 MIN_BLOCK_VOXELS = 1 << 17  # small chunks are read together
 MAX_BLOCKS = 1 << 16

@@ -64,10 +64,15 @@ def choose_compute_plan(
         The same for the same arguments.
     message : str
         Why the network is not compiled although it should be; empty otherwise.
+
+    Raises
+    ------
+    InputError
+        If the machine cannot compute in the number format.
     """
     rule = machine.rule
     is_compiled, message = should_compile_training(compile, machine, num_voxels * num_parameters)
-    number_format = choose_precision(precision, rule)
+    number_format = choose_precision(precision, machine)
     return ComputePlan(number_format, is_compiled, steps_per_epoch, rule.trains_channels_last, machine.kind), message
 
 

@@ -110,7 +110,7 @@ def train(settings: Settings, reporter: Reporter, resume_command: Callable[[str]
 
 def _check_without_cluster(settings: Settings) -> None:
     """Refuse, before Ray starts, a device and workers that cannot be, other settings and a finished run."""
-    check_local_gpu(settings.train.device)
+    check_local_gpu(settings.train.device, settings.network.precision)
     name = settings.train.name
     folder = None if name is None else RunFolder(open_storage(run_path(settings, name)))
     recorded = None if folder is None else folder.read_batch_size()

@@ -118,7 +118,7 @@ def plan_sweep(sweep: SweepSettings, reporter: Reporter, job_command: JobCommand
     check_comparable(sweep.networks)
     space = read_search_space(sweep)
     prepared = {name: prepare_training(base) for name, base in sweep.networks.items()}
-    check_local_gpu(settings.train.device)
+    check_local_gpu(settings.train.device, settings.network.precision)
     if settings.train.name is not None:  # a refusal needs no cluster
         check_sweep_resumable(_make_plan(sweep, prepared, space, SINGLE_NODE, job_command))
     cluster = connect_ray(reporter, settings.train.verbose)

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from kasthuri_ray import cli
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.progress import Reporter
 from kasthuri_ray.ray_cluster import connection
 from kasthuri_ray.ray_cluster.connection import choose_auth_token
@@ -171,3 +172,23 @@ def test_a_user_without_name_and_home_gets_both_for_libraries_that_ask(without_h
     connection.set_ray_environment()
     assert os.path.expanduser("~/x") == "/nonexistent/x"
     assert getpass.getuser() == f"uid{os.getuid()}"
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "message"),
+    [
+        ("cuda", "auto", "--device cuda: this machine has no GPU"),
+        ("auto", "float16", "--precision float16: this machine has no GPU"),
+        ("cpu", "float16", "--precision float16 needs a GPU, and --device is cpu"),
+    ],
+)
+def test_a_gpu_that_is_needed_and_missing_is_an_error_before_ray_starts(monkeypatch, device, precision, message):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(InputError, match=message):
+        connection.check_local_gpu(device, precision)
+    for others in (("cpu", "bf16"), ("auto", "float32")):
+        connection.check_local_gpu(*others)
+    monkeypatch.setenv("RAY_ADDRESS", "host:6379")
+    connection.check_local_gpu("cuda", "float16")  # the cluster may have one
