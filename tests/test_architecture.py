@@ -15,8 +15,8 @@ ROOMS = sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
 PURE = [
     "models.unet", "models.losses", "models.receptive_field", "models.checkpoints", "models.user_network",
     "metrics.voxel_counts", "metrics.thresholds", "metrics.voxel_scores", "metrics.components", "metrics.objects",
-    "metrics.matching", "metrics.instances", "inference.predictor", "inference.tiling", "inference.tile_memory",
-    "inference.inference_settings",
+    "metrics.matching", "metrics.one_to_one", "metrics.instances", "inference.predictor", "inference.tiling",
+    "inference.tile_memory", "inference.inference_settings",
     "phantom.section", "labels", "geometry", "hardware", "tiles.augmentation", "tiles.transforms",
     "training.learner", "training.optimizer",
 ]  # fmt: skip

@@ -1,4 +1,5 @@
 """Counts and scores of predicted voxels, objects and cells, which add up exactly over blocks, batches and ranks.
 
-Everything is computed in numpy. Read `voxel_counts` first, then `components`, which finds objects block by block.
+Everything is computed in numpy and SciPy. Read `voxel_counts` first, then `components`, which finds objects block by
+block.
 """
