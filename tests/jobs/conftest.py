@@ -1,31 +1,37 @@
 """Fixtures for the tests of the jobs: a Ray cluster on the loopback, and jobs that run as processes."""
 
-import contextlib
 import csv
-import ctypes
+import importlib.util
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def import_processes() -> ModuleType:
+    """Import processes.py, which is beside this file and not on the path."""
+    spec = importlib.util.spec_from_file_location("tests_jobs_processes", Path(__file__).with_name("processes.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+processes = import_processes()
 WITHOUT_TOKEN = {"RAY_AUTH_MODE": "disabled"}
 NO_RAY = {"RAY_ADDRESS": "127.0.0.1:9"}  # where nothing answers: what comes before that error needed no cluster
-TIMEOUT_S = 240  # of one job: seconds on an idle machine, minutes on a busy one
 TILE_SIZE = [64, 48]  # 128 is no multiple of 48: tiles of the grid overlap, and each voxel must count once
 TINY_NETWORK = {
     "n_blocks": 2,
@@ -47,83 +53,6 @@ TINY_NETWORK = {
 }
 
 
-def _prepare_process() -> None:
-    """In a new child process: let Ctrl-C reach it, and end it together with the tests."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # background jobs of a shell ignore it
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-class JobProcess:
-    """A job that runs as a process: its lines as they are printed, its exit code, and signals to it."""
-
-    def __init__(self, command: list[str], env: dict[str, str], cwd: Path) -> None:
-        self.started = time.monotonic()
-        self.process = subprocess.Popen(
-            command,
-            env=env,
-            cwd=cwd,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            preexec_fn=_prepare_process,
-        )
-        self.lines: list[str] = []
-        self.errors: list[str] = []
-        self._readers = [
-            threading.Thread(target=self._collect, args=pair, daemon=True)
-            for pair in ((self.process.stdout, self.lines), (self.process.stderr, self.errors))
-        ]
-        for reader in self._readers:
-            reader.start()
-
-    @staticmethod
-    def _collect(stream: Any, lines: list[str]) -> None:
-        for line in stream:
-            lines.append(line.rstrip("\n"))
-
-    @property
-    def out(self) -> str:
-        return "\n".join(self.lines)
-
-    @property
-    def err(self) -> str:
-        return "\n".join(self.errors)
-
-    def wait(self, timeout_s: float = TIMEOUT_S) -> "JobProcess":
-        """Wait until the process has ended."""
-        self.process.wait(timeout=timeout_s)
-        for reader in self._readers:
-            reader.join(timeout=10)
-        return self
-
-    def wait_for_line(self, text: str, timeout_s: float = TIMEOUT_S) -> str:
-        """Wait for a line that contains the text, and return the line."""
-        end = time.monotonic() + timeout_s
-        while time.monotonic() < end:
-            matches = [line for line in list(self.lines) if text in line]
-            if matches:
-                return matches[0]
-            if self.process.poll() is not None:
-                self.wait()
-                assert text in self.out, f"ended with {self.code} before {text!r}:\n{self.out}\n{self.err}"
-            time.sleep(0.05)
-        raise AssertionError(f"no {text!r} within {timeout_s} s:\n{self.out}\n{self.err}")
-
-    @property
-    def code(self) -> int | None:
-        return self.process.returncode
-
-    def send_signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    def kill_session(self) -> None:
-        """Kill all that is left of the job and of the Ray that it started."""
-        kill_session(self.process)
-
-
 @dataclass(frozen=True)
 class Cluster:
     """A Ray cluster. address: for RAY_ADDRESS. dashboard: for `ray job submit`. session: id of all its processes."""
@@ -131,38 +60,6 @@ class Cluster:
     address: str
     dashboard: str
     session: int
-
-
-def session_processes(session: int) -> dict[int, str]:
-    """Return the ids and command lines of the living processes of a session."""
-    processes = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session and fields[0] not in "ZX":
-                processes[int(stat.parent.name)] = (stat.parent / "cmdline").read_text().replace("\0", " ")[:100]
-    return processes
-
-
-def kill_session(leader: subprocess.Popen) -> None:
-    """Kill the leader of a session and all that it started; fail if they do not end soon."""
-    end = time.monotonic() + 30
-    while alive := session_processes(leader.pid):
-        assert time.monotonic() < end, f"still running: {alive}"
-        for pid in alive:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        leader.poll()
-        time.sleep(0.05)
-    leader.wait(timeout=30)
-
-
-def wait_until(condition: Callable[[], Any], timeout_s: float, what: str) -> None:
-    """Wait until `condition()` is true; fail after the timeout."""
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, f"not within {timeout_s} s: {what}"
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="session")
@@ -186,65 +83,25 @@ def clean_env(s3_server, tmp_path_factory) -> dict[str, str]:
 def cluster(clean_env) -> Iterator[Cluster]:
     """Run a real `ray start --head` with four logical CPUs, on ports of its own; kill all its processes at the end."""
     folder = tempfile.mkdtemp(prefix="kr", dir="/tmp")  # short, because socket names are limited
-    gcs, dashboard, agent, client = free_ports(4)
+    gcs, dashboard, agent, client = processes.free_ports(4)
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port", gcs]
     command += ["--dashboard-port", dashboard, "--dashboard-agent-listen-port", agent]
     command += ["--ray-client-server-port", client, "--min-worker-port", "0", "--max-worker-port", "0"]
     command += ["--num-cpus", "4", "--object-store-memory", str(300 * 2**20), "--temp-dir", folder]
     path = f"{Path(sys.executable).parent}:{clean_env['PATH']}"  # so that `python` is this interpreter
-    head = run_ray_start(command, clean_env | WITHOUT_TOKEN | {"PATH": path}, Path(folder) / "start.log")
+    head = processes.run_ray_start(command, clean_env | WITHOUT_TOKEN | {"PATH": path}, Path(folder) / "start.log")
     try:
-        wait_until(lambda: is_listening(dashboard), 120, "the dashboard listens")
+        processes.wait_until(lambda: processes.is_listening(dashboard), 120, "the dashboard listens")
         yield Cluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", head.pid)
     finally:
-        kill_session(head)
+        processes.kill_session(head)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_ray_start(command: list[str], env: dict[str, str], log: Path, tries: int = 3) -> subprocess.Popen:
-    """Run `ray start` and wait until Ray runs; retry, because a busy machine can exceed the 30 s that Ray allows."""
-    for _ in range(tries):
-        with log.open("w") as output:
-            node = subprocess.Popen(
-                command,
-                env=env,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=_prepare_process,
-            )
-        wait_until(lambda: "Ray runtime started" in log.read_text() or node.poll() is not None, 120, "ray start")  # noqa: B023
-        if node.poll() is None:
-            return node
-        kill_session(node)
-    raise AssertionError(log.read_text())
-
-
 @pytest.fixture(scope="session")
-def process_tools() -> SimpleNamespace:
-    """Return the functions of this file that start and end nodes; tests cannot import them."""
-    return SimpleNamespace(
-        run_ray_start=run_ray_start,
-        free_ports=free_ports,
-        kill_session=kill_session,
-        session_processes=session_processes,
-    )
-
-
-def free_ports(number: int) -> list[str]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(contextlib.closing(socket.socket())) for _ in range(number)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [str(each.getsockname()[1]) for each in sockets]
-
-
-def is_listening(port: str) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", int(port)), 1).close()
-    except OSError:
-        return False
-    return True
+def process_tools() -> ModuleType:
+    """Return processes.py, whose functions start and end nodes; tests cannot import it."""
+    return processes
 
 
 @pytest.fixture(scope="session")
@@ -263,9 +120,9 @@ def tiny_flags(tiny_task, tmp_path_factory) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def start_job(clean_env, tmp_path_factory) -> Iterator[Callable[..., JobProcess]]:
+def start_job(clean_env, tmp_path_factory) -> Iterator[Callable[..., processes.JobProcess]]:
     """Return `start_job(*arguments, cluster, env, cwd, script, prefix)`; a job without a cluster starts its own Ray."""
-    jobs: list[JobProcess] = []
+    jobs: list[processes.JobProcess] = []
 
     def start(
         *arguments: str,
@@ -274,18 +131,22 @@ def start_job(clean_env, tmp_path_factory) -> Iterator[Callable[..., JobProcess]
         cwd: Path | None = None,
         script: str = "jobs/train.py",
         prefix: Sequence[str] = (),
-    ) -> JobProcess:
+    ) -> processes.JobProcess:
         attached = {"RAY_ADDRESS": cluster.address, **WITHOUT_TOKEN} if cluster else {}
         job_env = clean_env | attached | (env or {})
         command = [*prefix, sys.executable, "-u", str(ROOT / script), *map(str, arguments)]
-        job = JobProcess(command, job_env, cwd or tmp_path_factory.mktemp("cwd"))
+        job = processes.JobProcess(command, job_env, cwd or tmp_path_factory.mktemp("cwd"))
         jobs.append(job)
         return job
 
     yield start
     # A job that has ended, however it ended, must have left no process. Jobs that still run are killed here.
     ended = [job for job in jobs if job.process.poll() is not None]
-    wait_until(lambda: not any(session_processes(job.process.pid) for job in ended), 30, "ended jobs leave no process")
+    processes.wait_until(
+        lambda: not any(processes.session_processes(job.process.pid) for job in ended),
+        30,
+        "ended jobs leave no process",
+    )
     for job in jobs:
         job.kill_session()
 
@@ -359,7 +220,7 @@ class FinishedRun:
     """An uninterrupted run: its folder, its process, and its arguments without `--name`."""
 
     folder: Path
-    job: JobProcess
+    job: processes.JobProcess
     arguments: list[str]
 
 

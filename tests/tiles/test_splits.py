@@ -1,69 +1,19 @@
-"""The volumes of a task become tiles: what is checked before any work, and the messages about what does not fit."""
+"""The splits of a task become tiles: which boxes are refused before any work, and where grey levels come from."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 
-from kasthuri_ray.config.loading import GivenSettings, resolve_settings
-from kasthuri_ray.config.task import RANGES
 from kasthuri_ray.tiles import splits
 from kasthuri_ray.tiles.sampling import read_tile
-from kasthuri_ray.tiles.splits import open_task_tiles
 from kasthuri_ray.volumes import opening
 
 SHAPE = (12, 40, 64)
-TASK = {
-    "image_chan": "v.zarr/em",
-    "annotation_chan": "v.zarr/labels",
-    **{"xrange_vol": [0, 64], "yrange_vol": [8, 40], "z_train": [0, 6], "z_val": [6, 9], "z_test": [9, 12]},
-    "tile_size": [32, 16],
-    "task_type": "membrane",
-    "threshold": True,
-}
 
 
-def write(name: str, voxels: np.ndarray, voxel_size_nm=(30, 6, 6)) -> str:
-    array = zarr.create_array(name, data=voxels, chunks=(2, 16, 32), overwrite=True)
-    if voxel_size_nm:
-        array.attrs["voxel_size_nm_zyx"] = list(voxel_size_nm)
-    return name
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    """The current folder, with a uint8 image and an annotation of 64-bit ids."""
-    monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    write("v.zarr/em", rng.integers(1, 256, SHAPE, dtype=np.uint8))
-    write("v.zarr/labels", (rng.random(SHAPE) < 0.2).astype(np.uint64) * np.uint64(2**40))
-    return tmp_path
-
-
-def settings(*assignments: str, **task):
-    base = {key: value for key, value in TASK.items() if "boxes" not in task or key not in RANGES}
-    Path("task.json").write_text(json.dumps({**base, **task}))
-    return resolve_settings(
-        GivenSettings("task.json", assignments=["train.cache=none", "network.batch_size=8", *assignments])
-    )
-
-
-def open_tiles(*assignments: str, **task):
-    """Return the tiles and the notes."""
-    notes: list[str] = []
-    return open_task_tiles(settings(*assignments, **task), notes.append), notes
-
-
-def error_of(*assignments: str, **task) -> str:
-    """Return the message of the error that opening the task raises."""
-    with pytest.raises(ValueError, match=r".") as caught:
-        open_tiles(*assignments, **task)
-    return str(caught.value)
-
-
-def test_a_task_becomes_tiles_of_its_three_splits(folder):
+def test_a_task_becomes_tiles_of_its_three_splits(task_folder, open_tiles):
     tiles, notes = open_tiles()
     assert notes == []
     assert tiles.train.tile == (1, 16, 32)
@@ -79,7 +29,7 @@ def test_a_task_becomes_tiles_of_its_three_splits(folder):
     assert blank_chunks == []
 
 
-def test_an_epoch_has_as_many_tiles_as_the_grid_unless_the_number_is_set(folder, monkeypatch):
+def test_an_epoch_has_as_many_tiles_as_the_grid_unless_the_number_is_set(task_folder, monkeypatch, open_tiles):
     def num_tiles(*assignments: str, batch_size: int = 8) -> int:
         return open_tiles(*assignments)[0].train.in_whole_batches(batch_size).tiles_per_epoch
 
@@ -91,7 +41,7 @@ def test_an_epoch_has_as_many_tiles_as_the_grid_unless_the_number_is_set(folder,
     assert num_tiles("network.tiles_per_epoch=32") == 32
 
 
-def test_each_volume_is_opened_once(folder, monkeypatch):
+def test_each_volume_is_opened_once(task_folder, monkeypatch, open_tiles):
     uris, real = [], opening.open_volume
     monkeypatch.setattr(opening, "open_volume", lambda uri, **more: uris.append(uri) or real(uri, **more))
     open_tiles()
@@ -127,28 +77,30 @@ def test_each_volume_is_opened_once(folder, monkeypatch):
         ({"threshold": False}, "%); allowed are 0 to 1. What do these labels mean? Ids"),
     ],
 )
-def test_a_task_that_does_not_fit_is_refused_with_the_numbers_and_the_settings_to_change(folder, task, text):
+def test_a_task_that_does_not_fit_is_refused_with_the_numbers_and_the_settings_to_change(
+    task_folder, task, text, error_of
+):
     assert text in error_of(**task)
 
 
-def test_splits_may_be_adjacent(folder):
+def test_splits_may_be_adjacent(task_folder, open_tiles):
     assert open_tiles(z_val=[6, 9])[0].val.sources[0].box.start[0] == 6
     assert open_tiles(z_val=[6, 9], z_gap=1)[0].val.sources[0].box.start[0] == 7
 
 
 @pytest.mark.parametrize("spelling", ["./v.zarr/em", "{}/v.zarr/em", "file://{}/v.zarr/|zarr3:em", "v.zarr/em/"])
-def test_an_overlap_is_found_under_any_spelling_of_the_uri(folder, spelling):
+def test_an_overlap_is_found_under_any_spelling_of_the_uri(task_folder, spelling, error_of):
     boxes = {
         "train": [{"box": "0:6,:,:"}],
-        "val": [{"image": spelling.format(folder), "box": "5:8,:,:"}],
+        "val": [{"image": spelling.format(task_folder), "box": "5:8,:,:"}],
     }
     assert "train and val share voxels: 0:6,0:40,0:64 and 5:8,0:40,0:64" in error_of(boxes=boxes)
 
 
-def test_a_split_can_have_boxes_of_several_volumes(folder):
+def test_a_split_can_have_boxes_of_several_volumes(task_folder, open_tiles, write_array):
     rng = np.random.default_rng(1)
-    write("w.zarr/em", rng.integers(1, 256, (4, 32, 64), dtype=np.uint8))
-    write("w.zarr/labels", (rng.random((4, 32, 64)) < 0.2).astype(np.uint8))
+    write_array("w.zarr/em", rng.integers(1, 256, (4, 32, 64), dtype=np.uint8))
+    write_array("w.zarr/labels", (rng.random((4, 32, 64)) < 0.2).astype(np.uint8))
     other = {"image": "w.zarr/em", "annotation": "w.zarr/labels"}
     boxes = {
         "train": [{"box": [[0, 6], [0, 40], [0, 64]]}, {**other, "box": "0:2,:,:"}],
@@ -162,75 +114,11 @@ def test_a_split_can_have_boxes_of_several_volumes(folder):
     assert {tiles.train.address(0, index).source for index in range(40)} == {0, 1}
 
 
-@pytest.mark.parametrize(
-    ("shape", "voxel_size_nm", "text"),
-    [
-        (
-            (12, 40, 65),
-            (30, 6, 6),
-            "different shapes: v.zarr/em is 0:12,0:40,0:64, o.zarr/labels is 0:12,0:40,0:65 (z,y,x)",
-        ),
-        (
-            SHAPE,
-            (30, 12, 12),
-            "voxel sizes differ: v.zarr/em has 30 x 6 x 6 nm, o.zarr/labels has 30 x 12 x 12 nm (z,y,x)",
-        ),
-        (SHAPE, (30, 6.001, 6), None),
-        (SHAPE, None, None),
-    ],
-)
-def test_image_and_annotation_must_be_on_one_voxel_grid(folder, shape, voxel_size_nm, text):
-    write("o.zarr/labels", np.ones(shape, np.uint8), voxel_size_nm)
-    if text is None:
-        open_tiles(annotation_chan="o.zarr/labels")
-    else:
-        assert text in error_of(annotation_chan="o.zarr/labels")
-
-
-@pytest.mark.parametrize("task_type", ["membrane", "synapse"])
-def test_an_annotation_without_foreground_is_refused(folder, task_type):
-    labels = np.zeros(SHAPE, np.uint8)
-    labels[6:] = 1
-    write("empty.zarr/labels", labels)
-    message = error_of(annotation_chan="empty.zarr/labels", task_type=task_type)
-    start = "task.annotation_chan of task.json: annotation without foreground: none was found for training in "
-    assert message.startswith(f"{start}empty.zarr/labels 0:6,8:40,0:64")
-    assert "check the boxes and task.threshold_value" in message
-
-
-def test_a_task_without_a_test_annotation_is_opened_with_a_note(folder):
-    tiles, notes = open_tiles(z_test=None)
-    assert tiles.test is None
-    assert notes == [
-        "there is no annotation for test: the metrics will be those of the validation box, which also selects the best "
-        "epoch"
-    ]
-    boxes = {"train": [{"box": "0:6,:,:"}], "val": [{"box": "6:9,:,:"}]}
-    test = {"box": "9:12,:,:", "annotation": None}
-    tiles, same_notes = open_tiles(boxes={**boxes, "test": [test]})
-    assert same_notes == notes
-    assert tiles.test.sources[0].annotation is None
-    assert (read_tile(tiles.test.sources, tiles.test.address(0))[1] == 255).all()
-
-
-def test_a_volume_of_unknown_voxel_size_is_opened_with_a_note(folder):
-    write("u.zarr/em", zarr.open_array("v.zarr/em")[:], None)
-    write("u.zarr/labels", np.ones(SHAPE, np.uint8), None)
-    _, notes = open_tiles(image_chan="u.zarr/em", annotation_chan="u.zarr/labels")
-    assert notes == [
-        "u.zarr/em does not state its voxel size; lengths are in voxels",
-        "No voxel of train is background: a network cannot learn that.",
-    ]
-    tiles, notes = open_tiles(image_chan="u.zarr/em")
-    assert notes == ["u.zarr/em does not state its voxel size: it is taken to be that of v.zarr/labels, 30 x 6 x 6 nm"]
-    assert tiles.train.sources[0].image.voxel_size_nm == (30, 6, 6)
-
-
-def test_the_range_of_grey_levels_comes_from_the_training_box_alone(folder):
+def test_the_range_of_grey_levels_comes_from_the_training_box_alone(task_folder, open_tiles, write_array):
     rng = np.random.default_rng(2)
     wide = rng.normal(3000, 100, SHAPE).astype(np.uint16)
     wide[6:] = 60_000
-    write("wide.zarr/em", wide)
+    write_array("wide.zarr/em", wide)
 
     def levels(*assignments: str, image="wide.zarr/em", **task) -> tuple[float, float]:
         tiles, _ = open_tiles(*assignments, image_chan=image, **task)
@@ -249,8 +137,8 @@ def test_the_range_of_grey_levels_comes_from_the_training_box_alone(folder):
     assert levels(image="v.zarr/em", image_intensity=[10, 200]) == (10, 200)
 
 
-def test_images_of_several_data_types_need_a_range_of_grey_levels(folder):
-    write("wide.zarr/em", zarr.open_array("v.zarr/em")[:].astype(np.uint16) * 15)
+def test_images_of_several_data_types_need_a_range_of_grey_levels(task_folder, open_tiles, error_of, write_array):
+    write_array("wide.zarr/em", zarr.open_array("v.zarr/em")[:].astype(np.uint16) * 15)
     boxes = {
         "train": [{"box": "0:6,:,:"}, {"image": "wide.zarr/em", "box": "0:6,:,:"}],
         "val": [{"box": "6:9,:,:"}],
@@ -260,7 +148,7 @@ def test_images_of_several_data_types_need_a_range_of_grey_levels(folder):
     open_tiles(boxes=boxes, image_intensity=[0, 4000])
 
 
-def test_two_boxes_of_one_split_that_share_voxels_are_refused(folder):
+def test_two_boxes_of_one_split_that_share_voxels_are_refused(task_folder, error_of):
     box = {"image": "v.zarr/em", "annotation": "v.zarr/labels"}
     boxes = {"train": [{**box, "box": "0:4,:,:"}], "val": [{**box, "box": "6:8,:,:"}], "test": []}
     for split in ("val", "test"):
@@ -268,7 +156,7 @@ def test_two_boxes_of_one_split_that_share_voxels_are_refused(folder):
         assert f"two boxes of {split} share voxels" in error_of(boxes=twice)
 
 
-def test_a_box_outside_its_volume_is_named_by_its_number(folder):
+def test_a_box_outside_its_volume_is_named_by_its_number(task_folder, error_of):
     boxes = {"train": [{"box": "0:4,:,:"}, {"box": "4:99,:,:"}], "val": [{"box": "6:8,:,:"}], "test": []}
     assert error_of(boxes=boxes).startswith(
         "task.boxes.train.1.box: the box 4:99,:,: is outside the volume v.zarr/em, 0:"
@@ -296,9 +184,11 @@ def write_pyramid(name: str, placed: bool) -> None:
 
 
 @pytest.mark.parametrize("placed", [True, False])
-def test_boxes_of_two_resolutions_of_one_volume_are_compared_in_nm(folder, placed):
+def test_boxes_of_two_resolutions_of_one_volume_are_compared_in_nm(
+    task_folder, placed, open_tiles, error_of, write_array
+):
     write_pyramid("p.zarr", placed)
-    write("half.zarr/labels", zarr.open_array("v.zarr/labels")[:, ::2, ::2], (30, 12, 12))
+    write_array("half.zarr/labels", zarr.open_array("v.zarr/labels")[:, ::2, ::2], (30, 12, 12))
     fine = {"image": "p.zarr"}
     coarse = {"image": "p.zarr/s1", "annotation": "half.zarr/labels"}
 
@@ -316,66 +206,7 @@ def test_boxes_of_two_resolutions_of_one_volume_are_compared_in_nm(folder, place
     assert "two boxes of val share voxels, which would count twice" in error_of(boxes=twice, tile_size=[16, 16])
 
 
-def write_placed(name: str, voxels: np.ndarray, offset=None, voxel_size_nm=(30, 6, 6)) -> str:
-    """Write a zarr as gunpowder does."""
-    array = zarr.create_array(name, data=voxels, chunks=(2, 16, 32), zarr_format=2, overwrite=True)
-    array.attrs.update({"resolution": list(voxel_size_nm)} | ({} if offset is None else {"offset": list(offset)}))
-    return name
-
-
-def test_an_annotation_that_lies_elsewhere_is_paired_by_its_place(folder):
-    em, labels = zarr.open_array("v.zarr/em")[:], zarr.open_array("v.zarr/labels")[:]
-    boxes = {split: [{"box": box}] for split, box in (("train", "3:6,8:40,4:64"), ("val", "6:8,8:40,4:64"))}
-    write_placed("placed.zarr/em", em, (300, 0, 0))
-    write_placed("placed.zarr/labels", labels[2:9, 5:, 3:], (300 + 2 * 30, 5 * 6, 3 * 6))
-    volumes = {"image_chan": "placed.zarr/em", "annotation_chan": "placed.zarr/labels"}
-    tiles, notes = open_tiles(boxes=boxes, **volumes)
-    assert notes[0].startswith("there is no annotation for test")
-    for number in range(len(tiles.val)):
-        address = tiles.val.address(number)
-        image, classes, _ = read_tile(tiles.val.sources, address)
-        np.testing.assert_array_equal(image, em[address.box.slices()])
-        own = address.own.slices(address.box.start)
-        np.testing.assert_array_equal(classes[own], labels[address.own.slices()] > 0)
-    for index in range(20):
-        image, classes, _ = read_tile(tiles.train.sources, address := tiles.train.address(0, index))
-        np.testing.assert_array_equal(image, em[address.box.slices()])
-        np.testing.assert_array_equal(classes, labels[address.box.slices()] > 0)
-
-
-def test_a_box_that_the_annotation_covers_only_in_part_is_refused(folder):
-    write_placed("placed.zarr/em", zarr.open_array("v.zarr/em")[:], (0, 0, 0))
-    write_placed("placed.zarr/labels", np.ones((7, 40, 64), np.uint8), (0, 0, 0))
-    message = error_of(image_chan="placed.zarr/em", annotation_chan="placed.zarr/labels")
-    assert "placed.zarr/labels covers only 6:7,8:40,0:64 of the val box 6:9,8:40,0:64 of placed.zarr/em" in message
-    assert "it covers 0:7,0:40,0:64 of the image (z,y,x): change task.z_val" in message
-    write_placed("placed.zarr/labels", np.ones((7, 40, 64), np.uint8), (0, 6000, 0))
-    message = error_of(image_chan="placed.zarr/em", annotation_chan="placed.zarr/labels")
-    assert "placed.zarr/em and placed.zarr/labels do not overlap. The first covers 0:360,0:240,0:384 nm" in message
-
-
-def test_an_annotation_of_another_voxel_size_is_resampled_if_that_is_wanted(folder):
-    em, labels = zarr.open_array("v.zarr/em")[:], zarr.open_array("v.zarr/labels")[:]
-    write_placed("placed.zarr/em", em)
-    write_placed("placed.zarr/labels", labels[:, ::2, ::2], voxel_size_nm=(30, 12, 12))
-    volumes = {"image_chan": "placed.zarr/em", "annotation_chan": "placed.zarr/labels"}
-    assert "voxel sizes differ" in error_of(**volumes)
-    tiles, _ = open_tiles("train.resample=true", **volumes)
-    expected = np.repeat(np.repeat(labels[:, ::2, ::2], 2, 1), 2, 2) > 0
-    address = tiles.val.address(0)
-    np.testing.assert_array_equal(read_tile(tiles.val.sources, address)[1], expected[address.box.slices()])
-
-
-def test_a_voxel_size_that_is_given_is_that_of_the_image_and_of_an_annotation_without_one(folder):
-    write("u.zarr/em", zarr.open_array("v.zarr/em")[:], None)
-    write("u.zarr/labels", np.ones(SHAPE, np.uint8), None)
-    volumes = {"image_chan": "u.zarr/em", "annotation_chan": "u.zarr/labels"}
-    tiles, _ = open_tiles("train.voxel_size=30,4,4", **volumes)
-    assert tiles.train.sources[0].image.voxel_size_nm == (30, 4, 4)
-    assert "voxel sizes differ" in error_of("train.voxel_size=30,4,4", image_chan="u.zarr/em")
-
-
-def test_an_image_of_which_nothing_is_stored_in_a_box_is_refused(folder):
+def test_an_image_of_which_nothing_is_stored_in_a_box_is_refused(task_folder, open_tiles, error_of):
     image = zarr.create_array("sparse.zarr/em", data=zarr.open_array("v.zarr/em")[:], chunks=(3, 40, 64), zarr_format=2)
     image.attrs["voxel_size_nm_zyx"] = [30, 6, 6]
     for name in ("2.0.0", "0.0.0"):
@@ -392,20 +223,10 @@ def test_an_image_of_which_nothing_is_stored_in_a_box_is_refused(folder):
     assert tiles.absent_chunks["annotation"][0] == 0
 
 
-def test_absent_chunks_of_an_annotation_are_background_and_counted(folder):
-    labels = (zarr.open_array("v.zarr/labels")[:] > 0).astype(np.uint8)
-    zarr.create_array("sparse.zarr/labels", data=labels, chunks=(3, 40, 64), zarr_format=2)
-    Path("sparse.zarr/labels/2.0.0").unlink()
-    tiles, notes = open_tiles(annotation_chan="sparse.zarr/labels")
-    assert "val: 1 of 1 chunks absent in sparse.zarr/labels: their voxels count as the label 0" in notes
-    assert tiles.absent_chunks["annotation"] == (1, 4)
-    assert not read_tile(tiles.val.sources, tiles.val.address(0))[1].any()
-
-
-def test_voxels_of_nan_are_not_learnt_from(folder):
+def test_voxels_of_nan_are_not_learnt_from(task_folder, open_tiles, write_array):
     em = zarr.open_array("v.zarr/em")[:].astype(np.float32)
     em[7, :20] = np.nan
-    write("nan.zarr/em", em)
+    write_array("nan.zarr/em", em)
     tiles, _ = open_tiles(image_chan="nan.zarr/em", image_intensity=[0, 255])
     for number in range(len(tiles.val)):
         address = tiles.val.address(number)

@@ -1,4 +1,4 @@
-"""TIFF stacks as tifffile, ImageJ, OME writers and Pillow write them: voxels, axes, grey levels."""
+"""TIFF stacks as tifffile, ImageJ, OME writers and Pillow write them: layouts, compression, memory."""
 
 import itertools
 import logging
@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from kasthuri_ray.errors import InputError, VolumeError
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.volumes.file_formats import is_file_volume, open_file_volume
 from kasthuri_ray.volumes.opening import open_volume
@@ -149,93 +149,6 @@ def test_the_limit_of_pillow_on_pixels_does_not_count(tmp_path, voxels, check_fi
     check_file(open_volume(str(tmp_path / "x.tif")), voxels[:1])
 
 
-@pytest.mark.parametrize("compression", ["group3", "group4", "tiff_lzw", None])
-def test_masks_of_one_bit_are_read(tmp_path, voxels, check_file, compression):
-    mask = voxels > 30_000
-    pages = [Image.fromarray(page) for page in mask]
-    pages[0].save(tmp_path / "x.tif", save_all=True, append_images=pages[1:], compression=compression)
-    check_file(open_volume(str(tmp_path / "x.tif")), mask)
-
-
-def test_the_grey_levels_of_jpeg_are_those_of_pillow(tmp_path, voxels):
-    page = Image.fromarray((voxels[0] // 256).astype(np.uint8))
-    page.save(tmp_path / "x.tif", compression="jpeg")
-    volume = open_volume(str(tmp_path / "x.tif"))
-    np.testing.assert_array_equal(volume.read(volume.bounds)[0], np.asarray(Image.open(tmp_path / "x.tif")))
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"imagej": True, "metadata": {"axes": "CYX"}},
-        {"imagej": True, "metadata": {"axes": "TYX"}},
-        {"ome": True, "metadata": {"axes": "CYX"}},
-        {"ome": True, "metadata": {"axes": "TYX"}},
-        {"metadata": {"axes": "SYX"}},
-        {"metadata": {"axes": "IYX"}},
-    ],
-)
-def test_the_only_long_axis_beside_y_and_x_is_z(tmp_path, voxels, check_file, more):
-    tifffile.imwrite(tmp_path / "x.tif", voxels, **GREY, **more)
-    volume = open_volume(str(tmp_path / "x.tif"))
-    check_file(volume, voxels)
-    assert ("is read as z" in " ".join(volume.notes)) == (more["metadata"]["axes"] != "IYX")
-
-
-def test_two_long_axes_beside_y_and_x_are_refused(tmp_path, voxels):
-    tifffile.imwrite(tmp_path / "x.tif", voxels.reshape(3, 2, 300, 210), imagej=True, metadata={"axes": "ZCYX"})
-    with pytest.raises(ValueError, match=r"has 2 channels, shape \(3, 2, 300, 210\); a volume has one channel"):
-        open_volume(str(tmp_path / "x.tif"))
-
-
-def test_axes_of_the_uri_win_over_the_file(tmp_path, voxels, check_file):
-    tifffile.imwrite(tmp_path / "x.tif", voxels, **GREY)
-    for order in ("zxy", "xyz", "yzx"):
-        turned = voxels.transpose([order.index(axis) for axis in "zyx"])
-        check_file(open_volume(f"{tmp_path}/x.tif?axes={order}"), turned)
-        assert open_volume(f"{tmp_path}/x.tif?axes={order}").uri.endswith(f"x.tif?axes={order}")
-    tifffile.imwrite(tmp_path / "one.tif", voxels[0])
-    check_file(open_volume(f"{tmp_path}/one.tif?axes=xy"), voxels[:1].transpose(0, 2, 1))
-    with pytest.raises(ValueError, match=r"axes=tzyx names 4 axes, but the shape is \(6, 300, 210\)"):
-        open_volume(f"{tmp_path}/x.tif?axes=tzyx")
-
-
-def test_a_stack_of_three_that_was_saved_as_colours_is_refused_with_what_to_type(tmp_path, voxels, check_file):
-    stack = (voxels[:3] // 256).astype(np.uint8)
-    tifffile.imwrite(tmp_path / "planar.tif", stack, photometric="rgb", planarconfig="separate")
-    with pytest.raises(InputError, match=r"it holds colours.* if its 3 planes are sections, .*\?axes=zyx"):
-        open_volume(str(tmp_path / "planar.tif"))
-    check_file(open_volume(f"{tmp_path}/planar.tif?axes=zyx"), stack)
-    tifffile.imwrite(tmp_path / "zip.tif", stack, photometric="rgb", planarconfig="separate", compression="zlib")
-    check_file(open_volume(f"{tmp_path}/zip.tif?axes=zyx"), stack)
-    tifffile.imwrite(tmp_path / "last.tif", np.moveaxis(stack, 0, 2), photometric="rgb")
-    check_file(open_volume(f"{tmp_path}/last.tif?axes=yxz"), stack)
-    tifffile.imwrite(tmp_path / "cyx.tif", stack, photometric="rgb", metadata={"axes": "CYX"})
-    with pytest.raises(InputError, match=r"it holds colours.* if its 3 planes are sections, .*\?axes=zyx"):
-        open_volume(str(tmp_path / "cyx.tif"))
-    check_file(open_volume(f"{tmp_path}/cyx.tif?axes=zyx"), stack)
-
-
-@pytest.mark.parametrize("layout", ["contig", "separate"])
-@pytest.mark.parametrize("compression", [None, "zlib"])
-def test_three_equal_channels_are_grey_and_other_colours_refused(tmp_path, voxels, check_file, layout, compression):
-    stack = (voxels // 256).astype(np.uint8)
-    axis = 1 if layout == "separate" else -1
-    colours = np.stack([stack] * 3, axis)
-    more = {"photometric": "rgb", "planarconfig": layout, "compression": compression}
-    tifffile.imwrite(tmp_path / "grey.tif", colours, **more)
-    check_file(open_volume(str(tmp_path / "grey.tif")), stack)
-    colours = colours.copy()
-    colours[1].reshape(-1)[-1] ^= 1
-    tifffile.imwrite(tmp_path / "late.tif", colours, **more)
-    with pytest.raises(VolumeError, match="it holds colours; an image is grey"):
-        open_volume(str(tmp_path / "late.tif")).read(Box((0, 0, 0), SHAPE))
-    colours[0] = np.random.default_rng(1).integers(0, 255, colours[0].shape, np.uint8)
-    tifffile.imwrite(tmp_path / "rgb.tif", colours, **more)
-    with pytest.raises(InputError, match=r"rgb.tif, section 0: it holds colours; an image is grey"):
-        open_volume(str(tmp_path / "rgb.tif"))
-
-
 @pytest.mark.parametrize("colours", [False, True])
 def test_a_hyperstack_of_imagej_with_one_header_for_all_sections_is_read(tmp_path, voxels, check_file, colours):
     stack = (voxels // 256).astype(np.uint8)
@@ -252,44 +165,6 @@ def test_a_hyperstack_of_imagej_with_one_header_for_all_sections_is_read(tmp_pat
     (tmp_path / "x.tif").write_bytes(content[: first.dataoffsets[0] + 4 * stored[0].nbytes])
     with pytest.raises(InputError, match=r"x.tif is incomplete: 4 of 6 sections are there"):
         open_volume(str(tmp_path / "x.tif"))
-
-
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "bool", "float32", "int16"])
-def test_white_stored_as_0_is_turned_in_images_of_unsigned_integers_only(tmp_path, voxels, check_file, dtype):
-    stored = voxels > 30_000 if dtype == "bool" else (voxels // 256).astype(dtype)
-    for compression in (None, "zlib"):
-        tifffile.imwrite(tmp_path / "x.tif", stored, photometric="miniswhite", compression=compression)
-        image = open_volume(str(tmp_path / "x.tif"))
-        labels = open_volume(str(tmp_path / "x.tif"), labels=True)
-        maximum = {"uint8": 255, "uint16": 65535}.get(dtype)
-        check_file(image, ~stored if dtype == "bool" else stored if maximum is None else maximum - stored)
-        check_file(labels, stored)
-        assert "white is stored as 0 (MINISWHITE)" in image.notes[0]
-        assert "as labels the values are read as they are stored" in labels.notes[0]
-        assert image.identity != labels.identity
-
-
-def test_a_palette_is_grey_for_an_image_and_indices_for_labels(tmp_path, voxels, check_file):
-    stored = (voxels // 256).astype(np.uint8)
-    falling = np.repeat(np.arange(255, -1, -1, dtype=np.uint16)[None] * 257, 3, 0)
-    tifffile.imwrite(tmp_path / "grey.tif", stored, photometric="palette", colormap=falling)
-    check_file(open_volume(str(tmp_path / "grey.tif")), 255 - stored)
-    check_file(open_volume(str(tmp_path / "grey.tif"), labels=True), stored)
-    fire = np.random.default_rng(0).integers(0, 65535, (3, 256), np.uint16)
-    tifffile.imwrite(tmp_path / "fire.tif", stored, photometric="palette", colormap=fire)
-    with pytest.raises(InputError, match=r"fire.tif has a palette of colours; an image is grey. .*Fiji"):
-        open_volume(str(tmp_path / "fire.tif"))
-    check_file(open_volume(str(tmp_path / "fire.tif"), labels=True), stored)
-
-
-def test_one_page_is_one_section(tmp_path, voxels, check_file):
-    tifffile.imwrite(tmp_path / "one.tif", voxels[0])
-    check_file(open_file_volume(str(tmp_path / "one.tif")), voxels[:1])
-
-
-def test_a_single_channel_is_dropped(tmp_path, voxels, check_file):
-    tifffile.imwrite(tmp_path / "c.ome.tif", voxels[:, None], metadata={"axes": "ZCYX"})
-    check_file(open_file_volume(str(tmp_path / "c.ome.tif")), voxels)
 
 
 def test_the_finest_resolution_of_a_pyramid_is_read(tmp_path, voxels, check_file):
@@ -344,59 +219,3 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60)
     assert int(done.stdout) < 120_000, done.stderr  # kB; the stack is 201 MB, the cache of pages 64
-
-
-@pytest.mark.parametrize("compression", [None, "zlib"])
-@pytest.mark.parametrize("order", ["XYZ", "YXZ", "ZXY", "YZX", "XZY"])
-def test_pages_of_other_axes_than_y_and_x_are_read_by_the_names_in_the_file(tmp_path, check_file, order, compression):
-    voxels = np.arange(6 * 20 * 30, dtype=np.uint16).reshape(6, 20, 30)
-    stored = voxels.transpose(["ZYX".index(axis) for axis in order])
-    metadata = {"axes": order, "voxel_size_nm_zyx": [40, 5, 4]}
-    tifffile.imwrite(tmp_path / "x.tif", stored, metadata=metadata, compression=compression, **GREY)
-    for options in ("", f"?axes={order.lower()}"):
-        volume = open_volume(f"{tmp_path}/x.tif{options}")
-        check_file(volume, voxels)
-        assert volume.stored_axes == ",".join(order.lower())
-        assert volume.voxel_size_nm == (40, 5, 4)
-    plain = open_volume(f"{tmp_path}/x.tif?axes=zyx")  # the first stored axis is z, whatever the file says
-    check_file(plain, stored)
-    assert plain.voxel_size_nm == tuple({"Z": 40, "Y": 5, "X": 4}[axis] for axis in order)
-
-
-def test_one_page_with_the_axes_x_and_y_is_one_section(tmp_path, voxels, check_file):
-    tifffile.imwrite(tmp_path / "x.tif", voxels[0].T, metadata={"axes": "XY"}, **GREY)
-    check_file(open_volume(str(tmp_path / "x.tif")), voxels[:1])
-
-
-@pytest.mark.parametrize("kind", ["ome", "imagej"])
-def test_size_and_place_go_with_their_axis_where_the_uri_names_the_axes(tmp_path, voxels, check_file, kind):
-    if kind == "ome":
-        sizes = {"PhysicalSizeZ": 4, "PhysicalSizeY": 5, "PhysicalSizeX": 40}
-        more = {f"{name}Unit": "nm" for name in sizes}
-        plane = {f"Position{axis}": [n] * 210 for axis, n in (("Z", 1), ("Y", 2), ("X", 3))}
-        plane |= {f"Position{axis}Unit": ["nm"] * 210 for axis in "ZYX"}
-        options = {"metadata": {"axes": "ZYX", **sizes, **more, "Plane": plane}}
-        origin = (3, 2, 1)
-    else:
-        place = {"zorigin": -1, "yorigin": -2, "xorigin": -3}
-        metadata = {"axes": "ZYX", "unit": "nm", "spacing": 4, **place}
-        options = {"resolution": (1 / 40, 1 / 5), "metadata": metadata}
-        origin = (120, 10, 4)
-    tifffile.imwrite(tmp_path / "x.tif", voxels.T, **{kind: True}, **GREY, **options)
-    volume = open_volume(f"{tmp_path}/x.tif?axes=xyz")
-    check_file(volume, voxels)
-    assert volume.voxel_size_nm == pytest.approx((40, 5, 4))
-    assert volume.place.origin_nm == pytest.approx(origin)
-    assert open_volume(f"{tmp_path}/x.tif").voxel_size_nm == pytest.approx((4, 5, 40))
-
-
-@pytest.mark.parametrize(
-    ("stored", "shape"),
-    [((6, 20, 30, 1), (6, 20, 30)), ((6, 20, 1), (1, 6, 20)), ((6, 1, 1), (1, 6, 1)), ((6, 1, 30), (6, 1, 30))],
-)
-def test_axes_of_length_1_beside_those_of_a_page_are_dropped(tmp_path, stored, shape):
-    voxels = np.arange(np.prod(stored), dtype=np.uint16)
-    tifffile.imwrite(tmp_path / "x.tif", voxels.reshape(stored), **GREY)
-    volume = open_volume(str(tmp_path / "x.tif"))
-    assert volume.shape == shape
-    np.testing.assert_array_equal(volume.read(volume.bounds).ravel(), voxels)
