@@ -17,14 +17,19 @@ demo: .venv                      ## train on a synthetic cortex, segment an unse
 	$(BIN)/python jobs/evaluate.py --prediction $(RUN)/synapses.zarr --annotation 'phantom://synapse?shape=80,2048,2048&seed=7'
 	@echo "Open these in a browser: $(RUN)/index.html (training), $(RUN)/synapses.zarr.evaluation/index.html (evaluation)"
 
-test: .venv                      ## run the whole test suite
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+PYTEST := $(BIN)/python -m pytest
+TWO_PROCESSES := --numprocesses=2 --dist=loadgroup --no-loadscope-reorder
+test: .venv                      ## run the test suite: at most 8 minutes on two cores
+	$(PYTEST) $(TWO_PROCESSES)
+
+test-all: .venv                  ## run what `make test` leaves out: slow tests, and long ones with few trials
+	KASTHURI_FAULT_TRIALS=4 $(PYTEST) $(TWO_PROCESSES) -m 'slow or faults or cluster'
 
 test-faults: .venv               ## long tests: processes killed at random moments
-	$(BIN)/python -m pytest -m faults
+	$(PYTEST) -m faults
 
 test-cluster: .venv              ## long tests on several hosts (root on Linux): killed, disconnected and lost hosts
-	$(BIN)/python -m pytest -m 'cluster or not cluster' tests/cluster
+	$(PYTEST) -m 'cluster or not cluster' tests/cluster
 
 lint: .venv                      ## check style, imports, declared dependencies, types, docstrings
 	$(BIN)/ruff check .
@@ -44,4 +49,4 @@ wheels: .venv                    ## check that every package has a wheel for x86
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
 
-.PHONY: .venv demo test test-faults test-cluster lint docs wheels help
+.PHONY: .venv demo test test-all test-faults test-cluster lint docs wheels help

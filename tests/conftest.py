@@ -15,6 +15,59 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY_PACKAGES = {"torch", "ray", "numpy", "pydantic", "tensorstore", "optuna"}
 
 
+def import_file(path: Path) -> ModuleType:
+    """Import a Python file that belongs to no package."""
+    name = f"{path.parent.name}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for their module
+    spec.loader.exec_module(module)
+    return module
+
+
+def is_run_of_the_suite(config: pytest.Config) -> bool:
+    """Return whether slow tests are left out, as `make test` and pytest without `-m` do."""
+    return "not slow" in config.option.markexpr
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    plugin = import_file(ROOT / "tests" / "room_budgets.py").RoomBudgets(is_run_of_the_suite(config))
+    config.pluginmanager.register(plugin, "room_budgets")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Group the tests for pytest-xdist by file; in the suite also the tests of one Ray, so that it starts once.
+
+    These groups come first, because they take longest.
+    """
+    if not hasattr(config, "workerinput"):
+        return  # one process
+    group_of = ray_of if is_run_of_the_suite(config) else file_of
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    items.sort(key=lambda item: group_of(item) == file_of(item))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of decisions, which take a `machine`, under every row of the table of processors."""
+    if "machine" in metafunc.fixturenames:
+        from kasthuri_ray.hardware import RULES
+
+        metafunc.parametrize("machine", RULES, indirect=True)
+
+
+def file_of(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
+
+
+def ray_of(item: pytest.Item) -> str:
+    """Return the name of the fixture of Ray that a test uses, or else its file."""
+    rays = {"local_ray", "cluster"} & set(getattr(item, "fixturenames", ()))
+    return min(rays) if rays else file_of(item)
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """Return the folder of real EM data: `KASTHURI_TEST_DATA`, by default ../shared/data beside the checkout."""
@@ -39,18 +92,26 @@ def tiny_task() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def load_module() -> Callable[[Path], ModuleType]:
     """Return `load_module(path)`, which imports a Python file that belongs to no package."""
+    return import_file
 
-    def load(path: Path) -> ModuleType:
-        name = f"{path.parent.name}_{path.stem}"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # where dataclasses look for their module
-        spec.loader.exec_module(module)
-        return module
 
-    return load
+@pytest.fixture
+def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return this machine with a processor of some kind, of which KASTHURI_CPU tells; or a machine with a GPU."""
+    from dataclasses import replace
+
+    from kasthuri_ray.hardware import Machine
+
+    if request.param.startswith("cuda"):
+        return Machine("cuda", "a GPU", 16 << 30, 8, request.param, True)
+    monkeypatch.setenv("KASTHURI_CPU", request.param)
+    return replace(Machine.detect("cpu"), compiler=True)
+
+
+@pytest.fixture(scope="session")
+def fault_trials() -> Callable[[int], int]:
+    """Return `fault_trials(number)`: how many trials a long test has, by KASTHURI_FAULT_TRIALS at most."""
+    return lambda number: min(number, int(os.environ.get("KASTHURI_FAULT_TRIALS", number)))
 
 
 @pytest.fixture(scope="session")

@@ -269,6 +269,7 @@ def test_clefts_of_cremi_are_read_alike_by_training_resuming_segmentation_and_ev
     assert result.metrics["objects"]["num_true"] == 3
 
 
+@pytest.mark.slow
 def test_ray_is_stopped_if_it_was_not_running_before(tmp_path):
     code = (
         "import kasthuri_ray, ray\n"

@@ -179,6 +179,7 @@ def test_the_example_of_a_network_fits_into_its_file():
     check_network_output(network, settings["model"], (1, 1, 64, 64), (1, settings["classes"], 64, 64))
 
 
+@pytest.mark.slow
 def test_the_first_example_of_the_python_api_runs(tmp_path):
     code = fences(ROOT / "docs" / "python_api.md", "python")[0]
     process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
@@ -255,6 +256,7 @@ def test_the_readme_is_short_and_leads_to_every_page():
     assert {page.stem for page in (ROOT / "docs").glob("*.md")} - linked == {"index", "api_reference"}
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_warnings(tmp_path):
     command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going", "-c", "docs", "."]
     process = subprocess.run([*command, tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=300)

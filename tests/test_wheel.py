@@ -83,6 +83,7 @@ def test_the_environment_has_these_commands_and_runs_the_installed_package(comma
     assert all(Path(path).is_relative_to(commands.parent) for path in process.stdout.split())
 
 
+@pytest.mark.slow
 def test_an_installed_command_evaluates_from_any_folder_and_names_itself_in_errors(commands, tmp_path):
     import h5py
     import numpy as np

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).resolve().parent
 HEAD_ENV = {"RAY_health_check_period_ms": "1000"}  # a lost host is detected in a third of the usual time
 # Ray answers these without a token: the page that asks for it, and health checks. They run nothing.

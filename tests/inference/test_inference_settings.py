@@ -49,6 +49,15 @@ def test_precision_and_threads_follow_the_machine(monkeypatch):
     assert choose().threads == 5
 
 
+def test_settings_follow_the_rule_of_every_processor(machine):
+    rule, settings = machine.rule, choose(machine, num_voxels=10**15)
+    expected = (machine.device, rule.precision, rule.compiles_inference)
+    assert (settings.device, settings.precision, settings.compile) == expected
+    assert math.prod(settings.tile) <= rule.tile_voxels[0]
+    assert (settings.batch > 1) == rule.batches_tiles
+    assert choose(machine, precision="float32").precision == "float32"
+
+
 def test_compiling_follows_the_number_of_voxels_and_the_machine():
     assert not choose().compile
     assert choose(compile="on").compile

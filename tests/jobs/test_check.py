@@ -2,7 +2,13 @@
 
 import json
 import time
+from pathlib import Path
 
+import pytest
+
+from kasthuri_ray import cli
+
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "jobs/check.py"
 
 
@@ -13,6 +19,7 @@ def test_help_lists_the_flags_and_the_exit_codes(help_text):
         assert word in text
 
 
+@pytest.mark.slow
 def test_a_machine_with_storage_on_s3_and_a_reachable_bossdb_is_fit(start_job, boss_server, clean_env, tmp_path):
     import boto3
     import numpy as np
@@ -35,6 +42,7 @@ def test_a_machine_with_storage_on_s3_and_a_reachable_bossdb_is_fit(start_job, b
     assert not s3.list_objects_v2(Bucket="lab", Prefix="checked").get("Contents")
 
 
+@pytest.mark.slow
 def test_every_problem_of_an_unfit_cluster_is_printed_with_its_remedy(start_job, cluster, boss_server, tmp_path):
     (tmp_path / "boss.json").write_text(json.dumps(boss_server.options))  # the server has no such channel
     (tmp_path / "file").write_text("not a folder")
@@ -50,20 +58,36 @@ def test_every_problem_of_an_unfit_cluster_is_printed_with_its_remedy(start_job,
     assert job.err == ""
 
 
-def test_bad_input_is_an_error_before_anything_starts(start_job, tmp_path):
-    for arguments, message in (
-        (("--storage", "ftp://lab/runs"), "expected a path or s3://bucket/prefix"),
-        (("--boss", tmp_path / "none.json"), "none.json: there is no "),
-        (("--cache-size", "much"), "not a positive number of bytes"),
-        (("--address", "http://127.0.0.1:8265"), "address of the dashboard"),
-        (("--address", "127.0.0.1:9"), "no Ray answers there"),
-    ):
-        start = time.monotonic()
-        job = start_job(*arguments, script=SCRIPT).wait()
-        assert (job.code, job.out) == (2, "")
-        assert message in job.err
-        assert "Traceback" not in job.err
-        assert time.monotonic() - start < 60
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--storage", "ftp://lab/runs", "expected a path or s3://bucket/prefix"),
+        ("--boss", "none.json", "none.json: there is no "),
+        ("--cache-size", "much", "not a positive number of bytes"),
+    ],
+)
+def test_bad_input_is_an_error_before_anything_starts(load_module, monkeypatch, tmp_path, capsys, flag, value, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was started"))
+    assert cli.run_job(load_module(ROOT / SCRIPT).main, [flag, value]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [("http://127.0.0.1:8265", "address of the dashboard"), ("127.0.0.1:9", "no Ray answers there")],
+)
+def test_an_address_at_which_no_ray_answers_is_an_error(start_job, address, message):
+    start = time.monotonic()
+    job = start_job("--address", address, script=SCRIPT).wait()
+    assert (job.code, job.out) == (2, "")
+    assert message in job.err
+    assert "Traceback" not in job.err
+    assert time.monotonic() - start < 60
 
 
 def test_a_fault_report_is_written_without_ray_and_its_path_is_printed(start_job, tmp_path):

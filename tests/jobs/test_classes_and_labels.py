@@ -14,6 +14,8 @@ from kasthuri_ray.geometry import Box
 from kasthuri_ray.metrics.class_map import classes_at
 from kasthuri_ray.volumes.opening import open_volume
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["membrane", "synapse"]
 
 

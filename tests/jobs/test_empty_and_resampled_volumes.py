@@ -8,6 +8,8 @@ import zarr
 
 from kasthuri_ray.volumes.opening import open_volume
 
+pytestmark = pytest.mark.slow
+
 EMPTY = slice(8, 12)  # sections of the image of which nothing is stored; the task validates on 8:11
 
 

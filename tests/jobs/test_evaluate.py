@@ -229,6 +229,7 @@ def test_an_evaluation_is_written_to_s3(main, folder, s3, monkeypatch, capsys):
     assert "The prediction finds all membrane voxels" in page
 
 
+@pytest.mark.slow
 def test_specks_are_warnings_on_the_console_in_the_file_and_above_the_headline(start_job, cluster, tmp_path):
     probability, labels = np.zeros((4, 64, 64), np.uint8), np.zeros((4, 64, 64), np.uint8)
     labels[:, 20:30, 20:30] = 1

@@ -9,6 +9,8 @@ import zarr
 
 from kasthuri_ray.volumes.opening import open_volume
 
+pytestmark = pytest.mark.slow
+
 NETWORK = {"dim": 2, "classes": 2, "n_blocks": 2, "start_filters": 4, "epochs": 1, "batch_size": 4}
 NETWORK |= {"tiles_per_epoch": 16, "learning_rate": 0.01, "loss": "dice_ce", "outweightfilename": "small"}
 

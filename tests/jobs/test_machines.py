@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 # What macOS lacks is taken away from all of Python; /proc, /sys and /dev/shm from this package alone, since psutil and
 # Ray have other code there. What the package looked for is written to a file.
 LIKE_MACOS = """

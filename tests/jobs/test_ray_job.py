@@ -34,6 +34,7 @@ def find_drivers(arguments: list[str]) -> list[int]:
     return pids
 
 
+@pytest.mark.slow
 def test_a_killed_run_on_s3_is_resumed_by_the_same_ray_job(
     finished_run, submit_job, job_client, download, tmp_path, assert_same_run, assert_same_files
 ):

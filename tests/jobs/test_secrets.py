@@ -30,6 +30,7 @@ def ray_folder():
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_a_training_and_a_segmentation_write_no_key_anywhere(
     start_job, tiny_flags, boss_server, clean_env, ray_folder, tmp_path
 ):

@@ -119,6 +119,7 @@ def test_the_same_command_resumes_after_the_driver_was_killed(start_job, segment
     assert time.monotonic() - start < 240
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_s3_ends_the_job_and_the_printed_command_resumes(
     start_job, segmented, cluster, lab_bucket, download, tmp_path
 ):
@@ -148,6 +149,7 @@ def test_ctrl_c_on_s3_ends_the_job_and_the_printed_command_resumes(
     assert content_of(tmp_path) == content_of(expected)
 
 
+@pytest.mark.slow
 def test_an_image_of_bossdb_is_downloaded_once_for_all_actors(start_job, cluster, boss_server, tmp_path):
     """Halos are as wide as those of UNet_2D; neighbouring blocks read the voxels that they share from the cache."""
     image = np.random.default_rng(0).integers(1, 255, (16, 1100, 1100), np.uint8)
@@ -162,6 +164,7 @@ def test_an_image_of_bossdb_is_downloaded_once_for_all_actors(start_job, cluster
     assert image.size * 0.9 < num_requested <= 1.15 * image.size
 
 
+@pytest.mark.slow
 def test_a_submitted_job_writes_to_the_storage_of_the_cluster(submit_job, job_client, segmented, tmp_path):
     arguments, expected = segmented
     job = submit_job(SCRIPT, *arguments, "--output", "results/out.zarr", env={"KASTHURI_STORAGE": str(tmp_path)})
@@ -176,6 +179,7 @@ def test_a_submitted_job_writes_to_the_storage_of_the_cluster(submit_job, job_cl
     assert content_of(tmp_path / "results/out.zarr") == content_of(expected)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_all_processes_and_prints_the_command_that_resumes(start_job, segmented, tmp_path):
     """The job starts its own Ray in a folder of its own; `start_job` checks at the end that no process is left."""
     arguments, _ = segmented

@@ -10,6 +10,8 @@ import pytest
 
 from kasthuri_ray.volumes.opening import open_volume
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = """
 from torch import nn

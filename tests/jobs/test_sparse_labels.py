@@ -11,6 +11,8 @@ import tifffile
 
 from kasthuri_ray.volumes.opening import open_volume
 
+pytestmark = pytest.mark.slow
+
 FLAGS = ("--network", "net.json", "--storage", "runs", "--compile", "off", "--cache", "none")
 SMALL_TILES = ("--set", "task.tile_size=[32,32]")
 

@@ -121,6 +121,7 @@ def test_a_finished_run_is_refused_before_ray_starts_with_the_flag_that_extends_
     assert {path: path.stat().st_mtime_ns for path in finished_run.folder.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_two_workers_train_on_the_same_tiles_and_count_each_voxel_once(
     finished_run, start_job, cluster, shared_storage
 ):

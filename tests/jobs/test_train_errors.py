@@ -222,6 +222,7 @@ def test_the_contents_of_a_broken_boss_file_are_not_shown(refused, tmp_path):
     assert "a-secret-token" not in error
 
 
+@pytest.mark.slow
 def test_a_wrong_address_of_ray_is_refused(start_job, tiny_flags, tmp_path):
     nowhere = start_job(*tiny_flags, "--storage", tmp_path, env={"RAY_ADDRESS": "127.0.0.1:1"})
     dashboard = start_job(*tiny_flags, "--storage", tmp_path, env={"RAY_ADDRESS": "http://127.0.0.1:8265"})

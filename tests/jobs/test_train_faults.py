@@ -35,6 +35,7 @@ def wait_for_worker(session: int, known: set[int] = frozenset()) -> int:
     raise AssertionError("no Train worker")
 
 
+@pytest.mark.slow
 def test_a_name_in_use_is_refused_and_a_killed_run_resumes_to_the_same_weights(
     finished_run, start_job, cluster, tiny_flags, tmp_path, assert_same_run
 ):
@@ -136,13 +137,13 @@ def test_sigterm_ends_the_workers_and_releases_the_name(start_job, cluster, tiny
 @pytest.mark.faults
 @pytest.mark.parametrize("extra", [["--precision", "bf16"], ["--compile", "on"]], ids=["bf16", "compiled"])
 def test_kills_at_random_moments_do_not_change_the_result(
-    start_job, cluster, tiny_flags, tmp_path, assert_same_run, extra
+    start_job, cluster, tiny_flags, tmp_path, assert_same_run, extra, fault_trials
 ):
     arguments = [*tiny_flags, "--storage", tmp_path, *extra]
     uninterrupted = start_job(*arguments, "--name", "whole", cluster=cluster).wait()
     assert uninterrupted.code == 0, uninterrupted.out + uninterrupted.err
     seconds = time.monotonic() - uninterrupted.started
-    moments = [random.uniform(0.3, 1) * seconds for _ in range(3)]
+    moments = [random.uniform(0.3, 1) * seconds for _ in range(fault_trials(2 * 3) // 2)]
     for moment in moments:
         job = start_job(*arguments, "--name", "killed", cluster=cluster)
         time.sleep(moment)
@@ -246,6 +247,7 @@ def test_a_run_resumes_after_the_disk_was_full(finished_run, start_job, tiny_fla
     assert_same_run(finished_run.folder, folder)
 
 
+@pytest.mark.slow
 def test_more_workers_than_the_cluster_holds_are_refused_at_once_or_after_the_wait(
     start_job, cluster, tiny_flags, tmp_path
 ):

@@ -36,6 +36,7 @@ def volumes(boss_server, tmp_path):
     return boss_server
 
 
+@pytest.mark.slow
 def test_faults_of_bossdb_do_not_change_the_run_and_each_cutout_is_downloaded_once(
     volumes, start_job, cluster, tiny_flags, tmp_path, assert_same_run
 ):

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from kasthuri_ray import cli
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.volumes.opening import open_volume
 
@@ -96,6 +97,7 @@ def sweep(start_job, cluster, tiny_flags, volumes, tmp_path_factory) -> ResumedS
     return ResumedSweep(folder, arguments, boss, at_kill, num_cutouts, first, job)
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_resumes_and_no_trial_runs_twice(sweep):
     assert "trial 0000 finished" in sweep.killed.out
     assert "trial 0000" not in re.split("the best of|ranks first", sweep.job.out)[0]
@@ -112,6 +114,7 @@ def test_a_killed_sweep_resumes_and_no_trial_runs_twice(sweep):
     assert [row["epoch"] for row in rows] == list("1234")
 
 
+@pytest.mark.slow
 def test_a_trial_that_cannot_be_trained_is_recorded_with_the_reason_and_the_sweep_continues(sweep):
     assert all("cannot be pooled" in row["why"] for row in sweep.trials() if row["state"] == "failed")
     assert "trial 0001 failed: network.n_blocks 8, task.volume_z 1, task.tile_size [64, 48]" in sweep.killed.out
@@ -119,11 +122,13 @@ def test_a_trial_that_cannot_be_trained_is_recorded_with_the_reason_and_the_swee
     assert not [line for line in sweep.job.lines if re.search(r"ray::|\(pid|WARNING|INFO|Warning|details|─", line)]
 
 
+@pytest.mark.slow
 def test_the_volume_is_downloaded_once_for_all_trials(sweep):
     assert sweep.at_kill["cutouts"] > 0
     assert sweep.num_cutouts() == sweep.at_kill["cutouts"]
 
 
+@pytest.mark.slow
 def test_a_sweep_writes_the_documented_files(sweep):
     names = {str(path.relative_to(sweep.folder)) for path in sweep.folder.rglob("*") if path.is_file()}
     assert {name for name in names if "/" not in name} == {
@@ -143,6 +148,7 @@ def test_a_sweep_writes_the_documented_files(sweep):
     assert sweep.job.lines[0] == sweep.job.lines[-1] == str(sweep.folder)
 
 
+@pytest.mark.slow
 def test_only_the_best_trial_keeps_its_weights_and_the_folder_best_is_a_copy_of_it(sweep):
     best = min(sweep.trials(), key=lambda row: row["rank"])
     kept = {path.parts[-3] for path in sweep.folder.glob("trials/*/checkpoint/best.pt")}
@@ -158,6 +164,7 @@ def page_text(path: Path) -> str:
     return re.sub(r"\s+", " ", html.unescape(page))
 
 
+@pytest.mark.slow
 def test_the_page_and_the_last_line_say_what_was_varied_and_whether_it_mattered(sweep):
     varied = sweep.job.lines[-2]
     assert varied.startswith("varied, with the effect on the average precision: ")
@@ -174,6 +181,7 @@ def test_the_page_and_the_last_line_say_what_was_varied_and_whether_it_mattered(
     assert re.search(r"trial 0002 \(3 of 4\), epoch \d of 4: average precision 0", sweep.job.out)
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_is_refused_before_ray_starts(sweep, start_job, no_ray):
     repeated = start_job(*sweep.arguments, script=TUNE, env=no_ray).wait()
     changed = start_job(*sweep.arguments, "--set", "network.ema=0.5", script=TUNE, env=no_ray).wait()
@@ -183,6 +191,7 @@ def test_a_finished_sweep_is_refused_before_ray_starts(sweep, start_job, no_ray)
     assert "all 4 combinations of its space have been tried" in repeated.err
 
 
+@pytest.mark.slow
 def test_training_the_winner_again_reproduces_its_score(sweep, start_job, cluster, tmp_path):
     config = str(sweep.folder / "best.json")
     boss = sweep.boss[sweep.boss.index("--boss") :]
@@ -197,6 +206,7 @@ def test_training_the_winner_again_reproduces_its_score(sweep, start_job, cluste
     assert score == pytest.approx(best["score"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_best_trial_can_be_used_for_segmentation(sweep, start_job, cluster, tmp_path):
     arguments = ["--weights", sweep.folder / "best", "--output", tmp_path / "out.zarr", "--box", "11:13,:,:"]
     boss = sweep.boss[sweep.boss.index("--boss") :]
@@ -205,6 +215,7 @@ def test_the_best_trial_can_be_used_for_segmentation(sweep, start_job, cluster, 
     assert json.loads((tmp_path / "out.zarr.progress.json").read_text())["state"] == "done"
 
 
+@pytest.mark.slow
 def test_a_sweep_without_a_finished_trial_fails(start_job, cluster, tiny_flags, tmp_path):
     space = {"network.n_blocks": {"choice": [7, 8]}}
     arguments = tune_arguments(tiny_flags, space, tmp_path, "--name", "none", "--search", "random")
@@ -215,6 +226,7 @@ def test_a_sweep_without_a_finished_trial_fails(start_job, cluster, tiny_flags, 
     assert (tmp_path / "none/index.html").exists()
 
 
+@pytest.mark.slow
 def test_more_workers_than_the_cluster_holds_are_refused_with_both_numbers(start_job, cluster, tiny_flags, tmp_path):
     more = ["--search", "grid", "--concurrent", "4", "--num-workers", "3"]
     arguments = tune_arguments(tiny_flags, SPACE, tmp_path, *more)
@@ -235,13 +247,17 @@ def test_more_workers_than_the_cluster_holds_are_refused_with_both_numbers(start
         ({"network.ema": {"choise": [0.9]}}, "did you mean choice?"),
     ],
 )
-def test_an_invalid_search_space_is_refused_before_anything_starts(clean_env, tiny_flags, tmp_path, space, message):
-    command = [sys.executable, str(ROOT / TUNE), *tune_arguments(tiny_flags, space, tmp_path)]
-    process = subprocess.run(command, cwd=tmp_path, env=clean_env, capture_output=True, text=True, timeout=240)
-    assert process.returncode == 2
-    assert f"error: {tmp_path / 'space.json'}: " in process.stderr
-    assert message in process.stderr
-    assert "Traceback" not in process.stderr
+def test_an_invalid_search_space_is_refused_before_anything_starts(
+    load_module, monkeypatch, capsys, tiny_flags, tmp_path, space, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was started"))
+    assert cli.run_job(load_module(ROOT / TUNE).main, tune_arguments(tiny_flags, space, tmp_path)) == 2
+    printed = capsys.readouterr()
+    assert f"error: {tmp_path / 'space.json'}: " in printed.err
+    assert message in printed.err
+    assert "Traceback" not in printed.err
     assert [path.name for path in tmp_path.iterdir()] == ["space.json"]
 
 
@@ -267,13 +283,13 @@ def ended_trials(job: Any) -> list[str]:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("storage", ["disk", "s3"])
-def test_kills_at_random_moments_do_not_repeat_a_trial(start_job, cluster, tiny_flags, tmp_path, storage):
+def test_kills_at_random_moments_do_not_repeat_a_trial(start_job, cluster, tiny_flags, tmp_path, storage, fault_trials):
     folder = str(tmp_path) if storage == "disk" else "s3://lab/sweeps"
     space = {"network.learning_rate": {"loguniform": [1e-4, 1e-1]}, "network.loss": {"choice": ["focal", "dice_ce"]}}
     more = ["--search", "random", "--samples", "6", "--name", "killed", "--storage", folder, "--concurrent", "2"]
     arguments = [*tune_arguments(tiny_flags, space, tmp_path), *more]
     ended: list[str] = []
-    for _ in range(5):
+    for _ in range(fault_trials(2 * 5) // 2):
         job = start_job(*arguments, script=TUNE, cluster=cluster)
         time.sleep(random.uniform(5, 40))
         if job.process.poll() is None:

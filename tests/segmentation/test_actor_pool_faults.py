@@ -33,15 +33,20 @@ def check_trial(trial):
     assert trial["num_redone"] <= IN_FLIGHT * num_deaths
 
 
+@pytest.mark.slow
 def test_blocks_of_a_killed_raylet_are_done_on_the_next_node_and_none_is_set_aside(tmp_path):
     [trial] = run_trials(tmp_path, 1, 1, timeout_s=120)
     check_trial(trial)
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("seed", range(3))
-def test_raylets_and_actors_may_be_killed_at_random_moments(tmp_path, seed):
-    for trial in run_trials(tmp_path, 8, seed, "actors", timeout_s=1200):
+def test_raylets_and_actors_may_be_killed_at_random_moments(tmp_path, fault_trials):
+    for seed in range(-(-fault_trials(24) // 8)):
+        check_trials(run_trials(tmp_path, fault_trials(8), seed, "actors", timeout_s=1200))
+
+
+def check_trials(trials):
+    for trial in trials:
         check_trial(trial)
         print(json.dumps({key: trial[key] for key in ("strikes", "num_redone", "seconds")}))
 

@@ -10,6 +10,7 @@ import zarr
 
 from kasthuri_ray.errors import InputError, NodeUnsuitable, VolumeError
 from kasthuri_ray.geometry import Box
+from kasthuri_ray.hardware import CPU_KINDS, RULES
 from kasthuri_ray.metrics.objects import join_objects
 from kasthuri_ray.output.ledger import read_components
 from kasthuri_ray.volumes.opening import open_volume
@@ -248,14 +249,18 @@ def with_precision(settings, precision):
     return settings.model_copy(update={"segment": settings.segment.model_copy(update={"precision": precision})})
 
 
+@pytest.mark.parametrize("kind", CPU_KINDS)
 def test_bf16_that_was_not_requested_by_name_needs_bf16_arithmetic(
-    run, em, make_job, changed, make_worker, tmp_path, monkeypatch
+    run, em, make_job, changed, make_worker, tmp_path, monkeypatch, kind
 ):
-    monkeypatch.setenv("KASTHURI_CPU", "avx2")
+    monkeypatch.setenv("KASTHURI_CPU", kind)
     job = make_job(run, tmp_path / "out.zarr", image=em)
     bf16 = changed(job, inference=changed(job.inference, precision="bf16"))
-    with pytest.raises(NodeUnsuitable, match="started in bf16"):
+    if RULES[kind].precision == "bf16":
         make_worker(bf16)
+    else:
+        with pytest.raises(NodeUnsuitable, match=f"started in bf16, which .*, a processor of kind {kind}, does not"):
+            make_worker(bf16)
     make_worker(changed(bf16, settings=with_precision(job.settings, "bf16")))
 
 

@@ -16,6 +16,8 @@ import tifffile
 import zarr
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (8, 96, 528)
 VOXEL_SIZE_NM = (30.0, 6.0, 6.0)
 START = (-40, 20, -64)  # voxels

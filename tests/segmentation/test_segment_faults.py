@@ -123,6 +123,7 @@ def test_blocks_that_cannot_be_read_are_set_aside_and_the_next_run_does_only_the
     assert Path(f"{out}.synapses.csv").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_fault_of_every_block_stops_the_job_early(segment, large_em, tmp_path, read_json):
     shutil.copytree(large_em, tmp_path / "em.zarr")

@@ -10,7 +10,10 @@ import zarr
 
 from kasthuri_ray import process_resources
 from kasthuri_ray.config.loading import GivenSettings, resolve_settings
+from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box
+from kasthuri_ray.hardware import CPU_KINDS, RULES
+from kasthuri_ray.models.checkpoints import read_checkpoint
 from kasthuri_ray.models.unet import build_network
 from kasthuri_ray.training import worker
 from kasthuri_ray.training.preflight import prepare_training
@@ -112,6 +115,26 @@ def test_a_run_that_was_stopped_can_be_resumed_or_evaluated_as_it_is(train_local
     train_locally(PHANTOM, network)
     without_times = [row.split(",")[:6] for row in (folder / "history.csv").read_text().splitlines()]
     assert without_times == [row.split(",")[:6] for row in history]
+
+
+@pytest.mark.parametrize("kind", CPU_KINDS)
+def test_a_run_keeps_the_rule_of_its_processor_and_resumes_by_it_on_another_one_or_not_at_all(
+    train_locally, monkeypatch, kind
+):
+    small = {"n_blocks": 2, "start_filters": 4, "tiles_per_epoch": 4}
+    monkeypatch.setenv("KASTHURI_CPU", kind)
+    folder, _ = train_locally(PHANTOM, small)
+    plan = read_checkpoint((folder / "checkpoint/last.pt").read_bytes(), "last.pt").resume["plan"]
+    rule = RULES[kind]
+    kept = (kind, rule.precision, rule.trains_channels_last)
+    assert (plan["kind"], plan["precision"], plan["channels_last"]) == kept
+    monkeypatch.setenv("KASTHURI_CPU", "avx2")
+    if rule.precision == "bf16":
+        with pytest.raises(InputError, match="in bf16, which this one, of kind avx2, does not have"):
+            train_locally(PHANTOM, {**small, "epochs": 2})
+        return
+    _, messages = train_locally(PHANTOM, {**small, "epochs": 2})
+    assert any("the run continues as it was begun" in line for line in messages) == (kind != "avx2")
 
 
 def test_the_best_epoch_is_the_best_by_the_metric_of_the_settings(train_locally):
