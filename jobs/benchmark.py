@@ -13,7 +13,9 @@ from kasthuri_ray.progress import Reporter
 EXAMPLES = """examples:
   python jobs/benchmark.py train --quick
   python jobs/benchmark.py segment --data vnc.zarr --weights outputs/my_run
+  python jobs/benchmark.py segment --compare before.json
   python jobs/benchmark.py predictor --device cuda
+  python jobs/benchmark.py scale
   python jobs/benchmark.py tune
   python jobs/benchmark.py vnc --source groundtruth-drosophila-vnc --output vnc.zarr
   python jobs/benchmark.py accuracy --data vnc.zarr --task synapse --seeds 0 1 2
@@ -25,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
     kinds = parser.add_subparsers(
         dest="kind",
         required=True,
-        metavar="train|segment|predictor|tune|accuracy|phantom|vnc",
+        metavar="train|segment|predictor|scale|io|tune|accuracy|phantom|vnc",
         parser_class=argparse.ArgumentParser,
     )
 
@@ -37,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     segment = kinds.add_parser(
         "segment",
-        help="speed and memory of segmentation, compared with the original challenge code and with target values",
+        help="speed and memory of segmentation, beside the original challenge code, MONAI and chunkflow, in 8 minutes",
     )
     segment.add_argument("--data", metavar="DIR", help="a zarr with em and labels (default: the phantom is segmented)")
     segment.add_argument(
@@ -56,6 +58,15 @@ def make_parser() -> argparse.ArgumentParser:
         "--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME", help=names
     )
     predictor.add_argument("--quick", action="store_true", help="small blocks, to test that the benchmark runs")
+
+    scale = kinds.add_parser(
+        "scale", help="cost of 100,000 blocks and 200 actors for the driver, the ledger and S3; killed and resumed"
+    )
+    scale.add_argument("--quick", action="store_true", help="few blocks and actors, to test that the benchmark runs")
+
+    reading = kinds.add_parser("io", help="speed of a core that reads each format or writes the output; cores per GPU")
+    reading.add_argument("--data", metavar="DIR", help="a zarr with em (default: the phantom is stored)")
+    reading.add_argument("--quick", action="store_true", help="few voxels, to test that the benchmark runs")
 
     tune = kinds.add_parser("tune", help="time saved and score lost by early stopping (ASHA), overhead per trial")
     tune.add_argument("--quick", action="store_true", help="few short trials, to test that the benchmark runs")
@@ -98,14 +109,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     vnc.add_argument("--output", default="vnc.zarr", metavar="DIR", help="zarr to write (default: vnc.zarr)")
 
-    for kind in (train, segment, predictor, tune, accuracy, phantom):
+    with_lines = (train, segment, predictor, scale, reading, tune, accuracy, phantom)
+    for kind in with_lines:
         name = kind.prog.split()[-1]
         kind.add_argument("--out", metavar="FILE", default=f"benchmark_{name}.json", help="default: %(default)s")
-    for kind in (train, segment, predictor):
         kind.add_argument(
             "--compare", metavar="FILE", help="--out of an earlier run: prints ratios of speeds, and fails below 0.95"
         )
-    for kind in (train, segment, predictor, tune, accuracy, phantom, vnc):
+    for kind in (*with_lines, vnc):
         kind.add_argument("--verbose", action="store_true", help="show the output of the subprocesses, and tracebacks")
     return parser
 
@@ -133,17 +144,27 @@ def main(arguments: Sequence[str]) -> None:
         from kasthuri_ray.benchmarks import predictor_speed
 
         lines = predictor_speed.run_predictor_benchmark(parts, **options)
+    elif kind == "scale":
+        from kasthuri_ray.benchmarks import scale_speed
+
+        lines = scale_speed.run_scale_benchmark(parts, **options)
+    elif kind == "io":
+        from kasthuri_ray.benchmarks import io_speed
+
+        lines = io_speed.run_io_benchmark(parts, **options)
     elif kind == "tune":
         from kasthuri_ray.benchmarks import sweep_cost
 
-        sweep_cost.run_sweep_benchmark(parts, **options)
+        lines = sweep_cost.run_sweep_benchmark(parts, **options)
     elif kind == "accuracy":
         from kasthuri_ray.benchmarks import accuracy
 
         options["tasks"] = options.pop("task")
-        accuracy.run_accuracy(parts, **options)
+        lines = accuracy.run_accuracy(parts, **options)
     elif kind == "phantom":
-        _measure_phantom(options["seed"], options["out"], reporter)
+        from kasthuri_ray.benchmarks import phantom_difficulty
+
+        lines = phantom_difficulty.run_phantom_benchmark(reporter, **options)
     else:
         from kasthuri_ray.benchmarks import vnc_dataset
 
@@ -151,17 +172,6 @@ def main(arguments: Sequence[str]) -> None:
         reporter.print_result(options["output"])
     if before is not None:
         benchmark_lines.report_comparison(lines, before, reporter)
-
-
-def _measure_phantom(seed: int, out: str, reporter: Reporter) -> None:
-    from kasthuri_ray.benchmarks import benchmark_lines, phantom_difficulty
-
-    figures = phantom_difficulty.run_phantom_difficulty(seed=seed)
-    for name, value in figures.items():
-        reporter.print_line(f"{name:20} {value:8.3f}" if isinstance(value, float) else f"{name:20} {value:8}")
-    benchmark_lines.write_json(
-        out, {"benchmark": "phantom", "machine": benchmark_lines.machine_description(), **figures}, reporter
-    )
 
 
 run = partial(cli.run_job, main)  # the command kasthuri-benchmark

@@ -14,6 +14,7 @@ from kasthuri_ray.errors import InputError, WorkFailed
 from kasthuri_ray.progress import Reporter
 
 MIN_RATIO = 0.95  # of a speed to that of before
+DURATIONS = ("s", "ms", "ms a block", "min")
 
 
 @dataclass(frozen=True)
@@ -114,19 +115,42 @@ def compare_lines(lines: Sequence[BenchmarkLine], before: Mapping[str, Any]) -> 
     Returns
     -------
     list of BenchmarkLine
-        One for each figure a second that both have.
+        One for each figure a second that both have. If there is none, one for each duration, and for each figure whose
+        goal says whether more is better. A ratio above 1 is always the better one.
     """
+    pairs = _pairs(lines, before)
+    speeds = [pair for pair in pairs if pair[0].unit.endswith("/s")]
+    ratios = []
+    for line, figure in speeds or pairs:
+        if (more_is_better := _more_is_better(line)) is not None and line.figure:
+            ratio = line.figure / figure if more_is_better else figure / line.figure
+            note = f"{line.figure:.4g} now, {figure:.4g} before"
+            ratios.append(BenchmarkLine(line.name, ratio, at_least=MIN_RATIO, note=note))
+    return ratios
+
+
+def _pairs(lines: Sequence[BenchmarkLine], before: Mapping[str, Any]) -> list[tuple[BenchmarkLine, float]]:
+    """Return the lines that an earlier benchmark has too, each with its figure of before; neither figure is 0."""
     earlier: dict[str, list[Any]] = {}
     for row in before["lines"]:
         earlier.setdefault(row["name"], []).append(row["figure"])
-    ratios = []
+    found = []
     for line in lines:
         figures = earlier.get(line.name, [])
         figure = figures.pop(0) if figures else None  # names such as "  predict" occur once for each network
-        if line.unit.endswith("/s") and line.figure is not None and figure:
-            note = f"{line.figure:.4g} now, {figure:.4g} before"
-            ratios.append(BenchmarkLine(line.name, line.figure / figure, at_least=MIN_RATIO, note=note))
-    return ratios
+        if line.figure and figure:
+            found.append((line, figure))
+    return found
+
+
+def _more_is_better(line: BenchmarkLine) -> bool | None:
+    """Return whether a larger figure is better; None if nothing says so."""
+    if line.unit.endswith("/s"):
+        return True
+    if line.unit in DURATIONS:
+        return False
+    has_least, has_most = line.at_least is not None, line.at_most is not None
+    return has_least if has_least != has_most else None
 
 
 def report_comparison(lines: Sequence[BenchmarkLine], before_file: str, reporter: Reporter) -> None:

@@ -34,7 +34,7 @@ COMPUTING_ACTORS = ("ray::RayTrainWorker", "ray::BlockWorker")
 READING_TASKS = "ray::MapBatches"
 
 TRAINING_PARTS = "kasthuri_ray.benchmarks.training_processes"
-RAY_PARTS = ("pipeline", "job", "schedule", "sweep", "fits")  # parts that leave the work to workers of Ray
+RAY_PARTS = ("pipeline", "job", "scale", "sweep", "fits")  # parts that leave the work to workers of Ray
 
 
 @dataclass

@@ -7,10 +7,13 @@ on Gaussian and Hessian features. Needs scikit-learn. `python jobs/benchmark.py 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
+from kasthuri_ray.benchmarks.benchmark_lines import BenchmarkLine, report_lines
 from kasthuri_ray.geometry import Box, Zyx
+from kasthuri_ray.progress import Reporter
 from kasthuri_ray.volumes.phantom_volume import open_phantom
 
 FEATURE_SIGMAS = (1.5, 3.0, 6.0)  # voxels, of the forest's features
@@ -58,6 +61,43 @@ def run_phantom_difficulty(
         "forest_f1": forest_f1(em, synapse, num_held_out, num_trees, num_samples, seed),
         "mvoxels_per_second": measure_phantom_speed(seed + 1),
     }
+
+
+def run_phantom_benchmark(
+    reporter: Reporter, seed: int = 0, out: str = "benchmark_phantom.json"
+) -> list[BenchmarkLine]:
+    """Measure the difficulty of a phantom, print the table and write the JSON file.
+
+    Parameters
+    ----------
+    reporter : Reporter
+        Shows the table.
+    seed : int
+        Seed of the phantom.
+    out : str
+        Path of the JSON file, with the figures by name too.
+
+    Returns
+    -------
+    list of BenchmarkLine
+        What `run_phantom_difficulty` returned.
+    """
+    figures = run_phantom_difficulty(seed=seed)
+    lines = phantom_lines(figures)
+    report_lines("phantom", lines, figures, out, reporter)
+    return lines
+
+
+def phantom_lines(figures: Mapping[str, float]) -> list[BenchmarkLine]:
+    """Return the figures of a phantom, without goals."""
+    return [
+        BenchmarkLine("share of membrane", figures["membrane_share"], note=f"of the voxels, seed {figures['seed']:g}"),
+        BenchmarkLine("share of synapse", figures["synapse_share"]),
+        BenchmarkLine("  in the tested sections", figures["held_out_share"]),
+        BenchmarkLine("F1 by a threshold", figures["threshold_f1"], note="the best of all"),
+        BenchmarkLine("F1 by a random forest", figures["forest_f1"], note="the best of all thresholds"),
+        BenchmarkLine("speed of painting", figures["mvoxels_per_second"], "Mvoxels/s", note="em, one core"),
+    ]
 
 
 def _read(channel: str, seed: int, shape: Zyx) -> np.ndarray:

@@ -63,12 +63,16 @@ def choose_benchmark_settings(
     machine: Machine,
     block: Sequence[int] | None = None,
     compile: str = "auto",
+    fold: str = "auto",
 ) -> InferenceSettings:
     """Return the inference settings of a large job on such machines. block: z, y, x; by default that of the job."""
     if block is None:
         block = default_block_shape(LARGE_VOLUME, plan_layout(LARGE_VOLUME), receptive_field.margin)
-    work = InferenceWork(per_axis(int, block), math.prod(LARGE_VOLUME))
-    return choose_inference_settings(network, dim, receptive_field, machine, work, RequestedInference(compile=compile))
+    work, requested = (
+        InferenceWork(per_axis(int, block), math.prod(LARGE_VOLUME)),
+        RequestedInference(compile=compile, fold=fold),
+    )
+    return choose_inference_settings(network, dim, receptive_field, machine, work, requested)
 
 
 def time_runs(run: Callable[[], Any], seconds: float, device: str) -> list[float]:

@@ -6,21 +6,19 @@ Arguments and results are plain values, as JSON takes them.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
-import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kasthuri_ray.benchmarks.harness import run_as_part
+from kasthuri_ray.benchmarks.job_times import summarize_times
 from kasthuri_ray.geometry import Box, Zyx, per_axis
 from kasthuri_ray.output.layout import SHARD
 from kasthuri_ray.segmentation.block_segmenter import BlockSegmenter, Cutout
@@ -29,17 +27,22 @@ from kasthuri_ray.segmentation.block_worker import BlockWorker
 NETWORK = "UNet_2D"
 CLASSES = 2
 HALF_LOGIT_RANGE = 3.0  # of random weights, once they are scaled
-RSS_PERIOD_S = 0.5
 TIMES = "times"  # suffix of a folder beside the output, with a file of JSON lines for each actor
 
 
 def run_segmentation_job(
-    image: str, weights: str, output: str, block: Zyx, actors: int | None = None, compile: str = "on"
+    image: str,
+    weights: str,
+    output: str,
+    block: Zyx,
+    actors: int | None = None,
+    compile: str = "on",
+    fold: str = "auto",
 ) -> dict[str, Any]:
     """Segment as jobs/segment.py does, with times; return the result of `summarize_times` and more."""
     start_time, start = time.time(), time.perf_counter()
     shard = list(per_axis(min, block, SHARD))
-    flags = {"image": image, "block": block, "shard": shard, "actors": actors, "compile": compile}
+    flags = {"image": image, "block": block, "shard": shard, "actors": actors, "compile": compile, "fold": fold}
     num_set_aside = _segment(BlockWorkerWithTimes, weights, output, flags)
     seconds = time.perf_counter() - start
     assert num_set_aside == 0, f"{num_set_aside} blocks were set aside"
@@ -70,7 +73,7 @@ def _segment(worker: type[BlockWorker], weights: str, output: str, flags: dict[s
     return segment_from_flags(given, Reporter(), "the same benchmark", worker).num_set_aside
 
 
-def time_network(block: Sequence[int], seconds: float, compile: str = "on") -> dict[str, Any]:
+def time_network(block: Sequence[int], seconds: float, compile: str = "on", fold: str = "auto") -> dict[str, Any]:
     """Time the network alone, as the job runs it, on a tile that stays in memory, in turns with square products.
 
     Return voxels/s of each run, FLOP/s by size, and FLOP a voxel.
@@ -87,7 +90,7 @@ def time_network(block: Sequence[int], seconds: float, compile: str = "on") -> d
     network = parts.make_network(NETWORK)
     receptive_field = find_receptive_field(network, 2)
     machine = Machine.detect("cpu")
-    settings = parts.choose_benchmark_settings(network, 2, receptive_field, machine, block, compile=compile)
+    settings = parts.choose_benchmark_settings(network, 2, receptive_field, machine, block, compile, fold)
     prepare_process(settings)
     flop = parts.flop_per_voxel(network, 2)
     run_network = parts.make_network_call(Predictor(network, 2, CLASSES, receptive_field, settings))
@@ -103,94 +106,8 @@ def time_network(block: Sequence[int], seconds: float, compile: str = "on") -> d
         "flop_per_voxel": flop,
         "arithmetic": {**settings.__dict__, "tile": list(settings.tile)},
         "first_seconds": first_seconds,
+        "default_tile": list(parts.choose_benchmark_settings(network, 2, receptive_field, machine).tile),
     }
-
-
-def time_seed_segmentation(size: int, tiles: int) -> dict[str, Any]:
-    """Segment as the seed does: float32, eager, one tile of size x size at a time; return voxels/s of each tile."""
-    import torch
-
-    from kasthuri_ray import process_resources
-    from kasthuri_ray.benchmarks.predictor_processes import make_network
-
-    threads = process_resources.set_threads(1)
-    network, rates = make_network(NETWORK), []
-    images = np.random.default_rng(0).integers(0, 256, (tiles + 1, size, size), np.uint8)
-    probabilities = np.zeros((tiles + 1, size, size), np.float32)
-    for number, image in enumerate(images):
-        start = time.perf_counter()
-        with torch.no_grad():
-            logits = network(torch.from_numpy(image.astype(np.float32) / 255)[None, None])
-            probabilities[number] = torch.softmax(logits, dim=1)[0, 1].numpy()
-        rates.append(size * size / (time.perf_counter() - start))
-    return {"rates": rates[1:], "threads": threads}
-
-
-def time_monai(size: int, overlap: float, shape: tuple[int, int], seconds: float) -> dict[str, Any]:
-    """Time MONAI's sliding window, gaussian weights, bf16, on a section of `shape`; return unique voxels/s of each run.
-
-    These are the rates of one tile at a time or of four, whichever is faster; None if MONAI is not installed.
-    """
-    try:
-        from monai.inferers import sliding_window_inference
-    except ImportError:
-        return {"rates": None}
-    import torch
-
-    from kasthuri_ray import process_resources
-    from kasthuri_ray.benchmarks.predictor_processes import make_network, time_runs
-
-    threads = process_resources.set_threads(1)
-    network, image = make_network(NETWORK), torch.rand(1, 1, *shape)
-    best: list[float] = []
-
-    for batch in (1, 4):
-
-        @torch.inference_mode()
-        def segment_section(batch: int = batch) -> Any:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                logits = sliding_window_inference(image, (size, size), batch, network, overlap=overlap, mode="gaussian")
-            return torch.softmax(logits.float(), dim=1)  # type: ignore[union-attr]
-
-        segment_section()
-        rates = [math.prod(shape) / run for run in time_runs(segment_section, seconds, "cpu")]
-        best = max(best, rates, key=lambda rates: statistics.median(rates) if rates else 0.0)
-    return {"rates": best, "threads": threads}
-
-
-def time_scheduling(shape: Zyx, block: Zyx, weights: str, output: str) -> dict[str, Any]:
-    """Segment with actors that only write the ledger; return the time of all blocks and the memory of the driver.
-
-    seconds: from the first record to the last. rss: resident bytes of this process, the driver, before the first block,
-    and the highest afterwards.
-    """
-    ledger = Path(f"{output}.ledger", "s0")
-    rss: list[int] = []
-    stop = threading.Event()
-
-    def sample_rss() -> None:
-        while not stop.wait(RSS_PERIOD_S):
-            if ledger.exists():
-                rss.append(resident_bytes())
-
-    sampler = threading.Thread(target=sample_rss, daemon=True)
-    sampler.start()
-    flags = {"image": f"phantom://em?shape={','.join(map(str, shape))}", "block": block, "shard": block, "chunk": block}
-    num_set_aside = _segment(BlockWorkerWithoutNetwork, weights, output, flags)
-    stop.set()
-    sampler.join()
-    assert num_set_aside == 0, f"{num_set_aside} blocks were set aside"
-    with os.scandir(ledger) as entries:
-        times = [entry.stat().st_mtime for entry in entries]
-    seconds = max(times) - min(times)
-    return {"blocks": len(times), "seconds": seconds, "rss": [rss[0], max(rss)] if rss else None}
-
-
-def resident_bytes() -> int:
-    """Return the resident memory of this process; 0 without /proc."""
-    with suppress(OSError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0
 
 
 def compare_precisions(data: str, weights: str) -> dict[str, Any]:
@@ -314,74 +231,11 @@ class SegmenterWithTimes(BlockSegmenter):
             target.write(json.dumps(row) + "\n")  # in one write, so that threads do not mix their lines
 
 
-class SegmenterWithoutNetwork(BlockSegmenter):
-    """Segmenter that reads and writes nothing."""
-
-    def set_up(self) -> dict[str, Any]:
-        return {"machine": ""}
-
-    def segment(self, block: Box, write: Callable[[np.ndarray], bool]) -> tuple[dict[str, Any], bool]:
-        return {}, False
-
-
-# The names of these classes begin with BlockWorker: by that `harness` knows the role of their processes.
+# The name of this class begins with BlockWorker: by that `harness` knows the role of its processes.
 class BlockWorkerWithTimes(BlockWorker):
     """Worker that writes down the times of its blocks."""
 
     segmenter_class = SegmenterWithTimes
-
-
-class BlockWorkerWithoutNetwork(BlockWorker):
-    """Worker that writes only the ledger."""
-
-    segmenter_class = SegmenterWithoutNetwork
-
-
-def summarize_times(by_actor: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """Return what the times of the actors add up to; voxels are those that the network computed, with margins.
-
-    working_seconds: from the start of the first block to the end of the last, without compile_seconds.
-    compile_seconds: what the first tile took longer than the others, on the slowest actor: it included compiling.
-    rate: voxels/s of the working seconds.
-    steady_rate: voxels/s from when all actors had done their first tile to when one had done its last.
-    read_seconds, write_seconds: by block. wait_seconds: from the last tile of a block to the start of the next one.
-    """
-    rows = [row for rows in by_actor for row in rows]
-    blocks, reads, computed = (_select(rows, what) for what in ("block", "read", "compute"))
-    by_actor = [sorted(_select(rows, "compute"), key=lambda row: row["start"]) for rows in by_actor]
-    first_tiles = [rows[0]["tiles"][0][0] for rows in by_actor]
-    last_tiles = [rows[-1]["tiles"][-1][0] for rows in by_actor]
-    tile_seconds = [_tile_seconds(rows) for rows in by_actor]
-    compile_seconds = 0.0
-    for first_tile, compute_rows, seconds in zip(first_tiles, by_actor, tile_seconds, strict=True):
-        usual = statistics.median(seconds) if len(seconds) > 1 else 0.0
-        compile_seconds = max(compile_seconds, first_tile - compute_rows[0]["start"] - usual)
-    start, stop = max(first_tiles), min(last_tiles)
-    voxels = sum(voxels for row in computed for _, voxels in row["tiles"])
-    steady = sum(voxels for row in computed for at, voxels in row["tiles"] if start < at <= stop)
-    working = max(row["stop"] for row in blocks) - min(row["start"] for row in blocks) - compile_seconds
-    ends = {tuple(row["block"]): row["stop"] for row in computed}
-    return {
-        "voxels": voxels,
-        "working_seconds": working,
-        "compile_seconds": compile_seconds,
-        "rate": voxels / working,
-        "steady_rate": steady / (stop - start) if stop > start else None,
-        "tile_seconds": [seconds for each in tile_seconds for seconds in each],
-        "read_seconds": [row["stop"] - row["start"] for row in reads],
-        "write_seconds": [row["stop"] - ends[tuple(row["block"])] for row in blocks],
-        "wait_seconds": [b["start"] - a["stop"] for rows in by_actor for a, b in itertools.pairwise(rows)],
-        "actors": len(by_actor),
-    }
-
-
-def _select(rows: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:
-    return [row for row in rows if row["what"] == what]
-
-
-def _tile_seconds(computed: list[dict[str, Any]]) -> list[float]:
-    """Return the seconds of each tile except for the first one of each block."""
-    return [b[0] - a[0] for row in computed for a, b in itertools.pairwise(row["tiles"])]
 
 
 if __name__ == "__main__":
@@ -389,9 +243,6 @@ if __name__ == "__main__":
         {
             "job": run_segmentation_job,
             "bare": time_network,
-            "seed": time_seed_segmentation,
-            "monai": time_monai,
-            "schedule": time_scheduling,
             "honest": compare_precisions,
         }
     )

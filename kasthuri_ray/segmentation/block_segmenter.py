@@ -179,7 +179,9 @@ class BlockSegmenter:
         dict
             Fields of `plan.TileTiming`.
         """
-        job, cutout = self.job, self._fetch_all(block)
+        job, start = self.job, time.perf_counter()
+        cutout = self._fetch_all(block)
+        read_seconds = time.perf_counter() - start
         probabilities = self._computing.submit(self.predict, cutout, block).result()
         computed: list[int] = []
         start = time.perf_counter()
@@ -196,6 +198,8 @@ class BlockSegmenter:
             "computed_voxels": sum(computed),
             "compression": compression_ratio(probabilities),
             "halo_error": halo_error,
+            "read_seconds": read_seconds,
+            "read_voxels": job.chunks_around(block).num_voxels,
         }
 
     def _fetch_all(self, block: Box) -> Cutout:

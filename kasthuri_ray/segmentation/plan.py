@@ -12,7 +12,9 @@ from kasthuri_ray.geometry import Box, Zyx
 from kasthuri_ray.inference.inference_settings import actor_memory_bytes
 from kasthuri_ray.inference.tiling import count_computed_voxels
 from kasthuri_ray.progress import format_count, format_duration
+from kasthuri_ray.segmentation.io_rates import reading_rate, writing_rate
 from kasthuri_ray.segmentation.segmentation_job import SegmentationJob
+from kasthuri_ray.segmentation.stage_rates import StageRates, describe_stages
 
 MAX_COMPRESSION = 25.0  # of probabilities by zstd: a sample without structure would promise more
 
@@ -31,12 +33,18 @@ class TileTiming:
         How many times smaller the probabilities are once compressed.
     halo_error : float or None
         Largest difference in probability, 0 to 1, that a smaller halo makes; None if the halo is not smaller.
+    read_seconds : float or None
+        How long the sample took to read.
+    read_voxels : int
+        Voxels of the chunks that were read for it.
     """
 
     seconds: float
     computed_voxels: int
     compression: float
     halo_error: float | None = None
+    read_seconds: float | None = None
+    read_voxels: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,12 @@ class SegmentationPlan:
         Million voxels of the box that all actors segment in a second; None, as below, if nothing was timed.
     hours, gpu_hours, cost : float or None
         What the blocks that are not finished take; the cost is None without a price.
+    cost_per_teravoxel : float or None
+        What 10^12 voxels of the box cost.
+    stages : StageRates or None
+        What network, decoding, computing and writing get through, each alone.
+    waits_for : str or None
+        The stage that the others wait for.
     halo_error : float or None
         Largest difference in probability, 0 to 1, that a smaller halo made on the sample.
     """
@@ -79,6 +93,9 @@ class SegmentationPlan:
     hours: float | None = None
     gpu_hours: float | None = None
     cost: float | None = None
+    cost_per_teravoxel: float | None = None
+    stages: StageRates | None = None
+    waits_for: str | None = None
     halo_error: float | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -93,6 +110,7 @@ def plan_segmentation(
     num_actors: int,
     gpus_per_actor: float,
     timing: TileTiming | None,
+    cores: float | None = None,
 ) -> SegmentationPlan:
     """Return the plan of what is left of a job.
 
@@ -110,6 +128,8 @@ def plan_segmentation(
         GPUs of each.
     timing : TileTiming or None
         Measurement of a sample.
+    cores : float or None
+        Cores of all actors' machines; None for the threads of the actors.
 
     Returns
     -------
@@ -118,14 +138,16 @@ def plan_segmentation(
     """
     num_blocks = len(job.grid)
     voxels, computed = job.box.num_voxels, computed_voxels(job)
-    rate = hours = gpu_hours = cost = None
+    rates = rate = hours = gpu_hours = cost = cost_per_teravoxel = None
     if timing is not None:
-        rate = num_actors * timing.computed_voxels / timing.seconds * voxels / computed / 1e6
+        rates = stage_rates(job, timing, num_actors, cores or num_actors * job.inference.threads)
+        rate = rates.mvoxels_per_second
         hours = voxels * (1 - num_done / num_blocks) / (rate * 1e6 * 3600)
         gpu_hours = hours * num_actors * gpus_per_actor
         price_per_hour = job.settings.segment.price_per_hour
         if price_per_hour is not None:
-            cost = price_per_hour * (gpu_hours if gpus_per_actor else hours * num_actors)
+            price = price_per_hour * num_actors * (gpus_per_actor or 1)  # of an hour of all actors
+            cost, cost_per_teravoxel = price * hours, price * 1e6 / (rate * 3600)
     return SegmentationPlan(
         blocks=num_blocks,
         done=num_done,
@@ -139,8 +161,34 @@ def plan_segmentation(
         hours=hours,
         gpu_hours=gpu_hours,
         cost=cost,
+        cost_per_teravoxel=cost_per_teravoxel,
+        stages=rates,
+        waits_for=rates.waits_for if rates else None,
         halo_error=timing.halo_error if timing else None,
     )
+
+
+def stage_rates(job: SegmentationJob, timing: TileTiming, num_actors: int, cores: float) -> StageRates:
+    """Return how fast each stage of a job is, from the sample and from the rates of `io_rates`."""
+    voxels = job.box.num_voxels
+    decoding = reading_rate(job.image.format, job.image.dtype.itemsize)
+    network = None
+    if job.image.remote and timing.read_seconds:
+        network = num_actors * timing.read_voxels / timing.read_seconds * voxels / read_voxels(job) / 1e6
+    return StageRates(
+        computing=num_actors * timing.computed_voxels / timing.seconds * voxels / computed_voxels(job) / 1e6,
+        network=network,
+        decoding=None if decoding is None else cores * decoding * voxels / decoded_voxels(job),
+        writing=cores * writing_rate(job.classes - 1),
+        cores=cores,
+        shares_cores=job.inference.device == "cpu",
+    )
+
+
+def decoded_voxels(job: SegmentationJob) -> int:
+    """Return how many voxels the chunks hold that blocks with their halos meet, once for each block."""
+    kinds = job.grid.representative_blocks()
+    return sum(number * job.chunks_around(block).num_voxels for number, block in kinds)
 
 
 def computed_voxels(job: SegmentationJob) -> int:
@@ -152,8 +200,7 @@ def computed_voxels(job: SegmentationJob) -> int:
 
 def read_voxels(job: SegmentationJob) -> int:
     """Return how many voxels the chunks hold that the box and its halo meet."""
-    chunks = job.with_halo(job.box).grown_to_grid(job.image.chunk, job.image.chunk_origin)
-    return chunks.intersect(job.image.bounds).num_voxels
+    return job.chunks_around(job.box).num_voxels
 
 
 def bytes_written(job: SegmentationJob, compression: float = 1.0) -> int:
@@ -186,6 +233,8 @@ def describe_plan(plan: SegmentationPlan, job: SegmentationJob) -> list[str]:
     ]
     if plan.hours is not None and plan.mvoxels_per_second is not None:
         lines.append(_describe_timing(plan, plan.hours, plan.mvoxels_per_second, inference.compile))
+    if plan.stages is not None:
+        lines.append(describe_stages(plan.stages))
     if plan.halo_error is not None:
         lines.append(f"the smaller halo changes probabilities of a sample by up to {plan.halo_error:.3f}")
     return lines
@@ -196,7 +245,10 @@ def _describe_timing(plan: SegmentationPlan, hours: float, mvoxels_per_second: f
     if plan.gpu_hours:
         parts.append(f"{plan.gpu_hours:,.1f} GPU-hours")
     if plan.cost is not None:
-        parts.append(f"{plan.cost:,.2f} at the given price per {'GPU' if plan.gpu_hours else 'actor'}-hour")
+        per_teravoxel = f" ({plan.cost_per_teravoxel:,.2f} a teravoxel)" if plan.cost_per_teravoxel else ""
+        parts.append(
+            f"{plan.cost:,.2f}{per_teravoxel} at the given price per {'GPU' if plan.gpu_hours else 'actor'}-hour"
+        )
     faster = "; measured without torch.compile; the job itself will be faster" if is_compiled else ""
     return f"with {format_count(plan.actors, 'actor')}: about {', '.join(parts)}{faster}"
 

@@ -167,7 +167,8 @@ def segment(
         timing = time_tiles(job, actor_plan, worker_class) if _needs_sample(job) else None
         num_done = len(Ledger.beside(output).done(NetworkPhase.NAME)) if record is not None else 0
         num_actors = count_working_actors(actor_plan, len(job.grid))
-        plan = plan_segmentation(job, network, num_done, num_actors, actor_plan.num_gpus, timing)
+        cores = cluster.cpus if inference.device == "cuda" else None
+        plan = plan_segmentation(job, network, num_done, num_actors, actor_plan.num_gpus, timing, cores)
         for line in describe_plan(plan, job):
             reporter.print_line(line)
         if requested.dry_run:

@@ -120,6 +120,12 @@ class SegmentationInputs:
         """Return a block and its halo, cut to the image."""
         return block.grown(self.halo).intersect(self.image.bounds)
 
+    def chunks_around(self, block: Box) -> Box:
+        """Return the chunks of the image that a block and its halo meet, cut to the image."""
+        return (
+            self.with_halo(block).grown_to_grid(self.image.chunk, self.image.chunk_origin).intersect(self.image.bounds)
+        )
+
     def make_job(self, output: str, inference: InferenceSettings, copy: str | None = None) -> SegmentationJob:
         """Return what actors receive.
 

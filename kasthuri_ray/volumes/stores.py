@@ -317,6 +317,6 @@ def _open_precomputed(place: StoreLocation, node: StoreNode, mip: int, options: 
         **size_fields(size),
         place=start,
         pyramid=stored_id(place.kvstore),
-        format="Neuroglancer precomputed",
+        format=f"Neuroglancer precomputed, {scales[mip].get('encoding', 'raw')}",
         stored_axes="x,y,z,-",
     )

@@ -72,6 +72,22 @@ def test_speeds_are_compared_with_those_of_an_earlier_benchmark(tmp_path: Path, 
         report_comparison(lines(1.8, 4.0), str(before), Reporter())
 
 
+def test_without_speeds_durations_and_figures_with_one_goal_are_compared() -> None:
+    def lines(seconds: float, score: float, share: float) -> list[BenchmarkLine]:
+        return [
+            BenchmarkLine("a trial", seconds, "s"),
+            BenchmarkLine("F1", score, at_least=0.5),
+            BenchmarkLine("share", share, at_most=0.5),
+            BenchmarkLine("ratio", 1.0, at_least=0.9, at_most=1.1),
+            BenchmarkLine("median", 0.4),
+            BenchmarkLine("blocks made again", 0.0, at_most=0.0),
+        ]
+
+    before = benchmark_record("tune", lines(4.0, 0.8, 0.3), {})
+    ratios = {line.name: line.figure for line in compare_lines(lines(5.0, 0.6, 0.2), before)}
+    assert ratios == pytest.approx({"a trial": 0.8, "F1": 0.75, "share": 1.5})
+
+
 def test_a_file_that_is_no_benchmark_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("[1]")
     for name in ("other.json", "absent.json"):

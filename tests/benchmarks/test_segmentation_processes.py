@@ -1,7 +1,6 @@
-"""Parts of the benchmark of segmentation: workers that write down their times, and what the times add up to."""
+"""Parts of the benchmark of segmentation: workers that write down their times."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,8 @@ import torch
 
 from kasthuri_ray.benchmarks import segmentation_processes
 from kasthuri_ray.benchmarks.harness import TRAINER, process_role
-from kasthuri_ray.benchmarks.segmentation_processes import (
-    TIMES,
-    BlockWorkerWithoutNetwork,
-    BlockWorkerWithTimes,
-    summarize_times,
-)
+from kasthuri_ray.benchmarks.job_times import summarize_times
+from kasthuri_ray.benchmarks.segmentation_processes import TIMES, BlockWorkerWithTimes
 from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.inference.inference_settings import InferenceSettings
@@ -30,53 +25,6 @@ from kasthuri_ray.segmentation.segmentation_job import SegmentationInputs
 from kasthuri_ray.segmentation.trained_network import build_trained_network, read_trained_network
 
 SETTINGS = InferenceSettings("cpu", "float32", False, 1, (1, 64, 64), 1)
-
-
-def make_row(what: str, block: int, start: float, stop: float, tiles: list[float] | None = None) -> dict:
-    return {
-        "what": what,
-        "block": [block, 0, 0],
-        "start": start,
-        "stop": stop,
-        "tiles": [[time, 100] for time in tiles or []],
-    }
-
-
-# An actor that compiles for 10 s. Its tiles take 1 s, and it waits for 0.5 s between its two blocks.
-FIRST_ACTOR = [
-    make_row("block", 0, 100.0, 116.0),
-    make_row("read", 0, 100.0, 101.0),
-    make_row("compute", 0, 101.0, 115.0, [112.0, 113.0, 114.0]),
-    make_row("read", 1, 102.0, 103.0),
-    make_row("compute", 1, 115.5, 117.5, [116.5, 117.5]),
-    make_row("block", 1, 102.0, 118.5),
-]
-# An actor that starts later and is done earlier.
-SECOND_ACTOR = [
-    make_row("compute", 2, 103.0, 116.0, [114.0, 115.0, 116.0]),
-    make_row("block", 2, 102.5, 116.5),
-    make_row("read", 2, 102.5, 103.0),
-]
-
-
-def test_the_times_of_an_actor_add_up_to_a_rate_without_compiling_and_to_waiting_times() -> None:
-    summary = summarize_times([FIRST_ACTOR])
-    assert summary["voxels"] == 500
-    assert summary["compile_seconds"] == pytest.approx(10.0)
-    assert summary["working_seconds"] == pytest.approx(18.5 - 10.0)
-    assert summary["rate"] == pytest.approx(500 / 8.5)
-    assert summary["wait_seconds"] == pytest.approx([0.5])
-    assert summary["read_seconds"] == pytest.approx([1.0, 1.0])
-    assert summary["write_seconds"] == pytest.approx([1.0, 1.0])
-    assert summary["tile_seconds"] == pytest.approx([1.0, 1.0, 1.0])
-
-
-def test_the_steady_rate_counts_from_the_later_first_tile_to_the_earlier_last_tile() -> None:
-    summary = summarize_times([FIRST_ACTOR, SECOND_ACTOR])
-    # After 114 and up to 116: two tiles of the second actor, none of the first.
-    assert summary["steady_rate"] == pytest.approx(200 / 2)
-    assert (summary["voxels"], summary["actors"]) == (800, 2)
-    assert summarize_times([FIRST_ACTOR])["steady_rate"] == pytest.approx(400 / 5.5)
 
 
 def prepare(weights: str, image: str, **sections: Any) -> SegmentationInputs:
@@ -112,18 +60,8 @@ def test_a_worker_with_times_makes_the_same_block_and_writes_down_every_tile(
     assert summarize_times([rows])["voxels"] > job.box.num_voxels
 
 
-def test_a_worker_without_a_network_writes_only_the_ledger(tmp_path: Path) -> None:
-    inputs = prepare(segmentation_processes.make_weights(str(tmp_path / "w.pt")), "phantom://em?shape=2,64,64")
-    job = inputs.make_job(str(tmp_path / "out.zarr"), SETTINGS, None)
-    worker = BlockWorkerWithoutNetwork(job)
-    worker.ready()
-    worker.work("s0", (0, 0, 0))
-    assert list(worker.ledger.done("s0")) == ["0_0_0"]
-    assert not Path(job.output).exists()
-
-
 def test_the_memory_of_these_workers_counts_as_that_of_actors() -> None:
-    for kind in (BlockWorker, BlockWorkerWithTimes, BlockWorkerWithoutNetwork):
+    for kind in (BlockWorker, BlockWorkerWithTimes):
         assert process_role(f"ray::{kind.__name__}.work", is_part=False, computes_itself=False) == TRAINER
 
 
@@ -136,9 +74,3 @@ def test_probabilities_of_the_random_weights_spread_widely(tmp_path: Path) -> No
         probabilities = torch.softmax(network(image), 1)[0, 1]
     assert probabilities.quantile(0.02) < 0.1
     assert probabilities.quantile(0.98) > 0.9
-
-
-def test_without_monai_its_rates_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "monai", None)
-    monkeypatch.setitem(sys.modules, "monai.inferers", None)
-    assert segmentation_processes.time_monai(64, 0.25, (64, 64), 0.1) == {"rates": None}

@@ -1,13 +1,25 @@
 """jobs/benchmark.py: its flags reach the benchmark that they belong to."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from kasthuri_ray.benchmarks import accuracy, predictor_speed, segmentation_speed, sweep_cost, training_speed
+from kasthuri_ray.benchmarks import (
+    accuracy,
+    io_speed,
+    phantom_difficulty,
+    predictor_speed,
+    scale_speed,
+    segmentation_speed,
+    sweep_cost,
+    training_speed,
+)
+from kasthuri_ray.benchmarks.benchmark_lines import BenchmarkLine, benchmark_record
 from kasthuri_ray.benchmarks.harness import PartRunner
+from kasthuri_ray.errors import WorkFailed
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "jobs/benchmark.py"
@@ -15,7 +27,7 @@ SCRIPT = "jobs/benchmark.py"
 
 def test_help_lists_the_benchmarks_and_the_flags(help_text) -> None:
     text = help_text(SCRIPT)
-    for kind in ("train", "segment", "predictor", "tune", "accuracy", "phantom", "vnc", "--quick"):
+    for kind in ("train", "segment", "predictor", "scale", "io", "tune", "accuracy", "phantom", "vnc", "--quick"):
         assert kind in text
 
 
@@ -30,6 +42,8 @@ def test_flags_reach_the_benchmark(load_module, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(segmentation_speed, "run_segmentation_benchmark", record)
     monkeypatch.setattr(predictor_speed, "run_predictor_benchmark", record)
     monkeypatch.setattr(sweep_cost, "run_sweep_benchmark", record)
+    monkeypatch.setattr(scale_speed, "run_scale_benchmark", record)
+    monkeypatch.setattr(io_speed, "run_io_benchmark", record)
     job.main(["train", "--quick"])
     assert calls[0] == {"data": None, "quick": True, "out": "benchmark_train.json", "verbose": False}
     job.main(["accuracy", "--data", "d", "--task", "synapse", "--seeds", "3", "4", "--seed-recipe", "full"])
@@ -59,6 +73,32 @@ def test_flags_reach_the_benchmark(load_module, monkeypatch: pytest.MonkeyPatch)
     }
     job.main(["tune", "--quick"])
     assert calls[4] == {"quick": True, "out": "benchmark_tune.json", "verbose": False}
+    job.main(["scale"])
+    assert calls[5] == {"quick": False, "out": "benchmark_scale.json", "verbose": False}
+    job.main(["io", "--data", "d"])
+    assert calls[6] == {"data": "d", "quick": False, "out": "benchmark_io.json", "verbose": False}
+
+
+@pytest.mark.parametrize("kind", ["train", "segment", "predictor", "scale", "io", "tune", "accuracy", "phantom"])
+def test_every_benchmark_with_a_json_file_is_compared_with_an_earlier_one(
+    load_module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    line = BenchmarkLine("what", 1.0, "Mvoxels/s")
+    before = tmp_path / "before.json"
+    before.write_text(json.dumps(benchmark_record(kind, [BenchmarkLine("what", 2.0, "Mvoxels/s")], {})))
+    for module, name in (
+        (training_speed, "run_training_benchmark"),
+        (segmentation_speed, "run_segmentation_benchmark"),
+        (predictor_speed, "run_predictor_benchmark"),
+        (scale_speed, "run_scale_benchmark"),
+        (io_speed, "run_io_benchmark"),
+        (sweep_cost, "run_sweep_benchmark"),
+        (accuracy, "run_accuracy"),
+        (phantom_difficulty, "run_phantom_benchmark"),
+    ):
+        monkeypatch.setattr(module, name, lambda *parts, **options: [line])
+    with pytest.raises(WorkFailed, match=r"below 0\.95 of .*before\.json: what"):
+        load_module(ROOT / SCRIPT).main([kind, "--compare", str(before)])
 
 
 def test_without_vnc_the_message_says_where_to_get_it_and_nothing_is_written(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The plan of a segmentation adds up."""
 
+import dataclasses
 import math
 
 import pytest
@@ -7,7 +8,15 @@ import pytest
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.inference.tiling import plan_tiles
 from kasthuri_ray.output.block_grid import BlockGrid
-from kasthuri_ray.segmentation.plan import MAX_COMPRESSION, TileTiming, describe_plan, plan_segmentation
+from kasthuri_ray.segmentation.io_rates import WRITING_MVOXELS_PER_S, reading_rate
+from kasthuri_ray.segmentation.plan import (
+    MAX_COMPRESSION,
+    TileTiming,
+    describe_plan,
+    plan_segmentation,
+    read_voxels,
+    stage_rates,
+)
 from kasthuri_ray.segmentation.trained_network import build_trained_network
 
 KASTHURI = "phantom://em?shape=1850,26624,21504"
@@ -62,14 +71,32 @@ def test_bytes_written_are_of_all_levels_compressed_like_a_sample_and_of_an_unco
 def test_hours_and_cost_follow_from_the_time_of_the_sample(make_plan):
     timing = TileTiming(seconds=2.0, computed_voxels=1_000_000, compression=20.0)
     _, plan = make_plan(timing, num_done=6, num_actors=4, gpus=0.5, price=3.0, **SMALL)
-    assert plan.mvoxels_per_second == pytest.approx(4 * 0.5 / (1 + plan.computed_twice))
+    assert plan.stages.computing == pytest.approx(4 * 0.5 / (1 + plan.computed_twice))
+    assert plan.mvoxels_per_second == pytest.approx(plan.stages.mvoxels_per_second)
     left = plan.voxels * (1 - plan.done / plan.blocks)
     assert plan.hours == pytest.approx(left / (plan.mvoxels_per_second * 1e6) / 3600)
     assert plan.gpu_hours == pytest.approx(4 * 0.5 * plan.hours)
     assert plan.cost == pytest.approx(3.0 * plan.gpu_hours)
+    assert plan.cost_per_teravoxel == pytest.approx(plan.cost / left * 1e12)
     _, on_cpus = make_plan(timing, num_actors=4, price=3.0, **SMALL)
     assert on_cpus.gpu_hours == 0
     assert on_cpus.cost == pytest.approx(3.0 * 4 * on_cpus.hours)
+    assert on_cpus.cost_per_teravoxel == pytest.approx(on_cpus.cost / on_cpus.voxels * 1e12)
+
+
+def test_stages_follow_from_the_measured_rates_and_from_the_chunks_that_blocks_meet(make_plan, changed):
+    timing = TileTiming(2.0, 1_000_000, 20.0, read_seconds=0.5, read_voxels=1_000_000)
+    job, plan = make_plan(timing, num_actors=4, **SMALL)
+    assert (plan.stages.network, plan.stages.decoding) == (None, None)  # a phantom is neither remote nor decoded
+    assert plan.stages.writing == pytest.approx(4 * job.inference.threads * WRITING_MVOXELS_PER_S)
+    assert plan.waits_for == "computing"
+    remote = changed(job, image=dataclasses.replace(job.image, remote=True, format="BossDB"))
+    rates = stage_rates(remote, timing, 4, 16.0)
+    assert rates.network == pytest.approx(4 * 2.0 * plan.voxels / read_voxels(job))
+    blocks = [job.grid.box(index) for index in job.grid]
+    decoded = sum(job.chunks_around(block).num_voxels for block in blocks)
+    assert rates.decoding == pytest.approx(16 * reading_rate("BossDB") * plan.voxels / decoded)
+    assert plan.to_json()["stages"]["computing"] == plan.stages.computing
 
 
 def test_all_of_the_kasthuri_volume_is_planned_without_a_loop_over_its_blocks(make_plan):
@@ -90,6 +117,8 @@ def test_the_plan_is_described_in_a_few_lines(make_plan, changed):
     assert "18 blocks of 2 x 64 x 96 (z,y,x), 0 done; 0.1 Mvoxels" in lines
     assert "with 2 actors: about" in lines
     assert "at the given price per actor-hour" in lines
+    assert " a teravoxel)" in lines
+    assert "it will wait for computing: computing " in lines
     assert "changes probabilities of a sample by up to 0.125" in lines
     assert "without compilation" not in lines
     compiled = changed(job, inference=changed(job.inference, compile=True))

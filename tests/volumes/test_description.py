@@ -96,7 +96,7 @@ def write_mrc(path, voxels):
         (write_zarr2, "zarr 2", "z,y,x", "resolution", "offset"),
         (write_ome_zarr, "OME-Zarr, zarr 3", "-,z,y,x", "OME scale", "OME translation"),
         (write_n5, "N5", "x,y,z", "pixelResolution", "offset"),
-        (write_precomputed, "Neuroglancer precomputed", "x,y,z,-", "resolution", "voxel_offset"),
+        (write_precomputed, "Neuroglancer precomputed, raw", "x,y,z,-", "resolution", "voxel_offset"),
         (write_hdf5, "HDF5", "z,y,x", "resolution", "offset"),
         (write_imagej, "ImageJ TIFF", "z,y,x", "ImageJ's unit, spacing and resolution", "ImageJ's origin"),
         (write_ome_tiff, "OME-TIFF", "z,y,x", "OME PhysicalSizeX/Y/Z", "OME PositionX/Y/Z"),
