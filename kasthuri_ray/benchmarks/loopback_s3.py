@@ -27,9 +27,13 @@ class LoopbackS3:
         from moto.server import DomainDispatcherApplication, create_backend_app
         from werkzeug.serving import make_server
 
+        class QuietHandler(MotoRequestHandler):
+            def log(self, *_: Any) -> None:
+                """Print nothing."""
+
         self.requests: Counter[tuple[str, str]] = Counter()
         self._moto, self._lock = DomainDispatcherApplication(create_backend_app), threading.Lock()
-        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=MotoRequestHandler)
+        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=QuietHandler)
         url = f"http://127.0.0.1:{self._server.server_port}"
         self.environment = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
