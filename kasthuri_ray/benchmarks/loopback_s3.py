@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import requests
+
 BUCKET = "benchmark"
 
 
@@ -37,19 +39,13 @@ class LoopbackS3:
         url = f"http://127.0.0.1:{self._server.server_port}"
         self.environment = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        self._create_bucket(url)
+        requests.put(f"{url}/{BUCKET}", timeout=30).raise_for_status()
+        self.requests.clear()
 
     def close(self) -> None:
         """Stop the server."""
         self._server.shutdown()
         self._server.server_close()
-
-    def _create_bucket(self, url: str) -> None:
-        import boto3
-
-        keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
-        boto3.client("s3", region_name="us-east-1", endpoint_url=url, **keys).create_bucket(Bucket=BUCKET)
-        self.requests.clear()
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         """Count a request and answer it. One at a time: conditional writes compare and write in one step, as on S3."""

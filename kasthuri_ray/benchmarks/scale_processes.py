@@ -26,11 +26,11 @@ from kasthuri_ray.geometry import Box, Zyx
 from kasthuri_ray.output.block_grid import BlockGrid, block_name
 from kasthuri_ray.output.ledger import Ledger
 from kasthuri_ray.output.ome_zarr import OmeZarrOutput
+from kasthuri_ray.output.pyramid import level_name
 from kasthuri_ray.progress import Reporter
 from kasthuri_ray.segmentation import segment as segmentation
 from kasthuri_ray.segmentation.block_segmenter import BlockSegmenter
 from kasthuri_ray.segmentation.block_worker import BlockWorker
-from kasthuri_ray.segmentation.phases import NetworkPhase
 
 SLEEP_S = 0.01  # of an actor, in place of the network
 GREY = 128  # what is written where voxels are written
@@ -183,7 +183,7 @@ def _start_ray(actors: int) -> None:
 
 def read_state(output: str, shape: Zyx, block: Zyx, writes: bool = False) -> dict[str, Any]:
     """Return how many blocks there are, how many are recorded, and whether each is in the grid and has its voxels."""
-    grid, done = BlockGrid(Box.at((0, 0, 0), shape), block), Ledger.beside(output).done(NetworkPhase.NAME)
+    grid, done = BlockGrid(Box.at((0, 0, 0), shape), block), Ledger.beside(output).done(level_name(0))
     names = {block_name(index) for index in grid}
     wrong = None
     if writes:
