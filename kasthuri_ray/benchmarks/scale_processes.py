@@ -142,7 +142,7 @@ def segment_many_blocks(
     given = GivenSettings("synapse", NETWORK, flags={"segment": flags})
     reporter = SamplingReporter(samples, kill_at)
     worker = BlockWorkerThatWrites if writes else BlockWorkerThatSleeps
-    with _blocks_at_once(slots):
+    with _planned_for_sleeping(slots):
         result = segmentation.segment_from_flags(given, reporter, "the same benchmark", worker)
     assert reporter.connected_at is not None
     seconds = time.perf_counter() - reporter.connected_at
@@ -150,14 +150,15 @@ def segment_many_blocks(
 
 
 @contextmanager
-def _blocks_at_once(slots: int) -> Iterator[None]:
-    """Have each actor work on so many blocks at once, instead of as many as the plan says."""
-    plan_actors = segmentation.plan_actors
+def _planned_for_sleeping(slots: int) -> Iterator[None]:
+    """Have each actor work on so many blocks at once, and do not count the memory of networks that they do not have."""
+    plan_actors, check_actor_memory = segmentation.plan_actors, segmentation.check_actor_memory
     segmentation.plan_actors = lambda *inputs: replace(plan_actors(*inputs), in_flight=slots)
+    segmentation.check_actor_memory = lambda *inputs: None
     try:
         yield
     finally:
-        segmentation.plan_actors = plan_actors
+        segmentation.plan_actors, segmentation.check_actor_memory = plan_actors, check_actor_memory
 
 
 def _start_ray(actors: int) -> None:

@@ -11,13 +11,13 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kasthuri_ray.benchmarks.harness import run_as_part
+from kasthuri_ray.benchmarks.harness import run_as_part, sample_process
 from kasthuri_ray.benchmarks.job_times import summarize_times
 from kasthuri_ray.geometry import Box, Zyx, per_axis
 from kasthuri_ray.output.layout import SHARD
@@ -53,6 +53,7 @@ def run_segmentation_job(
     return {
         **summarize_times(by_actor),
         "seconds": seconds,
+        "actor_peak": max(row["peak"] for rows in by_actor for row in rows),
         "until_first_block": min(row["start"] for rows in by_actor for row in rows) - start_time,
         "arithmetic": settings["arithmetic"],
         "box": settings["box"],
@@ -106,6 +107,7 @@ def time_network(block: Sequence[int], seconds: float, compile: str = "on", fold
         "flop_per_voxel": flop,
         "arithmetic": {**settings.__dict__, "tile": list(settings.tile)},
         "first_seconds": first_seconds,
+        "kind": machine.kind,
         "default_tile": list(parts.choose_benchmark_settings(network, 2, receptive_field, machine).tile),
     }
 
@@ -199,6 +201,13 @@ def make_weights(path: str) -> str:
     return path
 
 
+def peak_resident_bytes() -> int:
+    """Return the highest resident memory of this process; 0 without /proc."""
+    with suppress(OSError):
+        return sample_process(os.getpid(), "").peak
+    return 0
+
+
 class SegmenterWithTimes(BlockSegmenter):
     """Segmenter that writes down when each step of its blocks started and stopped, and when each tile was done."""
 
@@ -225,6 +234,7 @@ class SegmenterWithTimes(BlockSegmenter):
         start = time.time()
         yield
         row = {"what": what, "block": block.start, "start": start, "stop": time.time(), "tiles": tiles or []}
+        row["peak"] = peak_resident_bytes() if what == "block" else 0
         file = Path(f"{self.job.output}.{TIMES}", f"{os.getpid()}.jsonl")
         file.parent.mkdir(exist_ok=True)
         with file.open("a") as target:

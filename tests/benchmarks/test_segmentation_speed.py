@@ -73,7 +73,7 @@ def make_results() -> SegmentationResults:
     }
     job: dict[str, Any] = {"rate": 2.4e6, "working_seconds": 10.0, "voxels": 24_000_000, "margin": [0, 56, 56]}
     job |= {"box": "0:10,0:2048,0:2048", "seconds": 50.0, "compile_seconds": 20.0, "until_first_block": 15.0}
-    job |= {"read_seconds": [0.5], "write_seconds": [1.0], "arithmetic": dict(settings)}
+    job |= {"read_seconds": [0.5], "write_seconds": [1.0], "arithmetic": dict(settings), "actor_peak": 3 * GB}
     job |= {"spent": {"network": 9.4, "reading": 0.3, "writing": 0.2, "between": 0.1}}
     parts: dict[str, list[dict[str, Any]]] = {
         BARE: [network | {"rates": [2.7e6, 2.6e6], "arithmetic": settings}],
@@ -108,8 +108,10 @@ def test_figures_are_compared_with_the_goals_of_segmentation() -> None:
 def test_memory_of_the_process_that_computes_stands_below_each_speed() -> None:
     lines = segmentation_lines.segmentation_lines(make_results())
     after = {one.name.strip(): other for one, other in itertools.pairwise(lines)}
-    for name in ("1 network alone", "2 the whole job", "not folded", "seed", "MONAI", "chunkflow"):
+    for name in ("1 network alone", "seed", "MONAI", "chunkflow"):
         assert (after[name].name.strip(), after[name].figure) == ("its peak memory", 2.0)
+    for name in ("2 the whole job", "not folded"):  # as an actor itself says
+        assert (after[name].name.strip(), after[name].figure) == ("its peak memory", 3.0)
 
 
 def test_the_shares_of_the_time_of_a_job_add_up_to_all_of_it() -> None:
