@@ -100,8 +100,8 @@ def learnt_sentences(learnt: Mapping[str, Any] | None, what: str) -> str:
         return f"It is not known what the network learnt from: {what} may be a part of it."
     if others:
         return (
-            f"The network learnt from other images, {_name_images(learnt['images'])}: none of them is known to show "
-            f"{what}."
+            f"The network learnt from other images, {_name_images(learnt['images'])}: as far as image, place and "
+            f"voxels tell, none of them shows {what}."
         )
     return f"The network never saw {what}."
 

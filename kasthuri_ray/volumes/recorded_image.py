@@ -1,7 +1,8 @@
 """Boxes of an image as a record keeps them, and finding them again: in the same volume, another resolution, or a copy.
 
 A copy has another name. It is recognised by rows of voxels that the record holds: they are looked for at the same
-voxels, at the same place in nm, and, in a volume that is small enough to be read whole, everywhere.
+voxels, at the same place in nm, and, in a volume that is small enough to be read whole, everywhere. A copy with other
+grey levels or of another resolution is recognised by patches (`voxel_patches`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import itertools
 import math
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +22,23 @@ from kasthuri_ray.storage.uris import redact_secrets
 from kasthuri_ray.volumes.alignment import AlignedVolume
 from kasthuri_ray.volumes.resampled_volume import ROUNDING, ResampledVolume
 from kasthuri_ray.volumes.volume import Volume
-from kasthuri_ray.volumes.voxel_grid import VOXEL_SIZE_TOLERANCE, box_nm, nearest_voxel
+from kasthuri_ray.volumes.voxel_grid import box_nm, nearest_voxel
+from kasthuri_ray.volumes.voxel_patches import (
+    NUM_PATCHES,
+    GridChange,
+    VoxelPatch,
+    record_patches,
+    shows_patches,
+    size_factors,
+)
 
 ROW = 32  # voxels of a row that is recorded
 NUM_ROWS = 8  # of an image, at least one of each box
 MIN_VALUES = 4  # different ones of a row that is worth keeping
-MAX_SEARCHED_VOXELS = 1 << 26  # of a volume in which rows are looked for everywhere
+# Of a volume in which rows are looked for everywhere, and of a remote one.
+MAX_SEARCHED_VOXELS, MAX_SEARCHED_REMOTE_VOXELS = 1 << 26, 1 << 24
+MAX_FOUND = 100  # places of a row that are compared further
+SAME_SIZE: Nm = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,8 @@ class RecordedImage:
         Position of the lower corner of voxel 0, 0, 0; None if the image states no place or no voxel size.
     rows : tuple of VoxelRow
         Rows of the boxes in which voxels differ.
+    patches : tuple of VoxelPatch
+        Patches of the boxes in which voxels differ.
     """
 
     image: str
@@ -76,6 +90,7 @@ class RecordedImage:
     voxel_size_nm: Nm | None = None
     corner_nm: Nm | None = None
     rows: tuple[VoxelRow, ...] = ()
+    patches: tuple[VoxelPatch, ...] = ()
 
     @property
     def all_boxes(self) -> tuple[Box, ...]:
@@ -95,6 +110,7 @@ class RecordedImage:
             "identity": self.identity,
             "pyramid": self.pyramid,
             "rows": [f"{_comma(row.start)} {row.dtype} {row.voxels.hex()}" for row in self.rows],
+            "patches": [patch.to_text() for patch in self.patches],
         }
 
     @classmethod
@@ -110,6 +126,7 @@ class RecordedImage:
             voxel_size_nm=None if size is None else per_axis(float, size),
             corner_nm=None if corner is None else per_axis(float, corner),
             rows=tuple(_parse_row(text) for text in record["rows"]),
+            patches=tuple(VoxelPatch.from_text(text) for text in record.get("patches", ())),
         )
 
     def find_in(self, volume: Volume) -> list[Box] | None:
@@ -134,34 +151,35 @@ class RecordedImage:
         if self.pyramid and self.pyramid == _digest(volume.pyramid) and self.voxel_size_nm and volume.voxel_size_nm:
             return [self._box_by_nm(box, volume) for box in self.all_boxes]
         try:
-            shift = self._find_shift(volume)
+            change = self._find_change(volume)
         except OSError:  # a volume that cannot be read now shows nothing that is known
             return None
-        return None if shift is None else [box.shifted(shift) for box in self.all_boxes]
+        return None if change is None else [change.box(box) for box in self.all_boxes]
 
-    def _find_shift(self, volume: Volume) -> Zyx | None:
-        """Return what to add to a voxel of the image to get that of a copy of it, or of a part of it; None if none."""
-        for shift in dict.fromkeys(self._likely_shifts(volume)):
-            if self._shows_rows(volume, shift):
-                return shift
-        if volume.remote or volume.bounds.num_voxels > MAX_SEARCHED_VOXELS or not self.rows:
+    def _find_change(self, volume: Volume) -> GridChange | None:
+        """Return which voxel of a copy of the image, or of a part of it, shows a voxel of the image; None if none."""
+        likely = list(dict.fromkeys(self._likely_changes(volume)))
+        for change in likely:
+            if change.factors == SAME_SIZE and self._shows_rows(volume, change.shift):
+                return change
+        for change in likely:
+            if shows_patches(volume, self.patches, change):
+                return change
+        limit = MAX_SEARCHED_REMOTE_VOXELS if volume.remote else MAX_SEARCHED_VOXELS
+        if volume.bounds.num_voxels > limit or not self.rows:
             return None
         return self._search(volume)
 
-    def _likely_shifts(self, volume: Volume) -> Iterator[Zyx]:
-        """Yield the shifts of copies with the same voxel indices, with the same first voxel, and at the same place."""
-        yield (0, 0, 0)
-        yield per_axis(operator.sub, volume.bounds.start, self.first_voxel)
+    def _likely_changes(self, volume: Volume) -> Iterator[GridChange]:
+        """Yield those of copies with the same voxel indices, with the same first voxel, and at the same place."""
         size, own = volume.voxel_size_nm, self.voxel_size_nm
-        if (
-            self.corner_nm
-            and volume.place
-            and size
-            and own
-            and np.allclose(size, own, rtol=VOXEL_SIZE_TOLERANCE, atol=0)
-        ):
-            zero = Box((0, 0, 0), (1, 1, 1))
-            yield self._box_by_nm(zero, volume).start
+        for factors in dict.fromkeys((size_factors(own, size) or SAME_SIZE, SAME_SIZE)):
+            first = GridChange(factors, (0, 0, 0)).box(Box.at(self.first_voxel, (1, 1, 1))).start
+            yield GridChange(factors, (0, 0, 0))
+            yield GridChange(factors, per_axis(operator.sub, volume.bounds.start, first))
+            if self.corner_nm and volume.place and size and own and size_factors(own, size) == factors:
+                zero = Box((0, 0, 0), (1, 1, 1))
+                yield GridChange(factors, self._box_by_nm(zero, volume).start)
 
     def _shows_rows(self, volume: Volume, shift: Zyx) -> bool:
         """Return whether a volume shows all rows that lie in it, at least one."""
@@ -169,18 +187,26 @@ class RecordedImage:
         inside = [(row, box) for row, box in boxes if volume.bounds.contains(box)]
         return bool(inside) and all(np.array_equal(volume.read(box).ravel(), row.values) for row, box in inside)
 
-    def _search(self, volume: Volume) -> Zyx | None:
-        """Return the shift that rows show which are found in a volume; it is read whole."""
+    def _search(self, volume: Volume) -> GridChange | None:
+        """Return the change that rows show which are found in a volume, whatever its grey levels; it is read whole."""
         voxels = volume.read(volume.bounds)
         data = voxels.tobytes()
-        for row in self.rows:
-            for index in _find_values(data, row.values, voxels.dtype):
-                at = np.unravel_index(index, voxels.shape)
-                first = per_axis(lambda a, b: int(a) + b, at, volume.bounds.start)
-                shift = per_axis(operator.sub, first, row.start)
-                if self._shows_rows(volume, shift):
-                    return shift
+        for change in self._changes_at(volume, (_find_values(data, row.values, voxels.dtype) for row in self.rows)):
+            if self._shows_rows(volume, change.shift):
+                return change
+        steps = _steps(voxels.ravel())
+        for change in self._changes_at(volume, (_find_steps(steps, row.values) for row in self.rows)):
+            if shows_patches(volume, self.patches, change):
+                return change
         return None
+
+    def _changes_at(self, volume: Volume, found: Iterable[Iterator[int]]) -> Iterator[GridChange]:
+        """Yield the changes by which rows begin at voxels of a volume, whose numbers were found for each row."""
+        for row, indices in zip(self.rows, found, strict=True):
+            for index in indices:
+                at = np.unravel_index(index, volume.shape)
+                first = per_axis(lambda a, b: int(a) + b, at, volume.bounds.start)
+                yield GridChange(SAME_SIZE, per_axis(operator.sub, first, row.start))
 
     def _box_by_nm(self, box: Box, volume: Volume) -> Box:
         """Return the voxels of a volume at the place of a box, in whole voxels, at least one along each axis."""
@@ -206,7 +232,7 @@ class RecordedImage:
 
 
 def record_image(volume: Volume, boxes: Mapping[str, Sequence[Box]], num_rows: int = NUM_ROWS) -> RecordedImage:
-    """Return the record of boxes of a volume; read some rows of them.
+    """Return the record of boxes of a volume; read some rows and patches of them.
 
     Parameters
     ----------
@@ -215,7 +241,7 @@ def record_image(volume: Volume, boxes: Mapping[str, Sequence[Box]], num_rows: i
     boxes : mapping
         For each split, boxes in its voxels, z, y, x.
     num_rows : int
-        Rows to read, at least one of each box; those of few values are not kept.
+        Rows to read, at least one of each box, and most patches; those of few values are not kept.
 
     Returns
     -------
@@ -231,6 +257,7 @@ def record_image(volume: Volume, boxes: Mapping[str, Sequence[Box]], num_rows: i
     places = [at for box in all_boxes for at in _row_boxes(box, -(-num_rows // len(all_boxes)))]
     rows = [VoxelRow(at.start, volume.dtype.str, volume.read(at).tobytes()) for at in places]
     size, place = volume.voxel_size_nm, volume.place
+    num_patches = min(NUM_PATCHES, num_rows)
     return RecordedImage(
         image=redact_secrets(volume.uri),
         boxes={split: tuple(each) for split, each in boxes.items() if each},
@@ -240,6 +267,7 @@ def record_image(volume: Volume, boxes: Mapping[str, Sequence[Box]], num_rows: i
         voxel_size_nm=None if size is None else per_axis(float, size),
         corner_nm=None if size is None or place is None else per_axis(float, place.corner_nm(size)),
         rows=tuple(row for row in rows if len(np.unique(row.values)) >= MIN_VALUES),
+        patches=record_patches(volume, all_boxes, num_patches),
     )
 
 
@@ -294,6 +322,19 @@ def _find_values(data: bytes, values: np.ndarray, dtype: np.dtype) -> Iterator[i
     for start in itertools.takewhile(lambda at: at >= 0, itertools.islice(starts, 1, None)):
         if start % size == 0:
             yield start // size
+
+
+def _steps(values: np.ndarray) -> np.ndarray:
+    """Return where values rise and fall, int8 of -1, 0, 1: the same for all grey levels that keep their order."""
+    return (values[1:] > values[:-1]).view(np.int8) - (values[1:] < values[:-1]).view(np.int8)
+
+
+def _find_steps(steps: np.ndarray, values: np.ndarray) -> Iterator[int]:
+    """Yield where the steps of an image are those of a row, of the row itself and of its inversion."""
+    wanted, data = _steps(values), steps.tobytes()
+    for pattern in (wanted.tobytes(), (-wanted).tobytes()):
+        starts = itertools.accumulate(itertools.repeat(None), lambda at, _: data.find(pattern, at + 1), initial=-1)  # noqa: B023
+        yield from itertools.takewhile(lambda at: at >= 0, itertools.islice(starts, 1, MAX_FOUND))
 
 
 def _digest(name: str | None) -> str:
