@@ -20,7 +20,7 @@ from kasthuri_ray.evaluation.comparison_inputs import prepare_comparison
 from kasthuri_ray.evaluation.evaluation_folder import (
     check_evaluation_folder,
     evaluation_record,
-    start_evaluation_folder,
+    replaced_evaluation,
 )
 from kasthuri_ray.evaluation.evaluation_report import (
     evaluation_metrics,
@@ -111,8 +111,8 @@ def evaluate(
     finally:
         reporter.end()
     metrics = evaluation_metrics(inputs, totals)
-    start_evaluation_folder(storage, record)
-    write_evaluation_report(storage, inputs, totals, metrics, settings)
+    with replaced_evaluation(storage, record) as folder:
+        write_evaluation_report(folder, inputs, totals, metrics, settings)
     for note in evaluation_notes(inputs, totals, metrics)[len(inputs.notes) :]:
         reporter.print_line(note)
     for warning in metrics["warnings"]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +20,7 @@ RECORD_FILE, RECORD_KEY = "settings.json", "evaluate"
 RESULT_FILE = "evaluation.json"
 OWN_FILES = (RESULT_FILE, RECORD_FILE, "index.html", "matches.csv", "*.png")  # * matches folders too
 ARRAYS = "arrays"  # copies of arrays that are given in Python
+STAGING = "unfinished"  # where an evaluation is written before it takes the place of an earlier one
 MAX_NAMES = 5  # that a message lists
 EARLIER_KEYS = ("prediction", "annotation", "box", "threshold", "instances")  # of evaluation.json without a record
 
@@ -73,7 +75,7 @@ def check_evaluation_folder(storage: Storage, record: Mapping[str, Any], overwri
     InputError
         If it holds an evaluation of other settings and `overwrite` is false, with the differences; or anything else.
     """
-    names = [name for name in storage.list_folder() if name != ARRAYS]
+    names = [name for name in storage.list_folder() if name not in (ARRAYS, STAGING)]
     if not names:
         return
     before = _read_record(storage)
@@ -89,20 +91,47 @@ def check_evaluation_folder(storage: Storage, record: Mapping[str, Any], overwri
         )
 
 
-def start_evaluation_folder(storage: Storage, record: Mapping[str, Any]) -> None:
-    """Delete the files of an earlier evaluation, and write the record of the one that follows.
+@contextlib.contextmanager
+def replaced_evaluation(storage: Storage, record: Mapping[str, Any]) -> Iterator[Storage]:
+    """Write an evaluation aside; once it is whole, it takes the place of an earlier one.
 
     Parameters
     ----------
     storage : Storage
-        The folder.
+        The folder of the evaluation.
     record : mapping
         See `evaluation_record`.
+
+    Yields
+    ------
+    Storage
+        Where the files are to be written. If that fails, the earlier evaluation stays as it was.
     """
-    for name in sorted(storage.list_files(), key=lambda name: name != RESULT_FILE):  # the result first
-        if not name.startswith(f"{ARRAYS}/") and any(fnmatch.fnmatch(name, own) for own in OWN_FILES):
+    staging = storage.child(STAGING)
+    _remove_folder(staging)  # of an evaluation that was killed
+    try:
+        staging.write_bytes(RECORD_FILE, (json.dumps({RECORD_KEY: record}, indent=2) + "\n").encode())
+        yield staging
+        _move_files(staging, storage)
+    finally:
+        _remove_folder(staging)
+
+
+def _move_files(staging: Storage, storage: Storage) -> None:
+    """Replace the files of an evaluation by new ones, the result last, and delete those that it has no more."""
+    new = staging.list_files()
+    for name in storage.list_files():
+        is_own = any(fnmatch.fnmatch(name, own) for own in OWN_FILES)
+        if is_own and name not in new and not name.startswith((f"{ARRAYS}/", f"{STAGING}/")):
             storage.delete(name)
-    storage.write_bytes(RECORD_FILE, (json.dumps({RECORD_KEY: record}, indent=2) + "\n").encode())
+    for name in sorted(new, key=lambda name: (name == RESULT_FILE, name == RECORD_FILE)):
+        staging.move(name, storage)
+
+
+def _remove_folder(storage: Storage) -> None:
+    if storage.list_folder():
+        storage.remove_folder()
+    storage.remove_if_empty()
 
 
 def _read_record(storage: Storage) -> dict[str, Any] | None:

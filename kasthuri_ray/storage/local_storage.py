@@ -81,6 +81,13 @@ class LocalStorage(Storage):
     def delete(self, name: str) -> None:
         self._file(name).unlink(missing_ok=True)
 
+    def move(self, name: str, target: Storage) -> None:
+        if not isinstance(target, LocalStorage):
+            return super().move(name, target)
+        path = target._file(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(self._file(name), path)  # needs no space on the disk
+
     def remove_folder(self) -> None:
         shutil.rmtree(self.path)
 

@@ -154,6 +154,11 @@ class Storage(ABC):
     def delete(self, name: str) -> None:
         """Delete a file if it exists."""
 
+    def move(self, name: str, target: Storage) -> None:
+        """Move a file to another storage of the same kind, under the same name; a file there is replaced."""
+        target.write_bytes(name, self.read_bytes(name))
+        self.delete(name)
+
     @abstractmethod
     def remove_folder(self) -> None:
         """Remove this folder with everything in it. On a disk it must exist."""
