@@ -182,7 +182,7 @@ def test_arrays_are_trained_on_segmented_and_compared(voxels, local_ray, tmp_pat
     advice = r"the annotation holds 255 .*mean\? Ids of objects, or 0 and 255: --set task\.threshold"
     with pytest.raises(InputError, match=advice):
         kasthuri_ray.evaluate(output.path, white, out="result")
-    with pytest.raises(InputError, match=r"^--set task\.threshold 7: expected a valid boolean"):
+    with pytest.raises(InputError, match=r"^--set task\.threshold=7: expected true or false"):
         kasthuri_ray.evaluate(output.path, white, out="result", settings={"task.threshold": 7})
     assert local_ray.is_initialized()
     files = times_of_files(tmp_path / "outputs")

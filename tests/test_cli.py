@@ -224,7 +224,7 @@ def test_help_imports_no_heavy_package(help_text):
             ["--name", "-6:0,:"],
             "a value that begins with - is written --name=-6:0,: (jobs/train.py",
         ),
-        (["--task", "synapse", "--set", "network.epoch=3"], "no setting network.epoch; did you mean epochs?"),
+        (["--task", "synapse", "--set", "network.epoch=3"], "no setting network.epoch; did you mean network.epochs?"),
         (["--set", "epochs=3"], "--set epochs=3: expected section.key=value, such as network.epochs=3\n"),
         (["--set", "network.epochs", "3"], "--set network.epochs: expected section.key=value"),
         (

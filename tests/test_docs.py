@@ -176,7 +176,7 @@ def test_the_example_of_a_network_fits_into_its_file():
     (settings,) = (file for file in map(json.loads, fences(page, "json")) if "model" in file)
     network = names[settings["model"].rpartition(".")[2]](**settings["model_args"])
     assert isinstance(network, torch.nn.Module)
-    check_network_output(network, settings["model"], (1, 1, 64, 64), (1, settings["classes"], 64, 64))
+    check_network_output(network, settings["model"], {}, (1, 1, 64, 64), (1, settings["classes"], 64, 64))
 
 
 @pytest.mark.slow

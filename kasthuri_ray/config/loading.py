@@ -119,7 +119,7 @@ def parse_assignment(text: str) -> Layer:
     if not (equals and dot and key):
         raise InputError(f"--set {text}: expected section.key=value, such as {messages.whole_assignment(text)}")
     if section not in SECTIONS:
-        hint = messages.nearest_hint(section, SECTIONS)
+        hint = messages.nearest_setting(section, key) or messages.nearest_hint(section, SECTIONS)
         raise InputError(f"--set {text}: no section {section!r}; the sections are {', '.join(SECTIONS)}{hint}")
     try:
         parsed = _parse_value(value.strip())
@@ -159,8 +159,8 @@ def resolve_settings(given: GivenSettings, base: NamedLayer | None = None) -> Se
     InputNotFound
         If there is no such file.
     """
-    files, ranges_notes = drop_foreign_ranges(_file_layers(given, base), given.overrides)
-    merged = _merge(files, given.overrides)
+    files, overrides, ranges_notes = drop_foreign_ranges(_file_layers(given, base), given.overrides)
+    merged = _merge(files, overrides)
     sections: dict[str, Any] = {name: _validate(name, merged) for name in _JOB_SECTIONS}
     settings = Settings(kept=merged.unused, **sections)
     messages.check_volumes_used(settings.task, given.typed)
@@ -284,7 +284,7 @@ def _merge(files: list[NamedLayer], overrides: list[NamedLayer]) -> _Merged:
                 if key in UNUSED_KEYS:
                     unused[key] = value
                     continue
-                _check_key(section, key, origin)
+                _check_key(section, key, origin, str({**values[section], **entries}.get("model", "")))
                 values[section][key] = value
                 origins[f"{section}.{key}"] = origin
     # A task's own loss wins over that of the network file, but not over one that overrides the files.
@@ -312,7 +312,8 @@ def _valid_sections(merged: _Merged) -> dict[str, SettingsSection]:
     return sections
 
 
-def _check_key(section: str, key: str, origin: str) -> None:
-    known = SECTIONS[section].model_fields
-    if key not in known:
-        raise InputError(f"{origin}: no setting {section}.{key}{messages.nearest_hint(key, known)}")
+def _check_key(section: str, key: str, origin: str, model: str = "") -> None:
+    if key not in SECTIONS[section].model_fields:
+        is_own = section == "network" and "." in model
+        advice = "; arguments of your own network belong in network.model_args" if is_own else ""
+        raise InputError(f"{origin}: no setting {section}.{key}{messages.nearest_setting(section, key)}{advice}")

@@ -19,6 +19,17 @@ from kasthuri_ray.errors import InputError
 TASK_TYPES = ("synapse", "membrane")  # task types with defaults of their own
 RUN_LOCATION = ("name", "storage")
 MAX_LISTED = 4  # settings that a note names
+EXPECTED = {  # by pydantic's name of the error
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("list_type", "tuple_type"), "a list, such as [VALUE,VALUE]"),
+    **dict.fromkeys(
+        ("dict_type", "mapping_type", "model_type", "model_attributes_type"), 'an object, such as {"NAME":VALUE}'
+    ),
+    "string_type": "a text",
+}
+NEAR = 0.75  # similarity of names from which a setting of another section may be meant
 
 
 @dataclass
@@ -61,6 +72,8 @@ def describe_errors(section: str, error: ValidationError, origins: Origins) -> l
 
 
 def _what_is_allowed(entry: Any) -> str:
+    if entry["type"] in EXPECTED:
+        return f"expected {EXPECTED[entry['type']]}"
     message = entry["msg"].removeprefix("Value error, ").replace(" after validation", "")
     if entry["type"] == "extra_forbidden":
         return "there is no such setting"
@@ -76,16 +89,47 @@ def _error_line(section: str, path: tuple[str, ...], value: Any, allowed: list[s
     origin = origins.by_setting.get(f"{section}.{path[0]}", "defaults")
     text = json.dumps(value, default=str, ensure_ascii=False)
     if len(path) == 1 and origin.startswith("--"):  # a --set shows the value, a flag does not
-        shown = "" if "=" in origin else f" {value if isinstance(value, str) else text}"
+        equals = "=" if origin.startswith("--set ") else " "
+        shown = "" if "=" in origin else f"{equals}{value if isinstance(value, str) else text}"
         return f"{origin}{shown}: {message}"
     return f"{origin}: {section}.{'.'.join(path)} is {text}: {message}"
 
 
 def whole_assignment(text: str) -> str:
-    """Return an example of `section.key=value`: the one that was meant, if `text` names a key without its section."""
-    key, equals, value = text.partition("=")
-    section = next((name for name, kind in SECTIONS.items() if key.strip() in kind.model_fields), None)
-    return f"{section}.{key.strip()}={value.strip()}" if section and equals else "network.epochs=30"
+    """Return an example of `section.key=value`: the one that was meant, if `text` names a setting."""
+    given, _, value = text.partition("=")
+    section, dot, key = given.strip().rpartition(".")
+    if dot and key in getattr(SECTIONS.get(section), "model_fields", ()):
+        return f"{section}.{key}={value.strip() or 'VALUE'}"
+    names = {name: f"{each}.{name}" for each, kind in reversed(SECTIONS.items()) for name in kind.model_fields}
+    near = difflib.get_close_matches(key, names, n=1, cutoff=NEAR)
+    return f"{names[near[0]]}={value.strip() or 'VALUE'}" if near and not dot else "network.epochs=30"
+
+
+def nearest_setting(section: str, key: str) -> str:
+    """Return `; did you mean section.key?` for a setting that does not exist; empty if none is near.
+
+    Parameters
+    ----------
+    section : str
+        A section, or a word that is none.
+    key : str
+        What was given as the name of a setting in it.
+
+    Returns
+    -------
+    str
+        With the setting of this name in another section, else with the nearest name in this one, else in any.
+    """
+    others = [name for name, kind in SECTIONS.items() if key in kind.model_fields]
+    if others:
+        near = difflib.get_close_matches(section, others, n=1, cutoff=0)
+        return f"; did you mean {near[0]}.{key}?"
+    if section in SECTIONS and (hint := nearest_hint(key, SECTIONS[section].model_fields)):
+        return hint.replace("mean ", f"mean {section}.", 1)
+    names = {name: f"{each}.{name}" for each, kind in SECTIONS.items() for name in kind.model_fields}
+    near = difflib.get_close_matches(key, names, n=1, cutoff=NEAR)
+    return f"; did you mean {names[near[0]]}?" if near else ""
 
 
 def nearest_hint(word: str, known: Iterable[str]) -> str:

@@ -21,6 +21,9 @@ from kasthuri_ray.config.field_types import (
 )
 from kasthuri_ray.errors import InputError
 
+# Settings of our U-Nets, which a network of one's own does not have.
+UNET_SETTINGS = ("model_type", "n_blocks", "start_filters", "activation", "normalization", "conv_mode", "pool_z")
+
 
 class NetworkSettings(SettingsSection):
     """The network and how it is trained: the keys of a network file.

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kasthuri_ray.errors import InputError
+from kasthuri_ray.errors import InputError, InputNotFound
 
+BEST_FILE = "checkpoint/best.pt"  # in the folder of a run
 OWN_KEY = "weights"  # under which our checkpoints store their weights
 WRAPPER_KEYS = (OWN_KEY, "state_dict", "model_state_dict", "model")  # and those of other programs
 LEFT_OUT_IF_NONE = ("resume", "annotated_objects", "learnt_from")  # of the entries of our checkpoints
@@ -88,9 +89,24 @@ def find_weights_file(path: str) -> str:
     -------
     str
         `path`, or the best checkpoint in it if it is the folder of a run.
+
+    Raises
+    ------
+    InputNotFound
+        For a folder of this machine that is no run, such as that of a sweep, or of all runs. The message names a run
+        in it.
     """
-    is_folder = os.path.isdir(path) or (path.startswith("s3://") and not path.endswith((".pt", ".pth")))
-    return f"{path.rstrip('/')}/checkpoint/best.pt" if is_folder else path
+    if path.startswith("s3://") and not path.endswith((".pt", ".pth")):
+        return f"{path.rstrip('/')}/{BEST_FILE}"
+    if not os.path.isdir(path):
+        return path
+    file = os.path.join(path, BEST_FILE)
+    if os.path.exists(file):
+        return file
+    folder = os.path.abspath(path)
+    runs = [name for name in ("best", *sorted(os.listdir(path))) if os.path.exists(f"{folder}/{name}/{BEST_FILE}")]
+    hint = f"; did you mean {folder}/{runs[0]}?" if runs else ""
+    raise InputNotFound(f"--weights: there is no {folder}/{BEST_FILE}, so {path} is not the folder of a run{hint}")
 
 
 def read_checkpoint(data: bytes, source: str) -> Checkpoint:

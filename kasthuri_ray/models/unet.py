@@ -195,10 +195,11 @@ def build_network(settings: Mapping[str, Any], tile_shape: Sequence[int] | None 
         names = ("in_channels", "classes", "n_blocks", "start_filters", "activation", "normalization", "conv_mode")
         arguments = {name: settings[name] for name in (*names, "dim", "pool_z") if settings.get(name) is not None}
         return UNet(**arguments, model_type=settings.get("model_type") or "unet")
-    network = import_network(model, settings.get("model_args") or {})
+    model_args = settings.get("model_args") or {}
+    network = import_network(model, model_args)
     dim, classes = settings.get("dim") or 2, settings.get("classes") or 2
     size = tuple(tile_shape or (16, 64, 64)[-dim:])
-    check_network_output(network, model, (1, settings.get("in_channels") or 1, *size), (1, classes, *size))
+    check_network_output(network, model, model_args, (1, settings.get("in_channels") or 1, *size), (1, classes, *size))
     return network
 
 
@@ -228,9 +229,11 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor]) -> None:
         _list_first("other shapes", shapes),
     ]
     if any(problems):
+        own = "model_type, n_blocks, dim, start_filters, classes"
+        decisive = own if isinstance(network, UNet) else "network.model and network.model_args"
         raise InputError(
             "these are weights of another network: " + "; ".join(filter(None, problems)) + ". Give the network file "
-            "that they were trained with (model_type, n_blocks, dim, start_filters, classes)"
+            f"that they were trained with ({decisive})"
         )
     network.load_state_dict({network_keys[key]: value for key, value in state.items()})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,22 +46,37 @@ def import_network(path: str, model_args: Any) -> nn.Module:
     try:
         return network_class(**model_args)
     except (Exception, SystemExit) as error:
-        raise InputError(f"{path} cannot be called with network.model_args {dict(model_args)!r}: {error}") from error
+        raise InputError(
+            f"{path} cannot be called with network.model_args {dict(model_args)!r}: {error}{_taken(network_class)}"
+        ) from error
 
 
-def check_network_output(network: nn.Module, path: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+def _taken(network_class: type[nn.Module]) -> str:
+    """Return what arguments a class takes, for messages; "" if that cannot be said."""
+    try:
+        parameters = inspect.signature(network_class).parameters.values()
+    except (TypeError, ValueError):
+        return ""
+    names = [each.name if each.default is each.empty else f"{each.name}={each.default!r}" for each in parameters]
+    return f". It takes {', '.join(names) or 'none'}"
+
+
+def check_network_output(
+    network: nn.Module, path: str, model_args: Any, shape: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
     """Raise InputError unless `network` turns a blank tile of `shape` into logits of shape `expected`."""
+    called = f"{path} with network.model_args {dict(model_args)!r}"
     network.eval()
     try:
         with torch.no_grad():
             logits = network(torch.zeros(shape))
     except Exception as error:  # a user's network may raise anything
-        raise InputError(f"{path} failed on a tile of shape {shape}: {error}") from error
+        raise InputError(f"{called} failed on a tile of shape {shape}: {error}") from error
     finally:
         network.train()
     got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if got != expected:
         raise InputError(
-            f"{path} returns {got} for a tile of shape {shape}; expected logits of shape {expected} "
-            "(N, classes and the size of the tile)"
+            f"{called} returns {got} for a tile of shape {shape}; expected logits of shape {expected} (N, classes and "
+            f"the size of the tile). Change network.model_args{_taken(type(network))}"
         )

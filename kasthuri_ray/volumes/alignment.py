@@ -20,6 +20,7 @@ from kasthuri_ray.volumes.volume import Volume
 from kasthuri_ray.volumes.voxel_grid import (
     MAX_REMAINDER_VOXELS,
     OFFSET_ADVICE,
+    VOXEL_SIZE_TOLERANCE,
     are_placed,
     half_voxel,
     has_same_voxel_size,
@@ -201,10 +202,12 @@ def _find_shift(fixed: Volume, moving: Volume) -> tuple[Zyx, tuple[str, ...]]:
 def _shift_between_equal_shapes(fixed: Volume, moving: Volume) -> tuple[Zyx, tuple[str, ...]]:
     """Return the shift of two volumes of which one states no place: voxel lies on voxel, if the shapes are equal."""
     if fixed.shape != moving.shape:
+        shapes = f"different shapes: {fixed.uri} is {fixed.bounds}, {moving.uri} is {moving.bounds} (z,y,x)"
+        if sorted(fixed.shape) == sorted(moving.shape):
+            raise InputError(f"{shapes}. {_axes_advice(fixed, moving)}")
         raise InputError(
-            f"different shapes: {fixed.uri} is {fixed.bounds}, {moving.uri} is {moving.bounds} (z,y,x), and "
-            f"{silent_text(fixed, moving)}. If they show the same voxels, check the order of the axes and the crop. "
-            f"If one is a part of the other, its place is needed. {OFFSET_ADVICE}"
+            f"{shapes}, and {silent_text(fixed, moving)}. If they show the same voxels, check the order of the axes "
+            f"and the crop. If one is a part of the other, its place is needed. {OFFSET_ADVICE}"
         )
     shift = per_axis(operator.sub, fixed.bounds.start, moving.bounds.start)
     if (fixed.place is None) == (moving.place is None):
@@ -248,7 +251,11 @@ def both_places_text(one: Volume, other: Volume) -> str:
 
 
 def _matching_mip_advice(fixed: Volume, moving: Volume, open_mip: OpenMip | None) -> str:
-    """Return what to type so that the voxel sizes of two volumes match, if one has a resolution that does."""
+    """Return what to type so that the voxel sizes of two volumes match: other axes, or a resolution that does."""
+    assert fixed.voxel_size_nm is not None
+    assert moving.voxel_size_nm is not None
+    if np.allclose(sorted(fixed.voxel_size_nm), sorted(moving.voxel_size_nm), rtol=VOXEL_SIZE_TOLERANCE, atol=0):
+        return _axes_advice(fixed, moving)
     for volume, other in ((moving, fixed), (fixed, moving)):
         match = open_mip and find_matching_mip(volume, other, open_mip)
         if match:
@@ -256,6 +263,17 @@ def _matching_mip_advice(fixed: Volume, moving: Volume, open_mip: OpenMip | None
     return (
         "Neither has a resolution that matches; give the voxel size with ?voxel_size_nm= if it is wrong, or --resample"
     )
+
+
+def _axes_advice(fixed: Volume, moving: Volume) -> str:
+    """Return what to type if two volumes have the same lengths in another order."""
+    named = [volume.uri for volume in (fixed, moving) if "axes=" in volume.uri]
+    turn = "name those of one of them, such as ?axes=xyz"
+    if len(named) == 1:
+        turn = f"leave ?axes= out of {named[0]}, or name those of the other volume too"
+    elif named:
+        turn = "change ?axes= of one of them"
+    return f"These are the same lengths in another order, so the axes of one of them are not z, y, x: {turn}"
 
 
 def find_matching_mip(volume: Volume, other: Volume, open_mip: OpenMip) -> str | None:

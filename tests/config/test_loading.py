@@ -47,7 +47,7 @@ def test_a_task_and_a_network_may_be_given_by_their_content(files, tiny_task):
     assert by_content.task == by_file.task
     assert by_content.network == by_file.network.model_copy(update={"outweightfilename": "network"})
     assert by_content.kept == {"encoder_name": "x"}
-    with pytest.raises(ValueError, match=r"^\{\.\.\.\}: no setting task\.nam; did you mean name\?"):
+    with pytest.raises(ValueError, match=r"^\{\.\.\.\}: no setting task\.nam; did you mean task\.name\?"):
         resolve_settings(GivenSettings({**tiny_task, "nam": "x"}))
 
 
@@ -65,7 +65,7 @@ def test_a_section_that_needs_no_others_is_resolved_without_a_task(files):
     assert settings.cache_size == CheckSettings().cache_size == TrainSettings().cache_size
     with pytest.raises(ValueError, match=r"^--gpus -1: expected greater than or equal to 0$"):
         resolve_section(CheckSettings, GivenSettings(flags={"check": {"gpus": -1}}))
-    with pytest.raises(ValueError, match=r"^--gpu: no setting check\.gpu; did you mean gpus\?$"):
+    with pytest.raises(ValueError, match=r"^--gpu: no setting check\.gpu; did you mean check\.gpus\?$"):
         resolve_section(CheckSettings, GivenSettings(flags={"check": {"gpu": 1}}))
 
 
@@ -127,11 +127,11 @@ def test_a_value_of_set_is_json_or_a_list_or_a_string(text, value):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("network.epochs", "--set network.epochs: expected section.key=value, such as network.epochs=30"),
+        ("network.epochs", "--set network.epochs: expected section.key=value, such as network.epochs=VALUE"),
         ("epochs=3", "--set epochs=3: expected section.key=value"),
         ("net.epochs=3", "--set net.epochs=3: no section 'net'; the sections are task, network, train"),
-        ("network.epoch=3", "--set network.epoch=3: no setting network.epoch; did you mean epochs?"),
-        ("network.epochs=many", "--set network.epochs=many: expected a valid integer"),
+        ("network.epoch=3", "--set network.epoch=3: no setting network.epoch; did you mean network.epochs?"),
+        ("network.epochs=many", "--set network.epochs=many: expected a whole number"),
         ("network.epochs=0", "--set network.epochs=0: expected greater than or equal to 1"),
         ("network.optimizer=adam", "--set network.optimizer=adam: expected 'Adam', 'AdamW' or 'SGD'"),
         ("train.num_workers=0", "--set train.num_workers=0: expected N or MIN-MAX"),
@@ -296,7 +296,7 @@ def test_overriding_settings_checks_the_values_and_changes_nothing_else():
     assert settings.network.loss == "tversky"
     for wrong, message in (
         ({"network.n_blocks": 0}, "trial: network.n_blocks is 0: expected greater than or equal to 1"),
-        ({"network.los": "focal"}, "trial: no setting network.los; did you mean loss?"),
+        ({"network.los": "focal"}, "trial: no setting network.los; did you mean network.loss?"),
         ({"task.z_gap": 99}, "trial: task: z_gap 99 leaves nothing of z_val"),
     ):
         with pytest.raises(ValueError, match=r".") as caught:

@@ -68,12 +68,12 @@ def test_a_task_type_that_is_nearly_a_known_one_is_accepted_with_a_note(task_typ
     assert meant is None or settings.notes["task.task_type"].startswith(expected)
 
 
-def task_with_boxes(files, **left_out) -> str:
+def task_with_boxes(files, image="x.zarr", **left_out) -> str:
     """Write a task whose regions name image and annotation, except for one key of a split; return its name."""
     regions = {split: [{**REGION}] for split in ("train", "val", "test")}
     for split, key in left_out.items():
         del regions[split][0][key]
-    return files("boxed.json", {"image_chan": "x.zarr", "annotation_chan": "y.zarr", "boxes": regions})
+    return files("boxed.json", {"image_chan": image, "annotation_chan": "y.zarr", "boxes": regions})
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,13 @@ def test_an_image_that_no_region_would_use_is_refused(files, overrides, message)
         resolve_settings(GivenSettings(task_with_boxes(files), **overrides))
 
 
-def test_an_image_is_accepted_if_one_region_uses_it(files):
+def test_an_image_is_accepted_if_one_region_uses_it_and_belongs_to_no_other(files):
     flags = {"task": {"image_chan": "c.zarr"}}
-    task = resolve_settings(GivenSettings(task_with_boxes(files, val="image"), flags=flags)).task
+    with pytest.raises(
+        ValueError, match=r"1 of 3 regions in task\.boxes name no image: they belong to x\.zarr, not to"
+    ):
+        resolve_settings(GivenSettings(task_with_boxes(files, val="image"), flags=flags))
+    task = resolve_settings(GivenSettings(task_with_boxes(files, "c.zarr", val="image"), flags=flags)).task
     assert [task.regions(split)[0].image for split in ("train", "val")] == ["a.zarr", "c.zarr"]
     with pytest.raises(ValueError, match=r"every region in task\.boxes sets its own annotation"):
         resolve_settings(

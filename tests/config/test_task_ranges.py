@@ -50,3 +50,30 @@ def test_the_ranges_of_ones_own_file_are_not_used_for_another_image(tmp_path, mo
     assert resolved(str(file), f"task.boxes={json.dumps(boxes)}", image_chan="c.zarr")[1] == ""
     file.write_text(json.dumps({key: value for key, value in MINE.items() if key not in OWN}))
     assert resolved(str(file), image_chan="c.zarr", annotation_chan="d.zarr")[1] == ""
+
+
+BOXES = {"train": [{"box": "0:4,:,:"}], "val": [{"box": "4:6,:,:"}]}
+
+
+@pytest.mark.parametrize("image", ["c.zarr", "https://h/c.zarr"])
+def test_the_boxes_of_ones_own_file_are_not_used_for_another_image(tmp_path, image):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(OWN | {"boxes": BOXES}))
+    task, note = resolved(str(file), image_chan=image)
+    assert (task.boxes, task.needs_split) == (None, True)
+    assert note == f"boxes of {file} belong to a.zarr, not to {image}: they are not used"
+    assert resolved(str(file), image_chan="a.zarr")[0].boxes is not None
+    file.write_text(json.dumps({"boxes": BOXES}))
+    task, note = resolved(str(file), image_chan=image, annotation_chan="d.zarr")
+    assert (task.regions("val")[0].image, note) == (image, "")
+
+
+def test_the_ranges_of_a_config_file_are_not_used_for_another_image(tmp_path):
+    file = tmp_path / "settings.json"
+    for own, name in ((MINE, "xrange_vol"), (OWN | {"boxes": BOXES}, "boxes")):
+        file.write_text(json.dumps({"task": own}))
+        settings = resolve_settings(GivenSettings(config=str(file), flags={"task": {"image_chan": "c.tif"}}))
+        assert settings.task.needs_split
+        assert f"{name}" in settings.notes["task.ranges"]
+        assert settings.notes["task.ranges"].endswith(f"of {file} belong to a.zarr, not to c.tif: they are not used")
+        assert not resolve_settings(GivenSettings(config=str(file))).task.needs_split

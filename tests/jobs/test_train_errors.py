@@ -66,7 +66,7 @@ def em(tmp_path) -> Path:
         (["--task", "synaps"], ["--task synaps: there is no ", "did you mean synapse?"]),
         (["--network", "UNet_4D"], ["--network UNet_4D: there is no ", "built-in networks are UNet_2D"]),
         (["--config", "none.json"], ["none.json"]),
-        (["--set", "network.epocs=3"], ["no setting network.epocs", "did you mean epochs?"]),
+        (["--set", "network.epocs=3"], ["no setting network.epocs", "did you mean network.epochs?"]),
         (["--set", "network.epochs=many"], ["network.epochs", "many"]),
         (["--set", "nets.epochs=1"], ["no section 'nets'", "task, network, train"]),
         (["--num-workers", "none"], ["--num-workers none: expected N or MIN-MAX"]),

@@ -194,8 +194,20 @@ def test_a_value_that_could_not_be_read_safely_is_not_written(content, message):
 def test_weights_are_a_file_or_the_best_checkpoint_of_a_run(tmp_path):
     run = tmp_path / "run"
     (run / "checkpoint").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=rf"^--weights: there is no {run}/checkpoint/best.pt, so {run} is not"):
+        find_weights_file(str(run))
+    (run / "checkpoint").mkdir()
+    (run / "checkpoint/best.pt").touch()
     assert find_weights_file(str(run)) == f"{run}/checkpoint/best.pt"
     assert find_weights_file(f"{run}/") == f"{run}/checkpoint/best.pt"
     assert find_weights_file("s3://bucket/runs/a/") == "s3://bucket/runs/a/checkpoint/best.pt"
     for file in ("s3://bucket/UNet_2D_synapse.pt", "s3://bucket/a.pth", "https://host/a.pt", "a.pt"):
         assert find_weights_file(file) == file
+
+
+@pytest.mark.parametrize("name", ["best", "run-2"])
+def test_a_folder_of_runs_is_no_run_and_one_in_it_is_named(tmp_path, name):
+    (tmp_path / name / "checkpoint").mkdir(parents=True)
+    (tmp_path / name / "checkpoint/best.pt").touch()
+    with pytest.raises(FileNotFoundError, match=rf"is not the folder of a run; did you mean {tmp_path}/{name}\?$"):
+        find_weights_file(str(tmp_path))

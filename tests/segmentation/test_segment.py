@@ -179,7 +179,7 @@ def refuse(segment, tmp_path, monkeypatch):
         (["--shard", "2,32,32", "--block", "2,32,40"], ["not a multiple of the shard", "use 32 or 64"]),
         (["--halo", "0,7,8"], ["pooling, 2, along y", "use 6 or 8"]),
         (["--actors", "none"], ["actors", "MIN-MAX"]),
-        (["--set", "segment.blok=1,2,3"], ["no setting segment.blok", "did you mean block?"]),
+        (["--set", "segment.blok=1,2,3"], ["no setting segment.blok", "did you mean segment.block?"]),
         (["--mask", "none.zarr"], ["none.zarr"]),
         (["--boss", "none.json"], ["--boss none.json"]),
     ],

@@ -71,7 +71,7 @@ def test_every_kind_of_domain_is_parsed(base):
         ("network.n_blocks", {"int": [2, 9]}, "network.n_blocks is 9: expected less than or equal to 8"),
         ("network.n_blocks", {"int": [2.0, 4.0]}, "expected two whole numbers, the lowest and the highest value"),
         ("network.n_blocks", {"int": [2]}, "expected two whole numbers"),
-        ("network.n_blocks", {"uniform": [2, 4]}, "network.n_blocks is 2.0: expected a valid integer"),
+        ("network.n_blocks", {"uniform": [2, 4]}, "network.n_blocks is 2.0: expected a whole number"),
         ("network.ema", {"uniform": [0.9, 0.1]}, "the first must be lower than the second"),
         ("network.ema", {"loguniform": [0, 0.9]}, "loguniform needs numbers above 0"),
         ("network.ema", {"uniform": [True, 2]}, "expected two numbers"),

@@ -208,3 +208,28 @@ def test_boxes_in_nm_start_at_the_corner_of_the_first_voxel(placed):
     assert box_nm(coarse, Box((0, 0, 0), (1, 4, 1))) == box_nm(volume, Box((0, 0, 0), (1, 8, 2)))
     assert mask_box(Box((0, 0, 0), (1, 2, 2)), coarse, volume) == Box((0, 0, 0), (1, 1, 1))
     assert box_nm(placed((0, 0, 100)), Box((0, 0, 0), (1, 8, 2))) == [(0.0, 30.0), (0.0, 32.0), (100.0, 108.0)]
+
+
+@pytest.mark.parametrize(
+    ("uris", "advice"),
+    [
+        (
+            ("em.tif?axes=xyz", "labels.tif"),
+            "leave ?axes= out of em.tif?axes=xyz, or name those of the other volume too",
+        ),
+        (("em.tif", "labels.tif"), "name those of one of them, such as ?axes=xyz"),
+        (("em.tif?axes=xyz", "labels.tif?axes=zxy"), "change ?axes= of one of them"),
+    ],
+)
+def test_volumes_with_axes_in_another_order_are_refused_with_advice_about_axes_alone(placed, uris, advice):
+    for sizes in ((SIZE, SIZE[::-1]), (None, None)):
+        image = placed(shape=(20, 8, 4), size=sizes[1], uri=uris[0])
+        labels = placed(shape=(4, 8, 20), size=sizes[0], uri=uris[1])
+        with pytest.raises(InputError, match="voxel sizes differ" if sizes[0] else "different shapes") as caught:
+            align_volumes(image, labels)
+        text = str(caught.value)
+        assert (
+            f"These are the same lengths in another order, so the axes of one of them are not z, y, x: {advice}" in text
+        )
+        assert "--resample" not in text
+        assert "offset_nm" not in text
