@@ -16,7 +16,7 @@ MAX_LISTED, FEW_CLASSES = 5, 32  # labels in a message; labels below this may we
 IDS_ADVICE = "Ids of objects, or 0 and 255: --set task.threshold=true: labels above task.threshold_value are class 1."
 IGNORED_NAMES = ("unlabelled", "unlabeled", "ignore")  # of labels, in lower case, as ilastik and napari have them
 BACKGROUND_NAME = "background"
-DEFAULT_PERCENTILES, VOXELS_AT_ONCE = (0.5, 99.5), 1 << 20  # a float32 copy of a whole cutout is never made
+VOXELS_AT_ONCE = 1 << 20  # a float32 copy of a whole cutout is never made
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class LabelRule:
             )
 
 
-def to_classes(labels: np.ndarray, rule: LabelRule, where: str) -> np.ndarray:
+def to_classes(labels: np.ndarray, rule: LabelRule, where: str, num_voxels: np.ndarray | None = None) -> np.ndarray:
     """Convert an annotation to the class of every voxel.
 
     Parameters
@@ -101,6 +101,8 @@ def to_classes(labels: np.ndarray, rule: LabelRule, where: str) -> np.ndarray:
         What the values mean.
     where : str
         Names the annotation in messages.
+    num_voxels : ndarray of int, optional
+        How many voxels each of `labels` stands for, in messages; by default one.
 
     Returns
     -------
@@ -127,11 +129,11 @@ def to_classes(labels: np.ndarray, rule: LabelRule, where: str) -> np.ndarray:
     if rule.background:
         classes = (~is_any_of(labels, rule.background)).view(np.uint8)
     elif rule.classes is not None:
-        classes = _named_classes(labels, rule, where)
+        classes = _named_classes(labels, rule, where, num_voxels)
     elif rule.threshold_value is not None:
         classes = (labels > _exact_threshold(labels.dtype, rule.threshold_value)).view(np.uint8)
     else:
-        classes = _check_classes(labels, rule, where)
+        classes = _check_classes(labels, rule, where, num_voxels)
     ignored = rule.ignored_labels(labels.dtype)
     if ignored:
         classes[is_any_of(labels, ignored)] = IGNORE_LABEL
@@ -185,7 +187,7 @@ def _exact_threshold(dtype: np.dtype, threshold: float) -> Any:
     return int(np.floor(threshold))  # for integers, label > 0.5 is label > 0
 
 
-def _check_classes(labels: np.ndarray, rule: LabelRule, where: str) -> np.ndarray:
+def _check_classes(labels: np.ndarray, rule: LabelRule, where: str, num_voxels: np.ndarray | None) -> np.ndarray:
     """Return `labels` as uint8; raise an InputError if one is neither a class nor the ignored label."""
     classes = labels.astype(np.uint8)
     wrong = (labels < 0) | (labels >= rule.num_classes)
@@ -193,20 +195,40 @@ def _check_classes(labels: np.ndarray, rule: LabelRule, where: str) -> np.ndarra
         wrong &= ~is_any_of(labels, rule.ignored)
     if wrong.any():
         ignored = f" and {_list_labels(rule.ignored)} (ignore_label)" if rule.ignored else ""
-        found = zip(*np.unique(labels[wrong], return_counts=True), strict=True)
-        shares = [f"{label} ({count / labels.size:.2%})" for label, count in found]
+        found = _LabelCounts.of(labels, wrong, num_voxels)
         raise InputError(
-            f"{where}: the annotation holds {_list_labels(shares)}; allowed are 0 to {rule.num_classes - 1}"
-            f"{ignored}. What do these labels mean? {' '.join(_remedies(labels, wrong, rule))}"
+            f"{where}: the annotation holds {found.describe()}; allowed are 0 to {rule.num_classes - 1}"
+            f"{ignored}. What do these labels mean? {' '.join(_remedies(labels, found, rule))}"
         )
     return classes
 
 
-def _remedies(labels: np.ndarray, wrong: np.ndarray, rule: LabelRule) -> list[str]:
+@dataclass(frozen=True)
+class _LabelCounts:
+    """Labels that are not allowed, the voxels of each, and how many voxels were read in all."""
+
+    values: np.ndarray
+    counts: np.ndarray
+    num_read: int
+
+    @classmethod
+    def of(cls, labels: np.ndarray, chosen: np.ndarray, num_voxels: np.ndarray | None) -> _LabelCounts:
+        if num_voxels is not None:
+            return cls(labels[chosen], num_voxels[chosen], int(num_voxels.sum()))
+        return cls(*np.unique(labels[chosen], return_counts=True), labels.size)
+
+    def describe(self) -> str:
+        """Return the labels with their shares, and of how many voxels these are shares."""
+        pairs = zip(self.values, self.counts, strict=True)
+        shares = [f"{label} ({count / self.num_read:.2%})" for label, count in pairs]
+        return f"{_list_labels(shares)} among the {self.num_read:,} voxels that were read"
+
+
+def _remedies(labels: np.ndarray, found: _LabelCounts, rule: LabelRule) -> list[str]:
     """Return what to do about labels that are no classes, the likeliest first."""
-    values, counts = np.unique(labels[wrong], return_counts=True)
+    values, counts = found.values, found.counts
     ignored = IGNORE_LABEL if IGNORE_LABEL in values else int(values[counts.argmax()])
-    is_unlabelled = counts.max() > labels.size / 2 or (ignored == IGNORE_LABEL and (labels == 1).any())
+    is_unlabelled = counts.max() > found.num_read / 2 or (ignored == IGNORE_LABEL and (labels == 1).any())
     is_class = len(values) <= MAX_LISTED and int(values.min()) >= 0 and int(values.max()) < FEW_CLASSES
     classes = f", or train with --set network.classes={int(values.max()) + 1}" if is_class else ""
     texts = [  # whether it is likely, and what to type
@@ -219,7 +241,7 @@ def _remedies(labels: np.ndarray, wrong: np.ndarray, rule: LabelRule) -> list[st
     return [*first, *(text for likely, text in sorted(texts, key=lambda pair: not pair[0]))]
 
 
-def _named_classes(labels: np.ndarray, rule: LabelRule, where: str) -> np.ndarray:
+def _named_classes(labels: np.ndarray, rule: LabelRule, where: str, num_voxels: np.ndarray | None) -> np.ndarray:
     """Return the classes of labels that have names; raise an InputError for a label that has none."""
     assert rule.classes is not None
     classes, known = np.zeros(labels.shape, np.uint8), np.zeros(labels.shape, bool)
@@ -232,8 +254,8 @@ def _named_classes(labels: np.ndarray, rule: LabelRule, where: str) -> np.ndarra
     if not known.all():
         listed = sorted({*(label for label, _ in rule.classes), *rule.ignored})
         raise InputError(
-            f"{where}: the annotation holds {_list_labels(np.unique(labels[~known]))}, and task.labels lists "
-            f"{_list_labels(listed)}; add the others with their names"
+            f"{where}: the annotation holds {_LabelCounts.of(labels, ~known, num_voxels).describe()}, and task.labels "
+            f"lists {_list_labels(listed)}; add the others with their names (unlabelled and ignore: they do not count)"
         )
     return classes
 
@@ -262,92 +284,6 @@ def classes_of_names(labels: Mapping[str, int]) -> tuple[dict[int, int], tuple[i
 
 def _list_labels(labels: Sequence[object] | np.ndarray) -> str:
     return ", ".join(str(label) for label in labels[:MAX_LISTED]) + (", ..." if len(labels) > MAX_LISTED else "")
-
-
-def intensity_window(
-    sample: np.ndarray, dtype: np.dtype, setting: Sequence[float] | Mapping[str, Sequence[float]] | None
-) -> tuple[float, float]:
-    """Return the grey levels that become 0 and 255.
-
-    Parameters
-    ----------
-    sample : ndarray
-        Voxels of the image, of any shape; used for percentiles only.
-    dtype : dtype
-        The image's type.
-    setting : sequence, mapping or None
-        [low, high]; {"percentiles": [low, high]}; or None for 0 to 255 if the image is uint8 and for the percentiles
-        0.5 and 99.5 if it is of another integer type.
-
-    Returns
-    -------
-    low, high : float
-        The grey levels.
-
-    Raises
-    ------
-    InputError
-        If an image of floats, whose range is not known, has no setting; if the setting is malformed; or if both
-        percentiles of the image are the same.
-    """
-    if dtype.kind not in "uif":
-        raise InputError(f"the image holds {dtype}; images are uint8, uint16 or other numbers")
-    if dtype.kind == "f" and setting is None:
-        raise InputError(
-            f"the image holds {dtype}, whose range is not known; give image_intensity as [low, high] in the task"
-        )
-    if setting is None:
-        return _percentiles(sample, DEFAULT_PERCENTILES) if is_measured_range(setting, dtype) else (0.0, 255.0)
-    if isinstance(setting, Mapping):
-        if set(setting) != {"percentiles"}:
-            raise InputError(
-                f'image_intensity {dict(setting)} is neither [low, high] nor {{"percentiles": [low, high]}}'
-            )
-        low, high = _parse_pair(setting["percentiles"])
-        if not 0 <= low < high <= 100:
-            raise InputError(f"image_intensity: percentiles {[low, high]} are not two rising numbers from 0 to 100")
-        return _percentiles(sample, (low, high))
-    low, high = _parse_pair(setting)
-    if not low < high:
-        raise InputError(f"image_intensity {[low, high]}: the low value is not below the high one")
-    return low, high
-
-
-def is_measured_range(setting: Sequence[float] | Mapping[str, Sequence[float]] | None, dtype: np.dtype) -> bool:
-    """Return whether the grey levels that become 0 and 255 follow from voxels of the image.
-
-    Parameters
-    ----------
-    setting, dtype : sequence or mapping, dtype
-        As of `intensity_window`.
-
-    Returns
-    -------
-    bool
-        True for percentiles, which are the default of integers other than uint8.
-    """
-    return isinstance(setting, Mapping) or (setting is None and dtype != np.uint8)
-
-
-def _parse_pair(setting: Sequence[float]) -> tuple[float, float]:
-    values = list(setting) if isinstance(setting, Sequence) else [setting]
-    numbers = [float(value) for value in values if isinstance(value, (int, float)) and np.isfinite(value)]
-    if len(values) != 2 or len(numbers) != 2:
-        raise InputError(f"image_intensity {setting!r} is not two numbers [low, high]")
-    return numbers[0], numbers[1]
-
-
-def _percentiles(sample: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float]:
-    sample = sample[np.isfinite(sample)] if sample.dtype.kind == "f" else sample
-    if sample.size == 0:
-        raise InputError("image_intensity: there are no voxels to take percentiles of")
-    low, high = (float(value) for value in np.percentile(sample, percentiles))
-    if low >= high:
-        raise InputError(
-            f"image_intensity: the percentiles {percentiles[0]} and {percentiles[1]} of the image are both {low:g}: "
-            "the sample has no contrast; give image_intensity as [low, high] in the task"
-        )
-    return low, high
 
 
 def not_imaged(image: np.ndarray) -> np.ndarray | None:

@@ -102,7 +102,7 @@ def _measure_shares(described: VolumeDescription, rule: LabelRule) -> tuple[floa
     values = described.sample.total
     if values.num_nan:
         raise InputError(f"{described.uri} holds nan, which is neither foreground nor background")
-    classes = to_classes(values.values, rule, described.uri)
+    classes = to_classes(values.values, rule, described.uri, values.counts)
     counted = classes != IGNORE_LABEL
     return values.share((classes > 0) & counted, among=counted), values.share(~counted)
 

@@ -28,7 +28,7 @@ from kasthuri_ray.evaluation.provenance import (
 from kasthuri_ray.geometry import Box, Zyx, parse_box, per_axis
 from kasthuri_ray.labels import LabelRule
 from kasthuri_ray.volumes.alignment import align_volumes
-from kasthuri_ray.volumes.background_labels import find_background
+from kasthuri_ray.volumes.background_labels import find_background, merged_classes_note
 from kasthuri_ray.volumes.opening import VolumeOpener
 from kasthuri_ray.volumes.resampled_volume import Resampling, resample_image
 from kasthuri_ray.volumes.volume import Volume
@@ -105,7 +105,7 @@ def prepare_comparison(settings: EvaluateSettings, task_changes: Mapping[str, An
     if warning := unfinished_warning(settings.prediction):
         notes.append(warning)
     labels, found = find_background(rule.labels, [(annotation, [box])])
-    notes += found
+    notes += [*found, *filter(None, [merged_classes_note(labels, (annotation, [box]))])]
     instances = _open_instances(settings, opener, annotation, rule, box, notes)
     known = (settings.threshold, provenance.get("threshold"), defaults.THRESHOLD)
     comparison = Comparison(

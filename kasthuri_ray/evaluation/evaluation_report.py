@@ -16,7 +16,7 @@ from kasthuri_ray.evaluation.comparison import Comparison
 from kasthuri_ray.evaluation.comparison_inputs import ComparisonInputs
 from kasthuri_ray.evaluation.provenance import storage_path
 from kasthuri_ray.geometry import Box, Zyx
-from kasthuri_ray.labels import intensity_window, to_uint8
+from kasthuri_ray.labels import to_uint8
 from kasthuri_ray.metrics import sanity, voxel_counts, voxel_scores
 from kasthuri_ray.metrics.object_comparison import add_object_scores
 from kasthuri_ray.metrics.object_density import AnnotatedObjects, object_warnings
@@ -36,6 +36,7 @@ from kasthuri_ray.reports.section_images import NUM_EXAMPLES, SectionResult, cho
 from kasthuri_ray.storage.storage import Storage
 from kasthuri_ray.volumes.absent_chunks import absent_text
 from kasthuri_ray.volumes.background_labels import MAX_SYNAPSE_SHARE
+from kasthuri_ray.volumes.intensity import intensity_window
 from kasthuri_ray.volumes.volume import Volume
 
 COMPARED = "what is compared"

@@ -19,7 +19,7 @@ from kasthuri_ray.evaluation.annotation_check import check_annotation
 from kasthuri_ray.evaluation.provenance import NO_VOLUME
 from kasthuri_ray.evaluation.shown_sections import SectionReader
 from kasthuri_ray.geometry import Box, per_axis
-from kasthuri_ray.labels import DEFAULT_PERCENTILES, LabelRule, intensity_window, is_measured_range
+from kasthuri_ray.labels import LabelRule
 from kasthuri_ray.progress import Reporter, format_count
 from kasthuri_ray.ray_cluster.output_paths import SINGLE_NODE, check_writable_path, resolve_output_path
 from kasthuri_ray.reports.volume_page import PAGE_MARK, ShownSection, Table, VolumeReport, volume_page
@@ -29,6 +29,7 @@ from kasthuri_ray.storage.uris import is_inside, redact_secrets
 from kasthuri_ray.volumes.alignment import Alignment, align_volumes
 from kasthuri_ray.volumes.description import Rows, VolumeDescription, describe_volume, share_text
 from kasthuri_ray.volumes.grey_range import DEFAULT_RANGE, STATED_RANGE, check_grey_range
+from kasthuri_ray.volumes.intensity import DEFAULT_PERCENTILES, intensity_window, is_measured_range
 from kasthuri_ray.volumes.opening import VolumeOpener
 from kasthuri_ray.volumes.value_sample import ValueSample
 from kasthuri_ray.volumes.volume import Volume

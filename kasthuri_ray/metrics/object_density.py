@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kasthuri_ray.metrics.matching import SMALL_VOXELS
+from kasthuri_ray.metrics.objects import ObjectTable
+from kasthuri_ray.progress import format_count
 
 MAX_RATIO = 5.0  # of the density of the predicted objects to that of the annotated ones
 MAX_PER_TRUE = 2.0  # where the annotation itself has about as many objects, a high density is no sign of noise
@@ -69,17 +71,60 @@ def object_warnings(
     """
     warnings = []
     for name, row in objects.items():
-        if row.get("num_small", 0) > row["num_predicted"] / 2:
-            warnings.append(
-                f"Most of the {row['num_predicted']:,} marked objects of the class {name} are specks: "
-                f"{row['num_small']:,} have fewer than {SMALL_VOXELS} voxels. A count of them means nothing."
-            )
+        warnings.append(speck_warning(name, row["num_predicted"], row.get("num_small", 0)))
         here = AnnotatedObjects({name: row["num_true"]}, num_voxels, voxel_size_nm)
         is_known = training is not None and training.num_voxels > 0 and training.num_objects.get(name, 0) > 0
         reference, whose = (training, "the annotation of the training boxes") if is_known else (here, "the annotation")
         assert reference is not None
         warnings.append(_density_warning(name, row, here, reference, whose))
     return [warning for warning in warnings if warning]
+
+
+def speck_warning(name: str, num_objects: int, num_small: int) -> str:
+    """Return a warning if most objects are too small to be any.
+
+    Parameters
+    ----------
+    name : str
+        Name of their class.
+    num_objects, num_small : int
+        Marked objects, and those of fewer than `SMALL_VOXELS` voxels.
+
+    Returns
+    -------
+    str
+        A sentence, or "".
+    """
+    if num_small <= num_objects / 2:
+        return ""
+    return (
+        f"Most of the {num_objects:,} marked objects of the class {name} are specks: {num_small:,} have fewer than "
+        f"{SMALL_VOXELS} voxels. A count of them means nothing."
+    )
+
+
+def describe_objects(table: ObjectTable, names: Sequence[str]) -> tuple[str, list[str]]:
+    """Return how many objects of each class there are, and the signs that they are mostly noise.
+
+    Parameters
+    ----------
+    table : ObjectTable
+        Objects of all classes.
+    names : sequence of str
+        Names of the classes 1, 2, ....
+
+    Returns
+    -------
+    counts : str
+        Such as "12 objects" or "12 objects (3 of synapse, 9 of mitochondrion)".
+    warnings : list of str
+        Sentences.
+    """
+    by_class = {name: table.size_voxels[table.class_numbers == number] for number, name in enumerate(names, start=1)}
+    parts = ", ".join(f"{len(sizes):,} of {name}" for name, sizes in by_class.items())
+    counts = format_count(len(table), "object") + (f" ({parts})" if len(names) > 1 else "")
+    warnings = [speck_warning(name, len(sizes), int((sizes < SMALL_VOXELS).sum())) for name, sizes in by_class.items()]
+    return counts, [warning for warning in warnings if warning]
 
 
 def _density_warning(

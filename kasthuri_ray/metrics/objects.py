@@ -55,6 +55,11 @@ class ObjectTable:
         return self.stats[:, SIZE]
 
     @property
+    def class_numbers(self) -> np.ndarray:
+        """Class of each object, 1, 2, ..., int64 [objects]."""
+        return self.stats[:, CLASS]
+
+    @property
     def centroid(self) -> np.ndarray:
         """Mean z, y, x of the voxels, float64 [objects, 3]; a voxel is at its index."""
         return self.stats[:, SUM_Z : SUM_Z + 3] / self.stats[:, SIZE, None]

@@ -18,7 +18,12 @@ from kasthuri_ray.module_path import FOLDER_VARIABLE, is_searched_first, search_
 from kasthuri_ray.progress import Reporter
 from kasthuri_ray.ray_cluster.nodes import living_nodes
 from kasthuri_ray.ray_cluster.package_versions import check_same_package
-from kasthuri_ray.ray_cluster.resources import ClusterResources, cluster_resources, format_resource
+from kasthuri_ray.ray_cluster.resources import (
+    ClusterResources,
+    ResourceDemand,
+    cluster_resources,
+    format_resource,
+)
 from kasthuri_ray.ray_cluster.temporary_folder import default_ray_folder, find_fault, private_ray_folder
 from kasthuri_ray.storage.uris import in_ray_job
 
@@ -135,9 +140,8 @@ def check_local_gpu(device: str, precision: str) -> None:
     InputError
         If it has none that torch can use, or if the device is `cpu` and the precision `float16`.
     """
-    is_elsewhere = os.environ.get("RAY_ADDRESS") or ("ray" in sys.modules and sys.modules["ray"].is_initialized())
     flag = "--device cuda" if device == "cuda" else "--precision float16" if precision == "float16" else ""
-    if not flag or (is_elsewhere and device != "cpu"):
+    if not flag or (_has_cluster() and device != "cpu"):
         return
     import torch
 
@@ -148,6 +152,38 @@ def check_local_gpu(device: str, precision: str) -> None:
             f"{flag}: this machine has no GPU that torch can use. Leave it out to compute on CPUs, or attach to a "
             "cluster with GPUs (RAY_ADDRESS=HOST:PORT)"
         )
+
+
+def check_local_cpus(demand: ResourceDemand, wait_s: float | None, device: str) -> None:
+    """Check, before Ray starts, that this machine has the CPUs that are needed, if Ray will start on it alone.
+
+    Parameters
+    ----------
+    demand : ResourceDemand
+        What is needed on CPUs.
+    wait_s : float or None
+        As of `require_resources`.
+    device : str
+        Setting: nothing is checked where GPUs may be used.
+
+    Raises
+    ------
+    InputError
+        If it has too few. The message shows both numbers.
+    """
+    if _has_cluster() or device == "cuda":
+        return
+    import torch
+
+    from kasthuri_ray.process_resources import usable_cpus
+
+    if device == "cpu" or not torch.cuda.is_available():
+        demand.check(ClusterResources(usable_cpus(), 0.0, 1), wait_s)
+
+
+def _has_cluster() -> bool:
+    """Return whether this process attaches to a cluster, or has a Ray already."""
+    return bool(os.environ.get("RAY_ADDRESS")) or ("ray" in sys.modules and sys.modules["ray"].is_initialized())
 
 
 def choose_auth_token(attach: bool) -> None:

@@ -98,6 +98,13 @@ class ResourceDemand:
             shortages.append(text.strip())
         return "; ".join(shortages)
 
+    def check(self, cluster: ClusterResources, wait_s: float | None) -> str:
+        """Return what the cluster lacks; raise an InputError if that is anything and nobody waits for more."""
+        shortage = self.describe_shortage(cluster)
+        if shortage and not wait_s:
+            raise InputError(f"{shortage}. {self.suggest_fix(cluster)}")
+        return shortage
+
     def suggest_fix(self, cluster: ClusterResources, waited: bool = False) -> str:
         """Return what to type if the cluster is too small.
 
@@ -159,11 +166,8 @@ def require_resources(demand: ResourceDemand, wait_s: float | None, report: Call
         If the cluster is too small and `wait_s` is None or 0; if it is still too small after `wait_s`; or if others
         hold its resources for as long (for 60 s without `wait_s`). The message shows both numbers.
     """
-    total = cluster_resources()
-    shortage = demand.describe_shortage(total)
-    if shortage and not wait_s:
-        raise InputError(f"{shortage}. {demand.suggest_fix(total)}")
-    timeout_s, is_too_small = wait_s or BUSY_WAIT_S, bool(shortage)
+    is_too_small = bool(demand.check(cluster_resources(), wait_s))
+    timeout_s = wait_s or BUSY_WAIT_S
     if is_too_small:
         _request_from_autoscaler(demand)
     try:

@@ -37,7 +37,8 @@ class Example:
     """Section, or a part of one, with its pictures.
 
     rating: best, worst or "". layout: "large" beside a large picture of the errors, "few" for less than four pictures,
-    or "". f1: None without foreground. found, missed, wrong: numbers of pixels.
+    or "". f1: None without foreground. found, missed, wrong: numbers of pixels. is_hatched: whether some are
+    not labelled.
     """
 
     z: int
@@ -50,6 +51,7 @@ class Example:
     found: int
     missed: int
     wrong: int
+    is_hatched: bool
 
 
 def make_examples(sections: Sequence[SectionResult], pixel_size_nm: tuple[float, float] | None) -> list[Example]:
@@ -77,6 +79,7 @@ def _make_example(section: SectionResult, rating: str, pixel_size_nm: tuple[floa
         section.truth is not None,
         section.f1,
         *section.num_outcomes,
+        section.is_hatched,
     )
 
 

@@ -7,10 +7,12 @@ import html
 import json
 import re
 import statistics
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jinja2
 
+from kasthuri_ray.config.network import UNET_SETTINGS
 from kasthuri_ray.progress import format_count, format_duration
 from kasthuri_ray.reports.figures import figure_svg
 from kasthuri_ray.reports.learnt_text import learnt_percent
@@ -42,6 +44,14 @@ def render(template: str, report: Report, **values: Any) -> str:
     return page.render(report=report, name=name, plural=PLURALS.get(name, name), **values)
 
 
+def settings_in_use(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return sections of settings; of a network of one's own without those of our U-Nets."""
+    network = settings.get("network")
+    if not isinstance(network, Mapping) or "." not in str(network.get("model", "")):
+        return settings
+    return {**settings, "network": {key: value for key, value in network.items() if key not in UNET_SETTINGS}}
+
+
 @functools.cache
 def _environment() -> jinja2.Environment:
     """Return the environment of the templates. Undefined names are errors, and text is escaped."""
@@ -57,6 +67,7 @@ def _environment() -> jinja2.Environment:
         "code_flags": code_flags,
         "count": format_count,
         "duration": format_duration,
+        "in_use": settings_in_use,
         "fixed": lambda value, digits: f"{value:.{digits}f}",
         "interval": lambda interval: f"{interval[0]:.3f} to {interval[1]:.3f}",
         "learnt_share": learnt_percent,

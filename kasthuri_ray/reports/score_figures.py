@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,7 +85,8 @@ def plot_confusion(matrix: Sequence[Sequence[int]] | np.ndarray, names: Sequence
     matrix = np.asarray(matrix)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     side = len(matrix)
-    figure = Figure(figsize=(max(4.4, 1.1 * side), max(3.0, 0.8 * side)), layout="constrained")
+    width, height = (4.4, 3.0) if side == 2 else (1.0 + 1.1 * side, 0.6 + 0.8 * side)
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     for (row, column), count in np.ndenumerate(matrix):
         share = shares[row, column]
@@ -99,8 +101,9 @@ def plot_confusion(matrix: Sequence[Sequence[int]] | np.ndarray, names: Sequence
         axes.text(column, row, _percent_label(share), ha="center", va="bottom", fontsize=13 if side < 4 else 9)
         axes.text(column, row + 0.06, f"{count:,}", ha="center", va="top", fontsize=8, alpha=0.8)
     axes.set(xlim=(-0.5, side - 0.5), ylim=(side - 0.5, -0.5), xlabel="prediction", ylabel="truth")
-    axes.set_xticks(range(side), names)
-    axes.set_yticks(range(side), names, rotation=90, va="center")
+    wrapped = [textwrap.fill(name.replace("_", " "), 20 if side == 2 else 12) for name in names]  # as wide as a cell
+    axes.set_xticks(range(side), wrapped)
+    axes.set_yticks(range(side), wrapped, va="center", rotation=90 if side == 2 else 0)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure

@@ -90,6 +90,11 @@ class SectionResult:
         return found, missed, wrong
 
     @property
+    def is_hatched(self) -> bool:
+        """Whether pixels are ignored, which the pictures hatch."""
+        return self.truth is not None and bool((self.truth == IGNORE_LABEL).any())
+
+    @property
     def f1(self) -> float | None:
         """F1 of the pixels; None without a truth, or if truth and prediction hold no foreground."""
         found, missed, wrong = self.num_outcomes

@@ -18,6 +18,7 @@ from kasthuri_ray.reports.sweep_figures import SettingAxis, TrialRow
 MAX_SCORE_LOSS = 0.01
 MIN_SPEEDUP = 1.3
 
+MAX_NAMED_SETTINGS = 3  # of the winner, in the headline
 AT_CHANCE = "No trial is better than chance."
 
 
@@ -111,6 +112,14 @@ class SweepReport:
         return ended[0] if ended else None
 
     @property
+    def varied(self) -> list[str]:
+        """Settings of which trials had different values, those with the surest effect first."""
+        keys = list(dict.fromkeys(key for row in self.trials for key in row["values"]))
+        ranks = {effect.key: rank for rank, effect in enumerate(self.effects)}
+        keys.sort(key=lambda key: ranks.get(key, len(ranks)))
+        return [key for key in keys if len({json.dumps(row["values"].get(key)) for row in self.trials}) > 1]
+
+    @property
     def num_scored(self) -> int:
         """Trials with a score that did not fail."""
         return sum(row["score"] is not None and row["state"] not in ("failed", "running") for row in self.trials)
@@ -147,6 +156,7 @@ def sweep_page(report: SweepReport) -> str:
         "sweep.html.jinja",
         report,
         num_epochs=sum(row["epochs"] for row in report.trials),
+        named=report.varied[:MAX_NAMED_SETTINGS],
         num_by_state=collections.Counter(row["state"] for row in report.trials),
         faster=None if report.warnings else _faster_trial(report),
         failures=_trials_by_failure(report),

@@ -20,7 +20,7 @@ from kasthuri_ray.inference.inference_settings import (
     choose_inference_settings,
 )
 from kasthuri_ray.inference.tiling import pooling_phase
-from kasthuri_ray.ray_cluster.connection import RAY_ENVIRONMENT
+from kasthuri_ray.ray_cluster.connection import RAY_ENVIRONMENT, check_local_cpus
 from kasthuri_ray.ray_cluster.ray_errors import root_cause
 from kasthuri_ray.ray_cluster.resources import ClusterResources, ResourceDemand, count_fitting_actors, require_resources
 from kasthuri_ray.segmentation.actor_plan import ActorPlan
@@ -145,6 +145,13 @@ def _plan_resources(requested: SegmentSettings, inference: InferenceSettings, cl
     if min_actors * num_cpus > cluster.cpus and requested.wait_for_resources is None:
         num_cpus = max(MIN_ACTOR_CPUS, math.floor(100 * cluster.cpus / min_actors) / 100)
     return ActorPlan(min_actors, max_actors, num_cpus, autoscale=autoscale)
+
+
+def check_local_actors(requested: SegmentSettings) -> None:
+    """Refuse, before Ray starts on this machine alone, more actors than its CPUs can hold."""
+    fewest, _ = requested.actor_range or (1, UNLIMITED_ACTORS)
+    demand = ResourceDemand(fewest, MIN_ACTOR_CPUS, noun="actors", flag="--actors")
+    check_local_cpus(demand, requested.wait_for_resources, requested.device)
 
 
 def wait_for_actors(plan: ActorPlan, wait_seconds: float | None, report: Callable[[str], None]) -> None:

@@ -124,24 +124,53 @@ def resolve_export(
     InputError
         If the file cannot be written, or another one of that name exists.
     """
-    request = replace(request, path=open_storage(resolve_output_path(request.path, cluster, "--export")).path)
-    return replace(request, is_done=_is_done(request, output, record))
+    path, found = check_export_place(request, cluster, output)
+    request = replace(request, path=path)
+    return replace(request, is_done=_is_done(request, found, output, record))
 
 
-def _is_done(request: ExportRequest, output: str, record: dict[str, Any]) -> bool:
-    path = request.path
+def check_export_place(
+    request: ExportRequest, cluster: ClusterResources, output: str
+) -> tuple[str, dict[str, Any] | None]:
+    """Check that the file of an export can be written.
+
+    Parameters
+    ----------
+    request, cluster, output : ExportRequest, ClusterResources, str
+        As of `resolve_export`.
+
+    Returns
+    -------
+    path : str
+        Absolute path of the file.
+    found : dict or None
+        Provenance of the export that it holds; None if there is no such file.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written, or holds anything but an export.
+    """
+    path = open_storage(resolve_output_path(request.path, cluster, "--export")).path
     for folder in (open_storage(output).real_path, Ledger.beside(output).storage.real_path):
         if is_inside(os.path.realpath(path), folder):
             raise InputError(f"--export {path} is in the folder of the output, {folder}; choose another --export")
     check_writable_path(os.path.dirname(path), "--export")
     if not os.path.lexists(path):
-        return False
+        return path, None
     found = read_export_provenance(path) if os.path.isfile(path) else None
     if found is None:
         raise InputError(f"--export {path} exists and is no export of a segmentation; choose another --export")
+    return path, found
+
+
+def _is_done(request: ExportRequest, found: dict[str, Any] | None, output: str, record: dict[str, Any]) -> bool:
+    """Return whether the file holds this very export; InputError if it holds another one that is not replaced."""
+    if found is None:
+        return False
     if not request.overwrite and _to_compare(found) != _to_compare(_provenance(request, output, record)):
         raise InputError(
-            f"--export {path} exists and holds another export ({found.get('what')} of {found.get('box')} of "
+            f"--export {request.path} exists and holds another export ({found.get('what')} of {found.get('box')} of "
             f"{found.get('output')}); choose another --export, delete it, or replace it with --overwrite and without "
             "--weights"
         )

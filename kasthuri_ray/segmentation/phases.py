@@ -15,6 +15,7 @@ import numpy as np
 from kasthuri_ray.geometry import Box, Zyx
 from kasthuri_ray.metrics.class_map import classes_at
 from kasthuri_ray.metrics.components import label_block_components
+from kasthuri_ray.metrics.object_density import describe_objects
 from kasthuri_ray.metrics.objects import join_objects
 from kasthuri_ray.output.block_grid import BlockGrid, block_name
 from kasthuri_ray.output.ledger import Ledger, read_components, write_components
@@ -22,7 +23,6 @@ from kasthuri_ray.output.object_labels import block_with_shell, read_classes
 from kasthuri_ray.output.precomputed import PrecomputedCopy
 from kasthuri_ray.output.pyramid import PyramidLevel, level_name
 from kasthuri_ray.output.side_files import object_table_path, write_object_table
-from kasthuri_ray.progress import format_count
 from kasthuri_ray.segmentation.block_segmenter import BlockSegmenter
 from kasthuri_ray.segmentation.segmentation_job import SegmentationJob
 
@@ -70,7 +70,7 @@ class Phase(ABC):
         return [block_name(each) for each in self.source.overlapping(self.source_box(self.grid.box(index)))]
 
     def finish(self, written: Iterable[str]) -> str:
-        """Complete the phase when all its blocks are done; return a line for people, or nothing.
+        """Complete the phase when all its blocks are done; return lines for people, or nothing.
 
         written: names of the blocks that wrote any voxel, z slowest.
         """
@@ -148,13 +148,14 @@ class ObjectsPhase(Phase):
         return {}, False
 
     def finish(self, written: Iterable[str]) -> str:
-        """Write the table."""
+        """Write the table; return how many objects of each class it lists, and warnings."""
         job = self.job
         path, finest = object_table_path(job.output, job.class_names), job.levels[0]
         table = join_objects(read_components(self.ledger, name) for name in written)
         voxel_size_nm = finest.scale if job.spec.nanometers else None
         write_object_table(table, path, voxel_size_nm, finest.translation, job.box.start, job.class_names)
-        return f"{format_count(len(table), 'object')}: {path}"
+        counts, warnings = describe_objects(table, job.class_names)
+        return "\n".join([f"{counts}: {path}", *(f"warning: {warning}" for warning in warnings)])
 
 
 class CopyPhase(Phase):

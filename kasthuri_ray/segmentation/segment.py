@@ -34,6 +34,7 @@ from kasthuri_ray.segmentation import output_checks, resume
 from kasthuri_ray.segmentation.actor_plan import ActorPlan
 from kasthuri_ray.segmentation.actor_resources import (
     check_actor_memory,
+    check_local_actors,
     choose_settings_on_cluster,
     count_working_actors,
     plan_actors,
@@ -43,6 +44,7 @@ from kasthuri_ray.segmentation.actor_resources import (
 from kasthuri_ray.segmentation.block_worker import BlockWorker
 from kasthuri_ray.segmentation.export import (
     ExportRequest,
+    check_export_place,
     export_finished_output,
     export_output,
     read_export_request,
@@ -145,7 +147,7 @@ def segment(
     export = read_export_request(requested, inputs.box, trained.where)
     volumes = {"image": inputs.image, "mask": inputs.mask}
     output_checks.check_outside_volumes(str(requested.output), requested.precomputed, volumes)
-    _check_without_cluster(requested, inputs)
+    _check_without_cluster(requested, inputs, export)
     cluster = connect_ray(reporter, requested.verbose)
     output = _resolve_path(str(requested.output), "--output", cluster, requested.dry_run)
     copy = requested.precomputed and _resolve_path(requested.precomputed, "--precomputed", cluster, requested.dry_run)
@@ -199,12 +201,15 @@ def _export(export: ExportRequest, result: SegmentResult, reporter: Reporter, re
     return replace(result, export_path=export.path)
 
 
-def _check_without_cluster(segment: SegmentSettings, inputs: SegmentationInputs) -> None:
-    """Refuse, before Ray starts, an output that cannot be written, that is something else, or of other settings."""
+def _check_without_cluster(segment: SegmentSettings, inputs: SegmentationInputs, export: ExportRequest | None) -> None:
+    """Refuse, before Ray starts, files that cannot be written, are something else, or of other settings, and actors."""
     check_local_gpu(segment.device, segment.precision)
+    check_local_actors(segment)
     assert inputs.thresholds  # raises for another number of them than of classes
     paths = {"--output": segment.output, "--precomputed": segment.precomputed}
     output, copy = (path and _resolve_path(path, flag, SINGLE_NODE, segment.dry_run) for flag, path in paths.items())
+    if export is not None and not segment.dry_run:
+        check_export_place(export, SINGLE_NODE, str(output))
     record = resume.read_existing_record(str(output), segment.overwrite)
     if record is None:
         return

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from kasthuri_ray.config import defaults
 from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import AXES, Zyx, parse_box, per_axis
@@ -51,6 +52,11 @@ def prepare_segmentation(
     """
     segment = settings.segment
     _report_notes(settings, report)
+    if segment.threshold is None and trained.threshold is None:
+        report(
+            f"the weights state no threshold: the default, {defaults.THRESHOLD:g}, decides masks and objects, also in "
+            "an evaluation; --threshold sets another"
+        )
     receptive_field = find_receptive_field(network, settings.network.dim, settings.network.in_channels)
     receptive_field = receptive_field.widened_for_tta() if segment.tta else receptive_field
     if receptive_field.note:

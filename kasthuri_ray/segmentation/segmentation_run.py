@@ -184,8 +184,9 @@ class SegmentationRun:
         job, reporter, num_set_aside = self.job, self.reporter, len(self.set_aside)
         reporter.end()
         for phase in self.phases:
-            if self.finished.is_complete(phase) and (line := phase.finish(self.finished.written(phase))):
-                reporter.print_line(line)
+            if self.finished.is_complete(phase):
+                for line in phase.finish(self.finished.written(phase)).splitlines():
+                    reporter.print_line(line)
         progress.finish()
         if num_absent := progress.state["absent_chunks"]:
             reporter.print_line(absent_text(job.image.uri, num_absent, progress.state["chunks"]))

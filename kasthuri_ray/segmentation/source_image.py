@@ -11,11 +11,11 @@ import numpy as np
 from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Nm, Zyx, per_axis
-from kasthuri_ray.labels import intensity_window, is_measured_range
 from kasthuri_ray.segmentation.trained_network import TrainedNetwork
 from kasthuri_ray.storage.uris import absolute_uri
 from kasthuri_ray.volumes.absent_chunks import absent_text, count_absent_before
 from kasthuri_ray.volumes.grey_range import DEFAULT_RANGE, STATED_RANGE
+from kasthuri_ray.volumes.intensity import intensity_window, is_measured_range
 from kasthuri_ray.volumes.mask_alignment import align_mask, mask_box
 from kasthuri_ray.volumes.opening import VolumeOpener
 from kasthuri_ray.volumes.resampled_volume import resample_image

@@ -9,10 +9,17 @@ import numpy as np
 from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.config.task import SPLITS, TaskSettings
 from kasthuri_ray.geometry import Box
-from kasthuri_ray.labels import LabelRule, intensity_window, is_measured_range
+from kasthuri_ray.labels import LabelRule
 from kasthuri_ray.tiles.sampling import SplitSources, TileSource, TrainTiles
-from kasthuri_ray.volumes.background_labels import MAX_SYNAPSE_SHARE, Annotation, find_background, foreground_share
+from kasthuri_ray.volumes.background_labels import (
+    MAX_SYNAPSE_SHARE,
+    Annotation,
+    find_background,
+    foreground_share,
+    merged_classes_note,
+)
 from kasthuri_ray.volumes.grey_range import DEFAULT_RANGE, STATED_RANGE, check_grey_range
+from kasthuri_ray.volumes.intensity import intensity_window, is_measured_range
 from kasthuri_ray.volumes.volume import Volume
 
 NUM_INTENSITY_TILES = 32  # random tiles from which percentiles of grey levels are computed
@@ -92,7 +99,8 @@ def choose_label_rule(opened: SplitSources, settings: Settings, add_note: AddNot
         known = {volume.identity for volume, _ in boxes["train"]}
         others = [each for each in (*boxes["val"], *boxes["test"]) if each[0].identity not in known]
         rule, notes = find_background(rule, boxes["train"], others)
-        for note in notes:
+        merged = [merged_classes_note(rule, each) for each in boxes["train"]]
+        for note in filter(None, [*notes, *merged]):
             add_note(note)
     for split in SPLITS:
         for annotation in boxes[split]:

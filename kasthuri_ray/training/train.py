@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.errors import missing_is_bad_input
 from kasthuri_ray.progress import Reporter
-from kasthuri_ray.ray_cluster.connection import check_local_gpu, connect_ray
+from kasthuri_ray.ray_cluster.connection import check_local_cpus, check_local_gpu, connect_ray
 from kasthuri_ray.ray_cluster.driver import (
     exit_on_sigterm,
     guard_ray_work,
@@ -102,10 +103,32 @@ def train(settings: Settings, reporter: Reporter, resume_command: Callable[[str]
         reporter.print_line(note)
     reporter.print_line(f"to resume after a stop: {command}")
     require_resources(workers.demand(), settings.train.wait_for_resources, reporter.print_line)
-    more_epochs = f"{command} --set network.epochs={2 * settings.network.epochs}"
+    more_epochs = command_with_epochs(command, 2 * settings.network.epochs)
     _train_under_lease(prepared.make_job(settings, path, more_epochs), workers, reporter, command)
     reporter.print_result(path)
     return TrainResult.read(path)
+
+
+def command_with_epochs(command: str, num_epochs: int) -> str:
+    """Return a command that resumes a run, with another number of epochs in place of the one that it sets.
+
+    Parameters
+    ----------
+    command : str
+        Shell command, or a sentence about a call in Python.
+    num_epochs : int
+        Number of epochs.
+
+    Returns
+    -------
+    str
+        The command with one `--set network.epochs=`.
+    """
+    if "network.epochs=" in command:
+        words = [word for word in shlex.split(command) if not word.removeprefix("--set=").startswith("network.epochs=")]
+        pairs = zip(words, [*words[1:], "--"], strict=True)
+        command = shlex.join(word for word, after in pairs if word != "--set" or not after.startswith("--"))
+    return f"{command} --set network.epochs={num_epochs}"
 
 
 def _check_without_cluster(settings: Settings) -> None:
@@ -114,7 +137,8 @@ def _check_without_cluster(settings: Settings) -> None:
     name = settings.train.name
     folder = None if name is None else RunFolder(open_storage(run_path(settings, name)))
     recorded = None if folder is None else folder.read_batch_size()
-    planned, _ = plan_workers(settings, use_gpu=False, recorded_batch_size=recorded)
+    planned, workers = plan_workers(settings, use_gpu=False, recorded_batch_size=recorded)
+    check_local_cpus(workers.demand(), settings.train.wait_for_resources, settings.train.device)
     if folder is not None:
         check_run_resumable(folder, planned)
 

@@ -17,7 +17,7 @@ from kasthuri_ray.config.settings import Settings, TuneSettings
 from kasthuri_ray.config.sweep_settings import SweepSettings
 from kasthuri_ray.errors import AlreadyFinished, InputError
 from kasthuri_ray.progress import Reporter
-from kasthuri_ray.ray_cluster.connection import check_local_gpu, connect_ray
+from kasthuri_ray.ray_cluster.connection import check_local_cpus, check_local_gpu, connect_ray
 from kasthuri_ray.ray_cluster.output_paths import SINGLE_NODE, check_shared_path
 from kasthuri_ray.ray_cluster.resources import ClusterResources, ResourceDemand
 from kasthuri_ray.storage.folder import open_storage
@@ -119,8 +119,10 @@ def plan_sweep(sweep: SweepSettings, reporter: Reporter, job_command: JobCommand
     space = read_search_space(sweep)
     prepared = {name: prepare_training(base) for name, base in sweep.networks.items()}
     check_local_gpu(settings.train.device, settings.network.precision)
-    if settings.train.name is not None:  # a refusal needs no cluster
-        check_sweep_resumable(_make_plan(sweep, prepared, space, SINGLE_NODE, job_command))
+    planned = _make_plan(sweep, prepared, space, SINGLE_NODE, job_command)  # a refusal needs no cluster
+    check_local_cpus(planned.demand, settings.train.wait_for_resources, settings.train.device)
+    if settings.train.name is not None:
+        check_sweep_resumable(planned)
     cluster = connect_ray(reporter, settings.train.verbose)
     plan = _make_plan(sweep, prepared, space, cluster, job_command)
     check_shared_path(plan.path, cluster)

@@ -80,11 +80,10 @@ class SweepReporter:
         if trial.state == FAILED or trial.score is None:
             return trial.why
         ended = [one.id for one in self.leaderboard.ranked() if one.ended]
+        duration = f"{format_duration(trial.wall_seconds)} ({format_duration(trial.seconds)} in epochs)"
         return (
-            f"{self._score_text(trial)} at epoch {trial.best_epoch} of {trial.epochs}, "
-            f"{format_duration(trial.wall_seconds)}, rank {ended.index(trial.id) + 1} of {len(ended)}"
-            + f" ({trial.why})"
-            * (trial.state != FINISHED)
+            f"{self._score_text(trial)} at epoch {trial.best_epoch} of {trial.epochs}, {duration}, "
+            f"rank {ended.index(trial.id) + 1} of {len(ended)}" + f" ({trial.why})" * (trial.state != FINISHED)
         )
 
     def receive(self, received: TrialMessage) -> None:

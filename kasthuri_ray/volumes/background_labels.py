@@ -1,7 +1,8 @@
-"""Annotations in which a label such as 2**64 - 1 means "no object": found out from a sample of their boxes."""
+"""What labels of an annotation may mean, found out from its boxes before any work: "no object", or several classes."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,12 +10,14 @@ import numpy as np
 
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box
-from kasthuri_ray.labels import IGNORE_LABEL, LabelRule, is_any_of, none_label, to_classes
+from kasthuri_ray.labels import FEW_CLASSES, IGNORE_LABEL, LabelRule, is_any_of, none_label, to_classes
 from kasthuri_ray.volumes.cutout_sample import sample_boxes
 from kasthuri_ray.volumes.volume import Volume
 
+MAX_CLASSES = 8  # of one annotation; more small labels are ids of objects
 MIN_SHARE = 0.5  # of a sample that a label fills if it means "no object"
 SMALL_TYPE_BYTES = 2  # of types whose maximum may well be an ordinary label
+MAX_COUNTED_VOXELS = 1 << 24  # of boxes whose labels are all counted for a message, if they are not remote
 MAX_SYNAPSE_SHARE = 0.5  # of a box that is foreground; more is hardly an annotation of synapses
 
 Annotation = tuple[Volume, Sequence[Box]]  # and the boxes of it that count
@@ -92,7 +95,7 @@ def _check_extreme(rule: LabelRule, annotation: Annotation) -> None:
     extreme = int(np.iinfo(volume.dtype).max)
     if extreme in rule.ignored or extreme <= rule.threshold_value:
         return
-    labels = sample_boxes(volume, boxes)
+    labels, counted = _read_labels(annotation)
     share = float((labels == extreme).mean())
     if share <= MIN_SHARE:
         return
@@ -101,9 +104,50 @@ def _check_extreme(rule: LabelRule, annotation: Annotation) -> None:
     has_others = bool(((labels > rule.threshold_value) & (labels != extreme)).any())
     likeliest = [unlabelled, background] if has_others else [background, unlabelled]
     raise InputError(
-        f"{volume.uri} {boxes[0]}: the label {extreme} fills {share:.1%} of a sample, and with task.threshold it would "
-        f"be foreground. What does it mean? {' '.join(likeliest)} Labels with names: task.labels, with "
+        f"{volume.uri} {boxes[0]}: the label {extreme} fills {share:.1%} of {counted}, and with task.threshold it "
+        f"would be foreground. What does it mean? {' '.join(likeliest)} Labels with names: task.labels, with "
         "task.threshold=false. Foreground all the same: --set task.background=[]."
+    )
+
+
+def _read_labels(annotation: Annotation) -> tuple[np.ndarray, str]:
+    """Return all labels of the boxes, in one row, where that is cheap, else a sample of them; and the name of those."""
+    volume, boxes = annotation
+    if not volume.remote and sum(box.num_voxels for box in boxes) <= MAX_COUNTED_VOXELS:
+        labels = np.concatenate([volume.read(box).ravel() for box in boxes])
+        return labels, f"the {labels.size:,} voxels"
+    labels = sample_boxes(volume, boxes)
+    return labels, f"a sample of {labels.size:,} voxels"
+
+
+def merged_classes_note(rule: LabelRule, annotation: Annotation) -> str:
+    """Return a note about an annotation whose labels may be classes, and of which a threshold makes one foreground.
+
+    Parameters
+    ----------
+    rule : LabelRule
+        What its labels mean.
+    annotation : (Volume, boxes)
+        The annotation.
+
+    Returns
+    -------
+    str
+        A sentence, or "" for a single label above the threshold, and for many or large ones, which are ids.
+    """
+    volume, boxes = annotation
+    if rule.threshold_value is None or rule.background or volume.dtype.kind not in "iu":
+        return ""
+    labels, counted = _read_labels(annotation)
+    above = np.unique(labels[labels > rule.threshold_value])
+    values = [int(label) for label in above if label not in rule.ignored]
+    if not 2 <= len(values) <= MAX_CLASSES or max(values) >= FEW_CLASSES:
+        return ""
+    listed, others = ", ".join(map(str, values)), [0, *values[1:]]
+    return (
+        f"{volume.uri} {boxes[0]} holds the labels {listed} in {counted}: all of them count as foreground, by "
+        "task.threshold. That is right for ids of objects. If they are classes, name them with task.labels, or choose "
+        f"one: --set task.background={json.dumps(others, separators=(',', ':'))} leaves the label {values[0]} alone."
     )
 
 
@@ -136,6 +180,11 @@ def foreground_share(rule: LabelRule, annotation: Annotation) -> float:
         If the sample holds a label that is no class.
     """
     volume, boxes = annotation
-    classes = to_classes(sample_boxes(volume, boxes), rule, f"{volume.uri} {boxes[0]}")
+    where = f"{volume.uri} {boxes[0]}"
+    try:
+        classes = to_classes(sample_boxes(volume, boxes), rule, where)
+    except InputError:
+        to_classes(_read_labels(annotation)[0], rule, where)  # raises the same, with shares of all that can be counted
+        raise
     counted = classes[classes != IGNORE_LABEL]
     return float((counted > 0).mean()) if counted.size else 0.0

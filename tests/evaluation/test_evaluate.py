@@ -91,7 +91,7 @@ def test_an_evaluation_is_never_written_into_the_prediction(synapses, place):
 
 def test_labels_that_are_no_class_are_bad_input(local_ray, synapses, write_volume, tmp_path):
     ids = write_volume(tmp_path / "ids.zarr", np.full((12, 300, 280), 12, np.uint16))
-    with pytest.raises(ValueError, match=r"ids.zarr .*the annotation holds 12 \(100.00%\); allowed are 0 to 1 and 7"):
+    with pytest.raises(ValueError, match=r"ids.zarr .* holds 12 \(100.00%\) among .*; allowed are 0 to 1 and 7"):
         evaluate(synapses.settings.model_copy(update={"annotation": ids, "out": str(tmp_path / "out")}), Reporter())
     assert not (tmp_path / "out").exists()
 

@@ -4,6 +4,7 @@ import csv
 import html
 import json
 import re
+from collections import Counter
 
 import cc3d
 import numpy as np
@@ -62,6 +63,10 @@ def output(run, start_job, cluster, folder):
     flags = ["--weights", run, "--output", folder / "out.zarr", "--box", "11:14,:,:", "--save-mask", "--objects"]
     job = start_job(*flags, "--precision", "float32", cluster=cluster, script="jobs/segment.py").wait()
     assert job.code == 0, job.out + job.err
+    with open(folder / "out.zarr.objects.csv") as file:
+        numbers = Counter(row["class"] for row in csv.DictReader(file))
+    counted = ", ".join(f"{numbers[name]:,} of {name}" for name in NAMES)
+    assert f"{numbers.total():,} objects ({counted}): {folder}/out.zarr.objects.csv" in job.out
     return folder / "out.zarr"
 
 

@@ -207,6 +207,47 @@ def test_the_same_evaluation_is_replaced_and_another_one_needs_overwrite(main, f
     assert json.loads((out / "evaluation.json").read_text())["threshold"] == 0.9
     assert json.loads((out / "settings.json").read_text())["evaluate"]["box"] == "0:4,0:32,0:32"
     assert (out / "notes.txt").read_text() == "mine"
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for broken in ("write_evaluation_report", "compare_blocks"):
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluate_module, broken, fail_after(getattr(evaluate_module, broken)))
+            assert run("--overwrite") == 1
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    (out / "unfinished").mkdir()  # of one that was killed
+    (out / "unfinished/index.html").write_text("a part")
+    assert run("--overwrite") == 0
+    assert not (out / "unfinished").exists()
+
+
+def fail_after(function):
+    """Return the function, which fails after its work, as where a disk is full."""
+
+    def failing(*arguments):
+        result = function(*arguments)
+        list(result or ())
+        raise OSError("no space left")
+
+    return failing
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_labels_that_the_threshold_of_a_task_merges_are_named_in_a_line_and_on_the_page(
+    main, folder, monkeypatch, capsys
+):
+    from kasthuri_ray.ray_cluster.connection import connect_ray
+
+    monkeypatch.setattr(evaluate_module, "connect_ray", connect_ray)
+    labels = np.random.default_rng(0).integers(0, 4, (4, 32, 32), np.uint8)
+    write_store("labels.zarr", labels)
+    write_store("probabilities.zarr", (labels == 1) * np.uint8(200))
+    arguments = ["--prediction", "probabilities.zarr", "--annotation", "labels.zarr", "--task", "synapse"]
+    assert cli.run_job(main, [*arguments, "--cache", "none"]) == 0
+    text = "holds the labels 1, 2, 3 in the 4,096 voxels: all of them count as foreground, by task.threshold."
+    assert text in capsys.readouterr().out
+    assert text in (folder / "probabilities.zarr.evaluation/index.html").read_text()
+    assert cli.run_job(main, [*arguments, "--set", "task.background=[0,2,3]", "--out", "one", "--cache", "none"]) == 0
+    assert "all of them count" not in capsys.readouterr().out
+    assert json.loads((folder / "one/evaluation.json").read_text())["foreground_f1"] == 1
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -109,6 +109,7 @@ def test_an_evaluation_says_which_part_was_learnt_from(first, start_job, cluster
         output, annotation = folder / f"{name}.zarr", folder / "membrane.zarr"
         job = start_job(*flags, "--output", output, "--cache", "none", cluster=cluster, script="jobs/segment.py").wait()
         assert job.code == 0, job.out + job.err
+        assert ("the weights state no threshold: the default, 0.5, decides" in job.out) == (name == "bare")
         compared = ["--prediction", output, "--annotation", annotation, "--cache", "none"]
         job = start_job(*compared, cluster=cluster, script="jobs/evaluate.py").wait()
         assert job.code == 0, job.out + job.err

@@ -197,3 +197,22 @@ def test_sigterm_ends_all_processes_and_prints_the_command_that_resumes(start_jo
     assert not Path(ray_folder[1]).exists()
     assert not Path(tmp_path / "out.zarr.ledger/lock.json").exists()
     assert json.loads((tmp_path / "out.zarr.progress.json").read_text())["state"] == "failed"
+
+
+def test_actors_and_export_files_that_cannot_be_are_refused_before_ray_starts(start_job, segmented, tmp_path, no_ray):
+    arguments, _ = segmented
+    many = start_job(*arguments, "--output", tmp_path / "out.zarr", "--actors", "5000", script=SCRIPT).wait()
+    assert many.code == 2, many.out + many.err
+    assert "5000 actors need 1250 CPUs, the cluster has" in many.err
+    assert "Give fewer with --actors" in many.err
+    assert "starting Ray" not in many.out + many.err
+    (tmp_path / "mine.tif").write_text("of another program")
+    for file, message in (
+        ("mine.tif", "exists and is no export"),
+        ("out.zarr/a.tif", "is in the folder of the output"),
+    ):
+        flags = ["--output", tmp_path / "out.zarr", "--export", tmp_path / file]
+        refused = start_job(*arguments, *flags, env=no_ray, script=SCRIPT).wait()
+        assert refused.code == 2, refused.out + refused.err
+        assert message in refused.err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.tif"]

@@ -1,8 +1,11 @@
 """Objects that are mostly noise are named in a sentence; ordinary ones are not."""
 
+import numpy as np
 import pytest
 
-from kasthuri_ray.metrics.object_density import AnnotatedObjects, object_warnings
+from kasthuri_ray.metrics import components
+from kasthuri_ray.metrics.object_density import AnnotatedObjects, describe_objects, object_warnings
+from kasthuri_ray.metrics.objects import ObjectTable
 
 SIZE = (30.0, 6.0, 6.0)  # a million voxels are 1.08 um^3
 TRAINING = AnnotatedObjects({"synapse": 20}, 10_000_000, SIZE)
@@ -43,3 +46,22 @@ def test_where_training_tells_nothing_the_annotation_that_is_given_is_compared(t
     assert warnings_of(100, training=training) == []
     (warning,) = warnings_of(101, training=training)
     assert "as many as in the annotation, 1.85 per um^3" in warning
+
+
+def table_of(*objects):
+    """Return a table of objects, each a class and a size."""
+    stats = np.zeros((len(objects), components.NUM_COLUMNS), np.int64)
+    for row, (number, size) in zip(stats, objects, strict=True):
+        row[[components.CLASS, components.SIZE]] = number, size
+    return ObjectTable(stats, np.arange(len(objects)))
+
+
+def test_objects_are_counted_by_class_and_specks_of_each_are_named():
+    counts, warnings = describe_objects(table_of((1, 50), (2, 3), (2, 9), (2, 10)), ["synapse", "vesicle"])
+    assert counts == "4 objects (1 of synapse, 3 of vesicle)"
+    (warning,) = warnings
+    assert warning.startswith(
+        "Most of the 3 marked objects of the class vesicle are specks: 2 have fewer than 10 voxels"
+    )
+    assert describe_objects(table_of((1, 50), (1, 3)), ["synapse"]) == ("2 objects", [])
+    assert describe_objects(table_of(), ["synapse"]) == ("0 objects", [])

@@ -153,13 +153,13 @@ def test_all_text_of_the_user_is_escaped(make_report, page_text):
 
 
 def test_without_an_annotation_for_test_the_page_shows_the_validation_box(make_report, page_text):
-    report = make_report(counts_of="val", num_sections=2)
+    report = make_report(counts_of="val", num_sections=2, notes=["There is no annotation for test."])
     report.metrics = {**report.metrics, "test": None}
     for section in report.gallery:
         section.truth = None
     page = run_page(report)
     text = page_text(page)
-    assert "no annotation for test" in text
+    assert text.count("no annotation for test") == 1
     assert "of the validation box" in text
     assert "test box" not in text
     assert "no annotation to compare with" in text
@@ -174,11 +174,14 @@ def test_a_run_without_measurements_has_a_page(page_text):
 
 
 def test_a_warning_is_the_headline_and_no_praise_stands_above_the_figures(make_report, page_text):
-    report = make_report(notes=["3 chunks are zero."])
-    report.metrics = {**report.metrics, "warnings": ["F1 is no better than chance.", "No voxel of val is synapse."]}
+    warnings = ["F1 is no better than chance.", "No voxel of val is synapse."]
+    report = make_report(notes=["3 chunks are zero.", warnings[1]])
+    report.metrics = {**report.metrics, "warnings": warnings}
     page = run_page(report)
     text = page_text(page)
     assert re.search(r"<h1>F1 is no better than chance.</h1>", page)
+    assert page.index('aria-label="Warnings about the scores"') < page.index("<h1>")  # in the box above all figures
+    assert [text.count(warning) for warning in warnings] == [1, 1]
     assert text.index("No voxel of val is synapse.") < text.index("over all thresholds")
     assert "finds" not in text
     assert "3 chunks are zero." in text
@@ -250,3 +253,26 @@ def test_objects_stand_beside_the_voxels_and_not_in_the_text_above(make_report, 
     assert not re.search(r"\b(finds|found|right|correct)\b", above)
     assert "recall of objects 0.000 the annotation holds none to find" in below
     assert "precision of objects 0.000 share of the 7 marked objects that are correct" in below
+
+
+def test_a_network_of_ones_own_is_listed_without_settings_of_unets(make_report, page_text):
+    network = {"model": "my.Net", "model_args": {"width": 3}, "n_blocks": None, "start_filters": 32, "epochs": 2}
+    text = page_text(run_page(make_report(settings={"network": network})))
+    assert "model_args" in text
+    assert "epochs" in text
+    for key in ("n_blocks", "start_filters"):
+        assert key not in text
+    assert "start_filters" in page_text(run_page(make_report(settings={"network": {**network, "model": "UNet"}})))
+
+
+def test_hatching_is_explained_where_there_is_any(make_report, page_text):
+    report = make_report()
+    assert "Hatched" not in page_text(run_page(report))
+    report.gallery[0].truth[:5] = 255
+    assert "Hatched pixels are not labelled and not counted. Colours of the errors:" in page_text(run_page(report))
+
+
+def test_the_page_says_how_much_an_evaluation_of_the_same_sections_differs(make_report, page_text):
+    text = page_text(run_page(make_report(settings={"task": {"tile_size": [128, 64], "volume_z": 1}})))
+    assert "Measured tile by tile, 64 x 128 voxels each. A segmentation shows the network more" in text
+    assert "0.01 to 0.02 in F1" in text

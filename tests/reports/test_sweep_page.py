@@ -82,7 +82,9 @@ def test_the_page_describes_the_winner_and_shows_its_scores_on_test(page_text) -
     report = make_report(metrics={"test": test, "warnings": []}, effects=rows, importances=importances)
     page = sweep_page(report)
     best, text = report.winner, page_text(page)
-    assert f"{best['network']} is the best of 8 trials, with average precision {best['score']:.3f}." in text
+    rate, network, blocks = (best["values"][key] for key in ("network.learning_rate", "network", "network.n_blocks"))
+    named = f"learning rate {rate}, network {network}, n blocks {blocks}"
+    assert f"The best of 8 trials has {named} and 1 other setting: average precision {best['score']:.3f}." in text
     assert f"Trial {best['id']}: n blocks" in text
     assert "0.610" in page
     assert "0.440" in page
@@ -158,7 +160,20 @@ def test_sweeps_of_one_trial_and_of_none_have_pages() -> None:
 def test_at_chance_no_winner_is_announced(page_text) -> None:
     warning = "The average precision may be chance."
     text = page_text(sweep_page(make_report(metrics={"test": None, "warnings": [warning]}, at_chance=True)))
-    assert text.count(AT_CHANCE) == 2  # in the box and as the headline
+    assert text.count(AT_CHANCE) == 1  # the headline, which stands in the box
     assert warning in text
-    for praise in ("winner", "is the best of", "consider trial"):
+    for praise in ("winner", "The best of", "consider trial"):
         assert praise not in text
+
+
+def test_the_headline_names_what_varied_and_not_the_network_that_all_trials_share(page_text) -> None:
+    report = make_report(4)
+    for row in report.trials:
+        row["network"] = row["values"]["network"] = "UNet_2D"
+        row["values"]["network.normalization"] = "batch"
+    best = report.winner["values"]
+    text = page_text(sweep_page(report))
+    settings = f"n blocks {best['network.n_blocks']}, learning rate {best['network.learning_rate']}"
+    assert f"The best of 4 trials has {settings}: average precision {report.winner['score']:.3f}." in text
+    (only,) = make_report(1).trials
+    assert f"{only['network']} is the only trial, with average precision" in page_text(sweep_page(make_report(1)))

@@ -46,6 +46,7 @@ def test_bare_weights_need_flags_for_network_and_task_and_get_the_default_thresh
     lines = []
     inputs = prepare(tmp_path / "bare.pt", lines, task="membrane", network=str(tmp_path / "net.json"), image=em)
     assert inputs.thresholds == [0.5]
+    assert lines.pop(0).startswith("the weights state no threshold: the default, 0.5, decides masks and objects")
     assert lines == ["the training voxel size is not stored with the weights: it is not compared with the image's"]
 
 

@@ -21,8 +21,19 @@ def leaderboard(tmp_path) -> Leaderboard:
     values = {"network": "UNet_2D", "network.learning_rate": 0.002, "network.loss": "focal"}
     leaderboard = Leaderboard(open_storage(str(tmp_path)), "val.average_precision")
     leaderboard.trials = [
-        TrialRecord(0, "UNet_2D", values, FINISHED, "training finished after 9 epochs", 0.71, 8, 9, wall_seconds=65.0),
-        TrialRecord(1, "UNet_2D", values, STOPPED, "stopped by asha", 0.4, 2, 2, wall_seconds=20.0),
+        TrialRecord(
+            0,
+            "UNet_2D",
+            values,
+            FINISHED,
+            "training finished after 9 epochs",
+            0.71,
+            8,
+            9,
+            seconds=58.0,
+            wall_seconds=65.0,
+        ),
+        TrialRecord(1, "UNet_2D", values, STOPPED, "stopped by asha", 0.4, 2, 2, seconds=13.0, wall_seconds=20.0),
         TrialRecord(2, "UNet_2D", values, FAILED, "out of memory"),
         TrialRecord(3, "UNet_2D", values, score=0.6, best_epoch=3, epochs=3),
         TrialRecord(4, "UNet_2D", values),
@@ -45,8 +56,9 @@ def test_each_start_and_end_of_a_trial_is_a_line(leaderboard):
     assert out.getvalue().splitlines() == [
         "trial 0004: UNet_2D, learning_rate 0.002, loss focal",
         "trial 0003 resumes after epoch 3: UNet_2D, learning_rate 0.002, loss focal",
-        "trial 0000 finished: average precision 0.710 at epoch 8 of 9, 65 s, rank 1 of 3",
-        "trial 0001 stopped: average precision 0.400 at epoch 2 of 2, 20 s, rank 2 of 3 (stopped by asha)",
+        "trial 0000 finished: average precision 0.710 at epoch 8 of 9, 65 s (58 s in epochs), rank 1 of 3",
+        "trial 0001 stopped: average precision 0.400 at epoch 2 of 2, 20 s (13 s in epochs), rank 2 of 3 "
+        "(stopped by asha)",
         "trial 0002 failed: out of memory",
     ]
 

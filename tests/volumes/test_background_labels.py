@@ -6,7 +6,8 @@ import pytest
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.labels import LabelRule
-from kasthuri_ray.volumes.background_labels import find_background, foreground_share
+from kasthuri_ray.volumes import background_labels
+from kasthuri_ray.volumes.background_labels import find_background, foreground_share, merged_classes_note
 
 SHAPE = (4, 60, 80)
 NONE = 2**64 - 1
@@ -96,7 +97,7 @@ def test_the_maximum_of_a_small_type_is_not_made_foreground_by_a_threshold(array
     labels = np.full((4, 64, 64), extreme, dtype)
     labels[:, :20] = np.random.default_rng(0).choice(others, (4, 20, 64))
     annotation = [(array_volume(labels), [Box((0, 0, 0), (4, 64, 64))])]
-    with pytest.raises(InputError, match=rf"the label {extreme} fills 68.8% of a sample") as caught:
+    with pytest.raises(InputError, match=rf"the label {extreme} fills 68.8% of the 16,384 voxels, and") as caught:
         find_background(LabelRule(0.0), annotation)
     text = str(caught.value)
     assert text.index("What does it mean? ") < text.index(first)
@@ -112,3 +113,40 @@ def test_the_maximum_of_a_small_type_is_not_made_foreground_by_a_threshold(array
         assert find_background(accepted, annotation)[0] == accepted
     labels[:, :40] = 0
     assert find_background(LabelRule(0.0), annotation)[1] == []
+
+
+def test_a_refusal_has_the_shares_of_all_voxels_or_says_that_it_has_those_of_a_sample(array_volume, monkeypatch):
+    labels = np.random.default_rng(0).integers(0, 2, (12, 256, 300), np.uint8)
+    labels[:, :31] = 255
+    volume = array_volume(labels, uri="array://labels")
+    annotation = volume, [volume.bounds]
+    share = (labels == 255).mean()
+    with pytest.raises(InputError, match=rf"holds 255 \({share:.2%}\) among the 921,600 voxels that were read"):
+        foreground_share(LabelRule(), annotation)
+    monkeypatch.setattr(background_labels, "MAX_COUNTED_VOXELS", 1000)
+    with pytest.raises(InputError, match=r"holds 255 \(\d+.\d\d%\) among the \d\d\d,\d\d\d voxels that were read"):
+        foreground_share(LabelRule(), annotation)
+
+
+@pytest.mark.parametrize(
+    ("values", "rule", "listed"),
+    [
+        ((0, 1, 2, 3), LabelRule(0.0), "1, 2, 3"),
+        ((0, 2, 5), LabelRule(0.0), "2, 5"),
+        ((0, 1, 2, 255), LabelRule(0.0, ignored=(255,)), "1, 2"),
+        ((0, 1), LabelRule(0.0), ""),
+        ((0, 255), LabelRule(0.0), ""),
+        ((0, 1, 2, 3), LabelRule(1.5), "2, 3"),
+        ((0, 1, 2, 3), LabelRule(num_classes=4), ""),
+        ((0, 1, 2, 3), LabelRule(0.0, background=(0,)), ""),
+        ((0, 7, 1000), LabelRule(0.0), ""),
+        (range(20), LabelRule(0.0), ""),
+    ],
+)
+def test_few_small_labels_that_a_threshold_merges_are_named(array_volume, values, rule, listed):
+    volume = array_volume(np.random.default_rng(0).choice(values, (4, 40, 40)).astype(np.uint16), uri="array://labels")
+    note = merged_classes_note(rule, (volume, [volume.bounds]))
+    assert bool(note) == bool(listed)
+    assert f"holds the labels {listed} in the 6,400 voxels: all of them count as foreground" in note or not listed
+    if listed.startswith("1, 2, 3"):
+        assert "--set task.background=[0,2,3] leaves the label 1 alone" in note
