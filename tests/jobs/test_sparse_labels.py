@@ -104,7 +104,12 @@ def test_the_same_command_resumes_with_the_same_split_and_labels_by_name_draw_th
         (
             "labels.tif",
             ("--set", "task.threshold=true"),
-            ["the label 255 fills 99.0% of a sample", "--set task.ignore_label=255", "--set task.background=[]"],
+            [
+                "the label 255 fills 9",
+                " voxels, and with task.threshold it would be foreground",
+                "--set task.ignore_label=255",
+                "--set task.background=[]",
+            ],
         ),
         (
             "labels.tif",

@@ -196,7 +196,6 @@ def test_weights_are_a_file_or_the_best_checkpoint_of_a_run(tmp_path):
     (run / "checkpoint").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=rf"^--weights: there is no {run}/checkpoint/best.pt, so {run} is not"):
         find_weights_file(str(run))
-    (run / "checkpoint").mkdir()
     (run / "checkpoint/best.pt").touch()
     assert find_weights_file(str(run)) == f"{run}/checkpoint/best.pt"
     assert find_weights_file(f"{run}/") == f"{run}/checkpoint/best.pt"

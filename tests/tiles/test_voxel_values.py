@@ -143,7 +143,7 @@ def test_in_8_and_16_bits_nothing_is_guessed(cremi, dtype):
     extreme = np.iinfo(dtype).max
     labels = np.where(cremi < 3, cremi + 1, extreme).astype(dtype)
     with pytest.raises(
-        InputError, match=rf"the label {extreme} fills 98.8% of a sample, .*task.ignore_label={extreme}"
+        InputError, match=rf"the label {extreme} fills 98.8% of the .* voxels, .*task.ignore_label={extreme}"
     ):
         open_tiles(annotation_chan=write("labels.zarr", labels))
     tiles, notes = open_tiles(annotation_chan="labels.zarr", background=[])
