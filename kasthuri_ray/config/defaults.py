@@ -14,6 +14,7 @@ NETWORKS_3D: Final = ("UNet_3D",)
 METRIC: Final = "val.average_precision"
 MIN_BATCH_SIZE: Final = 2  # tiles, where batch_size is None
 THRESHOLD: Final = 0.5  # probability, where neither the settings nor the run or the provenance have one
+CENTROID_RADIUS_NM: Final = 150.0  # between the centroids of a true and a predicted object that are one
 SEGMENT_PLAIN_PERIOD_S: Final = 60.0  # between two lines of progress of a segmentation, outside of a terminal
 EXPORT_WHAT: Final = "probabilities"
 GPUS_PER_ACTOR: Final = 1.0

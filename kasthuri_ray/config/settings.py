@@ -234,6 +234,8 @@ class EvaluateSettings(SettingsSection):
     """Voxel size of prediction and annotation, nm along z, y, x; null: from their metadata."""
     resample: bool = False
     """Read a prediction and instances of another voxel size on the voxels of the annotation."""
+    centroid_radius_nm: Positive = defaults.CENTROID_RADIUS_NM
+    """Largest distance between the centroids of a true and a predicted object that are partners by centroids, in nm."""
     out: str | None = None
     """Folder or s3:// URL of the results; null: PREDICTION.evaluation."""
     overwrite: bool = False

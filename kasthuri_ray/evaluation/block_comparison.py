@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -17,9 +19,23 @@ from kasthuri_ray.evaluation.comparison import Comparison
 from kasthuri_ray.geometry import Box, Zyx, per_axis
 from kasthuri_ray.labels import IGNORE_LABEL
 from kasthuri_ray.metrics.class_map import classes_at
+from kasthuri_ray.metrics.cleft_distances import (
+    ClassMasks,
+    CleftDistances,
+    measure_cleft_distances,
+    pack_class_masks,
+)
 from kasthuri_ray.metrics.instances import CellBlock, CellSums, label_cells
 from kasthuri_ray.metrics.intervals import TileCounts, TileSample, tile_counts
-from kasthuri_ray.metrics.object_comparison import BlockObjects, ObjectComparison, find_block_objects
+from kasthuri_ray.metrics.object_comparison import (
+    BlockObjects,
+    ClassObjects,
+    ObjectComparison,
+    class_bytes,
+    find_block_objects,
+)
+from kasthuri_ray.metrics.object_criteria import ObjectCriteria
+from kasthuri_ray.metrics.object_outcomes import ObjectOutcomes
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts, count_block_voxels
 
 # Last axis of `window_counts`. COUNTED are all voxels that are not ignored.
@@ -40,12 +56,15 @@ class PartResult:
         Voxels FOUND, MISSED, WRONG and COUNTED.
     objects : BlockObjects, optional
         Objects of annotation and prediction.
+    masks : mapping of int to ClassMasks
+        Voxels of each class that has objects, by its number.
     """
 
     counts: VoxelCounts
     tiles: dict[Zyx, TileCounts]
     window_counts: np.ndarray
     objects: BlockObjects | None = None
+    masks: Mapping[int, ClassMasks] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -115,8 +134,12 @@ def _compare_part(
     )
     windows = count_windows(predicted[inside], classes[inside], block, comparison.window_starts())
     numbers = comparison.object_classes
-    objects = find_block_objects(predicted, classes, block, numbers) if numbers else None
-    return PartResult(counts, tiles, windows, objects)
+    objects = None
+    if numbers:
+        of_class = (class_bytes(probability, each) for each in (predicted, classes))
+        objects = find_block_objects(predicted, classes, block, numbers, *of_class)
+    masks = pack_class_masks(predicted[inside], classes[inside], block, numbers)
+    return PartResult(counts, tiles, windows, objects, masks)
 
 
 def count_tiles(
@@ -180,13 +203,13 @@ class PartTotals:
         Voxels FOUND, MISSED, WRONG and COUNTED of the whole box.
     tiles : TileSample
         Voxels of all windows.
-    objects : ObjectComparison
-        Objects of all blocks.
+    hidden : tuple of Box
+        Parts whose voxels do not count.
     """
 
     comparison: Comparison
+    hidden: tuple[Box, ...] = ()
     counts: VoxelCounts = field(init=False)
-    objects: ObjectComparison = field(default_factory=ObjectComparison)
 
     def __post_init__(self) -> None:
         self._window_starts = self.comparison.window_starts()
@@ -195,6 +218,8 @@ class PartTotals:
         num_foreground = len(self.comparison.predictions)
         self.counts = VoxelCounts.zeros(num_foreground + 1)
         self.tiles = TileSample.empty(math.prod(self.window_counts.shape[:3]), num_foreground)
+        self._objects = ObjectComparison()
+        self._masks: dict[int, list[ClassMasks]] = {number: [] for number in self.comparison.object_classes}
 
     def add(self, block: Box, result: PartResult) -> None:
         """Add the result of the next block."""
@@ -203,7 +228,9 @@ class PartTotals:
             self.tiles.add(int(np.ravel_multi_index(window, self.window_counts.shape[:3])), counts)
         self._add_window_counts(block, result)
         if result.objects is not None:
-            self.objects.add(result.objects)
+            self._objects.add(result.objects)
+        for number, masks in result.masks.items():
+            self._masks[number].append(masks)
 
     def _add_window_counts(self, block: Box, result: PartResult) -> None:
         row, column = (_split(starts, block, axis)[0] for axis, starts in zip((1, 2), self._window_starts, strict=True))
@@ -211,10 +238,25 @@ class PartTotals:
         z = block.start[0] - self.comparison.box.start[0]
         self.window_counts[z : z + sections, row : row + rows, column : column + columns] += result.window_counts
 
-    def match_objects(self) -> dict[int, dict[str, float | int]]:
-        """Match true and predicted objects of each class that has objects."""
-        numbers = self.comparison.object_classes
-        return self.objects.match(numbers) if numbers else {}
+    @cached_property
+    def objects(self) -> dict[int, ClassObjects]:
+        """True and predicted objects of each class that has objects; asked for after the last block."""
+        comparison = self.comparison
+        size, radius = comparison.voxel_size_nm, comparison.centroid_radius_nm
+        return self._objects.match(comparison.object_classes, ObjectCriteria(comparison.box, size, radius))
+
+    @property
+    def outcomes(self) -> dict[int, ObjectOutcomes]:
+        """What became of the objects of each class that has objects."""
+        return {number: each.outcomes for number, each in self.objects.items()}
+
+    @cached_property
+    def cleft_distances(self) -> dict[int, CleftDistances]:
+        """CREMI's distances for each class that has objects; empty without a voxel size."""
+        size = self.comparison.voxel_size_nm
+        if size is None:
+            return {}
+        return {number: measure_cleft_distances(masks, size) for number, masks in self._masks.items()}
 
 
 @dataclass(eq=False)
@@ -247,7 +289,8 @@ class ComparisonTotals:
 
     def __post_init__(self) -> None:
         self.whole = PartTotals(self.comparison)
-        self.unseen = PartTotals(self.comparison) if self.comparison.learnt.boxes else self.whole
+        learnt = self.comparison.learnt.boxes
+        self.unseen = PartTotals(self.comparison, tuple(learnt)) if learnt else self.whole
 
     @property
     def counts(self) -> VoxelCounts:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
+from kasthuri_ray.config import defaults
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Zyx, ceil_div, per_axis
 from kasthuri_ray.labels import IGNORE_LABEL, LabelRule, is_any_of, to_classes
@@ -48,6 +50,8 @@ class Comparison:
         Whether the prediction is our own output, which stores no blocks of zeros.
     learnt : LearntPart
         The part of `box` that the network learnt from, in voxels of the annotation.
+    centroid_radius_nm : float
+        See `object_criteria.ObjectCriteria`.
     """
 
     predictions: tuple[Volume, ...]
@@ -60,11 +64,17 @@ class Comparison:
     class_names: tuple[str, ...] = ("foreground",)
     is_complete: bool = False
     learnt: LearntPart = field(default_factory=LearntPart)
+    centroid_radius_nm: float = defaults.CENTROID_RADIUS_NM
 
     @property
     def prediction(self) -> Volume:
         """Probability of the first class; those of the others have the same voxels and the same source."""
         return self.predictions[0]
+
+    @property
+    def voxel_size_nm(self) -> Sequence[float] | None:
+        """Size of a voxel, z, y, x; None if neither volume states one."""
+        return self.annotation.voxel_size_nm or self.prediction.voxel_size_nm
 
     @property
     def object_classes(self) -> list[int]:

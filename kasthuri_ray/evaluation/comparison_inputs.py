@@ -119,6 +119,7 @@ def prepare_comparison(settings: EvaluateSettings, task_changes: Mapping[str, An
         class_names=rule.class_names,
         is_complete=bool(provenance),
         learnt=learnt.within(box),
+        centroid_radius_nm=settings.centroid_radius_nm,
     )
     if image is not None:
         image = _align_image(image, comparison, start, notes, align)

@@ -54,6 +54,7 @@ def evaluation_record(inputs: ComparisonInputs, settings: EvaluateSettings) -> d
         "labels": asdict(comparison.labels),
         "voxel_size": settings.voxel_size,
         "resample": settings.resample,
+        "centroid_radius_nm": settings.centroid_radius_nm,
     }
     return json.loads(json.dumps(record))  # as it is read again: tuples are lists
 

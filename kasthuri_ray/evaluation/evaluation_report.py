@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +13,15 @@ from kasthuri_ray.config.settings import EvaluateSettings
 from kasthuri_ray.evaluation.block_comparison import COUNTED, FOUND, MISSED, WRONG, ComparisonTotals, PartTotals
 from kasthuri_ray.evaluation.comparison import Comparison
 from kasthuri_ray.evaluation.comparison_inputs import ComparisonInputs
+from kasthuri_ray.evaluation.image_sections import read_image_section
+from kasthuri_ray.evaluation.object_crops import choose_objects, count_verdicts, read_object_crop
+from kasthuri_ray.evaluation.object_list import matches_csv
 from kasthuri_ray.evaluation.provenance import storage_path
 from kasthuri_ray.geometry import Box, Zyx
-from kasthuri_ray.labels import to_uint8
 from kasthuri_ray.metrics import sanity, voxel_counts, voxel_scores
 from kasthuri_ray.metrics.object_comparison import add_object_scores
 from kasthuri_ray.metrics.object_density import AnnotatedObjects, object_warnings
+from kasthuri_ray.metrics.object_outcomes import object_metrics
 from kasthuri_ray.metrics.thresholds import class_outcomes
 from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
 from kasthuri_ray.reports import figures, score_figures
@@ -31,20 +33,22 @@ from kasthuri_ray.reports.learnt_text import (
     learnt_percent,
     learnt_sentences,
 )
+from kasthuri_ray.reports.object_gallery import ObjectCrop
 from kasthuri_ray.reports.rendering import format_thresholds
 from kasthuri_ray.reports.section_images import NUM_EXAMPLES, SectionResult, choose_evenly, choose_examples
 from kasthuri_ray.storage.storage import Storage
 from kasthuri_ray.volumes.absent_chunks import absent_text
 from kasthuri_ray.volumes.background_labels import MAX_SYNAPSE_SHARE
-from kasthuri_ray.volumes.intensity import intensity_window
-from kasthuri_ray.volumes.volume import Volume
 
 COMPARED = "what is compared"
-MISSING_GREY = 128  # where no image is known
 NO_CELLS_NOTE = "ARAND and VOI were not computed: predicted cells and --instances share no voxel."
 MASK_NOTE = (
     "The largest value in this uint8 prediction is 1 (255 means probability 1). If it is a 0/1 mask, convert it to "
     "bool, or to 0 and 255."
+)
+NO_VOXEL_SIZE_NOTE = (
+    "Objects are not matched by the distance of their centroids, and CREMI's cleft distances are not measured: the "
+    "voxel size is not known. Give it with --voxel-size Z,Y,X (nm)."
 )
 NOTHING_COMPARED = "Nothing was compared: every voxel is ignored."
 NO_IMAGE_NOTE = "The image that was segmented is not known: the sections are shown on grey."
@@ -104,7 +108,7 @@ def _part_metrics(comparison: Comparison, totals: PartTotals) -> dict[str, Any]:
         result["average_precision_interval"] = list(totals.tiles.average_precision_interval(exact))
     if is_several:
         result["classes"] = dict(zip(names, _class_rows(counts, comparison), strict=True))
-    result = add_object_scores(result, totals.match_objects(), names)
+    result = add_object_scores(result, totals.outcomes, names, totals.cleft_distances)
     return result
 
 
@@ -131,12 +135,12 @@ def _class_rows(counts: voxel_counts.VoxelCounts, comparison: Comparison) -> lis
 def _score_warnings(inputs: ComparisonInputs, totals: ComparisonTotals, learnt: Mapping[str, Any]) -> list[str]:
     """Return the signs that the scores which come first mean nothing."""
     comparison, shown = inputs.comparison, totals.headline
-    counts, objects = shown.counts, shown.match_objects()
+    counts = shown.counts
     if not counts.num_voxels:
         return [NOTHING_COMPARED]
     training = AnnotatedObjects.from_plain(inputs.provenance.get("annotated_objects"))
-    size = comparison.annotation.voxel_size_nm or comparison.prediction.voxel_size_nm
-    by_name = {comparison.class_names[number - 1]: row for number, row in objects.items()}
+    size = comparison.voxel_size_nm
+    by_name = {comparison.class_names[number - 1]: object_metrics(each) for number, each in shown.outcomes.items()}
     names = [name.replace("_", " ") for name in comparison.class_names]
     warnings = [warning] if (warning := all_learnt_warning(learnt, COMPARED)) else []
     warnings += sanity.count_warnings(counts, exact_outcomes(comparison, counts), shown.tiles, names, COMPARED)
@@ -176,10 +180,18 @@ def evaluation_summary(result: dict[str, Any]) -> str:
     parts += [f"best {shown['best_foreground_f1']:.3f} at {format_thresholds(shown['best_threshold'])}"]
     parts += [f"average precision {shown['average_precision']:.3f}"]
     if "objects" in shown:
-        parts.append("objects: F1 {f1:.3f}, {num_predicted} marked, {num_true} true".format(**shown["objects"]))
+        parts.append(_object_summary(shown["objects"]))
     if result.get("arand") is not None:
         parts.append("ARAND {arand:.3f}  VOI {voi_split:.3f} split, {voi_merge:.3f} merge".format(**result))
     return "  ".join(parts)
+
+
+def _object_summary(objects: Mapping[str, Any]) -> str:
+    overlap = objects["by"]["overlap"]
+    return (
+        f"objects: F1 {overlap['f1']:.3f} by overlap, {objects['f1']:.3f} by IoU, {objects['num_predicted']} marked, "
+        f"{objects['num_true']} true"
+    )
 
 
 def evaluation_notes(inputs: ComparisonInputs, totals: ComparisonTotals, result: dict[str, Any]) -> list[str]:
@@ -210,6 +222,8 @@ def evaluation_notes(inputs: ComparisonInputs, totals: ComparisonTotals, result:
         notes.append(NO_CELLS_NOTE)
     if inputs.image is None:
         notes.append(NO_IMAGE_NOTE)
+    if inputs.comparison.object_classes and inputs.comparison.voxel_size_nm is None:
+        notes.append(NO_VOXEL_SIZE_NOTE)
     return notes
 
 
@@ -234,13 +248,17 @@ def write_evaluation_report(
     for number, section in enumerate(sorted(gallery, key=lambda each: (each.z, each.box))):
         figure = figures.plot_section(section, names)
         storage.write_bytes(f"slices/slice_{number}.png", figures.figure_png(figure))
+    if shown.objects:
+        size_nm, origin_nm = comparison.voxel_size_nm, comparison.annotation.translation_nm
+        lines = matches_csv(shown.objects, comparison.class_names, size_nm, origin_nm)
+        storage.write_bytes("matches.csv", "".join(f"{line}\n" for line in lines).encode())
     sections = section_scores(shown)
     outcomes = exact_outcomes(comparison, shown.counts)
     curve = score_figures.plot_precision_recall(shown.counts, outcomes, comparison.thresholds, names)
     storage.write_bytes("precision_recall.png", figures.figure_png(curve))
     chart = score_figures.plot_section_scores(sections, VoxelOutcomes.of_confusion(shown.counts.confusion).f1)
     storage.write_bytes("sections.png", figures.figure_png(chart))
-    size_nm = comparison.annotation.voxel_size_nm or comparison.prediction.voxel_size_nm
+    size_nm = comparison.voxel_size_nm
     report = EvaluationReport(
         name=os.path.basename((storage_path(settings.prediction) or settings.prediction).rstrip("/")),
         task_type=inputs.rule.task_type,
@@ -251,12 +269,26 @@ def write_evaluation_report(
         sections=sections,
         gallery=gallery,
         whole_sections=shown.window_counts.shape[1:3] == (1, 1),
+        crops=_read_crops(inputs, shown, notes),
+        num_objects=count_verdicts(shown.objects),
         notes=notes,
         settings={"compared": {key: result[key] for key in ("prediction", "annotation", "box")}, **provenance},
         pixel_size_nm=None if size_nm is None else (size_nm[1], size_nm[2]),
     )
     storage.write_bytes("index.html", evaluation_page(report).encode())
     storage.write_bytes("evaluation.json", (json.dumps(result, indent=2) + "\n").encode())
+
+
+def _read_crops(inputs: ComparisonInputs, part: PartTotals, notes: list[str]) -> list[ObjectCrop]:
+    """Return crops around objects; one that cannot be read is a note."""
+    crops = []
+    for verdict, listed in choose_objects(part.objects).items():
+        for each in listed:
+            try:
+                crops.append(read_object_crop(inputs, part, each, verdict))
+            except OSError as error:  # the result does not need the picture
+                notes.append(f"An object could not be shown: {error}")
+    return crops
 
 
 def choose_windows(window_counts: np.ndarray, num_windows: int = NUM_EXAMPLES) -> list[Zyx]:
@@ -282,7 +314,7 @@ def read_window(inputs: ComparisonInputs, window: Zyx) -> SectionResult:
     box = window_box(comparison, window)
     return SectionResult(
         z=box.start[0],
-        image=_read_image(box, inputs.image, inputs.provenance.get("intensity")),
+        image=read_image_section(box, inputs.image, inputs.provenance.get("intensity")),
         truth=comparison.read_classes(box)[0],
         probability=comparison.read_probability(box)[:, 0],
         thresholds=comparison.thresholds,
@@ -298,28 +330,3 @@ def window_box(comparison: Comparison, window: Zyx) -> Box:
     edges = [[*starts.tolist(), stop] for starts, stop in zip(comparison.window_starts(), stops, strict=True)]
     (y, y_stop), (x, x_stop) = (along[index : index + 2] for along, index in zip(edges, indices, strict=True))
     return Box((z, y, x), (z + 1, y_stop, x_stop))
-
-
-def _read_image(box: Box, image: Volume | None, intensity: object) -> np.ndarray:
-    """Return the image of one section as uint8, y, x; grey outside the image. `intensity` is the provenance's entry."""
-    shown = np.full(box.shape, MISSING_GREY, np.uint8)
-    if image is None:
-        return shown[0]
-    inside = box.intersect(image.bounds)
-    if inside.num_voxels:
-        voxels = image.read(inside)
-        shown[inside.slices(box.start)] = to_uint8(voxels, _grey_range(voxels, intensity))
-    return shown[0]
-
-
-def _grey_range(voxels: np.ndarray, intensity: object) -> tuple[float, float]:
-    """Return the grey levels that become 0 and 255."""
-    if isinstance(intensity, list | tuple) and len(intensity) == 2:
-        return float(intensity[0]), float(intensity[1])
-    if voxels.dtype == np.uint8:
-        return 0.0, 255.0
-    try:
-        return intensity_window(voxels, voxels.dtype, {"percentiles": (0.5, 99.5)})
-    except ValueError:  # all voxels are equal
-        low = float(voxels.min())
-        return low, max(low + 1, math.nextafter(low, math.inf))

@@ -212,6 +212,22 @@ def voxel_key(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     return (z << 42) | (y << 21) | x
 
 
+def key_voxel(key: int) -> Zyx:
+    """Return the coordinates of a key.
+
+    Parameters
+    ----------
+    key : int
+        Of `voxel_key`.
+
+    Returns
+    -------
+    tuple of int
+        z, y, x.
+    """
+    return per_axis(lambda shift: ((key >> shift) & (2 * MAX_COORDINATE - 1)) - MAX_COORDINATE, (42, 21, 0))
+
+
 def _labelled_voxels(labels: np.ndarray, own: Box, part: list[slice]) -> BorderLabels:
     """Return key and label of the labelled voxels in a part of an array."""
     piece = labels[tuple(part)]

@@ -72,22 +72,22 @@ class TileSample:
         found, missed, wrong = np.moveaxis(self._resample(self.outcomes), -1, 0)
         divisors = {"recall": found + missed, "precision": found + wrong, "foreground_iou": found + missed + wrong}
         scores = {name: safe_ratio(found, all) for name, all in divisors.items()}
-        return {name: _interval(_mean_of_present(each, found + missed)) for name, each in scores.items()}
+        return {name: percentile_interval(_mean_of_present(each, found + missed)) for name, each in scores.items()}
 
     def f1_interval(self) -> Interval:
         """Return the 95% interval of the classes' mean F1 at their thresholds."""
         found, missed, wrong = np.moveaxis(self._resample(self.outcomes), -1, 0)
-        return _interval(_mean_of_present(safe_ratio(2 * found, 2 * found + missed + wrong), found + missed))
+        return percentile_interval(_mean_of_present(safe_ratio(2 * found, 2 * found + missed + wrong), found + missed))
 
     def average_precision_interval(self, exact: Sequence[float]) -> Interval:
         """Return the 95% interval of the classes' mean average precision; `exact` is that of each class."""
         scores, num_true = self._average_precisions(exact)
-        return _interval(_mean_of_present(scores, num_true))
+        return percentile_interval(_mean_of_present(scores, num_true))
 
     def class_average_precision_intervals(self, exact: Sequence[float]) -> list[Interval]:
         """Return the 95% interval of each class's average precision; `exact` is that of each class."""
         scores, num_true = self._average_precisions(exact)
-        return [_interval(of_class[true > 0]) for of_class, true in zip(scores.T, num_true.T, strict=True)]
+        return [percentile_interval(of_class[true > 0]) for of_class, true in zip(scores.T, num_true.T, strict=True)]
 
     def _average_precisions(self, exact: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
         """Return average precisions, (resamples, classes), and the voxels of each class.
@@ -120,7 +120,19 @@ def _mean_of_present(scores: np.ndarray, num_true: np.ndarray) -> np.ndarray:
     return sums[counts > 0] / counts[counts > 0]
 
 
-def _interval(scores: np.ndarray) -> Interval:
+def percentile_interval(scores: np.ndarray) -> Interval:
+    """Return the 95% percentile interval of resampled scores.
+
+    Parameters
+    ----------
+    scores : ndarray of float, (resamples,)
+        One for each resample in which the score is defined.
+
+    Returns
+    -------
+    tuple of float
+        Both 0 without scores.
+    """
     if not len(scores):
         return 0.0, 0.0
     low, high = np.percentile(scores, INTERVAL)

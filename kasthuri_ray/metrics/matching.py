@@ -1,15 +1,8 @@
-"""Matching of predicted to true objects, one to one by overlap, and the precision, recall and F1 that follow.
-
-The rule is that of panoptic quality (Kirillov et al., CVPR 2019, arXiv:1801.00868), as in MONAI's
-`PanopticQualityMetric`: a predicted object is right if its intersection over union (IoU) with a true object is more
-than a half. Above a half an object has at most one partner, so there is nothing to choose and nothing counts twice. One
-object over the whole volume matches nothing. One that spans two true objects matches at most one of them, and of the
-pieces of an object that was split at most one is right. Objects of all sizes count.
-"""
+"""Pairs of labels of two arrays: how many voxels each two share; they add up over blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -64,54 +57,20 @@ def merge_label_pairs(parts: Iterable[LabelPairs]) -> LabelPairs:
     return labels[keys // len(other_labels)], other_labels[keys % len(other_labels)], total
 
 
-def match_objects(pairs: LabelPairs, true_voxels: np.ndarray, predicted_voxels: np.ndarray) -> dict[str, float | int]:
-    """Match predicted objects to true ones and count the matches.
+def label_pair_iou(pairs: LabelPairs, voxels: np.ndarray, other_voxels: np.ndarray) -> np.ndarray:
+    """Return the intersection over union of each pair.
 
     Parameters
     ----------
     pairs : LabelPairs
-        Voxels that each true and predicted object share, each pair once.
-    true_voxels, predicted_voxels : ndarray of int, (objects,)
+        Each pair once.
+    voxels, other_voxels : ndarray of int
         Size of every object; the first is object 1.
 
     Returns
     -------
-    dict
-        `precision`, `recall`, `f1`, `num_true`, `num_predicted`, `num_small` (predicted objects of under SMALL_VOXELS)
-        and `matching_iou`. A score is 0 if there are no objects to divide by.
+    ndarray of float64
+        Above 0, at most 1.
     """
-    true, predicted, shared = pairs
-    iou = shared / (true_voxels[true - 1] + predicted_voxels[predicted - 1] - shared)
-    num_small = int((predicted_voxels < SMALL_VOXELS).sum())
-    return _match_scores(int((iou > MATCHING_IOU).sum()), len(true_voxels), len(predicted_voxels), num_small)
-
-
-def pool_matches(results: Iterable[Mapping[str, float | int]]) -> dict[str, float | int]:
-    """Return the scores of the objects of several classes together.
-
-    Parameters
-    ----------
-    results : iterable of mapping
-        Results of `match_objects`.
-
-    Returns
-    -------
-    dict
-        As of `match_objects`.
-    """
-    rows = list(results)
-    matched = sum(round(row["recall"] * row["num_true"]) for row in rows)
-    numbers = (sum(int(row[key]) for row in rows) for key in ("num_true", "num_predicted", "num_small"))
-    return _match_scores(matched, *numbers)
-
-
-def _match_scores(matched: int, num_true: int, num_predicted: int, num_small: int) -> dict[str, float | int]:
-    return {
-        "precision": matched / num_predicted if num_predicted else 0.0,
-        "recall": matched / num_true if num_true else 0.0,
-        "f1": 2 * matched / (num_true + num_predicted) if num_true + num_predicted else 0.0,
-        "num_true": num_true,
-        "num_predicted": num_predicted,
-        "num_small": num_small,
-        "matching_iou": MATCHING_IOU,
-    }
+    one, other, shared = pairs
+    return shared / (voxels[one - 1] + other_voxels[other - 1] - shared)

@@ -55,7 +55,7 @@ def object_warnings(
     Parameters
     ----------
     objects : mapping
-        Result of `matching.match_objects` for each class by its name.
+        Result of `object_outcomes.object_metrics` for each class by its name.
     num_voxels : int
         Labelled voxels that were compared.
     voxel_size_nm : sequence of float or None

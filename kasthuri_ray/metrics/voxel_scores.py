@@ -20,11 +20,22 @@ MEAN_SCORES = ("foreground_f1", "foreground_iou", "precision", "recall", "averag
 def argmax_scores(counts: VoxelCounts) -> dict[str, Any]:
     """Return the scores of the predicted classes, without a threshold.
 
-    They are `f1`, `iou`, `accuracy` (float64 [classes]), `mean_f1`, `mean_iou` and `balanced_accuracy`. Each class is
-    compared with the rest: F1 = 2 tp / (2 tp + fp + fn), IoU = tp / (tp + fp + fn), accuracy = (tp + tn) / all.
-    Balanced accuracy = (sensitivity + specificity) / 2 of the foreground as a whole. A score is 0 if there is nothing
-    to divide by. The definitions are those of scikit-learn's f1_score, jaccard_score and balanced_accuracy_score with
-    zero_division=0.
+    Parameters
+    ----------
+    counts : VoxelCounts
+        Counts whose confusion is scored.
+
+    Returns
+    -------
+    dict
+        `f1`, `iou`, `accuracy` (float64 [classes]), `mean_f1`, `mean_iou` and `balanced_accuracy`. A score is 0 if
+        there is nothing to divide by.
+
+    Notes
+    -----
+    Each class is compared with the rest: F1 = 2 tp / (2 tp + fp + fn), IoU = tp / (tp + fp + fn), accuracy =
+    (tp + tn) / all. Balanced accuracy = (sensitivity + specificity) / 2 of the foreground as a whole. The definitions
+    are those of scikit-learn's f1_score, jaccard_score and balanced_accuracy_score with zero_division=0.
     """
     confusion = counts.confusion
     tp = np.diag(confusion)

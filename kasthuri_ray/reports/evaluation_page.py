@@ -12,6 +12,7 @@ from kasthuri_ray.reports import score_figures
 from kasthuri_ray.reports.class_rows import make_class_rows
 from kasthuri_ray.reports.examples import make_examples
 from kasthuri_ray.reports.learnt_text import is_partly_learnt, learnt_sentences
+from kasthuri_ray.reports.object_gallery import OUTLINES, ObjectCrop, make_object_groups
 from kasthuri_ray.reports.rendering import foreground_name, render
 from kasthuri_ray.reports.section_images import SectionResult
 
@@ -50,6 +51,10 @@ class EvaluationReport:
         (y, x) for a scale bar, in nm; None draws none.
     class_names : sequence of str
         Names of the foreground classes, if there are several.
+    crops : sequence of ObjectCrop
+        Wrong, missed and found objects.
+    num_objects : mapping of str to int
+        Number of all objects of each verdict, in the order of the page.
     """
 
     name: str
@@ -66,6 +71,8 @@ class EvaluationReport:
     next_command: str = ""
     pixel_size_nm: tuple[float, float] | None = None
     class_names: Sequence[str] = ()
+    crops: Sequence[ObjectCrop] = ()
+    num_objects: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def warnings(self) -> Sequence[str]:
@@ -102,7 +109,9 @@ def evaluation_page(report: EvaluationReport) -> str:
         whole=result if is_part else None,
         unseen_share=1 - learnt["share"] if learnt else 1.0,
         learnt_sentences=learnt_sentences(learnt, "what is compared"),
-        num_matched=round(objects["recall"] * objects["num_true"]) if objects else 0,
+        outlines=OUTLINES,
+        num_matched=objects["by"]["overlap"]["true_positives"] if objects else 0,
+        object_groups=make_object_groups(report.crops, report.num_objects, report.pixel_size_nm),
         other_threshold_is_better=scores["best_foreground_f1"] - scores["foreground_f1"] >= MIN_F1_GAIN,
         examples=make_examples(report.gallery, report.pixel_size_nm),
         figures={

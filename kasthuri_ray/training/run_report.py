@@ -14,6 +14,7 @@ from kasthuri_ray.labels import IGNORE_LABEL
 from kasthuri_ray.metrics import sanity, voxel_counts, voxel_scores
 from kasthuri_ray.metrics.object_comparison import add_object_scores, object_classes
 from kasthuri_ray.metrics.object_density import AnnotatedObjects, object_warnings
+from kasthuri_ray.metrics.object_outcomes import object_metrics
 from kasthuri_ray.metrics.thresholds import class_outcomes
 from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
 from kasthuri_ray.models.checkpoints import checkpoint_bytes
@@ -200,7 +201,7 @@ def _final_metrics(job: TrainingJob, progress: TrainingProgress, results: TileRe
         "test": _test_metrics(job, progress, results) if is_tested else None,
         "warnings": _score_warnings(job, progress, results),
         "better_than_chance": sanity.is_better_than_chance(shown.counts, shown.sample()) if counts.num_voxels else None,
-        "val": val if is_tested else add_object_scores(val | intervals, results.objects, names),
+        "val": val if is_tested else _add_objects(val | intervals, results, names),
         "labelled_voxels": labelled_voxels(job.tiles, val["confusion"], counts if job.tiles.test else None),
         "best_epoch": progress.best["epoch"],
         "epochs": progress.epoch,
@@ -220,11 +221,15 @@ def _test_metrics(job: TrainingJob, progress: TrainingProgress, results: TileRes
         voxels = voxel_scores.split_metrics(of.counts, _thresholds(progress), names) | score_intervals(
             of.sample(), of.counts
         )
-        return add_object_scores(voxels, of.objects, names)
+        return _add_objects(voxels, of, names)
 
     learnt, unseen = _learnt_entry(job, results), results.unseen or results
     is_unseen = unseen.counts.num_voxels and (learnt["known"] or learnt["share"])
     return {**scores(results), "learnt_from": learnt, "unseen": scores(unseen) if is_unseen else None}
+
+
+def _add_objects(voxels: dict[str, Any], of: TileResults, names: Sequence[str]) -> dict[str, Any]:
+    return add_object_scores(voxels, of.objects.outcomes, names, of.objects.distances)
 
 
 def _learnt_entry(job: TrainingJob, results: TileResults) -> dict[str, Any]:
@@ -250,9 +255,9 @@ def _score_warnings(job: TrainingJob, progress: TrainingProgress, results: TileR
             counts, class_outcomes(counts, thresholds), shown.sample(), names, f"the {split} box"
         )
         warnings += object_warnings(
-            {names[number - 1]: row for number, row in shown.objects.items()},
+            {names[number - 1]: object_metrics(each) for number, each in shown.objects.outcomes.items()},
             counts.num_voxels,
-            results.tiles.sources[0].image.voxel_size_nm if shown.objects else None,
+            results.tiles.sources[0].image.voxel_size_nm if shown.objects.outcomes else None,
             AnnotatedObjects.from_plain(progress.annotated_objects),
         )
     voxels = {"val": np.sum(val["confusion"], axis=1).tolist()}

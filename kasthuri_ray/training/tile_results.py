@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from kasthuri_ray.metrics.voxel_counts import VoxelCounts
 from kasthuri_ray.tiles.sampling import GridTiles
 from kasthuri_ray.training.learner import count_batch_voxels
 from kasthuri_ray.training.process_group import gather_over_ranks
-from kasthuri_ray.training.tested_objects import match_tile_objects, pack_tile
+from kasthuri_ray.training.tested_objects import SplitObjects, match_tile_objects, pack_tile
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class TileResults:
         Their voxels, by the most probable class.
     scores : list of TileScore
         By the number of the tile.
-    objects : mapping
-        The matched objects of each class that has some, by its number.
+    objects : SplitObjects
+        The matched objects of each class that has some.
     unseen : TileResults, optional
         The same of the voxels that were not learnt from, if some of all voxels were.
     """
@@ -64,7 +64,7 @@ class TileResults:
     tiles: GridTiles
     counts: VoxelCounts
     scores: list[TileScore]
-    objects: Mapping[int, Mapping[str, float | int]] = field(default_factory=dict)
+    objects: SplitObjects = field(default_factory=SplitObjects)
     unseen: TileResults | None = None
 
     @property
@@ -154,7 +154,7 @@ class TileScorer:
     def _score_tile(self, number: int, probability: np.ndarray, label: np.ndarray) -> TileScore:
         counts, predicted = VoxelCounts.zeros(len(probability) + 1), classes_at(probability, self.thresholds)
         counts.add(probability, predicted, label)
-        voxels = pack_tile(predicted, label, self.tiles.address(number)) if self.has_objects else b""
+        voxels = pack_tile(probability, predicted, label, self.tiles.address(number)) if self.has_objects else b""
         return TileScore(number, counts.confusion, tile_counts(counts, self.thresholds), voxels)
 
 

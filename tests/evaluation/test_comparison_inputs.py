@@ -46,7 +46,7 @@ def test_predictions_of_other_tools_may_be_floats_or_masks(synapses, compare, ex
     assert image_note == "The image that was segmented is not known: the sections are shown on grey."
     mask = probability / 255 >= 0.4
     bools, _ = compare_array("bools.zarr", mask)
-    assert (bools["foreground_f1"], bools["objects"]) == (floats["foreground_f1"], objects)
+    assert (bools["foreground_f1"], bools["objects"]["by"]) == (floats["foreground_f1"], objects["by"])
     for name, array in (
         ("of255", probability.astype(np.float32)),
         ("nan", np.full(probability.shape, np.nan, np.float32)),

@@ -28,12 +28,12 @@ def test_an_evaluation_writes_the_result_the_figures_and_the_page(evaluated, syn
     assert json.loads((folder / "evaluation.json").read_text()) == evaluated
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
     assert files == {
-        "evaluation.json", "settings.json", "index.html", "precision_recall.png", "sections.png",
+        "evaluation.json", "settings.json", "matches.csv", "index.html", "precision_recall.png", "sections.png",
         *(f"slices/slice_{number}.png" for number in range(6)),
     }  # fmt: skip
     page = (folder / "index.html").read_text()
     objects = evaluated["objects"]
-    num_found = round(objects["recall"] * objects["num_true"])
+    num_found = objects["by"]["overlap"]["true_positives"]
     assert f"The prediction finds {num_found} of {objects['num_true']} synapses" in page
     assert "The best section" in page
     assert "The worst section" in page
@@ -43,7 +43,7 @@ def test_an_evaluation_writes_the_result_the_figures_and_the_page(evaluated, syn
 def test_other_blocks_write_the_same_files(evaluated, synapses, tmp_path, capsys):
     settings = synapses.settings.model_copy(update={"out": str(tmp_path / "other")})
     assert evaluate(settings, Reporter(), block_shape=(5, 128, 90)) == EvaluateResult(settings.out, evaluated)
-    for name in ("evaluation.json", "index.html"):
+    for name in ("evaluation.json", "index.html", "matches.csv"):
         assert (tmp_path / "other" / name).read_bytes() == (Path(synapses.settings.out) / name).read_bytes()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == lines[-1] == settings.out

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from kasthuri_ray.metrics.object_outcomes import ObjectOutcomes, object_metrics
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
 from kasthuri_ray.reports.section_images import SectionResult
 
@@ -60,3 +61,24 @@ def page_text():
         return re.sub(r"\s+", " ", html.unescape(page))
 
     return text
+
+
+@pytest.fixture
+def make_object_metrics():
+    """Return a function that makes the scores of objects, of which so many are partners by each criterion."""
+
+    def make(num_true: int, num_predicted: int, overlapping: int = 0, alike: int = 0, centroids: int = 0):
+        numbers = np.arange(num_true)
+        pairs = {"overlap": overlapping, "iou": alike, "centroid": centroids}
+        return object_metrics(
+            ObjectOutcomes(
+                partners={name: np.where(numbers < number, numbers, -1) for name, number in pairs.items()},
+                scores=np.linspace(1, 0.5, num_predicted),
+                true_is_cut=numbers % 2 == 0,
+                predicted_is_cut=np.arange(num_predicted) % 2 == 0,
+                is_small=np.zeros(num_predicted, bool),
+                centroid_radius_nm=150.0,
+            )
+        )
+
+    return make

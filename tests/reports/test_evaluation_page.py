@@ -2,15 +2,17 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from kasthuri_ray.metrics import thresholds, voxel_scores
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
 from kasthuri_ray.reports.evaluation_page import EvaluationReport, evaluation_page
+from kasthuri_ray.reports.object_gallery import ObjectCrop
 
 
 @pytest.fixture
-def make_report(random_prediction):
+def make_report(random_prediction, make_object_metrics):
     def make(task_type="synapse", threshold=0.5, **changes):
         counts, gallery = random_prediction(threshold)
         outcomes = thresholds.outcomes_at(counts.by_class[0], threshold)
@@ -27,8 +29,7 @@ def make_report(random_prediction):
             "average_precision": voxel_scores.mean_average_precision(counts),
         }
         if task_type == "synapse":
-            result["objects"] = {"precision": 0.75, "recall": 0.6, "f1": 2 / 3, "num_true": 20, "num_predicted": 16}
-            result["objects"]["matching_iou"] = 0.5
+            result["objects"] = make_object_metrics(num_true=20, num_predicted=16, overlapping=12, centroids=9, alike=5)
         sections = [(90 + z, 0.1 * z, 40 * z) for z in range(6)]
         report = EvaluationReport("out.zarr", task_type, result, counts, [outcomes], sections, gallery)
         for key, value in changes.items():
@@ -42,8 +43,41 @@ def test_the_headline_says_how_many_objects_were_found(make_report, page_text):
     text = page_text(evaluation_page(make_report()))
     assert "The prediction finds 12 of 20 synapses; of the 16 that it marks, 12 are correct." in text
     assert "share of the 20 synapses that are found" in text
-    assert "if the intersection of the two is more than 50% of their union (IoU). Each object counts once." in text
+    assert "By every criterion objects are matched one to one, as many as possible." in text
     assert "box 90:96,0:48,0:48 (z,y,x)" in text
+
+
+def test_every_criterion_stands_beside_the_others(make_report, page_text):
+    report = make_report()
+    report.result["cleft_distances"] = {"adgt_nm": 12.34, "adf_nm": 56.78, "cremi_score_nm": 34.56}
+    text = page_text(evaluation_page(report))
+    assert "share a voxel (overlap) 12 of 20 0.600 0.750 0.667" in text
+    assert "share more than 50% of their union (IoU) 5 of 20 0.250 0.312 0.278" in text
+    assert "have centroids at most 150 nm apart (centroid) 9 of 20 0.450 0.562 0.500" in text
+    assert "by IoU 0.278" in text
+    assert "marked voxels lie 12.3 nm from the annotation on average (ADGT)" in text
+    assert "56.8 nm from marked ones (ADF); their mean, the CREMI score, is 34.6 nm" in text
+    without_size = make_report()
+    without_size.result["objects"]["by"]["centroid"] = None
+    assert "centroids" not in page_text(evaluation_page(without_size))
+
+
+def test_wrong_missed_and_found_objects_are_shown_with_their_place(make_report, page_text):
+    masks = np.zeros((3, 40, 40), bool)
+    masks[:, 10:20, 10:20] = True
+    crops = [
+        ObjectCrop(verdict, number, partner, "", (7, 15, 16), 6, 1234, 0.875, np.full((40, 40), 90, np.uint8), *masks)
+        for verdict, number, partner in (("wrong", 3, 0), ("missed", 4, 0), ("found", 5, 6))
+    ]
+    page = evaluation_page(make_report(crops=crops, num_objects={"wrong": 21, "missed": 1, "found": 12}))
+    text = page_text(page).replace(" ,", ",")
+    assert "Wrong: marked where the annotation has none 1 of 21 marked 3, probability 0.88" in text
+    assert "z 7, y 15, x 16; 1,234 voxels" in text
+    assert (
+        text.index("Wrong:") < text.index("Missed: in the annotation alone 1 of 1 annotated 4") < text.index("Found 1")
+    )
+    assert "marked 5 = annotated 6" in text
+    assert page.count('<div class="objects">') == 3
 
 
 def test_without_objects_the_headline_is_about_voxels(make_report, page_text):

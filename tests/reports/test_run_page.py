@@ -244,13 +244,14 @@ def test_a_threshold_that_no_validation_voxel_chose_is_called_a_default(make_rep
     assert "at threshold 0.50, a default: the validation box holds no foreground" in text
 
 
-def test_objects_stand_beside_the_voxels_and_not_in_the_text_above(make_report, page_text):
+def test_objects_stand_beside_the_voxels_and_not_in_the_text_above(make_report, make_object_metrics, page_text):
     report = make_report()
-    objects = {"precision": 0.0, "recall": 0.0, "f1": 0.0, "num_true": 0, "num_predicted": 7, "matching_iou": 0.5}
+    objects = make_object_metrics(num_true=0, num_predicted=7)
     report.metrics = {**report.metrics, "test": {**report.metrics["test"], "objects": objects}, "warnings": ["No."]}
     text = page_text(run_page(report))
     above, below = text.split("at threshold 0.50", 1)
     assert not re.search(r"\b(finds|found|right|correct)\b", above)
+    assert "share a voxel (overlap) 0 of 0" in below
     assert "recall of objects 0.000 the annotation holds none to find" in below
     assert "precision of objects 0.000 share of the 7 marked objects that are correct" in below
 
