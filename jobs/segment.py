@@ -40,7 +40,13 @@ def main(arguments: Sequence[str]) -> int:
 
 def _add_input_flags(parser: cli.SettingsParser) -> None:
     group = parser.add_group("input", "order of axes: z,y,x")
-    group.add("--weights", metavar="RUN|FILE", help="run folder or .pt file; path, https:// or s3://")
+    group.add(
+        "--weights",
+        nargs="+",
+        metavar="RUN|FILE",
+        help="run folder or .pt file; path, https:// or s3://; of several runs, such as the folds of a training, the "
+        "probabilities are averaged",
+    )
     group.add("--image", metavar="URI", help="image (default: the one that the run was trained on)")
     group.add(
         "--network", metavar="NAME|FILE", help="network; required if --weights is a bare .pt file (default: the run's)"

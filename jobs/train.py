@@ -32,6 +32,14 @@ def make_parser() -> cli.SettingsParser:
         "--resample", action="store_true", help="read an annotation of another voxel size on the voxels of the image"
     )
     group.add("--allow-empty", action="store_true", help="train even if nothing of the image is stored in a box")
+    group.add(
+        "--folds",
+        type=int,
+        metavar="N",
+        help="train N networks, each tested on a part of the volume that it did not see, and pool the scores; 4: the "
+        "quadrants of y and x",
+    )
+    group.add("--fold-axes", choices=["yx", "z"], help="divide the volume into 4 quadrants, or along z (default: yx)")
     group = parser.add_group("output")
     group.add("--storage", metavar="DIR|s3://...", help=f"folder of all runs (default: {defaults.STORAGE})")
     group.add("--name", help="name of the run; an unfinished run of this name is resumed (default: TASK_NETWORK_TIME)")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -127,12 +127,15 @@ def train(
     check_keywords("train", flags, TrainFlags.__annotations__)
     given = given_settings("train", {"task": task, **flags}, flags.get("storage"))
     from kasthuri_ray.training import train as training
+    from kasthuri_ray.training.folds import train_folds
     from kasthuri_ray.training.initial_weights import resolve_with_weights
 
     reporter = reporter or Reporter()
     with _ray_as_found():
         try:
-            return training.train(resolve_with_weights(given), reporter, resume_command)
+            settings = resolve_with_weights(given)
+            run = training.train if settings.train.folds is None else train_folds
+            return run(settings, reporter, resume_command)
         except AlreadyFinished as finished:
             _report_finished(finished, return_finished, reporter)
             return training.TrainResult.read(finished.path)
@@ -193,7 +196,7 @@ def tune(
 
 
 def segment(
-    weights: str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     output: str | os.PathLike[str] | None = None,
     *,
     reporter: Reporter | None = None,
@@ -204,9 +207,10 @@ def segment(
 
     Parameters
     ----------
-    weights : str or path
-        Folder of a run (`run.path`), or a `.pt` file together with `network` and `task`; a path, https:// or s3://.
-        None to `export` a finished output.
+    weights : str, path, or list of these
+        Folder of a run (`run.path`), or a `.pt` file together with `network` and `task`; a path, https:// or s3://. Of
+        several runs, such as the folds of a training, the probabilities are averaged. None to `export` a finished
+        output.
     output : str or path
         Path or `s3://` URL of the OME-Zarr of probabilities.
     reporter : Reporter, optional
@@ -232,7 +236,9 @@ def segment(
         If the segmentation stops after it started; the same call resumes it.
     """
     check_keywords("segment", flags, SegmentFlags.__annotations__)
-    values = {"weights": weights, "output": as_setting("output", output), **flags}
+    several = weights if isinstance(weights, list | tuple) else [weights]
+    first, *more = (as_setting("weights", each) for each in several or [None])
+    values = {"weights": first, "more_weights": more or None, "output": as_setting("output", output), **flags}
     given = given_settings("segment", values, values["output"] and os.path.dirname(values["output"]))
     from kasthuri_ray.segmentation import segment as segmentation
 

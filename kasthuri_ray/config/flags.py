@@ -58,8 +58,8 @@ class ComputeFlags(DataFlags, total=False):
     compile: str
 
 
-class TrainFlags(ComputeFlags, total=False):
-    """Flags of `train`."""
+class TrainingFlags(ComputeFlags, total=False):
+    """Flags of every function that trains."""
 
     image: Any
     annotation: Any
@@ -74,7 +74,14 @@ class TrainFlags(ComputeFlags, total=False):
     wandb: str
 
 
-class TuneFlags(TrainFlags, total=False):
+class TrainFlags(TrainingFlags, total=False):
+    """Flags of `train`."""
+
+    folds: int
+    fold_axes: str
+
+
+class TuneFlags(TrainingFlags, total=False):
     """Flags of `tune`."""
 
     networks: list[str]

@@ -49,6 +49,11 @@ class TrainSettings(SettingsSection):
     """Folder or s3:// URL that holds all runs."""
     name: str | None = None
     """Name of the run's folder in storage; an existing run is resumed; null: TASK_NETWORK_TIME."""
+    folds: Count | None = None
+    """Number of parts of the volume, each of which is tested by a network that did not see it: one run for each; null:
+    a single run."""
+    fold_axes: Literal["yx", "z"] = "yx"
+    """How the volume is divided into folds: yx, four quadrants over all sections; z, parts along z."""
     weights: str | None = None
     """Initial weights: run folder or .pt file; path, https:// or s3://; null: random."""
     voxel_size: ThreeLengths | None = None
@@ -99,6 +104,8 @@ class SegmentSettings(SettingsSection):
 
     weights: str | None = None
     """Trained weights: run folder or .pt file; path, https:// or s3://; required."""
+    more_weights: Names | None = None
+    """Weights of further runs of the same network and task; the probabilities are the mean over all. null: none."""
     image: str | None = None
     """URI of the volume; null: the one that the run was trained on."""
     output: str | None = None

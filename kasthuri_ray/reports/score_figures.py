@@ -21,7 +21,7 @@ from kasthuri_ray.reports.section_images import class_colours
 def plot_precision_recall(
     counts: voxel_counts.VoxelCounts,
     outcomes: Sequence[VoxelOutcomes],
-    thresholds: Sequence[float],
+    thresholds: Sequence[float] | None,
     names: Sequence[str] = (),
 ) -> Figure:
     """Plot precision over recall of each foreground class, with its threshold marked, over pale curves of equal F1.
@@ -32,8 +32,8 @@ def plot_precision_recall(
         Voxels by truth and probability.
     outcomes : sequence of VoxelOutcomes
         Those of each class at its threshold, which are marked.
-    thresholds : sequence of float
-        The thresholds, 0 to 1.
+    thresholds : sequence of float or None
+        The thresholds, 0 to 1; None if there is not one for all voxels.
     names : sequence of str
         Names of the classes, for the legend of several.
 
@@ -48,12 +48,14 @@ def plot_precision_recall(
         recall = np.geomspace(f1 / (2 - f1), 1, 60)
         axes.plot(recall, f1 * recall / (2 * recall - f1), color=INK, alpha=0.22, linewidth=0.7)
         axes.text(1.01, f1 / (2 - f1), f"F1 {f1}", fontsize=7, alpha=0.6, va="center")
-    is_single = len(thresholds) == 1
-    colours = [FIRST] if is_single else [f"#{bytes(each).hex()}" for each in class_colours(len(thresholds))]
+    is_single = len(outcomes) == 1
+    colours = [FIRST] if is_single else [f"#{bytes(each).hex()}" for each in class_colours(len(outcomes))]
     for number, (of_class, at_threshold) in enumerate(zip(counts.by_class, outcomes, strict=True)):
         precision, recall, _ = voxel_scores.precision_recall_curve(of_class)
         any_marked = np.add(*of_class.positives_by_bin()) > 0
-        text = f"threshold {thresholds[number]:.2f}\nF1 {at_threshold.f1:.2f}"
+        text = f"F1 {at_threshold.f1:.2f}"
+        if thresholds is not None:
+            text = f"threshold {thresholds[number]:.2f}\n{text}"
         label = None if is_single else f"{names[number]}: {text.replace(chr(10), ', ')}"
         axes.plot(recall[any_marked], precision[any_marked], color=colours[number], label=label)
         x, y = at_threshold.recall, at_threshold.precision

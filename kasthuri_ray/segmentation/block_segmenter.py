@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from kasthuri_ray.errors import CompilationFailed, GpuMemoryTooSmall, NodeUnsuitable
 from kasthuri_ray.geometry import Box
@@ -40,8 +41,8 @@ class Cutout:
     ----------
     box : Box
         The block and its halo, cut to the image.
-    voxels : ndarray of uint8
-        Grey levels of `box`, z, y, x.
+    voxels : tuple of ndarray of uint8
+        Grey levels of `box`, z, y, x, for each network; one array for those with the same range.
     keep : ndarray of bool, or None
         Which chunks of the block are not blank, z, y, x; None for all.
     num_absent : int
@@ -51,7 +52,7 @@ class Cutout:
     """
 
     box: Box
-    voxels: np.ndarray
+    voxels: tuple[np.ndarray, ...]
     keep: np.ndarray | None
     num_absent: int = 0
     missing: np.ndarray | None = None
@@ -100,15 +101,17 @@ class BlockSegmenter:
                 f"{machine.kind}, does not have"
             )
         prepare_process(inference)
-        network = build_network(job.architecture)
-        load_weights(network, job.trained.weights)
         try:
-            self.predictor = Predictor(
-                network, job.settings.network.dim, job.classes, job.receptive_field, inference, job.halo
-            )
+            self.predictors = [self._make_predictor(each.weights) for each in job.trained.all_networks]
         except UNSUITABLE_ERRORS as error:
             raise NodeUnsuitable(str(error)) from error
         return {"machine": machine.name}
+
+    def _make_predictor(self, weights: dict[str, Tensor]) -> Predictor:
+        job, network = self.job, build_network(self.job.architecture)
+        load_weights(network, weights)
+        dim = job.settings.network.dim
+        return Predictor(network, dim, job.classes, job.receptive_field, job.inference, job.halo)
 
     def segment(self, block: Box, write: Callable[[np.ndarray], bool]) -> tuple[dict[str, Any], bool]:
         """Run the network over a block and write its probabilities.
@@ -156,12 +159,30 @@ class BlockSegmenter:
             keep = ~blank_chunk_mask(part, block, self.grid, job.halo, job.image.fill_value)
         inside = stored[block.slices(box.start)]
         num_absent, _ = job.image.count_absent(block, inside, job.box)
-        return Cutout(box, to_uint8(stored, job.intensity), keep, num_absent, not_imaged(inside))
+        return Cutout(box, self._grey_levels(stored), keep, num_absent, not_imaged(inside))
+
+    def _grey_levels(self, stored: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return the grey levels of a cutout for each network, as uint8."""
+        job = self.job
+        ranges = [job.intensity, *(each.intensity or job.intensity for each in job.trained.others)]
+        levels = {each: to_uint8(stored, each) for each in dict.fromkeys(ranges)}
+        return tuple(levels[each] for each in ranges)
 
     def predict(self, cutout: Cutout, block: Box, on_voxels: Callable[[int], None] = lambda voxels: None) -> np.ndarray:
-        """Return the probabilities of a block: uint8 c, z, y, x; 0 where the image is nan."""
-        part = VolumePart(cutout.voxels, cutout.box, self.job.image.bounds)
-        probabilities = self.predictor.predict(part, block, cutout.keep, self.grid, on_voxels)
+        """Return the probabilities of a block: uint8 c, z, y, x; 0 where the image is nan.
+
+        Of several networks they are the mean, rounded half up. `on_voxels` counts the voxels of the first one.
+        """
+        total: np.ndarray | None = None
+        for predictor, voxels in zip(self.predictors, cutout.voxels, strict=True):
+            part = VolumePart(voxels, cutout.box, self.job.image.bounds)
+            count = on_voxels if total is None else (lambda voxels: None)
+            probabilities = predictor.predict(part, block, cutout.keep, self.grid, count)
+            if len(self.predictors) > 1:
+                total = probabilities.astype(np.uint16) if total is None else total + probabilities
+        if total is not None:
+            number = len(self.predictors)
+            probabilities = ((2 * total.astype(np.uint32) + number) // (2 * number)).astype(np.uint8)
         if cutout.missing is not None:
             probabilities[:, cutout.missing] = 0
         return probabilities
@@ -205,4 +226,4 @@ class BlockSegmenter:
     def _fetch_all(self, block: Box) -> Cutout:
         """Read a block with its halo, and keep its blank chunks."""
         box = self.job.with_halo(block)
-        return Cutout(box, to_uint8(self.job.image.read(box), self.job.intensity), None)
+        return Cutout(box, self._grey_levels(self.job.image.read(box)), None)

@@ -19,6 +19,9 @@ from kasthuri_ray.segmentation.stage_rates import StageRates, describe_stages
 MAX_COMPRESSION = 25.0  # of probabilities by zstd: a sample without structure would promise more
 
 
+SUM_BYTES = 6  # of a probability, while several are averaged: uint16, then uint32
+
+
 @dataclass(frozen=True)
 class TileTiming:
     """Measurement of a few tiles on one actor.
@@ -214,9 +217,18 @@ def bytes_written(job: SegmentationJob, compression: float = 1.0) -> int:
 def planned_actor_memory(job: SegmentationJob, network: nn.Module) -> int:
     """Return the bytes that an actor's process takes at its peak, without its cache of decoded chunks."""
     block, itemsize = Box((0, 0, 0), job.largest_block), job.image.dtype.itemsize
-    read = block.grown(job.halo).num_voxels * (itemsize + (itemsize > 1))  # as it is stored, and as uint8
+    num_ranges = len({job.intensity, *(each.intensity for each in job.trained.others)})
+    as_uint8 = num_ranges if num_ranges > 1 else int(itemsize > 1)
+    read = block.grown(job.halo).num_voxels * (itemsize + as_uint8)  # as it is stored, and as uint8
     written = block.num_voxels * (job.classes - 1)
-    return actor_memory_bytes(network, job.settings.network.dim, job.inference, read, written)
+    one = actor_memory_bytes(network, job.settings.network.dim, job.inference, read, written)
+    return one + (_ensemble_memory(job, written) if job.trained.others else 0)
+
+
+def _ensemble_memory(job: SegmentationJob, written: int) -> int:
+    """Return the bytes that the other networks of a mean take: their weights, and the sums of a block."""
+    weights = (tensor for each in job.trained.others for tensor in each.weights.values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in weights) + SUM_BYTES * written
 
 
 def describe_plan(plan: SegmentationPlan, job: SegmentationJob) -> list[str]:

@@ -42,6 +42,7 @@ from kasthuri_ray.segmentation.actor_resources import (
     wait_for_actors,
 )
 from kasthuri_ray.segmentation.block_worker import BlockWorker
+from kasthuri_ray.segmentation.ensemble import read_trained_networks
 from kasthuri_ray.segmentation.export import (
     ExportRequest,
     check_export_place,
@@ -55,7 +56,7 @@ from kasthuri_ray.segmentation.plan import SegmentationPlan, describe_plan, plan
 from kasthuri_ray.segmentation.segmentation_inputs import prepare_segmentation
 from kasthuri_ray.segmentation.segmentation_job import SegmentationInputs, SegmentationJob
 from kasthuri_ray.segmentation.segmentation_run import SegmentationRun, SegmentResult
-from kasthuri_ray.segmentation.trained_network import TrainedNetwork, build_trained_network, read_trained_network
+from kasthuri_ray.segmentation.trained_network import TrainedNetwork, build_trained_network
 from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.storage.lease import Lease
 
@@ -89,13 +90,14 @@ def segment_from_flags(
         If `segment` raises it.
     """
     path, output = (given.value("segment", key) for key in ("weights", "output"))
+    more = given.value("segment", "more_weights") or []
     if not path and output and given.value("segment", "export"):
         return export_finished_output(given, reporter)
     if not path:
         raise InputError("no weights: give --weights with the folder of a run, or with a file of weights")
     if not output:
         raise InputError("no output: give --output with a path or s3://bucket/name.zarr for the probabilities")
-    trained = read_trained_network(path)
+    trained = read_trained_networks([path, *([more] if isinstance(more, str) else more)])
     if trained.settings is None and (given.network is None or given.task is None):
         raise InputError(
             f"{trained.where} holds only weights, without the settings of their network and task: give --network and "

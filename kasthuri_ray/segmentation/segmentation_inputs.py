@@ -14,6 +14,7 @@ from kasthuri_ray.models.receptive_field import ReceptiveField, find_receptive_f
 from kasthuri_ray.output.block_grid import check_block_shape, default_block_shape
 from kasthuri_ray.output.layout import plan_layout
 from kasthuri_ray.output.pyramid import plan_levels
+from kasthuri_ray.segmentation.ensemble import with_intensities
 from kasthuri_ray.segmentation.resume import was_begun
 from kasthuri_ray.segmentation.segmentation_job import SegmentationInputs
 from kasthuri_ray.segmentation.source_image import image_intensity, open_mask, open_source_image
@@ -74,6 +75,9 @@ def prepare_segmentation(
         is_stated = "task.image_intensity" in settings.typed
         for note in check_grey_range(image, [box], intensity, origin, is_stated):
             report(note)
+    trained, ensemble_notes = with_intensities(trained, settings, intensity)
+    for note in ensemble_notes:
+        report(note)
     mask = None
     if segment.mask:
         mask, notes = open_mask(absolute_uri(segment.mask), image, box, opener)

@@ -166,6 +166,10 @@ class SegmentationInputs:
             only_if_set["annotated_objects"] = self.trained.annotated_objects
         if self.trained.learnt_from.runs:
             only_if_set["learnt_from"] = self.trained.learnt_from.find_in(self.image).within(self.box).to_plain()
+        networks = self.trained.all_networks
+        if len(networks) > 1:
+            only_if_set["intensities"] = [self.intensity, *(each.intensity for each in self.trained.others)]
+        hashes = [hash_weights(each.weights) for each in networks]
         labels = {name: getattr(task, name) for name in RECORDED_IF_SET if getattr(task, name) is not None}
         return _plain_json(
             {
@@ -174,7 +178,7 @@ class SegmentationInputs:
                 "box": str(self.box),
                 "voxel_size_nm": self.image.voxel_size_nm,
                 "intensity": self.intensity,
-                "weights": hash_weights(self.trained.weights),
+                "weights": hashes if len(hashes) > 1 else hashes[0],
                 "network": self.architecture,
                 "task": {name: getattr(task, name) for name in RECORDED_TASK_SETTINGS} | labels,
                 "threshold": self.thresholds if self.classes > 2 else self.thresholds[0],

@@ -41,6 +41,8 @@ class TrainedNetwork:
         Objects of the annotation of the training boxes.
     learnt_from : LearntFrom
         What the network learnt from, as far as it is known.
+    others : tuple of TrainedNetwork
+        Further networks with whose probabilities those of this one are averaged.
     """
 
     where: str
@@ -51,6 +53,12 @@ class TrainedNetwork:
     voxel_size_nm: Nm | None = None
     annotated_objects: dict[str, Any] | None = None
     learnt_from: LearntFrom = field(default_factory=LearntFrom)
+    others: tuple[TrainedNetwork, ...] = ()
+
+    @property
+    def all_networks(self) -> tuple[TrainedNetwork, ...]:
+        """This network and the others."""
+        return (self, *self.others)
 
 
 def read_trained_network(path: str) -> TrainedNetwork:
@@ -96,7 +104,7 @@ def _pair(values: Sequence[float]) -> tuple[float, float]:
 
 
 def build_trained_network(settings: Settings, trained: TrainedNetwork) -> nn.Module:
-    """Build a network with its trained weights.
+    """Build a network with its trained weights, and check that those of the others fit it too.
 
     Parameters
     ----------
@@ -122,8 +130,9 @@ def build_trained_network(settings: Settings, trained: TrainedNetwork) -> nn.Mod
             f"{trained_task['task_type']} ({trained_task['name']}); leave --task out, or give weights of that task"
         )
     network = build_network(settings.network.model_dump())
-    try:
-        load_weights(network, trained.weights)
-    except ValueError as error:
-        raise InputError(f"--weights {trained.where}: {error}") from None
+    for each in reversed(trained.all_networks):
+        try:
+            load_weights(network, each.weights)
+        except ValueError as error:
+            raise InputError(f"--weights {each.where}: {error}") from None
     return network.eval()

@@ -98,7 +98,7 @@ def split_volume(
         return settings
     task = _with_recorded_split(settings.task, begun or {})
     if task.needs_split:
-        task = _with_split(settings.task, _annotated_box(settings))
+        task = _with_split(settings.task, annotated_box(settings))
     what = "no ranges of x and y: all that is annotated is used" if settings.task.z_train else SPLIT_TEXT
     typed = shlex.join(split_assignments(task))
     add_note(f"the task gives {what}. To type the same, or to change it: --set {typed}")
@@ -155,8 +155,26 @@ def _plane(box: Box) -> dict[str, list[int]]:
     return {"xrange_vol": [box.start[2], box.stop[2]], "yrange_vol": [box.start[1], box.stop[1]]}
 
 
-def _annotated_box(settings: Settings) -> Box:
-    """Return the voxels of the image that the annotation covers, within the ranges of x and y that are given."""
+def annotated_box(settings: Settings) -> Box:
+    """Return what a task without ranges covers.
+
+    Parameters
+    ----------
+    settings : Settings
+        Settings of the training.
+
+    Returns
+    -------
+    Box
+        The voxels of the image that the annotation covers, within the ranges of x and y that are given.
+
+    Raises
+    ------
+    InputError
+        If the two do not overlap, or the ranges lie outside.
+    InputNotFound, InputDenied, VolumeError
+        If a volume cannot be opened.
+    """
     task, train = settings.task, settings.train
     opener = VolumeOpener(train.boss, train.cache, train.cache_size)
     (region,) = task.model_copy(update=dict.fromkeys(RANGES)).regions("train")

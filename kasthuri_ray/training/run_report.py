@@ -29,6 +29,7 @@ from kasthuri_ray.training.label_report import labelled_voxels, score_intervals
 from kasthuri_ray.training.learner import Learner
 from kasthuri_ray.training.process_group import gather_over_ranks
 from kasthuri_ray.training.run_folder import RunFolder
+from kasthuri_ray.training.split_results import FILE, SplitResults
 from kasthuri_ray.training.tile_results import TileResults, TileScore, TileScorer, foreground_probabilities
 from kasthuri_ray.training.training_job import NO_FOREGROUND_WARNING, TrainingJob, WorkerContext
 from kasthuri_ray.training.training_messages import TextMessage
@@ -47,6 +48,9 @@ def write_run_report(
         return
     results = results.with_objects(object_classes(_class_names(job)))
     _write_pages(job, learner, folder, progress, results)
+    if results.counts.num_voxels:
+        pooled = SplitResults(results.counts, results.confusion, results.sample(), results.objects)
+        folder.write(FILE, pooled.to_bytes())
     folder.write(_weights_file_name(job), checkpoint_bytes(best.weights))
     metrics = _final_metrics(job, progress, results)
     for warning in metrics["warnings"]:

@@ -114,6 +114,8 @@ def plan_sweep(sweep: SweepSettings, reporter: Reporter, job_command: JobCommand
     Raise an InputError for every mistake that can be found before the work starts.
     """
     settings = next(iter(sweep.networks.values()))
+    if settings.train.folds is not None:
+        raise InputError("train.folds is set: a sweep trains single runs; train the winner by folds (train.py --folds)")
     check_run_location(settings)
     check_comparable(sweep.networks)
     space = read_search_space(sweep)

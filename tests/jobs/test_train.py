@@ -28,7 +28,7 @@ def test_a_run_writes_the_documented_files(finished_run):
     assert len(slices) == 6
     assert {name for name in names if "tfevents" not in name} - slices == {
         *("settings.json", "tiny_membrane.pt", "checkpoint/best.pt", "checkpoint/last.pt", "history.csv"),
-        *("metrics.json", "report.rpt", "learning_curve.png", "index.html"),
+        *("metrics.json", "report.rpt", "test_results.npz", "learning_curve.png", "index.html"),
     }
 
 

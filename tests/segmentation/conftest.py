@@ -180,11 +180,12 @@ def prepare() -> Callable[..., Any]:
     What it reports is appended to `lines`.
     """
     from kasthuri_ray.config.loading import GivenSettings, resolve_settings
+    from kasthuri_ray.segmentation.ensemble import read_trained_networks
     from kasthuri_ray.segmentation.segmentation_inputs import prepare_segmentation
-    from kasthuri_ray.segmentation.trained_network import build_trained_network, read_trained_network
+    from kasthuri_ray.segmentation.trained_network import build_trained_network
 
     def make(run: Path, lines=None, task=None, network=None, assignments=(), **segment):
-        trained = read_trained_network(str(run))
+        trained = read_trained_networks([str(run), *segment.get("more_weights", [])])
         base = (trained.where, trained.settings) if trained.settings else None
         flags = {"segment": {"cache": "none", "precision": "float32", "compile": "off", **segment}}
         settings = resolve_settings(GivenSettings(task, network, flags=flags, assignments=assignments), base=base)

@@ -1,0 +1,308 @@
+"""Training by folds: every part of a volume is tested once, by a network that did not see it, and scores are pooled.
+
+Each fold is an ordinary run in the folder of the folds, with the parts of the volume as its boxes. So it resumes, fails
+and is extended as any run.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kasthuri_ray.config.differences import setting_differences
+from kasthuri_ray.config.settings import Settings
+from kasthuri_ray.config.task import RANGES, SPLITS, SplitBoxes
+from kasthuri_ray.errors import AlreadyFinished, InputError, WorkFailed, missing_is_bad_input
+from kasthuri_ray.geometry import Box
+from kasthuri_ray.progress import Reporter
+from kasthuri_ray.ray_cluster.connection import connect_ray
+from kasthuri_ray.ray_cluster.driver import exit_on_sigterm
+from kasthuri_ray.ray_cluster.output_paths import check_shared_path, check_writable_path
+from kasthuri_ray.reports.folds_page import FoldRow, FoldsReport, folds_page
+from kasthuri_ray.storage.folder import open_storage
+from kasthuri_ray.storage.lease import Lease
+from kasthuri_ray.tiles.volume_split import annotated_box
+from kasthuri_ray.training.preflight import (
+    absolute_volume_paths,
+    check_run_location,
+    default_run_name,
+    prepare_training,
+    run_path,
+)
+from kasthuri_ray.training.run_folder import RunFolder, run_description
+from kasthuri_ray.training.split_results import FILE, SplitResults, class_outcomes_of, pool_results, pooled_metrics
+from kasthuri_ray.training.train import TrainResult, train
+
+QUADRANTS = 4
+MIN_FOLDS = 3  # one to test, one to validate, one to train
+
+
+def plan_folds(box: Box, num_folds: int, axes: str) -> list[dict[str, list[Box]]]:
+    """Divide a box into folds.
+
+    Parameters
+    ----------
+    box : Box
+        What is annotated.
+    num_folds : int
+        Number of folds.
+    axes : {"yx", "z"}
+        `yx`: four quadrants over all sections, clockwise from y and x 0; `z`: parts along z.
+
+    Returns
+    -------
+    list of dict
+        For each fold the boxes of train, val and test. Fold k tests part k, and validates on the next one; the others
+        train.
+
+    Raises
+    ------
+    InputError
+        If the box cannot be divided so.
+    """
+    if num_folds < MIN_FOLDS:
+        raise InputError(f"--folds {num_folds}: a fold needs parts to train, to validate and to test; give 3 or more")
+    if axes == "yx" and num_folds != QUADRANTS:
+        raise InputError(f"--folds {num_folds}: y and x are divided into 4 quadrants; give --folds 4, or --fold-axes z")
+    if axes == "z" and box.shape[0] < num_folds:
+        raise InputError(f"--folds {num_folds}: the volume has {box.shape[0]} sections, {box} (z,y,x); give fewer")
+    parts = _quadrants(box) if axes == "yx" else _slabs(box, num_folds)
+    folds = []
+    for test in range(num_folds):
+        val = (test + 1) % num_folds
+        train_parts = [part for number, part in enumerate(parts) if number not in (test, val)]
+        folds.append({"train": train_parts, "val": [parts[val]], "test": [parts[test]]})
+    return folds
+
+
+def _quadrants(box: Box) -> list[Box]:
+    (z, y, x), (z_stop, y_stop, x_stop) = box.start, box.stop
+    y_middle, x_middle = (y + y_stop) // 2, (x + x_stop) // 2
+    low, high = (y, y_middle), (y_middle, y_stop)
+    left, right = (x, x_middle), (x_middle, x_stop)
+    clockwise = [(low, left), (low, right), (high, right), (high, left)]
+    return [Box((z, rows[0], columns[0]), (z_stop, rows[1], columns[1])) for rows, columns in clockwise]
+
+
+def _slabs(box: Box, number: int) -> list[Box]:
+    edges = [box.start[0] + box.shape[0] * part // number for part in range(number + 1)]
+    return [Box((a, *box.start[1:]), (b, *box.stop[1:])) for a, b in itertools.pairwise(edges)]
+
+
+def region_of_task(settings: Settings) -> Box:
+    """Return the voxels that are divided into folds.
+
+    Parameters
+    ----------
+    settings : Settings
+        Settings of the training.
+
+    Returns
+    -------
+    Box
+        All sections of the task's ranges; without ranges, what is annotated.
+
+    Raises
+    ------
+    InputError
+        If the task divides its volume in another way.
+    InputNotFound, InputDenied, VolumeError
+        If a volume cannot be opened.
+    """
+    task = settings.task
+    if task.boxes is not None:
+        raise InputError(
+            "--folds divides one volume by itself, and the task has boxes (task.boxes): leave out the boxes or --folds"
+        )
+    if task.z_gap:
+        raise InputError(f"--folds leaves no gap between parts, and task.z_gap is {task.z_gap}: leave one of them out")
+    ranges = [each for each in (task.z_train, task.z_val, task.z_test) if each is not None]
+    if task.xrange_vol is None or task.yrange_vol is None or not ranges:
+        whole = annotated_box(settings)
+    else:
+        (y, y_stop), (x, x_stop) = task.yrange_vol, task.xrange_vol
+        whole = Box((0, y, x), (0, y_stop, x_stop))
+    if not ranges:
+        return whole
+    first, last = min(start for start, _ in ranges), max(stop for _, stop in ranges)
+    return Box((first, *whole.start[1:]), (last, *whole.stop[1:]))
+
+
+def make_fold_settings(settings: Settings, path: str = "") -> list[Settings]:
+    """Return the settings of the run of each fold.
+
+    Parameters
+    ----------
+    settings : Settings
+        With `train.folds`.
+    path : str
+        Folder of the folds; "" for runs that are only checked.
+
+    Returns
+    -------
+    list of Settings
+        Ordinary runs, named fold_0, fold_1, ...
+
+    Raises
+    ------
+    InputError
+        As of `plan_folds` and `region_of_task`.
+    """
+    num_folds, folds = settings.train.folds, []
+    assert num_folds is not None
+    settings = absolute_volume_paths(settings)
+    planned = plan_folds(region_of_task(settings), num_folds, settings.train.fold_axes)
+    for number, parts in enumerate(planned):
+        boxes = SplitBoxes.model_validate({split: [{"box": str(box)} for box in parts[split]] for split in SPLITS})
+        task = settings.task.model_copy(update={**dict.fromkeys(RANGES), "boxes": boxes})
+        changes = {"folds": None, "fold_axes": "yx", "name": f"fold_{number}" if path else None}
+        changes |= {"storage": path} if path else {}
+        folds.append(
+            settings.model_copy(update={"task": task, "train": settings.train.model_copy(update=changes), "notes": {}})
+        )
+    return folds
+
+
+@missing_is_bad_input()
+def train_folds(settings: Settings, reporter: Reporter, resume_command: Callable[[str], str]) -> TrainResult:
+    """Train one network for each fold, one after another, and pool what their tests found.
+
+    Parameters
+    ----------
+    settings, reporter, resume_command : Settings, Reporter, callable
+        As of `train`, with `train.folds`.
+
+    Returns
+    -------
+    TrainResult
+        The folder of the folds, and its metrics.json.
+
+    Raises
+    ------
+    InputError
+        For bad input, before anything is written; AlreadyFinished if all folds are finished.
+    WorkFailed
+        If the work fails after it has started; the same name resumes it.
+    """
+    for note in settings.notes.values():
+        reporter.print_stderr(note)
+    check_run_location(settings)
+    prepare_training(make_fold_settings(settings)[0], is_new=True)  # refuses what does not fit before anything starts
+    if settings.train.name is not None:
+        _check_same_folds(RunFolder(open_storage(run_path(settings, settings.train.name))), settings)
+    cluster = connect_ray(reporter, settings.train.verbose)
+    name = settings.train.name or default_run_name(settings)
+    path = run_path(settings, name, cluster)
+    check_writable_path(path)
+    check_shared_path(path, cluster)
+    folder, command = RunFolder(open_storage(path)), resume_command(name)
+    _check_same_folds(folder, settings)
+    folds = make_fold_settings(settings, path)
+    reporter.print_result(path)  # the first line, for scripts
+    reporter.print_line(f"to resume after a stop: {command}")
+    with exit_on_sigterm(), Lease.acquire(folder.storage, report=reporter.print_line):
+        was_finished = folder.read_metrics() is not None
+        folder.write_settings(run_description(settings))
+        num_trained = sum(_train_fold(fold, reporter, command) for fold in folds)
+        if was_finished and not num_trained:
+            raise AlreadyFinished(
+                f"the folds {name} are finished: {path}. To train them for longer, add --set "
+                f"network.epochs={2 * settings.network.epochs}",
+                path,
+            )
+        _write_pooled(folder, settings, folds, reporter)
+    reporter.print_result(path)
+    return TrainResult.read(path)
+
+
+def _check_same_folds(folder: RunFolder, settings: Settings) -> None:
+    """Raise an InputError if something else was begun under this name; more epochs are the one difference allowed."""
+    before = folder.read_settings()
+    if before is None:
+        return
+    differences = setting_differences(before, settings.training_record())
+    is_extension = settings.network.epochs > before["network"]["epochs"]
+    others = [line for line in differences if not (is_extension and line.startswith("network.epochs:"))]
+    if others:
+        lines = "\n  ".join(others)
+        raise InputError(
+            f"{folder.storage.name} was started with other settings:\n  {lines}\nGive another --name, or the earlier "
+            "settings."
+        )
+
+
+def _train_fold(fold: Settings, reporter: Reporter, command: str) -> bool:
+    """Train a fold; return whether there was anything left to do."""
+    reporter.print_line(f"{fold.train.name} of {fold.train.storage}")
+    try:
+        train(fold, reporter, lambda _: command)
+    except AlreadyFinished as finished:
+        reporter.print_line(str(finished).partition(": ")[0])
+        return False
+    return True
+
+
+def _write_pooled(folder: RunFolder, settings: Settings, folds: Sequence[Settings], reporter: Reporter) -> None:
+    """Write metrics.json and the page of all folds together."""
+    runs = [RunFolder(folder.storage.child(str(fold.train.name))) for fold in folds]
+    parts = [_read_results(run) for run in runs]
+    metrics = [run.read_metrics() or {} for run in runs]
+    names = settings.task.class_names(settings.network.classes)
+    pooled = pool_results(parts)
+    rows = [
+        FoldRow(str(fold.train.name), fold.task.regions("test")[0].box_text(), each["test"])
+        for fold, each in zip(folds, metrics, strict=True)
+    ]
+    test = pooled_metrics(pooled, names)
+    content: dict[str, Any] = {
+        "test": test,
+        "folds": [{"name": row.name, "box": row.box, **_fold_scores(row.metrics)} for row in rows],
+        "warnings": [
+            f"{row.name}: {text}" for row, each in zip(rows, metrics, strict=True) for text in each["warnings"]
+        ],
+        "epochs": min(each["epochs"] for each in metrics),
+        "seconds": sum(each["seconds"] for each in metrics),
+    }
+    report = FoldsReport(
+        name=folder.storage.name,
+        task_type=settings.task.task_type,
+        network=settings.network.outweightfilename,
+        metrics=content,
+        rows=rows,
+        counts=pooled.counts,
+        outcomes=class_outcomes_of(pooled),
+        class_names=names if len(names) > 1 else (),
+        settings=settings.training_record(),
+    )
+    folder.write("index.html", folds_page(report))
+    for row in rows:
+        reporter.print_line(f"{row.name}: {_describe_scores(row.metrics)}")
+    reporter.print_line(f"pooled over {len(rows)} folds: {_describe_scores(test)}")
+    folder.write_metrics(content)  # the last file: it marks the folds as finished
+
+
+def _read_results(run: RunFolder) -> SplitResults:
+    try:
+        return SplitResults.from_bytes(run.storage.read_bytes(FILE))
+    except FileNotFoundError:
+        raise WorkFailed(
+            f"{run.storage.path} has no {FILE}, which earlier versions did not write: its results cannot be pooled. "
+            "Train the folds under another --name"
+        ) from None
+
+
+def _fold_scores(test: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("foreground_f1", "precision", "recall", "average_precision", "threshold", "objects")
+    return {key: test[key] for key in keys if key in test}
+
+
+def _describe_scores(test: Mapping[str, Any]) -> str:
+    parts = [f"F1 {test['foreground_f1']:.3f}", f"average precision {test['average_precision']:.3f}"]
+    if "objects" in test:
+        objects = test["objects"]
+        parts.append(
+            f"objects: F1 {objects['by']['overlap']['f1']:.3f} by overlap, {objects['num_predicted']} marked, "
+            f"{objects['num_true']} true"
+        )
+    return "  ".join(parts)

@@ -1,0 +1,144 @@
+"""Folds test every part of a volume once, and pool what was found."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from kasthuri_ray.config.loading import GivenSettings, resolve_settings
+from kasthuri_ray.errors import InputError
+from kasthuri_ray.geometry import Box
+from kasthuri_ray.metrics.cleft_distances import CleftDistances
+from kasthuri_ray.metrics.intervals import TileSample, tile_counts
+from kasthuri_ray.metrics.object_outcomes import ObjectOutcomes
+from kasthuri_ray.metrics.voxel_counts import VoxelCounts
+from kasthuri_ray.training.folds import make_fold_settings, plan_folds
+from kasthuri_ray.training.split_results import SplitResults, pool_results, pooled_metrics
+from kasthuri_ray.training.tested_objects import SplitObjects
+
+BOX = Box((2, 10, -20), (22, 75, 81))
+
+
+def mark(boxes, box=BOX):
+    """Return how often each voxel of a box is in one of the boxes."""
+    counts = np.zeros(box.shape, int)
+    for each in boxes:
+        counts[each.slices(box.start)] += 1
+    return counts
+
+
+@pytest.mark.parametrize(("num_folds", "axes"), [(4, "yx"), (3, "z"), (4, "z"), (7, "z")])
+def test_every_voxel_is_tested_once_and_in_each_fold_in_one_split(num_folds, axes):
+    folds = plan_folds(BOX, num_folds, axes)
+    assert len(folds) == num_folds
+    assert (mark([box for fold in folds for box in fold["test"]]) == 1).all()
+    for fold in folds:
+        assert (mark([box for split in fold.values() for box in split]) == 1).all()
+
+
+def test_quadrants_hold_all_sections_and_the_next_one_clockwise_validates():
+    folds = plan_folds(Box((0, 0, 0), (20, 1024, 1024)), 4, "yx")
+    corners = [fold["test"][0].start[1:] for fold in folds]
+    assert corners == [(0, 0), (0, 512), (512, 512), (512, 0)]
+    assert all(fold["test"][0].shape == (20, 512, 512) for fold in folds)
+    assert [fold["val"] for fold in folds] == [folds[(k + 1) % 4]["test"] for k in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("num_folds", "axes", "text"),
+    [(2, "z", "give 3 or more"), (5, "yx", "give --folds 4, or --fold-axes z"), (21, "z", "has 20 sections")],
+)
+def test_folds_that_cannot_be_are_refused(num_folds, axes, text):
+    with pytest.raises(InputError, match=re.escape(text)):
+        plan_folds(BOX, num_folds, axes)
+
+
+def resolve(**task):
+    assignments = [f"task.{key}={json.dumps(value)}" for key, value in task.items()]
+    flags = {"train": {"folds": 4, "storage": "/runs"}}
+    return resolve_settings(GivenSettings("phantom_synapse", None, flags=flags, assignments=assignments))
+
+
+def test_folds_are_ordinary_runs_with_boxes_within_the_ranges_of_the_task():
+    settings = resolve(xrange_vol=[0, 200], yrange_vol=[100, 300], z_train=[5, 20], z_val=[20, 25], z_test=[30, 40])
+    folds = make_fold_settings(settings, "/runs/vnc")
+    assert [(fold.train.name, fold.train.storage, fold.train.folds) for fold in folds] == [
+        (f"fold_{k}", "/runs/vnc", None) for k in range(4)
+    ]
+    assert folds[0].task.boxes.test[0].box_text() == "5:40,100:200,0:100"
+    assert folds[0].task.boxes.val[0].box_text() == "5:40,100:200,100:200"
+    assert [each.box_text() for each in folds[0].task.boxes.train] == ["5:40,200:300,100:200", "5:40,200:300,0:100"]
+    assert folds[0].task.z_train is None
+    assert folds[0].task.regions("test")[0].image == settings.task.image_chan
+
+
+def test_a_task_without_ranges_is_divided_as_far_as_its_annotation_goes():
+    uri = "phantom://{}?shape=12,90,120&seed=3"
+    ranges = dict.fromkeys(("xrange_vol", "yrange_vol", "z_train", "z_val", "z_test"))
+    settings = resolve(image_chan=uri.format("em"), annotation_chan=uri.format("synapse"), **ranges)
+    (first, *_) = make_fold_settings(settings)
+    assert first.task.boxes.test[0].box_text() == "0:12,0:45,0:60"
+
+
+def test_a_task_with_boxes_or_a_gap_is_refused():
+    box = [{"box": "0:8,0:64,0:64"}]
+    ranges = dict.fromkeys(("xrange_vol", "yrange_vol", "z_train", "z_val", "z_test"))
+    with pytest.raises(InputError, match="the task has boxes"):
+        make_fold_settings(resolve(boxes={"train": box, "val": [{"box": "8:9,:,:"}]}, **ranges))
+    with pytest.raises(InputError, match="leaves no gap"):
+        make_fold_settings(resolve(z_gap=1))
+
+
+def make_results(seed, classes=2, num_tiles=5):
+    """Return results of random tiles, and their labels and predictions at the threshold 0.4."""
+    rng = np.random.default_rng(seed)
+    tiles, labels, marked, total = [], [], [], VoxelCounts.zeros(classes)
+    for _ in range(num_tiles):
+        label = rng.integers(0, classes, 400)
+        of_class = [np.clip(0.5 * (label == number) + 0.5 * rng.random(400), 0, 1) for number in range(1, classes)]
+        probability = np.stack(of_class)
+        predicted = np.where(probability.max(0) >= 0.4, probability.argmax(0) + 1, 0)
+        counts = VoxelCounts.zeros(classes)
+        counts.add(probability, predicted, label)
+        tiles.append(tile_counts(counts, [0.4] * (classes - 1)))
+        labels.append(label)
+        marked.append(probability >= 0.4)
+        total = total + counts
+    partners = {"overlap": np.array([1, -1, 0]), "iou": np.array([-1, -1, 0]), "centroid": np.array([1, -1, -1])}
+    cut = np.array([True, False, False])
+    outcomes = ObjectOutcomes(partners, rng.random(4), cut, np.append(cut, True), np.append(cut, False), 150.0)
+    objects = SplitObjects({1: outcomes}, {1: CleftDistances(10.5 + seed, 2.0, 30, 40)})
+    results = SplitResults(total, total.confusion, TileSample.of(tiles), objects)
+    return results, np.concatenate(labels), np.concatenate(marked, axis=1)
+
+
+def test_results_are_read_as_they_were_written():
+    results, _, _ = make_results(0)
+    read = SplitResults.from_bytes(results.to_bytes())
+    assert read.counts == results.counts
+    assert pooled_metrics(read, ["synapse"]) == pooled_metrics(results, ["synapse"])
+    assert read.objects.distances == results.objects.distances
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_pooled_voxels_score_as_all_voxels_at_once(classes):
+    parts = [make_results(seed, classes, 3 + seed) for seed in range(4)]
+    names = ["synapse", "vesicle"][: classes - 1]
+    metrics = pooled_metrics(pool_results([part for part, _, _ in parts]), names)
+    labels = np.concatenate([label for _, label, _ in parts])
+    marked = np.concatenate([each for _, _, each in parts], axis=1)
+    expected = [f1_score(labels == number, marked[number - 1]) for number in range(1, classes)]
+    assert metrics["foreground_f1"] == pytest.approx(np.mean(expected), abs=0.005)  # thresholds are edges of bins
+    low, high = metrics["foreground_f1_interval"]
+    assert low < metrics["foreground_f1"] < high
+
+
+def test_pooled_objects_are_counted_over_all_folds():
+    parts = [make_results(seed)[0] for seed in range(4)]
+    metrics = pooled_metrics(pool_results(parts), ["synapse"])
+    assert (metrics["objects"]["num_true"], metrics["objects"]["num_predicted"]) == (12, 16)
+    assert metrics["objects"]["by"]["overlap"]["true_positives"] == 8
+    assert metrics["objects"]["by"]["iou"]["true_positives"] == 4
+    assert metrics["cleft_distances"]["adgt_nm"] == pytest.approx((4 * 10.5 + 6) / 120)
