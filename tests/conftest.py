@@ -37,17 +37,27 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(plugin, "room_budgets")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Group the tests for pytest-xdist by file; in the suite also the tests of one Ray, so that it starts once.
 
-    These groups come first, because they take longest.
+    Groups of several files come first, because they take longest.
     """
     if not hasattr(config, "workerinput"):
         return  # one process
-    group_of = ray_of if is_run_of_the_suite(config) else file_of
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
-    items.sort(key=lambda item: group_of(item) == file_of(item))
+    groups = {item: group_of(item, is_run_of_the_suite(config)) for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: groups[item].endswith(".py"))
+
+
+def group_of(item: pytest.Item, in_suite: bool) -> str:
+    """Return the Ray that a test uses in the suite, one group of all tests on several hosts, or else a test's file."""
+    rays = {"local_ray", "cluster"} & set(getattr(item, "fixturenames", ()))
+    if in_suite and rays:
+        return min(rays)
+    file = item.nodeid.partition("::")[0]
+    return "hosts" if file.startswith("tests/cluster/") else file
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -56,16 +66,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         from kasthuri_ray.hardware import RULES
 
         metafunc.parametrize("machine", RULES, indirect=True)
-
-
-def file_of(item: pytest.Item) -> str:
-    return item.nodeid.partition("::")[0]
-
-
-def ray_of(item: pytest.Item) -> str:
-    """Return the name of the fixture of Ray that a test uses, or else its file."""
-    rays = {"local_ray", "cluster"} & set(getattr(item, "fixturenames", ()))
-    return min(rays) if rays else file_of(item)
 
 
 @pytest.fixture(scope="session")

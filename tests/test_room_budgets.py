@@ -56,3 +56,17 @@ def test_make_test_and_make_test_all_run_each_test_once():
     marks = [mark.partition(":")[0] for mark in options["markers"]]
     assert left_out == " and ".join(f"not {mark}" for mark in marks)
     assert chosen == " or ".join(marks)
+
+
+def test_tests_of_one_ray_are_one_group_of_the_suite_and_tests_on_several_hosts_always(load_module):
+    conftest = load_module(ROOT / "tests" / "conftest.py")
+
+    def group(file: str, *fixtures: str, in_suite: bool = True) -> str:
+        item = SimpleNamespace(nodeid=f"{file}::test_a[x]", fixturenames=("tmp_path", *fixtures))
+        return conftest.group_of(item, in_suite)
+
+    train, segment, hosts = (f"tests/{name}.py" for name in ("jobs/test_train", "jobs/test_segment", "cluster/test_a"))
+    assert group(train, "cluster") == group(segment, "start_job", "cluster") == "cluster"
+    assert group(train, "local_ray") == "local_ray"
+    assert (group(train), group(train, "cluster", in_suite=False)) == (train, train)
+    assert group(hosts) == group(hosts, "cluster", in_suite=False) == "hosts"
