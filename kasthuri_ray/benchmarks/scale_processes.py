@@ -32,7 +32,7 @@ from kasthuri_ray.segmentation import segment as segmentation
 from kasthuri_ray.segmentation.block_segmenter import BlockSegmenter
 from kasthuri_ray.segmentation.block_worker import BlockWorker
 
-SLEEP_S = 0.01  # of an actor, in place of the network
+SLEEP_S = 0.25  # of an actor, in place of the network: long enough that all of 50 actors are started and needed
 GREY = 128  # what is written where voxels are written
 CPUS_PER_ACTOR = 0.3  # logical: they sleep
 NETWORK = "UNet_2D"
@@ -94,19 +94,26 @@ class SamplingReporter(Reporter):
     def show_live(self, text: str) -> None:
         """Write a sample, and die if it is time."""
         super().show_live(text)
-        done = blocks_done(text)
-        sample = {"done": done, "time": time.time(), "cpu": time.process_time(), "rss": resident_bytes()}
+        done, actors = done_and_actors(text)
+        sample = {
+            "done": done,
+            "actors": actors,
+            "time": time.time(),
+            "cpu": time.process_time(),
+            "rss": resident_bytes(),
+        }
         with self.samples.open("a") as file:
             file.write(json.dumps(sample) + "\n")
         if self.kill_at is not None and done >= self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def blocks_done(line: str) -> int:
-    """Return the number of blocks that a line of progress shows, such as `segmenting: 1,234/100,000 blocks`."""
-    match = re.search(r": ([\d,]+)/", line)
+def done_and_actors(line: str) -> tuple[int, int]:
+    """Return the blocks and actors that a line of progress shows: `segmenting: 1,234/100,000 blocks  50 actors`."""
+    match = re.search(r": ([\d,]+)/[\d,]+ blocks?  ([\d,]+) actor", line)
     assert match, line
-    return int(match[1].replace(",", ""))
+    done, actors = (int(group.replace(",", "")) for group in match.groups())
+    return done, actors
 
 
 def resident_bytes() -> int:

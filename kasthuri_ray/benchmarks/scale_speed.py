@@ -42,7 +42,7 @@ class ScaleSize:
     few_blocks: int = FEW_BLOCKS
 
 
-QUICK = ScaleSize(shape=(4, 512, 512), s3_shape=(1, 256, 512), actors=4, s3_actors=4, few_blocks=500)
+QUICK = ScaleSize(shape=(1, 512, 512), s3_shape=(1, 256, 256), actors=4, s3_actors=4, few_blocks=100)
 
 
 @dataclass
@@ -186,8 +186,9 @@ def count_changed(before: Mapping[str, int], after: Mapping[str, int]) -> int:
 def driver_costs(runs: Sequence[Sequence[Mapping[str, float]]], few_blocks: int) -> dict[str, float | None]:
     """Return what the blocks cost the driver, from the samples of runs that continue each other.
 
-    ms_per_block: CPU time. blocks_per_second: of the clock. growth_mb: the highest memory, above that at `few_blocks`.
-    Each run counts from its first sample with new blocks, so that neither its start nor its actors' counts.
+    ms_per_block: CPU time. blocks_per_second: of the clock. Both count from a run's first sample with new blocks, so
+    that neither its start nor that of its actors counts. growth_mb: the highest memory of a run above that of its first
+    sample with `few_blocks`, summed over the runs.
     """
     seconds = cpu = blocks = 0.0
     for run in runs:
@@ -196,12 +197,12 @@ def driver_costs(runs: Sequence[Sequence[Mapping[str, float]]], few_blocks: int)
             first, last = working[0], working[-1]
             blocks += last["done"] - first["done"]
             seconds, cpu = seconds + last["time"] - first["time"], cpu + last["cpu"] - first["cpu"]
-    known = [sample for run in runs for sample in run if sample["done"] >= few_blocks and sample["rss"]]
-    growth = max(sample["rss"] for sample in known) - known[0]["rss"] if known else None
+    memory = [[sample["rss"] for sample in run if sample["done"] >= few_blocks and sample["rss"]] for run in runs]
+    growth = [max(each) - each[0] for each in memory if each]
     return {
         "ms_per_block": 1000 * cpu / blocks if blocks else None,
         "blocks_per_second": blocks / seconds if seconds else None,
-        "growth_mb": None if growth is None else growth / MB,
+        "growth_mb": sum(growth) / MB if growth else None,
     }
 
 
@@ -217,8 +218,9 @@ def _store_lines(title: str, store: str, results: ScaleResults, judged: bool) ->
     """Return the figures of a store; if not `judged`, its times have no goals."""
     state, costs = results.state[store], driver_costs(results.samples[store], results.few_blocks)
     runs, actors = results.samples[store], f"{results.actors[store]} actors x {results.slots[store]} blocks at once"
+    num_ready = max(sample["actors"] for run in runs for sample in run)
     missing = state["blocks"] - state["recorded"] + state["strange"] + (state["wrong"] or 0)
-    killed = f"killed at {runs[0][-1]['done']:,.0f} and resumed"
+    killed = f"{num_ready:g} were ready; killed at {runs[0][-1]['done']:,.0f} and resumed"
     return [
         BenchmarkLine(title, state["blocks"], "blocks", note=f"{actors}, {killed}"),
         BenchmarkLine("  missing, strange or wrong blocks", missing, at_most=0.0),

@@ -14,7 +14,7 @@ from kasthuri_ray.benchmarks.scale_processes import (
     BlockWorkerThatSleeps,
     BlockWorkerThatWrites,
     SamplingReporter,
-    blocks_done,
+    done_and_actors,
 )
 from kasthuri_ray.benchmarks.segmentation_processes import make_weights
 from kasthuri_ray.config.loading import GivenSettings, resolve_settings
@@ -69,8 +69,10 @@ def test_the_reporter_samples_this_process_and_kills_it_in_the_middle(tmp_path: 
     samples = [json.loads(line) for line in (tmp_path / "samples").read_text().splitlines()]
     assert [sample["done"] for sample in samples] == [999, 1000]
     assert samples[1]["cpu"] >= samples[0]["cpu"] > 0
+    assert samples[1]["actors"] == 4
+    assert done_and_actors("segmenting: 0/1 block  1,000 actors  2.00 Mvoxels/s") == (0, 1000)
     with pytest.raises(AssertionError, match="blocks"):
-        blocks_done("no numbers of blocks")
+        done_and_actors("no numbers of blocks")
 
 
 def test_many_blocks_are_recorded_and_a_finished_segmentation_is_found_finished(

@@ -70,6 +70,7 @@ def make_results() -> SegmentationResults:
         "products": {"1024": 0.8e12, "2048": 0.7e12},
         "flop_per_voxel": 280256.0,
         "default_tile": [1, 2160, 2160],
+        "kind": "bf16",
     }
     job: dict[str, Any] = {"rate": 2.4e6, "working_seconds": 10.0, "voxels": 24_000_000, "margin": [0, 56, 56]}
     job |= {"box": "0:10,0:2048,0:2048", "seconds": 50.0, "compile_seconds": 20.0, "until_first_block": 15.0}
