@@ -7,7 +7,7 @@ default allocator and all threads. A tool that is not installed has no rates.
 from __future__ import annotations
 
 import math
-import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -56,11 +56,13 @@ def time_monai(size: int, overlap: float, shape: tuple[int, int], seconds: float
             logits = sliding_window_inference(image, (size, size), batch, network, overlap=overlap, mode="gaussian")
             return torch.softmax(logits.float(), dim=1)  # type: ignore[union-attr]
 
-    by_batch = {}
+    seconds_of = {}
     for batch in BATCHES:
         segment_section(batch)
-        by_batch[batch] = time_runs(lambda batch=batch: segment_section(batch), 0.0, "cpu")  # type: ignore[misc]
-    best = min(BATCHES, key=lambda batch: statistics.median(by_batch[batch]))
+        start = time.perf_counter()
+        segment_section(batch)
+        seconds_of[batch] = time.perf_counter() - start
+    best = min(BATCHES, key=lambda batch: seconds_of[batch])
     rates = _rates(lambda: segment_section(best), math.prod(shape), seconds)
     return {"rates": rates, "threads": threads, "precision": precision}
 
