@@ -23,7 +23,7 @@ test: .venv                      ## run the test suite: at most 8 minutes on two
 	$(PYTEST) $(TWO_PROCESSES)
 
 test-all: .venv                  ## run what `make test` leaves out: slow tests, and long ones with few trials
-	KASTHURI_FAULT_TRIALS=4 $(PYTEST) $(TWO_PROCESSES) -m 'slow or faults or cluster'
+	KASTHURI_FAULT_TRIALS=4 $(PYTEST) $(TWO_PROCESSES) -m 'slow or faults or cluster or browser'
 
 test-faults: .venv               ## long tests: processes killed at random moments
 	$(PYTEST) -m faults

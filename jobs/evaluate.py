@@ -10,6 +10,7 @@ from kasthuri_ray.config import defaults
 EXAMPLES = """examples:
   python jobs/evaluate.py --prediction out.zarr --annotation bossdb://Kasthuri/ac4/synapse
   python jobs/evaluate.py --prediction out.zarr --annotation bossdb://Kasthuri/ac4/membrane --instances cells.zarr
+  python jobs/evaluate.py --prediction out.zarr --reviewed out.zarr.reviewed.csv
   python jobs/evaluate.py --prediction other_tool.h5:probability --task synapse --annotation /data/vnc.zarr/synapse
 """
 
@@ -20,9 +21,13 @@ def make_parser() -> cli.SettingsParser:
     group.add("--prediction", required=True, metavar="URI", help="probabilities, as floats or as uint8 (255 is 1)")
     group.add(
         "--annotation",
-        required=True,
         metavar="URI",
         help="ground truth; only the overlapping region (aligned in nm) is compared",
+    )
+    group.add(
+        "--reviewed",
+        metavar="FILE",
+        help="verdicts of jobs/view.py --review in place of an annotation: prints the precision with a 95%% interval",
     )
     group.add(
         "--task", metavar="NAME|FILE", help="task that defines the labels (default: from the prediction's provenance)"

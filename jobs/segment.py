@@ -9,6 +9,7 @@ from kasthuri_ray.config import defaults
 
 EXAMPLES = """examples:
   python jobs/segment.py --weights outputs/my_run --output out.zarr
+  python jobs/segment.py --weights kasthuri://UNet_2D_synapse --output out.zarr
   python jobs/segment.py --weights UNet_2D_synapse.pt --network UNet_2D --task synapse --output s3://bucket/out.zarr
   python jobs/segment.py --weights outputs/my_run --output out.zarr --box 0:100,1000:3000,1000:3000 --dry-run
   python jobs/segment.py --output out.zarr --export part.tif --export-box 0:50,0:1000,0:1000    # of a finished output
@@ -32,6 +33,8 @@ def make_parser() -> cli.SettingsParser:
 
 def main(arguments: Sequence[str]) -> int:
     keywords = make_parser().keywords(arguments)
+    if cli.asks_for_published_weights(keywords):
+        return cli.DONE
     from kasthuri_ray import api
 
     result = api.segment(**keywords, resume_command=cli.segment_resume_command(sys.argv[0], arguments))
@@ -43,9 +46,9 @@ def _add_input_flags(parser: cli.SettingsParser) -> None:
     group.add(
         "--weights",
         nargs="+",
-        metavar="RUN|FILE",
-        help="run folder or .pt file; path, https:// or s3://; of several runs, such as the folds of a training, the "
-        "probabilities are averaged",
+        metavar="RUN|FILE|kasthuri://NAME",
+        help="run folder or .pt file (path, https:// or s3://), or published weights, which kasthuri:// lists; of "
+        "several runs, such as the folds of a training, the probabilities are averaged",
     )
     group.add("--image", metavar="URI", help="image (default: the one that the run was trained on)")
     group.add(

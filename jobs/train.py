@@ -25,7 +25,10 @@ def make_parser() -> cli.SettingsParser:
         f"(default: {defaults.NETWORK})",
     )
     group.add(
-        "--weights", metavar="FILE|RUN", help="initial weights: a run folder or .pt file; path, https:// or s3://"
+        "--weights",
+        metavar="FILE|RUN|kasthuri://NAME",
+        help="initial weights: a run folder or .pt file (path, https:// or s3://), or published ones, which "
+        "kasthuri:// lists",
     )
     group.add("--voxel-size", metavar="Z,Y,X", help="voxel size of the image in nm (default: from its metadata)")
     group.add(
@@ -51,8 +54,10 @@ def make_parser() -> cli.SettingsParser:
     return parser
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> int:
     keywords = make_parser().keywords(arguments)
+    if cli.asks_for_published_weights(keywords):
+        return cli.DONE
     from kasthuri_ray import api
 
     api.train(
@@ -60,6 +65,7 @@ def main(arguments: Sequence[str]) -> None:
         resume_command=lambda name: cli.resume_command(sys.argv[0], arguments, name),
         return_finished=False,
     )
+    return cli.DONE
 
 
 run = partial(cli.run_job, main)  # the command kasthuri-train

@@ -5,7 +5,8 @@
     run = kasthuri_ray.train("synapse", num_workers=2)
     output = kasthuri_ray.segment(run.path, "synapses.zarr", objects=True)
 
-`train`, `tune`, `segment` and `evaluate` are what the jobs call; `open_volume` and `TileDataset` read voxels and tiles.
+`train`, `tune`, `segment`, `evaluate` and `view` are what the jobs call; `open_volume` and `TileDataset` read voxels
+and tiles.
 `help(kasthuri_ray.train)` and so on describe them; kasthuri_ray/config/flags.py lists their keyword arguments.
 Importing this package loads neither torch nor Ray. Start reading at `jobs/train.py` and docs/architecture.md.
 """
@@ -16,10 +17,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kasthuri_ray.api import evaluate, open_volume, segment, train, tune
+    from kasthuri_ray.api import evaluate, open_volume, segment, train, tune, view
     from kasthuri_ray.tiles.dataset import TileDataset
 
-__all__ = ["TileDataset", "evaluate", "open_volume", "segment", "train", "tune"]
+__all__ = ["TileDataset", "evaluate", "open_volume", "segment", "train", "tune", "view"]
 
 
 def __getattr__(name: str) -> Any:

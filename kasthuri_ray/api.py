@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Unpack
 
 from kasthuri_ray.config import defaults
-from kasthuri_ray.config.flags import DataFlags, EvaluateFlags, SegmentFlags, TrainFlags, TuneFlags
+from kasthuri_ray.config.flags import DataFlags, EvaluateFlags, SegmentFlags, TrainFlags, TuneFlags, ViewFlags
 from kasthuri_ray.config.keyword_arguments import (
     as_assignments,
     as_setting,
@@ -249,7 +249,7 @@ def segment(
 
 
 def evaluate(
-    prediction: Any, annotation: Any, *, reporter: Reporter | None = None, **flags: Unpack[EvaluateFlags]
+    prediction: Any, annotation: Any = None, *, reporter: Reporter | None = None, **flags: Unpack[EvaluateFlags]
 ) -> EvaluateResult:
     """Compare a prediction with an annotation where they overlap.
 
@@ -257,8 +257,8 @@ def evaluate(
     ----------
     prediction : str, path or array
         Probabilities: an output of `segment`, any other volume, or an array; floats, or uint8 where 255 is 1.
-    annotation : str, path or array
-        Ground truth.
+    annotation : str, path or array, optional
+        Ground truth; not needed with `reviewed`, the file of verdicts of a review.
     reporter : Reporter, optional
         As of `train`.
     **flags
@@ -287,8 +287,54 @@ def evaluate(
     from kasthuri_ray.evaluation import evaluate as evaluation
 
     settings = resolve_section(EvaluateSettings, given)
+    if settings.reviewed is not None:
+        from kasthuri_ray.evaluation.reviewed_precision import evaluate_reviewed
+
+        return evaluate_reviewed(settings, reporter or Reporter())
     with _ray_as_found():
         return evaluation.evaluate(settings, reporter or Reporter(), task_changes=given.typed_values("task"))
+
+
+def view(
+    output: str | os.PathLike[str] | None = None, *, reporter: Reporter | None = None, **flags: Unpack[ViewFlags]
+) -> str:
+    """Show an output, a run, an evaluation or an image in Neuroglancer.
+
+    Parameters
+    ----------
+    output : str or path, optional
+        Output of `segment`.
+    reporter : Reporter, optional
+        As of `train`.
+    **flags
+        Flags of jobs/view.py: `run`, `evaluation`, `image`, `annotation`, `position`, `screenshot`, ... All are in
+        `ViewFlags` in kasthuri_ray/config/flags.py, and `python jobs/view.py --help` (`kasthuri-view --help`) says what
+        they mean.
+
+    Returns
+    -------
+    str
+        Address of the viewer, which this process serves until it ends; in Jupyter a frame shows it too. Path of the
+        picture with `screenshot`, address of a public Neuroglancer with `link`.
+
+    Raises
+    ------
+    InputError
+        For bad input, before anything is served.
+    WorkFailed
+        If a screenshot fails.
+    """
+    check_keywords("view", flags, ViewFlags.__annotations__)
+    given = given_settings("view", {"output": output, **flags})
+    from kasthuri_ray.config.loading import resolve_section
+    from kasthuri_ray.config.view_settings import ViewSettings
+    from kasthuri_ray.viewer.notebook_frame import in_notebook, show_frame
+    from kasthuri_ray.viewer.view import view as show
+
+    viewing = show(resolve_section(ViewSettings, given), reporter or Reporter(), opens_browser=not in_notebook())
+    if viewing.server is not None and in_notebook():
+        show_frame(viewing.url)
+    return viewing.url
 
 
 def _report_finished(finished: AlreadyFinished, return_finished: bool, reporter: Reporter) -> None:

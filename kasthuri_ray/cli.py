@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -224,6 +224,28 @@ def add_logging_flags(parser: SettingsParser, tracked: str = "") -> None:
         group.add("--mlflow", metavar="URI", help=f"log {tracked} to this MLflow server or file")
         group.add("--wandb", metavar="PROJECT", help=f"log {tracked} to Weights & Biases")
     group.add("--verbose", action="store_true", help="show tracebacks and the log lines of Ray")
+
+
+def asks_for_published_weights(keywords: Mapping[str, Any]) -> bool:
+    """Print the list of the published weights if `--weights kasthuri://` asks for it.
+
+    Parameters
+    ----------
+    keywords : mapping
+        What was typed, see `SettingsParser.keywords`.
+
+    Returns
+    -------
+    bool
+        Whether it was asked for.
+    """
+    typed = keywords.get("weights", "")
+    if "kasthuri://" not in [each.lower() for each in ([typed] if isinstance(typed, str) else typed)]:
+        return False
+    from kasthuri_ray.models.published_weights import describe_published
+
+    print(describe_published(), flush=True)
+    return True
 
 
 def run_job(main: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> int:

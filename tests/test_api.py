@@ -72,6 +72,7 @@ def test_an_unknown_keyword_argument_is_refused_with_what_to_write_instead(call,
         ("tune", flags.TuneFlags, {"task"}),
         ("segment", flags.SegmentFlags, {"weights", "output"}),
         ("evaluate", flags.EvaluateFlags, {"prediction", "annotation"}),
+        ("view", flags.ViewFlags, {"output"}),
     ],
 )
 def test_the_keyword_arguments_are_the_flags_of_the_job(load_module, job, keywords, positional):

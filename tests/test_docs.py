@@ -23,7 +23,14 @@ PAGES = [
     *(ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.md"),
 ]
 SCRIPT = re.compile(r"(?:python )?(?:jobs/|kasthuri-)(\w+)(?:\.py)?(?=\s|$)")
-FLAGS_OF_OTHER_PROGRAMS = {"--working-dir", "--runtime-env-json", "--node-ip-address", "--exclusive", "--help"}
+FLAGS_OF_OTHER_PROGRAMS = {
+    "--plugin",
+    "--working-dir",
+    "--runtime-env-json",
+    "--node-ip-address",
+    "--exclusive",
+    "--help",
+}
 HISTORY_COLUMNS = {"train.loss"}
 NAMES_OF_NO_DEFINITION = {"voxel_size_nm", "timeout_s", "kasthuri_ray", "LossName"}
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -262,5 +269,5 @@ def test_the_site_builds_without_warnings(tmp_path):
     process = subprocess.run([*command, tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert (process.returncode, process.stderr) == (0, "")
     reference = (tmp_path / "docs" / "api_reference.html").read_text()
-    for name in ("open_volume", "train", "tune", "segment", "evaluate", "TileDataset", "InputError"):
+    for name in ("open_volume", "train", "tune", "segment", "evaluate", "view", "TileDataset", "InputError"):
         assert f"kasthuri_ray.{name}" in reference or f'id="kasthuri_ray.errors.{name}"' in reference

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "kasthuri_ray", "jobs")
-COMMANDS = [f"kasthuri-{name}" for name in ("benchmark", "check", "evaluate", "segment", "train", "tune")]
+COMMANDS = [f"kasthuri-{name}" for name in ("benchmark", "check", "evaluate", "segment", "train", "tune", "view")]
 
 
 @pytest.fixture(scope="module")

@@ -26,3 +26,6 @@ CHECK_IMAGE: Final = "bossdb://Kasthuri/ac4/em"
 WAIT_S: Final = 600.0  # of --wait-for-resources without a number
 VOLUME_CHECK: Final = "volume_check"  # folder of the page of check.py --volume
 REPORT_FILE: Final = "kasthuri_ray_report.txt"  # of check.py --report without a name
+BIND: Final = "127.0.0.1"  # of the viewer: this machine alone
+LAYOUT: Final = "xy"
+WINDOW: Final = "1200,800"  # pixels of a screenshot

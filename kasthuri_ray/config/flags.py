@@ -21,6 +21,7 @@ SECTIONS_OF_JOBS = {
     "segment": ("task", "network", "segment"),
     "evaluate": ("task", "evaluate"),
     "check": ("check",),
+    "view": ("view",),
 }
 
 # Flags that are not named as their setting.
@@ -136,9 +137,34 @@ class EvaluateFlags(DataFlags, total=False):
     config: str
     settings: Mapping[str, Any] | Sequence[str]
     instances: Any
+    reviewed: str
     threshold: float | Sequence[float]
     box: str | tuple[slice, ...]
     voxel_size: Any
     resample: bool
     out: str
     overwrite: bool
+
+
+class ViewFlags(TypedDict, total=False):
+    """Flags of `view`."""
+
+    boss: str
+    cache: str
+    cache_size: str
+    verbose: bool
+    run: str
+    evaluation: str
+    image: Any
+    annotation: Any
+    position: str | Sequence[float]
+    size: str | Sequence[int]
+    layout: str
+    screenshot: str
+    link: bool
+    review: int
+    port: int
+    bind: str
+    browser: str
+    config: str
+    settings: Mapping[str, Any] | Sequence[str]

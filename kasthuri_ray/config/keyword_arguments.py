@@ -13,6 +13,7 @@ from kasthuri_ray.errors import InputError
 
 OTHER_WORDS = {"labels": "annotation", "label": "annotation", "table": "objects"}
 BOXES = ("box", "export_box")
+NUMBER_LISTS = ("position", "size")  # of the viewer
 SETTINGS_EXAMPLE = 'settings={"network.epochs": 3}'
 
 
@@ -113,6 +114,8 @@ def as_setting(name: str, value: Any) -> Any:
         raise InputError(f"{name} is a {type(value).__name__}; give its path, {path!r}")
     if name in BOXES and not isinstance(value, str):
         return _box_text(name, value)
+    if name in NUMBER_LISTS and isinstance(value, Sequence) and not isinstance(value, str):
+        return ",".join(map(str, value))
     if name == "space":  # tuples become lists, as in a file
         return json.loads(_as_json(name, value))
     return value

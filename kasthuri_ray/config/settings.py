@@ -31,6 +31,7 @@ from kasthuri_ray.config.field_types import (
 )
 from kasthuri_ray.config.network import NetworkSettings
 from kasthuri_ray.config.task import TaskSettings
+from kasthuri_ray.config.view_settings import ViewSettings
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.storage.uris import redact_secrets
 
@@ -226,8 +227,10 @@ class EvaluateSettings(SettingsSection):
 
     prediction: str
     """URI of the probabilities."""
-    annotation: str
-    """URI of the ground truth."""
+    annotation: str = ""
+    """URI of the ground truth; empty only with `reviewed`, which takes its place."""
+    reviewed: str | None = None
+    """CSV file of the verdicts of a review, from which the precision is estimated."""
     task: str | dict[str, Any] | None = None
     """Name, file or content of the task that says what the labels mean; null: the provenance's. Settings of the section
     `task`, such as task.threshold, win over it."""
@@ -257,6 +260,13 @@ class EvaluateSettings(SettingsSection):
     """Seconds to wait until the cluster is large enough; null: fail at once if it is too small."""
     verbose: bool = False
     """Show tracebacks and Ray's own messages."""
+
+    @model_validator(mode="after")
+    def _check_one_truth(self) -> EvaluateSettings:
+        if bool(self.annotation) == (self.reviewed is not None):
+            both = "give one of --annotation and --reviewed" if self.annotation else "give --annotation URI"
+            raise InputError(f"{both}: a prediction is compared with an annotation, or with the verdicts of a review")
+        return self
 
 
 class CheckSettings(SettingsSection):
@@ -317,6 +327,7 @@ SECTIONS: dict[str, type[SettingsSection]] = {
     "tune": TuneSettings,
     "evaluate": EvaluateSettings,
     "check": CheckSettings,
+    "view": ViewSettings,
 }
 
 

@@ -274,6 +274,7 @@ def write_evaluation_report(
         notes=notes,
         settings={"compared": {key: result[key] for key in ("prediction", "annotation", "box")}, **provenance},
         pixel_size_nm=None if size_nm is None else (size_nm[1], size_nm[2]),
+        view_flags=["--evaluation", storage.path],
     )
     storage.write_bytes("index.html", evaluation_page(report).encode())
     storage.write_bytes("evaluation.json", (json.dumps(result, indent=2) + "\n").encode())

@@ -109,14 +109,33 @@ def _resolve_task(
 
 
 def read_provenance(uri: str) -> dict[str, Any]:
-    """Return the provenance that jobs/segment.py left in its output; empty for any other volume."""
+    """Return the provenance that jobs/segment.py left in its output.
+
+    Parameters
+    ----------
+    uri : str
+        URI of the output, or of one of its arrays.
+
+    Returns
+    -------
+    dict
+        Empty for any other volume.
+    """
     return _find_provenance(uri)[1]
 
 
 def output_group_path(uri: str) -> str | None:
-    """Return the path of an output's group, also for the URI of one of its arrays.
+    """Return the path of an output's group.
 
-    Return the `storage_path` of any other URI.
+    Parameters
+    ----------
+    uri : str
+        URI of the output, or of one of its arrays.
+
+    Returns
+    -------
+    str or None
+        The `storage_path` of any other URI.
     """
     return _find_provenance(uri)[0]
 
@@ -212,6 +231,20 @@ def prediction_place(provenance: Mapping[str, Any], prediction: Volume, image: V
     """Return the place of a prediction.
 
     An output states the place of its image as OME's translation, whether that is the middle of a voxel or its corner.
+
+    Parameters
+    ----------
+    provenance : mapping
+        Of the prediction; empty for another tool's.
+    prediction : Volume
+        The prediction.
+    image : Volume or None
+        The image that was segmented, if it is known.
+
+    Returns
+    -------
+    Place or None
+        None if nothing states it.
     """
     place, size = prediction.place, prediction.voxel_size_nm
     if (

@@ -163,7 +163,14 @@ def _make_report(volumes: CheckedVolumes) -> VolumeReport:
         notes=[redact_secrets(note) for note in found.notes],
         sections=sections,
         pixel_size_nm=None if size is None else (size[1], size[2]),
+        view_flags=_view_flags(volumes),
     )
+
+
+def _view_flags(volumes: CheckedVolumes) -> list[str]:
+    """Return the flags of jobs/view.py that show the volumes."""
+    annotation = [] if volumes.annotation is None else ["--annotation", redact_secrets(volumes.annotation.uri)]
+    return ["--image", redact_secrets(volumes.image.uri), *annotation]
 
 
 def _shape_text(box: Box) -> str:

@@ -16,8 +16,22 @@ MAX_LAST_SECTION = 512  # voxels of the longer side of a section, at which a pyr
 
 
 def downsample(array: np.ndarray, factors: Zyx) -> np.ndarray:
-    """Return the mean of each cell of 1 or 2 voxels along z, y, x: uint8 [..., z, y, x], ceil(n / factor) voxels.
+    """Return the mean of each cell of 1 or 2 voxels along z, y, x.
 
+    Parameters
+    ----------
+    array : ndarray of uint8, (..., z, y, x)
+        Voxels.
+    factors : tuple of int
+        Shape of a cell, z, y, x.
+
+    Returns
+    -------
+    ndarray of uint8, (..., z, y, x)
+        ceil(n / factor) voxels along an axis.
+
+    Notes
+    -----
     Means are exact. Halves are rounded to even, as in numpy.rint and tensorstore's "mean"; rounding them up would add
     0.13 grey levels at every level. A cell at an odd end is the mean of the voxels that it has.
     """

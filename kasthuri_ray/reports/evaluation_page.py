@@ -13,7 +13,7 @@ from kasthuri_ray.reports.class_rows import make_class_rows
 from kasthuri_ray.reports.examples import make_examples
 from kasthuri_ray.reports.learnt_text import is_partly_learnt, learnt_sentences
 from kasthuri_ray.reports.object_gallery import OUTLINES, ObjectCrop, make_object_groups
-from kasthuri_ray.reports.rendering import foreground_name, render
+from kasthuri_ray.reports.rendering import foreground_name, render, view_steps
 from kasthuri_ray.reports.section_images import SectionResult
 
 MIN_F1_GAIN = 0.01  # from which the page names another threshold
@@ -45,6 +45,8 @@ class EvaluationReport:
         Warnings.
     settings : mapping
         Sections of settings that the prediction was made with.
+    view_flags : sequence of str
+        Flags of jobs/view.py that show the evaluation; none without a command.
     next_text, next_command : str
         Command to type next, and a text that says what it does; "" without one.
     pixel_size_nm : tuple of float, optional
@@ -69,6 +71,7 @@ class EvaluationReport:
     settings: Mapping[str, Any] = field(default_factory=dict)
     next_text: str = ""
     next_command: str = ""
+    view_flags: Sequence[str] = ()
     pixel_size_nm: tuple[float, float] | None = None
     class_names: Sequence[str] = ()
     crops: Sequence[ObjectCrop] = ()
@@ -119,6 +122,9 @@ def evaluation_page(report: EvaluationReport) -> str:
             "section_scores": score_figures.plot_section_scores(report.sections, voxels.f1),
             "confusion": score_figures.plot_confusion(counts.confusion, ["background", *names]),
         },
-        next_steps=[(report.next_text, report.next_command)] if report.next_command else [],
+        next_steps=[
+            *view_steps(*report.view_flags),
+            *([(report.next_text, report.next_command)] if report.next_command else []),
+        ],
         settings=report.settings,
     )

@@ -6,6 +6,7 @@ import functools
 import html
 import json
 import re
+import shlex
 import statistics
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -32,6 +33,22 @@ class Report(Protocol):
 
     name: str
     task_type: str
+
+
+def view_steps(*flags: str) -> list[tuple[str, str]]:
+    """Return the step that shows a result in the viewer, for the list of what to do next.
+
+    Parameters
+    ----------
+    *flags : str
+        Words after `jobs/view.py`, such as "--run" and a path; none for a result that cannot be shown.
+
+    Returns
+    -------
+    list of (str, str)
+        A text and a command.
+    """
+    return [("Look at it in the viewer:", shlex.join(["python", "jobs/view.py", *flags]))] if flags else []
 
 
 def render(template: str, report: Report, **values: Any) -> str:

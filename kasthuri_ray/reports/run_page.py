@@ -16,7 +16,7 @@ from kasthuri_ray.reports.class_rows import make_class_rows
 from kasthuri_ray.reports.examples import make_examples
 from kasthuri_ray.reports.labelled_voxels import describe_labelled
 from kasthuri_ray.reports.learnt_text import is_partly_learnt, learnt_sentences
-from kasthuri_ray.reports.rendering import foreground_name, render
+from kasthuri_ray.reports.rendering import foreground_name, render, view_steps
 from kasthuri_ray.reports.section_images import SectionResult
 
 
@@ -46,6 +46,8 @@ class RunReport:
         Sections of settings, as in settings.json.
     notes : sequence of str
         Warnings.
+    view_flags : sequence of str
+        Flags of jobs/view.py that show the run; none without a command.
     next_text, next_command : str
         Command to type next, and a text that says what it does; "" without one.
     counts_of : str
@@ -74,6 +76,7 @@ class RunReport:
     notes: Sequence[str] = ()
     next_text: str = ""
     next_command: str = ""
+    view_flags: Sequence[str] = ()
     counts_of: str = "test"
     num_tiles: int | None = None
     pixel_size_nm: tuple[float, float] | None = None
@@ -119,7 +122,10 @@ def run_page(report: RunReport) -> str:
         num_tiles=_count_tiles(report.history) if report.num_tiles is None else report.num_tiles,
         examples=make_examples(report.gallery, report.pixel_size_nm),
         figures=_plot_figures(report, voxels),
-        next_steps=[(report.next_text, report.next_command)] if report.next_command else [],
+        next_steps=[
+            *view_steps(*report.view_flags),
+            *([(report.next_text, report.next_command)] if report.next_command else []),
+        ],
         settings=report.settings,
     )
 

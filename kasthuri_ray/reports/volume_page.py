@@ -9,7 +9,7 @@ import numpy as np
 
 from kasthuri_ray.labels import IGNORE_LABEL
 from kasthuri_ray.reports.examples import Panel, make_panel, make_scale_bar
-from kasthuri_ray.reports.rendering import render
+from kasthuri_ray.reports.rendering import render, view_steps
 from kasthuri_ray.reports.section_images import FOUND_COLOUR, WRONG_COLOUR, grey_to_rgb, tint
 
 PAGE_MARK = '<meta name="generator" content="kasthuri_ray, page of a volume">'  # in every such page, and in no other
@@ -75,6 +75,8 @@ class VolumeReport:
         (y, x) for a scale bar, in nm; None draws none.
     task_type : str
         What the title names.
+    view_flags : sequence of str
+        Flags of jobs/view.py that show the volume; none without a command.
     """
 
     name: str
@@ -85,6 +87,7 @@ class VolumeReport:
     sections: Sequence[ShownSection] = ()
     pixel_size_nm: tuple[float, float] | None = None
     task_type: str = "volume"
+    view_flags: Sequence[str] = ()
 
     def lines(self) -> list[str]:
         """Return the same as text, for a terminal."""
@@ -115,7 +118,7 @@ def volume_page(report: VolumeReport) -> str:
         shown=[(section, _make_panels(section, report.pixel_size_nm)) for section in report.sections],
         has_ignored=any(s.classes is not None and (s.classes == IGNORE_LABEL).any() for s in report.sections),
         colours={"foreground": FOUND_COLOUR, "ignored": WRONG_COLOUR},
-        next_steps=[],
+        next_steps=view_steps(*report.view_flags),
         settings={},
     )
 

@@ -125,7 +125,18 @@ class ExportSource:
 
 
 def segmented_box(output: OmeZarrOutput) -> Box:
-    """Return what an output covers, in voxels of its image."""
+    """Return what an output covers.
+
+    Parameters
+    ----------
+    output : OmeZarrOutput
+        The output.
+
+    Returns
+    -------
+    Box
+        In voxels of its image.
+    """
     starts = [int(part.split(":")[0]) for part in output.spec.record["box"].split(",")]
     return Box.at(starts, output.spec.levels[0].shape)
 

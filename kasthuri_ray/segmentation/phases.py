@@ -78,7 +78,13 @@ class Phase(ABC):
 
 
 class NetworkPhase(Phase):
-    """The network segments the image, in blocks of its voxels, and writes the finest level."""
+    """The network segments the image, in blocks of its voxels, and writes the finest level.
+
+    Parameters
+    ----------
+    job : SegmentationJob
+        The job.
+    """
 
     NAME: ClassVar[str] = level_name(0)
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.errors import InputError, named_input
 from kasthuri_ray.geometry import Nm, per_axis
-from kasthuri_ray.models.checkpoints import check_finite_weights, find_weights_file, read_checkpoint
+from kasthuri_ray.models.checkpoints import check_finite_weights, find_weights_file
+from kasthuri_ray.models.published_weights import read_weights
 from kasthuri_ray.models.unet import build_network, load_weights
-from kasthuri_ray.storage.folder import read_uri
 from kasthuri_ray.volumes.learnt_from import LearntFrom
 
 
@@ -67,7 +67,8 @@ def read_trained_network(path: str) -> TrainedNetwork:
     Parameters
     ----------
     path : str
-        Folder of a run, its `checkpoint/best.pt`, or a `.pt` file of weights; a path, `https://` or `s3://`.
+        Folder of a run, its `checkpoint/best.pt`, or a `.pt` file of weights; a path, `https://` or `s3://`; or
+        `kasthuri://NAME`.
 
     Returns
     -------
@@ -83,7 +84,7 @@ def read_trained_network(path: str) -> TrainedNetwork:
     """
     where = find_weights_file(path)
     with named_input("--weights", where):
-        checkpoint = read_checkpoint(read_uri(where), where)
+        checkpoint = read_weights(where)
         check_finite_weights(checkpoint.weights, where)
     settings, intensity, voxel_size_nm = checkpoint.settings, checkpoint.image_intensity, checkpoint.voxel_size_nm
     return TrainedNetwork(

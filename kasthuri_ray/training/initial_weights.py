@@ -10,10 +10,12 @@ from kasthuri_ray.config.loading import GivenSettings, NamedLayer, resolve_setti
 from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.config.task import class_names
 from kasthuri_ray.errors import InputError, named_input
-from kasthuri_ray.models.checkpoints import Checkpoint, check_finite_weights, find_weights_file, read_checkpoint
+from kasthuri_ray.models.checkpoints import Checkpoint, check_finite_weights, find_weights_file
+from kasthuri_ray.models.published_weights import read_weights
 from kasthuri_ray.models.unet import build_network, load_weights
 from kasthuri_ray.ray_cluster.output_paths import SINGLE_NODE, resolve_output_path
-from kasthuri_ray.storage.folder import open_storage, read_uri
+from kasthuri_ray.storage.folder import open_storage
+from kasthuri_ray.storage.published_files import is_published
 from kasthuri_ray.tiles.sampling import TrainTiles
 from kasthuri_ray.volumes.grey_range import describe_range_mismatch, sample_grey_levels
 
@@ -55,8 +57,9 @@ def network_of_weights(given: GivenSettings) -> NamedLayer | None:
     Returns
     -------
     tuple or None
-        Name and settings by section, over which all that is given wins. A run that was begun keeps the network that it
-        has. None without weights, with `--network`, and for a bare state dict.
+        Name and settings by section, over which all that is given wins; of published weights their task too, if none is
+        given. A run that was begun keeps the network that it has. None without weights, with `--network`, and for a
+        bare state dict.
 
     Raises
     ------
@@ -72,10 +75,12 @@ def network_of_weights(given: GivenSettings) -> NamedLayer | None:
         return begun
     where = find_weights_file(str(path))
     with named_input("--weights", where):
-        settings = read_checkpoint(read_uri(where), where).settings
+        settings = read_weights(where).settings
     if settings is None or "network" not in settings:
         return None
     has_task = given.task is not None or any("task" in layer for _, layer in given.overrides)
+    if is_published(where) and not has_task:
+        return f"--weights {path}", {"network": settings["network"], "task": settings["task"]}
     names = _named_classes(settings) if has_task else {}
     return f"--weights {path}", {"network": settings["network"], **({"task": names} if names else {})}
 
@@ -126,7 +131,7 @@ def read_initial_weights(settings: Settings) -> Checkpoint | None:
         return None
     path = find_weights_file(path)
     with named_input(settings.name_of("train.weights"), path):
-        checkpoint = read_checkpoint(read_uri(path), path)
+        checkpoint = read_weights(path)
         check_finite_weights(checkpoint.weights, path)
     try:
         load_weights(build_network(settings.network.model_dump()), checkpoint.weights)

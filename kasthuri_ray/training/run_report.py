@@ -124,6 +124,7 @@ def _write_pages(
         weights=job.settings.training_record()["train"]["weights"] or "",
         settings=job.settings.training_record(),
         notes=_warnings(job, progress, results.counts),
+        view_flags=["--run", folder.storage.path],
         next_text="Resume the training for more epochs:",
         next_command=job.next_command if progress.epoch == job.settings.network.epochs else "",
         num_tiles=progress.epoch * job.tiles.train.tiles_per_epoch,

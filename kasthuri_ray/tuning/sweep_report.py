@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kasthuri_ray.progress import Reporter, format_count, format_duration
+from kasthuri_ray.reports.rendering import view_steps
 from kasthuri_ray.reports.sweep_figures import SettingAxis
 from kasthuri_ray.reports.sweep_page import AT_CHANCE, SettingRow, SweepReport, sweep_page
 from kasthuri_ray.storage.uris import absolute_uri
@@ -230,7 +231,12 @@ def _winner_commands(plan: SweepPlan) -> list[tuple[str, str]]:
 def _next_commands(plan: SweepPlan, best: TrialRecord) -> list[tuple[str, str]]:
     weights = shlex.join(["--weights", f"{plan.path}/{BEST_FOLDER}", "--output", "out.zarr"])
     again = [(f"Train trial {best.id} again, or for longer:", command) for _, command in _winner_commands(plan)]
-    return [*again, (f"Segment with the weights of trial {best.id}:", f"{plan.job_command('segment')} {weights}")]
+    shown = view_steps("--run", f"{plan.path}/{BEST_FOLDER}")
+    return [
+        *again,
+        *shown,
+        (f"Segment with the weights of trial {best.id}:", f"{plan.job_command('segment')} {weights}"),
+    ]
 
 
 def metric_name(metric: str) -> str:
