@@ -278,6 +278,9 @@ def test_the_whole_kasthuri_volume_is_planned_within_a_minute(start_job, tmp_pat
 @pytest.mark.faults
 def test_help_is_printed_within_a_second():
     root = Path(__file__).resolve().parents[2]
-    start = time.monotonic()
-    subprocess.run([sys.executable, SCRIPT, "--help"], cwd=root, check=True, stdout=subprocess.DEVNULL, timeout=60)
-    assert time.monotonic() - start < 1
+    seconds = []
+    for _ in range(3):  # another process of the tests may keep the machine busy
+        start = time.monotonic()
+        subprocess.run([sys.executable, SCRIPT, "--help"], cwd=root, check=True, stdout=subprocess.DEVNULL, timeout=60)
+        seconds.append(time.monotonic() - start)
+    assert min(seconds) < 1
