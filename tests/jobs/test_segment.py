@@ -199,6 +199,7 @@ def test_sigterm_ends_all_processes_and_prints_the_command_that_resumes(start_jo
     assert json.loads((tmp_path / "out.zarr.progress.json").read_text())["state"] == "failed"
 
 
+@pytest.mark.slow
 def test_actors_and_export_files_that_cannot_be_are_refused_before_ray_starts(start_job, segmented, tmp_path, no_ray):
     arguments, _ = segmented
     many = start_job(*arguments, "--output", tmp_path / "out.zarr", "--actors", "5000", script=SCRIPT).wait()
