@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +47,7 @@ class Usage:
     store_peak: shared memory of all processes, which is Ray's object store.
     total_peak: proportional memory of all processes.
     cpu_seconds: by role.
+    cores: busy cores by role, in the second half of the part, after everything has started.
     """
 
     trainer_peak: int | None = None
@@ -56,6 +57,7 @@ class Usage:
     total_peak: int | None = None
     processes: int = 0
     cpu_seconds: dict[str, float] = field(default_factory=dict)
+    cores: dict[str, float] = field(default_factory=dict)
 
 
 def larger_usage(one: Usage | None, other: Usage) -> Usage:
@@ -141,6 +143,7 @@ class ProcessMonitor:
         self.usage = Usage()
         self.start_times: dict[int, str] = {}
         self._cpu: dict[int, tuple[str, float]] = {}
+        self._history: list[tuple[float, dict[str, float]]] = []
         self._roles: dict[int, str] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
@@ -192,6 +195,17 @@ class ProcessMonitor:
         usage.cpu_seconds = {}
         for role, seconds in self._cpu.values():
             usage.cpu_seconds[role] = usage.cpu_seconds.get(role, 0.0) + seconds
+        self._history.append((time.monotonic(), usage.cpu_seconds))
+        usage.cores = late_cores(self._history)
+
+
+def late_cores(history: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, float]:
+    """Return the busy cores by role in the second half of a time, from samples of (time, CPU seconds by role)."""
+    start, end = history[0][0], history[-1][0]
+    middle, before = next(sample for sample in history if sample[0] >= (start + end) / 2)
+    if end <= middle:
+        return {}
+    return {role: (seconds - before.get(role, 0.0)) / (end - middle) for role, seconds in history[-1][1].items()}
 
 
 class PartFailed(RuntimeError):

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from kasthuri_ray.benchmarks.benchmark_lines import BenchmarkLine, report_lines
-from kasthuri_ray.benchmarks.harness import PartRunner, Usage, larger_usage
+from kasthuri_ray.benchmarks.harness import TRAINER, PartRunner, Usage, larger_usage
 from kasthuri_ray.config.defaults import MIN_BATCH_SIZE
 from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.geometry import Zyx
+from kasthuri_ray.process_resources import usable_cpus
 
 MB, GB = 1e6, 1e9
 
@@ -250,6 +251,9 @@ def _speed_lines(results: TrainingResults) -> list[BenchmarkLine]:
         BenchmarkLine("2 pipeline", pipeline, "tiles/s"),
         BenchmarkLine("  of the bare step", pipeline / step, at_least=min_share),
         BenchmarkLine("  wait_share", max(results.wait_shares), at_most=0.02),
+        BenchmarkLine(
+            "  share of Ray, readers and driver", _others_share(results), note="of the CPUs, while it trains"
+        ),
         BenchmarkLine("3 seed's recipe", seed, "tiles/s", note="float32, eager, arrays in memory, default allocator"),
         BenchmarkLine("  pipeline, times as fast", pipeline / seed, at_least=min_speedup),
         BenchmarkLine("4 stream alone, cold", cold, "tiles/s", note="files not in memory, Ray's readers not started"),
@@ -258,6 +262,12 @@ def _speed_lines(results: TrainingResults) -> list[BenchmarkLine]:
         *_worker_lines(results, "5", SHARED_BATCH, 1.8),
         *_worker_lines(results, " ", MIN_BATCH_SIZE, None),
     ]
+
+
+def _others_share(results: TrainingResults) -> float | None:
+    cores = results.usage["pipeline"].cores
+    others = [busy for role, busy in cores.items() if role != TRAINER]
+    return sum(others) / usable_cpus() if cores else None
 
 
 def _worker_lines(results: TrainingResults, number: str, batch: int, goal: float | None) -> list[BenchmarkLine]:

@@ -17,6 +17,7 @@ from kasthuri_ray.benchmarks.harness import (
     PartRunner,
     ProcessMonitor,
     end_processes,
+    late_cores,
     process_role,
 )
 from kasthuri_ray.progress import Reporter
@@ -84,6 +85,17 @@ def test_the_command_line_of_a_process_shows_its_role() -> None:
     assert process_role("ray::RayTrainWorker.execute", False, False) == TRAINER
     assert process_role("ray::MapBatches(_TileReader)", False, False) == READER
     assert process_role("ray::_StatsActor", False, False) == RAY
+
+
+def test_busy_cores_leave_out_the_start() -> None:
+    samples = [
+        (0.0, {RAY: 0.0}),
+        (10.0, {RAY: 20.0}),
+        (20.0, {RAY: 21.0, TRAINER: 5.0}),
+        (30.0, {RAY: 23.0, TRAINER: 20.0}),
+    ]
+    assert late_cores(samples) == {RAY: pytest.approx(0.2), TRAINER: pytest.approx(1.5)}
+    assert late_cores(samples[:1]) == {}
 
 
 def test_the_error_of_a_failed_part_shows_its_output() -> None:

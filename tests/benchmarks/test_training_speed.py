@@ -8,6 +8,7 @@ import pytest
 from kasthuri_ray.benchmarks import training_speed
 from kasthuri_ray.benchmarks.harness import PartRunner, Usage
 from kasthuri_ray.config.settings import Settings
+from kasthuri_ray.process_resources import usable_cpus
 from kasthuri_ray.progress import Reporter
 
 GB = 10**9
@@ -36,7 +37,7 @@ def test_figures_are_compared_with_the_goals_of_training(monkeypatch, kind, is_f
     )
     results.usage = {
         "bare step": Usage(2 * GB, 0, 0, 0, 2 * GB),
-        "pipeline": Usage(int(2.6 * GB), GB, int(1.7 * GB), GB // 10, 5 * GB),
+        "pipeline": Usage(int(2.6 * GB), GB, int(1.7 * GB), GB // 10, 5 * GB, cores={"trainer": 1.8, "ray": 0.1}),
         "phantom 0.1 GB": Usage(total_peak=2 * GB),
         "phantom 660 GB": Usage(total_peak=int(2.1 * GB)),
     }
@@ -53,3 +54,4 @@ def test_figures_are_compared_with_the_goals_of_training(monkeypatch, kind, is_f
         "660 GB divided by 0.1 GB": True,
     }
     assert lines["more than the bare step"].figure == pytest.approx(600)
+    assert lines["share of Ray, readers and driver"].figure == pytest.approx(0.1 / usable_cpus())
