@@ -68,11 +68,6 @@ class FoldsReport:
     class_names: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def warnings(self) -> Sequence[str]:
-        """Signs that the scores mean nothing."""
-        return self.metrics.get("warnings", ())
-
 
 def folds_page(report: FoldsReport) -> str:
     """Return the page as HTML: one file with everything in it and no links.

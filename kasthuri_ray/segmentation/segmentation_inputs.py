@@ -71,11 +71,12 @@ def prepare_segmentation(
     )
     check_any_chunk(image, box, "the box", segment.allow_empty)
     intensity, origin = image_intensity(image, settings, trained)
+    trained, ensemble_notes = with_intensities(trained, settings, intensity)
     if origin is not None and not was_begun(segment):
         is_stated = "task.image_intensity" in settings.typed
-        for note in check_grey_range(image, [box], intensity, origin, is_stated):
-            report(note)
-    trained, ensemble_notes = with_intensities(trained, settings, intensity)
+        for each in dict.fromkeys([intensity, *(other.intensity or intensity for other in trained.others)]):
+            for note in check_grey_range(image, [box], each, origin, is_stated):
+                report(note)
     for note in ensemble_notes:
         report(note)
     mask = None

@@ -105,6 +105,12 @@ def test_an_output_is_resumed_with_the_same_runs_alone(run, others, em, make_job
         )
 
 
+def test_the_grey_levels_of_every_run_must_fit_the_image(run, write_other, em, prepare, tmp_path):
+    dark = write_other(tmp_path / "dark", 5, extra={"image_intensity": [0.0, 4.0]})
+    with pytest.raises(InputError, match=r"grey levels"):
+        prepare(run, image=em, more_weights=[str(dark)])
+
+
 def test_runs_that_do_not_fit_together_are_refused(run, others, write_other, tiny_network, tmp_path):
     larger = write_other(tmp_path / "larger", 3, start_filters=8)
     with pytest.raises(InputError, match=r"network.start_filters: 4 and 8"):
