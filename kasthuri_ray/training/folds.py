@@ -188,7 +188,8 @@ def train_folds(settings: Settings, reporter: Reporter, resume_command: Callable
     for note in settings.notes.values():
         reporter.print_stderr(note)
     check_run_location(settings)
-    prepare_training(make_fold_settings(settings)[0], is_new=True)  # refuses what does not fit before anything starts
+    for fold in make_fold_settings(settings):
+        prepare_training(fold, is_new=True)  # refuses what does not fit before anything starts
     if settings.train.name is not None:
         _check_same_folds(RunFolder(open_storage(run_path(settings, settings.train.name))), settings)
     cluster = connect_ray(reporter, settings.train.verbose)

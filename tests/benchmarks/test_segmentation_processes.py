@@ -56,7 +56,7 @@ def test_a_worker_with_times_makes_the_same_block_and_writes_down_every_tile(
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert [row["what"] for row in rows] == ["read", "compute", "block"]
     assert rows[2]["peak"] > 100_000_000 or not Path("/proc/self/status").exists()
-    tiles = worker.segmenter.predictor.tiles(job.box, job.image.bounds)
+    tiles = worker.segmenter.predictors[0].tiles(job.box, job.image.bounds)
     assert [voxels for _, voxels in rows[1]["tiles"]] == [tile.input.num_voxels for tile in tiles]
     assert summarize_times([rows])["voxels"] > job.box.num_voxels
 

@@ -12,7 +12,7 @@ from kasthuri_ray.volumes.opening import open_volume
 
 pytestmark = pytest.mark.slow
 
-SHAPE = (6, 128, 144)
+SHAPE = (8, 256, 288)
 NETWORK = {"n_blocks": 2, "start_filters": 4, "epochs": 1, "batch_size": 4, "tiles_per_epoch": 32, "seed": 1}
 NETWORK |= {"learning_rate": 0.01, "scheduler": "one_cycle", "loss": "dice_ce", "outweightfilename": "tiny"}
 
@@ -21,7 +21,7 @@ NETWORK |= {"learning_rate": 0.01, "scheduler": "one_cycle", "loss": "dice_ce", 
 def folder(tmp_path_factory):
     """Return a folder with an image, its annotation, a task without ranges, and a network."""
     folder = tmp_path_factory.mktemp("folds")
-    uri = f"phantom://{{}}?shape={','.join(map(str, SHAPE))}&seed=5"
+    uri = f"phantom://{{}}?shape={','.join(map(str, SHAPE))}&seed=0"
     for name in ("em", "synapse"):
         volume = open_volume(uri.format(name))
         stored = zarr.create_array(folder / f"{name}.zarr", data=volume.read(volume.bounds), chunks=(2, 64, 64))
@@ -57,11 +57,11 @@ def test_four_networks_test_all_of_the_volume_once(finished, folder):
     labels = zarr.open_array(folder / "synapse.zarr")[:] > 0
     assert np.sum(metrics["test"]["confusion"]) == labels.size
     assert np.sum(metrics["test"]["confusion"][1]) == labels.sum()
-    quadrants = [labels[:, rows, columns] for rows in np.s_[:64, 64:] for columns in np.s_[:72, 72:]]
+    quadrants = [labels[:, rows, columns] for rows in np.s_[:128, 128:] for columns in np.s_[:144, 144:]]
     num_true = sum(cc3d.connected_components(each, connectivity=26).max() for each in quadrants)
     assert metrics["test"]["objects"]["num_true"] == num_true > 0
     assert [fold["box"] for fold in metrics["folds"]] == [
-        "0:6,0:64,0:72", "0:6,0:64,72:144", "0:6,64:128,72:144", "0:6,64:128,0:72"
+        "0:8,0:128,0:144", "0:8,0:128,144:288", "0:8,128:256,144:288", "0:8,128:256,0:144"
     ]  # fmt: skip
 
 

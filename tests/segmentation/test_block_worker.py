@@ -158,7 +158,7 @@ def test_blank_blocks_are_neither_computed_nor_read_by_later_phases(
         run, tmp_path / "out.zarr", image=half_blank[1], block=[2, 32, 32], save_mask=True, objects=True, **SMALL_CHUNKS
     )
     worker = make_worker(job)
-    predictor, network, coarse = worker.segmenter.predictor, worker.phases["s0"], worker.phases["s1"]
+    predictor, network, coarse = worker.segmenter.predictors[0], worker.phases["s0"], worker.phases["s1"]
     computed, predict = [], predictor.predict
 
     def logged_predict(part, block, *more):
@@ -222,7 +222,7 @@ def test_a_precomputed_copy_holds_the_same_voxels_at_the_same_place(run, em, mak
 
 def test_an_error_names_the_block(run, em, make_job, make_worker, tmp_path, monkeypatch):
     worker = make_worker(make_job(run, tmp_path / "out.zarr", image=em))
-    monkeypatch.setattr(worker.segmenter.predictor, "predict", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(worker.segmenter.predictors[0], "predict", lambda *a, **k: 1 / 0)
     with pytest.raises(RuntimeError, match=r"s0 of block 0:3,0:110,0:170 \(z,y,x\): ZeroDivisionError"):
         worker.work("s0", (0, 0, 0))
     assert worker.ledger.done("s0") == {}
