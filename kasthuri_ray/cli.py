@@ -69,7 +69,7 @@ class SettingsParser(argparse.ArgumentParser):
         self.typed = arguments
         keywords = vars(self.parse_args(arguments))
         for name, value in keywords.items():
-            if value == "" or (name == "weights" and "" in value):
+            if value == "" or (isinstance(value, list) and "" in value):
                 self.error(f"argument --{name.replace('_', '-')}: the value is empty; leave the flag out, or give one")
         return keywords
 

@@ -225,6 +225,8 @@ def test_help_imports_no_heavy_package(help_text):
             "a value that begins with - is written --name=-6:0,: (jobs/train.py",
         ),
         (["--task", "synapse", "--set", "network.epoch=3"], "no setting network.epoch; did you mean network.epochs?"),
+        (["--task", "synapse", "--weights", "nowhere.pt"], "error: --weights: there is no "),
+        (["--task", "synapse", "--weights", ""], "error: argument --weights: the value is empty; leave the flag out"),
         (["--set", "epochs=3"], "--set epochs=3: expected section.key=value, such as network.epochs=3\n"),
         (["--set", "network.epochs", "3"], "--set network.epochs: expected section.key=value"),
         (

@@ -103,9 +103,10 @@ def plot_confusion(matrix: Sequence[Sequence[int]] | np.ndarray, names: Sequence
         axes.text(column, row, _percent_label(share), ha="center", va="bottom", fontsize=13 if side < 4 else 9)
         axes.text(column, row + 0.06, f"{count:,}", ha="center", va="top", fontsize=8, alpha=0.8)
     axes.set(xlim=(-0.5, side - 0.5), ylim=(side - 0.5, -0.5), xlabel="prediction", ylabel="truth")
-    wrapped = [textwrap.fill(name.replace("_", " "), 20 if side == 2 else 12) for name in names]  # as wide as a cell
-    axes.set_xticks(range(side), wrapped)
-    axes.set_yticks(range(side), wrapped, va="center", rotation=90 if side == 2 else 0)
+    width_chars, fontsize = (20, 9) if side == 2 else (15, 8)  # as wide as a cell
+    wrapped = [textwrap.fill(name.replace("_", " "), width_chars) for name in names]
+    axes.set_xticks(range(side), wrapped, fontsize=fontsize)
+    axes.set_yticks(range(side), wrapped, va="center", rotation=90 if side == 2 else 0, fontsize=fontsize)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure

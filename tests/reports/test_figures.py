@@ -142,3 +142,16 @@ def test_sections_with_little_foreground_are_hollow_and_those_without_are_left_o
     assert full.get_xdata().tolist() == [0, 1]
     assert hollow.get_xdata().tolist() == [2]
     assert score_figures.plot_section_scores([], 0.0).axes
+
+
+@pytest.mark.parametrize("num_classes", [2, 4, 9])
+def test_the_names_of_classes_do_not_overlap_in_a_confusion_matrix(num_classes):
+    names = ["background", "postsynaptic_density_of_all_kinds", "mitochondrion", "extracellular_space"]
+    names = [names[number % len(names)] for number in range(num_classes)]
+    figure = score_figures.plot_confusion(np.full((num_classes, num_classes), 123_456_789), names)
+    FigureCanvasAgg(figure).draw()
+    (axes,) = figure.axes
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        boxes = [label.get_window_extent() for label in labels]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+        assert all("mitochondrion" in label.get_text() or "mito" not in label.get_text() for label in labels)
