@@ -72,17 +72,17 @@ class TileSample:
         found, missed, wrong = np.moveaxis(self._resample(self.outcomes), -1, 0)
         divisors = {"recall": found + missed, "precision": found + wrong, "foreground_iou": found + missed + wrong}
         scores = {name: safe_ratio(found, all) for name, all in divisors.items()}
-        return {name: percentile_interval(_mean_of_present(each, found + missed)) for name, each in scores.items()}
+        return {name: percentile_interval(_mean_of_classes(each, found + missed)) for name, each in scores.items()}
 
     def f1_interval(self) -> Interval:
         """Return the 95% interval of the classes' mean F1 at their thresholds."""
         found, missed, wrong = np.moveaxis(self._resample(self.outcomes), -1, 0)
-        return percentile_interval(_mean_of_present(safe_ratio(2 * found, 2 * found + missed + wrong), found + missed))
+        return percentile_interval(_mean_of_classes(safe_ratio(2 * found, 2 * found + missed + wrong), found + missed))
 
     def average_precision_interval(self, exact: Sequence[float]) -> Interval:
         """Return the 95% interval of the classes' mean average precision; `exact` is that of each class."""
         scores, num_true = self._average_precisions(exact)
-        return percentile_interval(_mean_of_present(scores, num_true))
+        return percentile_interval(_mean_of_classes(scores, num_true))
 
     def class_average_precision_intervals(self, exact: Sequence[float]) -> list[Interval]:
         """Return the 95% interval of each class's average precision; `exact` is that of each class."""
@@ -113,11 +113,14 @@ class TileSample:
         return sums.reshape(NUM_RESAMPLES, *counts.shape[1:])
 
 
-def _mean_of_present(scores: np.ndarray, num_true: np.ndarray) -> np.ndarray:
-    """Return the mean over the classes that occur, (resamples,); resamples in which none occurs are left out."""
+def _mean_of_classes(scores: np.ndarray, num_true: np.ndarray) -> np.ndarray:
+    """Return the mean over the classes, (resamples,); resamples in which none occurs are left out.
+
+    A class that occurs nowhere counts as 0, as in the score itself; one that a resample lacks is left out there.
+    """
     occurs = num_true > 0
     sums, counts = (scores * occurs).sum(-1), occurs.sum(-1)
-    return sums[counts > 0] / counts[counts > 0]
+    return occurs.any(0).mean() * sums[counts > 0] / counts[counts > 0]
 
 
 def percentile_interval(scores: np.ndarray) -> Interval:
