@@ -21,6 +21,7 @@ def make_parser() -> cli.SettingsParser:
     parser = cli.SettingsParser(prog="segment.py", description=__doc__, epilog=EXAMPLES)
     _add_input_flags(parser)
     _add_output_flags(parser)
+    _add_object_flags(parser)
     _add_export_flags(parser)
     _add_processing_flags(parser)
     _add_planning_flags(parser)
@@ -74,15 +75,47 @@ def _add_output_flags(parser: cli.SettingsParser) -> None:
     group.add("--output", metavar="PATH|s3://...", help="OME-Zarr of probabilities; an unfinished one is resumed")
     group.add("--overwrite", action="store_true", help="delete the existing output and start over")
     group.add("--save-mask", action="store_true", help="write a label image of the thresholded probabilities")
-    group.add("--objects", action="store_true", help="write a CSV table of the objects above the threshold")
+    group.add("--objects", action="store_true", help="write a table of the objects, as CSV and Parquet")
+    group.add(
+        "--save-objects", action="store_true", help="write a label image of the objects with the ids of the table"
+    )
     group.add("--precomputed", metavar="PATH|s3://...", help="write a copy as Neuroglancer precomputed")
     group.add(
         "--threshold",
         metavar="P[,P...]",
-        help=f"threshold of mask and objects, or one for each class (default: the run's, else {defaults.THRESHOLD})",
+        help=f"threshold of the mask, or one for each class (default: the run's, else {defaults.THRESHOLD})",
     )
     group.add("--shard", metavar=ZYX, help="shape of a shard, one file each (default: at most 64,1024,1024)")
     group.add("--chunk", metavar=ZYX, help="shape of a chunk, read at once (default: at most 64,256,256)")
+
+
+def _add_object_flags(parser: cli.SettingsParser) -> None:
+    group = parser.add_group(
+        "objects", "connected pieces (26 neighbours); defaults are the run's, chosen on its val box"
+    )
+    group.add(
+        "--object-threshold",
+        metavar="P[,P...]",
+        help="probability that an object reaches somewhere (without a run's settings: --threshold)",
+    )
+    group.add(
+        "--object-extent",
+        metavar="P[,P...]",
+        help="probability from which voxels belong to it (without a run's settings: --threshold)",
+    )
+    group.add(
+        "--min-size-nm3",
+        metavar="V[,V...]",
+        help="smallest size, in voxels without a voxel size; objects that the box cuts are kept",
+    )
+    group.add("--min-sections", type=int, metavar="N", help="smallest number of sections; likewise (default: 1)")
+    group.add("--bridge-sections", type=int, metavar="N", help="join across gaps of N sections along z (default: 0)")
+    group.add(
+        "--object-precision",
+        type=float,
+        metavar="SHARE",
+        help="keep the most probable objects, of which this share is right on the run's val box (default: keep all)",
+    )
 
 
 def _add_export_flags(parser: cli.SettingsParser) -> None:

@@ -51,7 +51,7 @@ class SettingsParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error in one line and exit; suggest the nearest flag for an unknown one."""
-        unknown = re.match("unrecognized arguments: (--[a-z-]+)", message)
+        unknown = re.match("unrecognized arguments: (--[a-z0-9-]+)", message)
         near = difflib.get_close_matches(unknown[1], self.flags, n=1) if unknown else []
         hint = f"; did you mean {near[0]}?" if near else self._negative_value_hint(message)
         program = self.prog if _installed_command(self.prog) else f"jobs/{self.prog}"
@@ -59,7 +59,7 @@ class SettingsParser(argparse.ArgumentParser):
 
     def _negative_value_hint(self, message: str) -> str:
         """Return how to write a value such as -64:0,:,: which argparse takes for a flag; "" for other errors."""
-        flag = re.match("argument (--[a-z-]+): expected one argument", message)
+        flag = re.match("argument (--[a-z0-9-]+): expected one argument", message)
         pairs = itertools.pairwise(self.typed)
         values = [value for name, value in pairs if flag and name == flag[1] and re.match(r"-[\d.]", value)]
         return f"; a value that begins with - is written {flag[1]}={values[0]}" if flag and values else ""

@@ -111,7 +111,7 @@ def test_every_flag_and_setting_that_a_text_names_exists(page, parsers):
     flags |= FLAGS_OF_OTHER_PROGRAMS | {"--quick", "--compare"}  # of benchmark.py
     for code in inline_codes(page):
         if SCRIPT.match(code) or not re.search(r"^\w+ ", code):  # not the flags of another program
-            assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", code)) <= flags, code
+            assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", code)) <= flags, code
         for section, key in re.findall(rf"(?<![\w./])({'|'.join(SECTIONS)})\.([a-z_]+)(?![\w/])", code):
             known = key in SECTIONS[section].model_fields or f"{section}.{key}" in HISTORY_COLUMNS
             assert known or key in ("py", "json", "md", "key", "toml"), code

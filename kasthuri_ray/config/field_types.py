@@ -51,6 +51,17 @@ def _parse_thresholds(value: Any) -> Any:
     return numbers if len(numbers) > 1 else numbers[0]
 
 
+def _parse_sizes(value: Any) -> Any:
+    """Return a flag's text such as `1000` as a number, `1000,500` as a list, and any other value unchanged."""
+    if not isinstance(value, str):
+        return list(value) if isinstance(value, tuple) else value
+    try:
+        numbers = [float(part) for part in value.split(",")]
+    except ValueError:
+        raise InputError("expected a size such as 200000, or one for each class such as 200000,50000") from None
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
 def _as_list(value: Any) -> Any:
     """Return one name as a list."""
     return [value] if isinstance(value, str) else value
@@ -75,6 +86,7 @@ ThreeLengths = Annotated[
     list[Positive], Field(min_length=3, max_length=3), BeforeValidator(partial(_split_three, example="30,6,6"))
 ]
 Thresholds = Annotated[Share | Annotated[list[Share], Field(min_length=1)], BeforeValidator(_parse_thresholds)]
+Sizes = Annotated[NotNegative | Annotated[list[NotNegative], Field(min_length=1)], BeforeValidator(_parse_sizes)]
 Names = Annotated[list[str], Field(min_length=1), BeforeValidator(_as_list)]
 Labels = Annotated[list[int], BeforeValidator(_as_labels)]
 

@@ -111,6 +111,13 @@ class SegmentFlags(ComputeFlags, total=False):
     overwrite: bool
     save_mask: bool
     objects: bool
+    save_objects: bool
+    object_threshold: float | Sequence[float]
+    object_extent: float | Sequence[float]
+    min_size_nm3: float | Sequence[float]
+    min_sections: int
+    bridge_sections: int
+    object_precision: float
     precomputed: str
     export: str
     export_box: str | tuple[slice, ...]

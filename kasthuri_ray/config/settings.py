@@ -22,6 +22,8 @@ from kasthuri_ray.config.field_types import (
     Positive,
     Precision,
     SettingsSection,
+    Share,
+    Sizes,
     ThreeCounts,
     ThreeLengths,
     ThreeNotNegative,
@@ -145,7 +147,23 @@ class SegmentSettings(SettingsSection):
     save_mask: bool = False
     """Write a label image of the thresholded probabilities too."""
     objects: bool = False
-    """Write a CSV table of the objects above the threshold too."""
+    """Write a table of objects too, as CSV and Parquet."""
+    save_objects: bool = False
+    """Write a label image of the objects too, whose voxels have the ids of the table."""
+    object_threshold: Thresholds | None = None
+    """Probability that an object reaches somewhere, or one for each class; null: the run's, else the threshold."""
+    object_extent: Thresholds | None = None
+    """Probability from which a voxel can belong to an object, or one for each class; null: the run's, else the
+    threshold."""
+    min_size_nm3: Sizes | None = None
+    """Smallest size of an object in nm^3, or one for each class; in voxels if the image has no voxel size; null: the
+    run's, else none. Objects that the box cuts are kept."""
+    min_sections: Count | None = None
+    """Smallest number of sections of an object; null: 1. Objects that the box cuts are kept."""
+    bridge_sections: NotNegativeInt | None = None
+    """Sections of a gap along z across which objects are joined; null: 0."""
+    object_precision: Share | None = None
+    """Share of right objects that the lowest score ensures on the validation box of the run; null: no lowest score."""
     precomputed: str | None = None
     """Path or s3:// URL of a copy as Neuroglancer precomputed; null: no copy."""
     export: str | None = None

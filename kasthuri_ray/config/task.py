@@ -298,7 +298,7 @@ def named_classes(task: Mapping[str, Any], stated: Sequence[int]) -> dict[str, i
     return {"classes": number}
 
 
-def class_thresholds(value: float | Sequence[float], names: Sequence[str]) -> list[float]:
+def class_thresholds(value: float | Sequence[float], names: Sequence[str], flag: str = "--threshold") -> list[float]:
     """Return a threshold for each class.
 
     Parameters
@@ -307,6 +307,8 @@ def class_thresholds(value: float | Sequence[float], names: Sequence[str]) -> li
         One for all, or one for each.
     names : sequence of str
         Names of the foreground classes.
+    flag : str
+        The flag that sets it, for the message.
 
     Returns
     -------
@@ -322,9 +324,8 @@ def class_thresholds(value: float | Sequence[float], names: Sequence[str]) -> li
         return [float(value)] * len(names)
     if len(value) != len(names):
         raise InputError(
-            f"{len(value)} thresholds for {len(names)} class{'es' * (len(names) > 1)}: give --threshold one number, or "
-            "one for each of "
-            f"{', '.join(names)}"
+            f"{len(value)} {'thresholds' if flag == '--threshold' else 'values'} for {len(names)} "
+            f"class{'es' * (len(names) > 1)}: give {flag} one number, or one for each of {', '.join(names)}"
         )
     return [float(each) for each in value]
 

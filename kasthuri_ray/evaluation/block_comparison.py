@@ -33,8 +33,10 @@ from kasthuri_ray.metrics.object_comparison import (
     ObjectComparison,
     class_bytes,
     find_block_objects,
+    find_labelled_objects,
 )
 from kasthuri_ray.metrics.object_criteria import ObjectCriteria
+from kasthuri_ray.metrics.object_detection import Extent, block_read_box, block_with_shell, find_extent
 from kasthuri_ray.metrics.object_outcomes import ObjectOutcomes
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts, count_block_voxels
 
@@ -98,37 +100,57 @@ class BlockResult:
 def compare_block(comparison: Comparison, block: Box) -> BlockResult:
     """Read and compare a block.
 
-    Where components are joined across blocks, it reads one voxel beyond the upper ends too.
+    Where components are joined across blocks, it reads one voxel beyond the upper ends too, and sections for bridges.
     """
     read_box, has_objects = block, bool(comparison.object_classes)
     if has_objects or comparison.instances is not None:
         beyond = (1 if has_objects else 0, 1, 1)
         read_box = Box(block.start, per_axis(operator.add, block.stop, beyond)).intersect(comparison.box)
+    if has_objects:
+        read_box = block_read_box(block, comparison.box, comparison.found_by)
     probability = comparison.read_probability(read_box)
     labelled = read_box if has_objects else block
     classes = comparison.read_classes(labelled)
-    predicted, inside = classes_at(probability, comparison.thresholds), block.slices(block.start)
+    predicted, inside = classes_at(probability, comparison.thresholds), block.slices(read_box.start)
     unseen = comparison.hide_learnt(classes, labelled)
-    whole = _compare_part(comparison, block, probability, predicted, classes)
+    extent = _find_extent(comparison, probability, predicted)
+    whole = _compare_part(comparison, block, read_box, probability, predicted, classes, extent)
     own = probability[(slice(None), *inside)]
     result = BlockResult(
         block=block,
         whole=whole,
-        unseen=whole if unseen is classes else _compare_part(comparison, block, probability, predicted, unseen),
+        unseen=whole
+        if unseen is classes
+        else _compare_part(comparison, block, read_box, probability, predicted, unseen, extent),
         max_probability=float(own.max()),
         absent_chunks=comparison.count_absent(block, own.max(0), classes[inside]),
     )
     if comparison.instances is not None:
         instances = comparison.read_instances(block, classes[inside])
-        result.cells = label_cells(predicted[: block.shape[0]] == 0, instances, block)
+        result.cells = label_cells(predicted[inside[0]] == 0, instances, block)
     return result
 
 
+def _find_extent(comparison: Comparison, probability: np.ndarray, predicted: np.ndarray) -> Extent:
+    """Return the voxels that can belong to objects; without object settings those above the thresholds."""
+    stored = probability if probability.dtype == np.uint8 else np.rint(probability * 255).astype(np.uint8)
+    extent = find_extent(stored, comparison.found_by)
+    if comparison.object_settings is not None:
+        return extent
+    return Extent(predicted, extent.probability, predicted)  # floats are compared as they are
+
+
 def _compare_part(
-    comparison: Comparison, block: Box, probability: np.ndarray, predicted: np.ndarray, classes: np.ndarray
+    comparison: Comparison,
+    block: Box,
+    read: Box,
+    probability: np.ndarray,
+    predicted: np.ndarray,
+    classes: np.ndarray,
+    extent: Extent,
 ) -> PartResult:
-    """Compare the voxels of a block whose class is not ignored; the arrays may extend beyond its upper ends."""
-    inside = block.slices(block.start)
+    """Compare the voxels of a block whose class is not ignored; the arrays are of the box `read`."""
+    inside = block.slices(read.start)
     counts, tiles = count_tiles(
         comparison, block, probability[(slice(None), *inside)], predicted[inside], classes[inside]
     )
@@ -136,8 +158,14 @@ def _compare_part(
     numbers = comparison.object_classes
     objects = None
     if numbers:
-        of_class = (class_bytes(probability, each) for each in (predicted, classes))
-        objects = find_block_objects(predicted, classes, block, numbers, *of_class)
+        with_shell = block_with_shell(block, comparison.box)
+        part, labels = extent.cut(read, with_shell), classes[with_shell.slices(read.start)]
+        of_true = class_bytes(probability, classes)[with_shell.slices(read.start)]
+        voxels = (part.classes, labels, block, numbers, part.probability, of_true)
+        if comparison.object_ids is not None:
+            objects = find_labelled_objects(comparison.object_ids.read(with_shell), *voxels)
+        else:
+            objects = find_block_objects(*voxels, part.bridged if comparison.found_by.bridge_sections else None)
     masks = pack_class_masks(predicted[inside], classes[inside], block, numbers)
     return PartResult(counts, tiles, windows, objects, masks)
 
@@ -218,7 +246,7 @@ class PartTotals:
         num_foreground = len(self.comparison.predictions)
         self.counts = VoxelCounts.zeros(num_foreground + 1)
         self.tiles = TileSample.empty(math.prod(self.window_counts.shape[:3]), num_foreground)
-        self._objects = ObjectComparison()
+        self._objects = ObjectComparison(self.comparison.select_objects)
         self._masks: dict[int, list[ClassMasks]] = {number: [] for number in self.comparison.object_classes}
 
     def add(self, block: Box, result: PartResult) -> None:

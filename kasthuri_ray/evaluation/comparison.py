@@ -14,6 +14,9 @@ from kasthuri_ray.geometry import Box, Zyx, ceil_div, per_axis
 from kasthuri_ray.labels import IGNORE_LABEL, LabelRule, is_any_of, to_classes
 from kasthuri_ray.metrics.class_map import lowest_value
 from kasthuri_ray.metrics.object_comparison import object_classes
+from kasthuri_ray.metrics.object_detection import select_objects
+from kasthuri_ray.metrics.object_settings import ObjectSettings
+from kasthuri_ray.metrics.objects import ObjectTable
 from kasthuri_ray.metrics.voxel_counts import BINS, probability_bins
 from kasthuri_ray.volumes.learnt_from import LearntPart
 from kasthuri_ray.volumes.volume import Volume
@@ -52,6 +55,10 @@ class Comparison:
         The part of `box` that the network learnt from, in voxels of the annotation.
     centroid_radius_nm : float
         See `object_criteria.ObjectCriteria`.
+    object_settings : ObjectSettings, optional
+        How objects are found in the prediction; by default every connected piece above the thresholds is one.
+    object_ids : Volume, optional
+        The label image of objects of the prediction, on the voxels of the annotation: its ids are the objects.
     """
 
     predictions: tuple[Volume, ...]
@@ -65,6 +72,8 @@ class Comparison:
     is_complete: bool = False
     learnt: LearntPart = field(default_factory=LearntPart)
     centroid_radius_nm: float = defaults.CENTROID_RADIUS_NM
+    object_settings: ObjectSettings | None = None
+    object_ids: Volume | None = None
 
     @property
     def prediction(self) -> Volume:
@@ -80,6 +89,17 @@ class Comparison:
     def object_classes(self) -> list[int]:
         """Numbers of the classes whose objects are matched."""
         return object_classes(self.class_names)
+
+    @property
+    def found_by(self) -> ObjectSettings:
+        """How objects are found in the prediction."""
+        return self.object_settings or ObjectSettings.of_thresholds(self.thresholds)
+
+    def select_objects(self, candidates: ObjectTable) -> ObjectTable:
+        """Keep the candidates of the whole box that are objects."""
+        if self.object_settings is None or self.object_ids is not None:
+            return candidates
+        return select_objects(candidates, self.object_settings, self.box, self.voxel_size_nm)
 
     @cached_property
     def binned_thresholds(self) -> list[float]:

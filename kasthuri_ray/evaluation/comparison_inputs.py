@@ -18,6 +18,7 @@ from kasthuri_ray.evaluation.provenance import (
     AnnotationRule,
     find_annotation_rule,
     level_factors,
+    open_object_ids,
     open_predictions,
     prediction_place,
     prediction_start,
@@ -27,6 +28,7 @@ from kasthuri_ray.evaluation.provenance import (
 )
 from kasthuri_ray.geometry import Box, Zyx, parse_box, per_axis
 from kasthuri_ray.labels import LabelRule
+from kasthuri_ray.metrics.object_settings import ObjectSettings
 from kasthuri_ray.volumes.alignment import align_volumes
 from kasthuri_ray.volumes.background_labels import find_background, merged_classes_note
 from kasthuri_ray.volumes.opening import VolumeOpener
@@ -108,11 +110,20 @@ def prepare_comparison(settings: EvaluateSettings, task_changes: Mapping[str, An
     notes += [*found, *filter(None, [merged_classes_note(labels, (annotation, [box]))])]
     instances = _open_instances(settings, opener, annotation, rule, box, notes)
     known = (settings.threshold, provenance.get("threshold"), defaults.THRESHOLD)
+    object_settings = ObjectSettings.from_plain(provenance.get("objects"))
+    object_ids = open_object_ids(settings.prediction, provenance, prediction, opener)
+    if object_ids is not None:
+        placed = replace(object_ids, place=place, voxel_size_nm=predictions[0].voxel_size_nm)
+        object_ids = align_prediction(annotation, placed, start, image, align).moving
+        recorded = class_thresholds(provenance["threshold"], rule.class_names)
+        object_settings = object_settings or ObjectSettings.of_thresholds(recorded)
+        notes.append(f"Objects are those of the label image {object_ids.uri}, whatever the threshold.")
+    thresholds = tuple(class_thresholds(next(value for value in known if value is not None), rule.class_names))
     comparison = Comparison(
         predictions=tuple(each.moving for each in each_aligned),
         annotation=annotation,
         box=box,
-        thresholds=tuple(class_thresholds(next(value for value in known if value is not None), rule.class_names)),
+        thresholds=thresholds,
         labels=labels,
         instances=instances,
         no_instance=() if instances is None else _find_no_instance(instances, box, notes),
@@ -120,6 +131,8 @@ def prepare_comparison(settings: EvaluateSettings, task_changes: Mapping[str, An
         is_complete=bool(provenance),
         learnt=learnt.within(box),
         centroid_radius_nm=settings.centroid_radius_nm,
+        object_settings=object_settings,
+        object_ids=object_ids,
     )
     if image is not None:
         image = _align_image(image, comparison, start, notes, align)

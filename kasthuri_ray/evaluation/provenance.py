@@ -17,6 +17,7 @@ from kasthuri_ray.config.task import RANGES, TaskSettings, class_names
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Nm, Zyx, box_of_text, per_axis
 from kasthuri_ray.labels import LabelRule
+from kasthuri_ray.output.object_image import complete_object_image_path
 from kasthuri_ray.output.ome_zarr import OmeZarrOutput
 from kasthuri_ray.output.side_files import read_progress
 from kasthuri_ray.progress import format_count
@@ -186,6 +187,21 @@ def open_predictions(uri: str, opener: VolumeOpener, num_classes: int) -> list[V
             "from 0 to 1) or is a mask of bools"
         )
     return [volume]
+
+
+def open_object_ids(uri: str, provenance: Mapping[str, Any], prediction: Volume, opener: VolumeOpener) -> Volume | None:
+    """Return the label image of the objects of an output as a volume.
+
+    None if there is none, if it is not complete, or if the prediction is a coarser level, or is resampled.
+    """
+    group = output_group_path(uri)
+    if group is None or not provenance:
+        return None
+    path = complete_object_image_path(group, provenance["task"].get("task_type", ""))
+    if path is None:
+        return None
+    ids = opener.open(path, labels=True)
+    return ids if ids.bounds.shape == prediction.bounds.shape else None
 
 
 def _open_channels(path: str) -> list[Volume]:

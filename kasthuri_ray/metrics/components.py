@@ -83,7 +83,7 @@ class Components:
     Parameters
     ----------
     stats : ndarray of int64, (num_labels, NUM_COLUMNS)
-        Sums, maxima and minima over the block's own voxels. A component in the shell alone has size 0.
+        Sums, maxima and minima over the block's own voxels. A component in the shell or in a bridge alone has size 0.
     borders : Borders
         The labels that other blocks share.
     """
@@ -125,7 +125,7 @@ class Components:
 
 
 def label_block_components(
-    classes: np.ndarray, own: Box, probability: np.ndarray | None = None
+    classes: np.ndarray, own: Box, probability: np.ndarray | None = None, bridged: np.ndarray | None = None
 ) -> tuple[Components, np.ndarray]:
     """Find the components of each class in a block.
 
@@ -138,6 +138,8 @@ def label_block_components(
         The block, in voxels of the volume.
     probability : ndarray of uint8, (z, y, x), optional
         Probabilities whose sum and maximum each component gets.
+    bridged : ndarray of uint8, (z, y, x), optional
+        `classes` with more voxels, which connect components and belong to none.
 
     Returns
     -------
@@ -160,11 +162,46 @@ def label_block_components(
             f"a block of {own.shape} and its shell cannot have {classes.shape} voxels: the shell adds one along an "
             "axis, or none"
         )
+    connected = classes if bridged is None else bridged
     labels, number = cc3d.connected_components(
-        classes, connectivity=26, return_N=True, binary_image=classes.dtype == bool
+        connected, connectivity=26, return_N=True, binary_image=connected.dtype == bool
     )
+    borders = Borders.from_labels(labels, own, number)
+    if connected is not classes:
+        labels = np.where(classes != 0, labels, 0)
     stats = _component_stats(labels[tuple(map(slice, own.shape))], own, number, classes, probability)
-    return Components(stats, Borders.from_labels(labels, own, number)), labels
+    return Components(stats, borders), labels
+
+
+def label_block_ids(
+    ids: np.ndarray, classes: np.ndarray, own: Box, probability: np.ndarray | None = None
+) -> tuple[Components, np.ndarray, np.ndarray]:
+    """Return the objects of a block of a label image.
+
+    Parameters
+    ----------
+    ids : ndarray of int, (z, y, x)
+        Id of the object of each voxel of `own`, 0 for none.
+    classes, probability : ndarray of uint8, (z, y, x)
+        Of the same voxels, as of `label_block_components`.
+    own : Box
+        The block, in voxels of the volume.
+
+    Returns
+    -------
+    components : Components
+        One for each id, without borders: objects of several blocks are joined by their ids.
+    labels : ndarray of int, (z, y, x)
+        The component of each voxel, from 1; 0 for none.
+    known : ndarray of int
+        The id of each component.
+    """
+    known, labels = np.unique(ids, return_inverse=True)
+    labels = labels.reshape(ids.shape) + (known[0] != 0)
+    known = known[known != 0]
+    nothing = (np.zeros(0, np.int64), np.zeros(0, np.int32))
+    stats = _component_stats(labels, own, len(known), classes, probability)
+    return Components(stats, Borders(own, len(known), nothing, nothing)), labels, known
 
 
 def _component_stats(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +17,17 @@ import numpy as np
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.labels import IGNORE_LABEL
 from kasthuri_ray.metrics.cleft_distances import CleftDistances
-from kasthuri_ray.metrics.components import CLASS, NUM_COLUMNS, Components, UnionFind, label_block_components
+from kasthuri_ray.metrics.components import (
+    NUM_COLUMNS,
+    Components,
+    UnionFind,
+    label_block_components,
+    label_block_ids,
+)
 from kasthuri_ray.metrics.matching import LabelPairs, count_label_pairs, merge_label_pairs
 from kasthuri_ray.metrics.object_criteria import ObjectCriteria
 from kasthuri_ray.metrics.object_outcomes import ObjectOutcomes, object_metrics, pool_outcomes
-from kasthuri_ray.metrics.objects import ObjectTable, tabulate_objects
+from kasthuri_ray.metrics.objects import ObjectTable, keep_objects, tabulate_objects
 
 SHEETS = ("membrane",)  # classes without objects: all membranes of a volume are one sheet
 
@@ -52,11 +58,47 @@ class BlockObjects:
         Of the annotation and of the prediction.
     pairs : LabelPairs
         Voxels that each true and each predicted component of one class share.
+    ids : ndarray of int, optional
+        The id of each predicted component, by which those of several blocks are one object.
     """
 
     true: Components
     predicted: Components
     pairs: LabelPairs
+    ids: np.ndarray | None = None
+
+
+def find_labelled_objects(
+    ids: np.ndarray,
+    predicted: np.ndarray,
+    truth: np.ndarray,
+    own: Box,
+    numbers: Sequence[int],
+    of_predicted: np.ndarray | None = None,
+    of_true: np.ndarray | None = None,
+) -> BlockObjects:
+    """Find the objects of a block of a prediction whose objects have ids.
+
+    Parameters
+    ----------
+    ids : ndarray of int, (z, y, x)
+        Id of the predicted object of each voxel, 0 for none.
+    predicted, truth, own, numbers, of_predicted, of_true : ndarray, ndarray, Box, sequence of int, ndarray, ndarray
+        As for `find_block_objects`; `ids` is of the same voxels.
+
+    Returns
+    -------
+    BlockObjects
+        With ids.
+    """
+    inside = own.slices(own.start)
+    true, true_ids = label_block_components(np.where(np.isin(truth, numbers), truth, 0), own, of_true)
+    classes, labels = predicted[inside], truth[inside]
+    counted = np.where(np.isin(classes, numbers) & (labels != IGNORE_LABEL), ids[inside], 0)
+    values = None if of_predicted is None else of_predicted[inside]
+    found, found_labels, known = label_block_ids(counted, classes, own, values)
+    pairs = count_label_pairs(true_ids[inside] * (classes == labels), found_labels)
+    return BlockObjects(true, found, pairs, known)
 
 
 def find_block_objects(
@@ -66,6 +108,7 @@ def find_block_objects(
     numbers: Sequence[int],
     of_predicted: np.ndarray | None = None,
     of_true: np.ndarray | None = None,
+    bridged: np.ndarray | None = None,
 ) -> BlockObjects:
     """Find the objects of a block.
 
@@ -81,6 +124,8 @@ def find_block_objects(
     of_predicted, of_true : ndarray of uint8, (z, y, x), optional
         Probability of the predicted and of the true class of each voxel, see `class_bytes`. The mean over a predicted
         object is its score; all scores are 0 without them.
+    bridged : ndarray of uint8, (z, y, x), optional
+        Of the prediction, as of `components.label_block_components`.
 
     Returns
     -------
@@ -90,7 +135,8 @@ def find_block_objects(
     inside = own.slices(own.start)
     marked = np.isin(predicted, numbers) & (truth != IGNORE_LABEL)
     true, true_ids = label_block_components(np.where(np.isin(truth, numbers), truth, 0), own, of_true)
-    found, predicted_ids = label_block_components(np.where(marked, predicted, 0), own, of_predicted)
+    connected = None if bridged is None else np.where(np.isin(bridged, numbers), bridged, 0)
+    found, predicted_ids = label_block_components(np.where(marked, predicted, 0), own, of_predicted, connected)
     same = (predicted == truth)[inside]
     return BlockObjects(true, found, count_label_pairs(true_ids[inside] * same, predicted_ids[inside]))
 
@@ -128,15 +174,51 @@ class _JoinedObjects:
 
     union_find: UnionFind = field(default_factory=UnionFind)
     stats: list[np.ndarray] = field(default_factory=list)
+    ids: list[np.ndarray] = field(default_factory=list)
 
-    def add(self, components: Components) -> int:
-        """Add a block's components and return the number of the first one."""
+    def add(self, components: Components, ids: np.ndarray | None = None) -> int:
+        """Add a block's components, with their ids if they have some, and return the number of the first one."""
         self.stats.append(components.stats)
+        if ids is not None:
+            self.ids.append(ids)
         return self.union_find.add(components.borders)
 
     def table(self) -> ObjectTable:
         stats = np.concatenate([np.zeros((0, NUM_COLUMNS), np.int64), *self.stats])
-        return tabulate_objects(stats, self.union_find.roots())
+        if not self.ids:
+            return tabulate_objects(stats, self.union_find.roots())
+        _, first, which = np.unique(np.concatenate(self.ids), return_index=True, return_inverse=True)
+        return tabulate_objects(stats, first[which])
+
+
+@dataclass(frozen=True, eq=False)
+class ComparedObjects:
+    """The objects of annotation and prediction of a box, and what they share.
+
+    Parameters
+    ----------
+    true, predicted : ObjectTable
+        Objects of all classes.
+    pairs : LabelPairs
+        Voxels that each true and each predicted object share, by their ids.
+    """
+
+    true: ObjectTable
+    predicted: ObjectTable
+    pairs: LabelPairs
+
+    def of_class(self, number: int) -> ComparedObjects:
+        """Return the objects of one class."""
+        is_true, is_predicted = (table.class_numbers == number for table in (self.true, self.predicted))
+        return self.kept(is_true, is_predicted)
+
+    def kept(self, true: np.ndarray, predicted: np.ndarray) -> ComparedObjects:
+        """Return the objects that two arrays of bool select."""
+        new_true, new_predicted = np.cumsum(true), np.cumsum(predicted)
+        true_ids, predicted_ids, voxels = self.pairs
+        both = true[true_ids - 1] & predicted[predicted_ids - 1] if len(true_ids) else np.zeros(0, bool)
+        pairs = (new_true[true_ids[both] - 1], new_predicted[predicted_ids[both] - 1], voxels[both])
+        return ComparedObjects(keep_objects(self.true, true), keep_objects(self.predicted, predicted), pairs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,15 +243,22 @@ class ClassObjects:
 
 
 class ObjectComparison:
-    """The objects of a box, joined over its blocks, which are added in their order, z slowest."""
+    """The objects of a box, joined over its blocks, which are added in their order, z slowest.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    select : callable, optional
+        Keeps the objects of the prediction that count, see `object_detection.select_objects`; all by default.
+    """
+
+    def __init__(self, select: Callable[[ObjectTable], ObjectTable] | None = None) -> None:
+        self._select = select
         self._true, self._predicted = _JoinedObjects(), _JoinedObjects()
         self._pairs: list[LabelPairs] = []
 
     def add(self, block: BlockObjects) -> None:
         """Add the next block."""
-        true_base, predicted_base = self._true.add(block.true), self._predicted.add(block.predicted)
+        true_base, predicted_base = self._true.add(block.true), self._predicted.add(block.predicted, block.ids)
         true, predicted, voxels = block.pairs  # components are numbered from 1 in a block, from 0 in all
         self._pairs.append(
             (true.astype(np.int64) + true_base - 1, predicted.astype(np.int64) + predicted_base - 1, voxels)
@@ -190,35 +279,31 @@ class ObjectComparison:
         dict
             The objects by number of the class.
         """
+        joined = self.joined()
+        return {number: _match_class(number, joined, criteria) for number in numbers}
+
+    def joined(self) -> ComparedObjects:
+        """Return the objects of the blocks so far."""
         true, predicted = self._true.table(), self._predicted.table()
+        if self._select is not None:
+            predicted = self._select(predicted)
         pairs: LabelPairs = (np.zeros(0, int),) * 3
         if self._pairs:
             pairs = merge_label_pairs(
                 (true.object_ids[t], predicted.object_ids[p], voxels) for t, p, voxels in self._pairs
             )
-        return {number: _match_class(number, pairs, true, predicted, criteria) for number in numbers}
+        counts = pairs[1] > 0  # of the others the predicted object does not count
+        return ComparedObjects(true, predicted, (pairs[0][counts], pairs[1][counts], pairs[2][counts]))
 
 
-def _match_class(
-    number: int, pairs: LabelPairs, true: ObjectTable, predicted: ObjectTable, criteria: ObjectCriteria
-) -> ClassObjects:
-    """Match the objects of a class, whose pairs are among those of all classes."""
-    true_ids, predicted_ids, voxels = pairs
-    is_true, is_predicted = (table.stats[:, CLASS] == number for table in (true, predicted))
-    of_class = is_true[true_ids - 1] if len(true_ids) else np.zeros(0, bool)
-    new_true, new_predicted = np.cumsum(is_true), np.cumsum(is_predicted)  # numbers among those of the class
-    own = (new_true[true_ids[of_class] - 1], new_predicted[predicted_ids[of_class] - 1], voxels[of_class])
-    true_of_class, predicted_of_class = (
-        ObjectTable(table.stats[chosen], np.zeros(0, np.int64))
-        for table, chosen in ((true, is_true), (predicted, is_predicted))
+def _match_class(number: int, joined: ComparedObjects, criteria: ObjectCriteria) -> ClassObjects:
+    """Match the objects of a class."""
+    of_class = joined.of_class(number)
+    true_ids, predicted_ids = (
+        np.flatnonzero(table.class_numbers == number) + 1 for table in (joined.true, joined.predicted)
     )
-    return ClassObjects(
-        true_of_class,
-        predicted_of_class,
-        np.flatnonzero(is_true) + 1,
-        np.flatnonzero(is_predicted) + 1,
-        criteria.judge(true_of_class, predicted_of_class, own),
-    )
+    outcomes = criteria.judge(of_class.true, of_class.predicted, of_class.pairs)
+    return ClassObjects(of_class.true, of_class.predicted, true_ids, predicted_ids, outcomes)
 
 
 def add_object_scores(

@@ -16,6 +16,24 @@ MAX_PER_TRUE = 2.0  # where the annotation itself has about as many objects, a h
 NM3_PER_UM3 = 1e9
 
 
+def imaged_um3(num_voxels: int, voxel_size_nm: Sequence[float]) -> float:
+    """Return a volume in um^3.
+
+    Parameters
+    ----------
+    num_voxels : int
+        Voxels that show tissue.
+    voxel_size_nm : sequence of float
+        Size of a voxel, z, y, x.
+
+    Returns
+    -------
+    float
+        The volume.
+    """
+    return num_voxels * math.prod(voxel_size_nm) / NM3_PER_UM3
+
+
 @dataclass(frozen=True)
 class AnnotatedObjects:
     """The objects of an annotation, or of a part of it.
@@ -133,7 +151,7 @@ def _density_warning(
     volume, other_volume, unit = here.num_voxels / 1e6, reference.num_voxels / 1e6, "million voxels"
     if here.voxel_size_nm is not None and reference.voxel_size_nm is not None:
         volume, other_volume = (
-            each.num_voxels * math.prod(size) / NM3_PER_UM3
+            imaged_um3(each.num_voxels, size)
             for each, size in ((here, here.voxel_size_nm), (reference, reference.voxel_size_nm))
         )
         unit = "um^3"

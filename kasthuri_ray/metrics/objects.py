@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kasthuri_ray.geometry import Zyx
+from kasthuri_ray.geometry import Box
 from kasthuri_ray.metrics.components import (
     CLASS,
     FIRST_VOXEL,
-    MAX_PROBABILITY,
     MAXIMA,
     MINIMA,
     NUM_COLUMNS,
@@ -23,11 +22,6 @@ from kasthuri_ray.metrics.components import (
     SUMS,
     Components,
     UnionFind,
-)
-
-HEADER = (
-    "id,centroid_z{unit},centroid_y{unit},centroid_x{unit},size_voxels,mean_probability,highest_probability,"
-    "z_start,z_stop,y_start,y_stop,x_start,x_stop"
 )
 
 
@@ -64,29 +58,59 @@ class ObjectTable:
         """Mean z, y, x of the voxels, float64 [objects, 3]; a voxel is at its index."""
         return self.stats[:, SUM_Z : SUM_Z + 3] / self.stats[:, SIZE, None]
 
-    def csv_lines(
-        self,
-        voxel_size_nm: Sequence[float] | None,
-        translation_nm: Sequence[float] = (0.0, 0.0, 0.0),
-        start: Zyx = (0, 0, 0),
-        class_names: Sequence[str] = (),
-    ) -> Iterator[str]:
-        """Yield the table as lines of CSV, header first.
 
-        Centroids are scaled by `voxel_size_nm`, if that is known, and shifted by `translation_nm`; boxes are shifted by
-        `start` voxels. With names of several classes, 1, 2, ..., there is a column for the class.
-        """
-        header = HEADER.format(unit="_voxels" if voxel_size_nm is None else "_nm")
-        yield f"{header},class" if len(class_names) > 1 else header
-        scale = np.array(voxel_size_nm or (1.0, 1.0, 1.0), np.float64)
-        centroids = self.centroid * scale + np.array(translation_nm, np.float64)
-        mean = self.stats[:, PROBABILITY_SUM] / self.stats[:, SIZE] / 255
-        for row, (stats, centroid) in enumerate(zip(self.stats.tolist(), centroids.tolist(), strict=True)):
-            box = [stats[column + axis] + start[axis] for axis in range(3) for column in (START_Z, STOP_Z)]
-            position = ",".join(f"{value:.3f}" for value in centroid)
-            probability = f"{mean[row]:.6f},{stats[MAX_PROBABILITY] / 255:.6f}"
-            name = f",{class_names[stats[CLASS] - 1]}" if len(class_names) > 1 else ""
-            yield f"{row + 1},{position},{stats[SIZE]},{probability},{','.join(map(str, box))}{name}"
+def is_cut(stats: np.ndarray, bounds: Box) -> np.ndarray:
+    """Return which objects touch a face of the box, so that a part may be beyond it.
+
+    Parameters
+    ----------
+    stats : ndarray of int64, (objects, NUM_COLUMNS)
+        Of joined objects.
+    bounds : Box
+        All voxels in which objects are found.
+
+    Returns
+    -------
+    ndarray of bool
+        One for each object.
+    """
+    starts, stops = stats[:, START_Z : START_Z + 3], stats[:, STOP_Z : STOP_Z + 3]
+    return np.logical_or((starts <= bounds.start).any(1), (stops >= bounds.stop).any(1))
+
+
+def mean_probabilities(stats: np.ndarray) -> np.ndarray:
+    """Return the mean probability of the voxels of each object, which is its score.
+
+    Parameters
+    ----------
+    stats : ndarray of int64, (objects, NUM_COLUMNS)
+        Of joined objects.
+
+    Returns
+    -------
+    ndarray of float64
+        0 to 1, one for each object.
+    """
+    return stats[:, PROBABILITY_SUM] / np.maximum(stats[:, SIZE], 1) / 255
+
+
+def keep_objects(table: ObjectTable, keep: np.ndarray) -> ObjectTable:
+    """Return a part of a table; the voxels of the other objects belong to none.
+
+    Parameters
+    ----------
+    table : ObjectTable
+        Objects.
+    keep : ndarray of bool
+        One for each object.
+
+    Returns
+    -------
+    ObjectTable
+        The kept objects, numbered in the same order.
+    """
+    new_ids = np.concatenate([[0], np.where(keep, np.cumsum(keep), 0)])
+    return replace(table, stats=table.stats[keep], object_ids=new_ids[table.object_ids])
 
 
 def join_objects(blocks: Iterable[Components]) -> ObjectTable:
@@ -109,7 +133,7 @@ def join_objects(blocks: Iterable[Components]) -> ObjectTable:
 
     Notes
     -----
-    Takes about 100 bytes for each component of each block, and the borders of one layer of blocks.
+    Takes about 500 bytes at its peak for each component of each block, and the borders of one layer of blocks.
     """
     union, stats = UnionFind(), [np.zeros((0, NUM_COLUMNS), np.int64)]
     for block in blocks:

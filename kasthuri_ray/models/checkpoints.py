@@ -24,7 +24,7 @@ from kasthuri_ray.errors import InputError, InputNotFound
 BEST_FILE = "checkpoint/best.pt"  # in the folder of a run
 OWN_KEY = "weights"  # under which our checkpoints store their weights
 WRAPPER_KEYS = (OWN_KEY, "state_dict", "model_state_dict", "model")  # and those of other programs
-LEFT_OUT_IF_NONE = ("resume", "annotated_objects", "learnt_from")  # of the entries of our checkpoints
+LEFT_OUT_IF_NONE = ("resume", "annotated_objects", "learnt_from", "objects")  # of the entries of our checkpoints
 PLAIN_TYPES = (type(None), bool, int, float, str, bytes)
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -55,6 +55,8 @@ class Checkpoint:
         Objects of the annotation of the training boxes, see `metrics.object_density.AnnotatedObjects`.
     learnt_from : dict, optional
         What the network learnt from, see `volumes.learnt_from.LearntFrom`.
+    objects : dict, optional
+        How its objects are found, see `metrics.object_choice.ObjectChoice`; in `best.pt` of a finished run alone.
     """
 
     weights: dict[str, Tensor]
@@ -65,6 +67,7 @@ class Checkpoint:
     resume: dict[str, Any] | None = None
     annotated_objects: dict[str, Any] | None = None
     learnt_from: dict[str, Any] | None = None
+    objects: dict[str, Any] | None = None
 
     @property
     def threshold(self) -> float | None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ SETTINGS = "settings.json"
 LOCK_FILE = "lock.json"  # of the lease that a run holds while it writes the output
 COPY_FILE = "copy.json"  # path of the precomputed copy whose blocks are recorded
 BLANK = ".blank"
+NUM_READERS = 16  # threads that read small files, most of whose time is waiting
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,23 @@ class Ledger:
                 if data.endswith(RECORD_END):
                     return dict(json.loads(data))
         raise FileNotFoundError(f"{self.storage.path}: block {name} of {phase} is not done")
+
+    def total(self, phase: str, names: Iterable[str], key: str) -> int | None:
+        """Return the sum of a number that was recorded with finished blocks; None if a block has none.
+
+        A block that `outside` marks counts 0. Blocks that are not done count nothing.
+        """
+
+        def read(name: str) -> int | None:
+            try:
+                info = self.read(phase, name)
+            except FileNotFoundError:
+                return 0
+            return info.get(key, 0 if info.get("outside") else None)
+
+        with ThreadPoolExecutor(NUM_READERS) as readers:
+            numbers = list(readers.map(read, names))
+        return None if None in numbers else sum(number for number in numbers if number is not None)
 
     def set_aside(self, phase: str, name: str, info: Mapping[str, Any]) -> None:
         """Record that a block failed after its last retry; `info` holds its traceback."""

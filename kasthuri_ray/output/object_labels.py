@@ -2,57 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from kasthuri_ray.geometry import Box, Zyx
-from kasthuri_ray.metrics.class_map import classes_at
-from kasthuri_ray.metrics.components import Components, label_block_components
-from kasthuri_ray.metrics.objects import join_objects
+from kasthuri_ray.geometry import Zyx
+from kasthuri_ray.metrics.components import Components
+from kasthuri_ray.metrics.object_detection import block_read_box, label_block_objects, select_objects
+from kasthuri_ray.metrics.object_settings import ObjectSettings
+from kasthuri_ray.metrics.objects import ObjectTable, join_objects
 from kasthuri_ray.output.block_grid import BlockGrid, block_name
 from kasthuri_ray.output.ledger import Ledger, read_components
 from kasthuri_ray.output.output_array import OutputArray
 
 
-def read_classes(probabilities: OutputArray, box: Box, thresholds: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Read the class of each voxel, and its probability.
+def recorded_object_settings(record: Mapping[str, Any], thresholds: Sequence[float]) -> ObjectSettings:
+    """Return how the objects of an output are found.
+
+    Parameters
+    ----------
+    record : mapping
+        Its provenance. Without an entry, as of an earlier version, the thresholds alone make objects.
+    thresholds : sequence of float
+        Threshold of each class.
+
+    Returns
+    -------
+    ObjectSettings
+        The settings.
+    """
+    return ObjectSettings.from_plain(record.get("objects")) or ObjectSettings.of_thresholds(thresholds)
+
+
+@dataclass(frozen=True)
+class BlockLabeller:
+    """Finds the objects of an output block by block, always with the same labels.
 
     Parameters
     ----------
     probabilities : OutputArray
-        Probabilities of the foreground classes.
-    box : Box
-        Voxels of the finest level.
-    thresholds : sequence of float
-        One for each class; see `metrics.class_map.classes_at`.
-
-    Returns
-    -------
-    classes : ndarray of uint8, (z, y, x)
-        0 where no class reaches its threshold.
-    probability : ndarray of uint8, (z, y, x)
-        Probability of that class, 255 is 1; of class 1 where there is none.
+        Probabilities of the output.
+    grid : BlockGrid
+        The blocks, in voxels of the output.
+    settings : ObjectSettings
+        How objects are found.
     """
-    stored = probabilities.read(0, box)
-    classes = classes_at(stored, thresholds)
-    return classes, np.take_along_axis(stored, np.maximum(classes, 1)[None] - 1, 0)[0]
+
+    probabilities: OutputArray
+    grid: BlockGrid
+    settings: ObjectSettings
+
+    def label(self, index: Zyx) -> tuple[Components, np.ndarray]:
+        """Return the components of a block, and the label of each of its voxels."""
+        block, bounds = self.grid.box(index), self.grid.bounds
+        read = block_read_box(block, bounds, self.settings)
+        return label_block_objects(self.probabilities.read(0, read), block, bounds, self.settings)
 
 
-def block_with_shell(block: Box, bounds: Box) -> Box:
-    """Return a block and one voxel beyond its upper ends, with which its components are joined to those of others.
+class JoinedBlocks:
+    """The components of the blocks of an output, joined to objects.
 
     Parameters
     ----------
-    block, bounds : Box
-        The block, and all voxels of the output.
-
-    Returns
-    -------
-    Box
-        Cut to the bounds.
+    ledger : Ledger
+        Ledger of the output, which holds the components of every block that has any.
+    grid : BlockGrid
+        The blocks, in voxels of the output.
+    settings : ObjectSettings
+        How objects are found.
+    voxel_size_nm : sequence of float or None
+        Size of a voxel, z, y, x.
+    names : iterable of str
+        Names of the blocks in the ledger, z slowest.
     """
-    return Box(block.start, block.shifted((1, 1, 1)).stop).intersect(bounds)
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        grid: BlockGrid,
+        settings: ObjectSettings,
+        voxel_size_nm: Sequence[float] | None,
+        names: Iterable[str],
+    ) -> None:
+        self._ledger, self._first_nodes, self._num_nodes = ledger, dict[str, int](), dict[str, int]()
+        candidates = join_objects(self._components(names))
+        self.table: ObjectTable = select_objects(candidates, settings, grid.bounds, voxel_size_nm)
+
+    def _components(self, names: Iterable[str]) -> Iterator[Components]:
+        """Yield the components of the blocks in their order, and note the numbers of their nodes."""
+        first = 0
+        for name in names:
+            components = read_components(self._ledger, name)
+            self._first_nodes[name], self._num_nodes[name] = first, len(components.stats)
+            first += len(components.stats)
+            yield components
+
+    def block_ids(self, name: str) -> np.ndarray:
+        """Return the id of the object of each label of a block, int64 [labels + 1]; of label 0 it is 0."""
+        first = self._first_nodes.get(name, 0)
+        return np.concatenate([[0], self.table.object_ids[first : first + self._num_nodes.get(name, 0)]])
 
 
 class ObjectLabels:
@@ -60,46 +110,29 @@ class ObjectLabels:
 
     Parameters
     ----------
-    probabilities : OutputArray
-        Probabilities of the output.
+    labeller : BlockLabeller
+        Finds the objects of a block.
     ledger : Ledger
-        Its ledger, which holds the components of every block that has any.
-    grid : BlockGrid
-        The blocks whose components were found, in voxels of the output.
+        Ledger of the output.
     names : set of str
-        Names of the blocks in the ledger.
-    thresholds : sequence of float
-        Probability of each class from which a voxel belongs to an object.
+        Names of the blocks in the ledger whose components were found.
+    voxel_size_nm : sequence of float or None
+        Size of a voxel, z, y, x.
     """
 
     def __init__(
-        self, probabilities: OutputArray, ledger: Ledger, grid: BlockGrid, names: set[str], thresholds: Sequence[float]
+        self, labeller: BlockLabeller, ledger: Ledger, names: set[str], voxel_size_nm: Sequence[float] | None
     ) -> None:
-        self.probabilities, self.ledger, self.grid, self.thresholds = probabilities, ledger, grid, thresholds
-        self._first_nodes: dict[str, int] = {}
-        self._num_nodes: dict[str, int] = {}
-        table = join_objects(self._components(names))
-        self.num_objects, self._object_ids = len(table), table.object_ids
-
-    def _components(self, names: set[str]) -> Iterator[Components]:
-        """Yield the components of the blocks in their order, and note the numbers of their nodes."""
-        first = 0
-        for name in map(block_name, self.grid.overlapping(self.grid.bounds)):
-            if name in names:
-                components = read_components(self.ledger, name)
-                self._first_nodes[name], self._num_nodes[name] = first, len(components.stats)
-                first += len(components.stats)
-                yield components
+        self.labeller, grid = labeller, labeller.grid
+        in_order = (name for name in map(block_name, grid.overlapping(grid.bounds)) if name in names)
+        self._joined = JoinedBlocks(ledger, grid, labeller.settings, voxel_size_nm, in_order)
+        self.num_objects = len(self._joined.table)
 
     def read(self, index: Zyx) -> np.ndarray:
         """Return the ids of the objects in a block, int64 [z, y, x]; 0 outside of them."""
-        block, name = self.grid.box(index), block_name(index)
-        if not self._num_nodes.get(name):
-            return np.zeros(block.shape, np.int64)
-        box = block_with_shell(block, self.grid.bounds)
-        classes, _ = read_classes(self.probabilities, box, self.thresholds)
-        components, labels = label_block_components(classes, block)
-        assert len(components.stats) == self._num_nodes[name], (name, len(components.stats), self._num_nodes[name])
-        first = self._first_nodes[name]
-        ids = np.concatenate([[0], self._object_ids[first : first + self._num_nodes[name]]])
-        return ids[labels[tuple(map(slice, block.shape))]]
+        ids = self._joined.block_ids(block_name(index))
+        if not ids.any():
+            return np.zeros(self.labeller.grid.box(index).shape, np.int64)
+        components, labels = self.labeller.label(index)
+        assert len(components.stats) == len(ids) - 1, (index, len(components.stats), len(ids) - 1)
+        return ids[labels]

@@ -67,13 +67,29 @@ def mask_json(name: str, levels: Sequence[PyramidLevel], nanometers: bool, chann
     return _group({"ome": {"version": VERSION, "multiscales": [scales], "image-label": label}})
 
 
-def array_json(shape: Zyx, layout: ArrayLayout, channels: int | None) -> Json:
+def object_image_json(
+    name: str, levels: Sequence[PyramidLevel], nanometers: bool, num_objects: int | None = None
+) -> Json:
+    """Return the `zarr.json` of a label image in `labels` whose labels are the ids of objects.
+
+    num_objects: how many there are, once all of them are written.
+    """
+    scales = _multiscales(name, levels, nanometers, channel=False, method="mode, the foreground where even")
+    label = {"source": {"image": "../../"}}
+    complete = {} if num_objects is None else {PROVENANCE_KEY: {"objects": num_objects}}
+    return _group({"ome": {"version": VERSION, "multiscales": [scales], "image-label": label}, **complete})
+
+
+def array_json(shape: Zyx, layout: ArrayLayout, channels: int | None, dtype: str = "uint8") -> Json:
     """Return the `zarr.json` of an array.
 
     Its axes are c, z, y, x, with a shard for each channel, or z, y, x if `channels` is None.
     """
     one_channel = [] if channels is None else [1]
-    codecs = [{"name": "bytes"}, {"name": "zstd", "configuration": {"level": 1, "checksum": True}}]
+    to_bytes: Json = {"name": "bytes"}
+    if dtype != "uint8":
+        to_bytes["configuration"] = {"endian": "little"}
+    codecs = [to_bytes, {"name": "zstd", "configuration": {"level": 1, "checksum": True}}]
     index = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
     sharding = {
         "chunk_shape": [*one_channel, *layout.chunk],
@@ -86,7 +102,7 @@ def array_json(shape: Zyx, layout: ArrayLayout, channels: int | None) -> Json:
         "zarr_format": 3,
         "node_type": "array",
         "shape": [*([] if channels is None else [channels]), *shape],
-        "data_type": "uint8",
+        "data_type": dtype,
         "fill_value": 0,
         "chunk_grid": grid,
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},

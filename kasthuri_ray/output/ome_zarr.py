@@ -24,6 +24,8 @@ from kasthuri_ray.output.pyramid import PyramidLevel
 from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.storage.storage import Storage
 
+LABELS_FILE = "labels/zarr.json"  # lists the label images
+
 
 @dataclass(frozen=True)
 class OutputSpec:
@@ -79,7 +81,7 @@ class OutputSpec:
         files |= _level_files("", self.probabilities(""))
         labels = self.labels("")
         if self.mask is not None and labels is not None:
-            files["labels/zarr.json"] = ome_metadata.labels_json([self.mask])
+            files[LABELS_FILE] = ome_metadata.labels_json([self.mask])
             files[f"labels/{self.mask}/zarr.json"] = ome_metadata.mask_json(self.mask, *lengths)
             files |= _level_files(f"labels/{self.mask}/", labels)
         return files
@@ -108,6 +110,8 @@ class OmeZarrOutput:
         """
         storage = open_storage(path)
         for name, document in spec.metadata_files().items():
+            if name == LABELS_FILE:
+                document = ome_metadata.labels_json(list_labels(storage, document))
             data = (json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
             if _read_or_none(storage, name) != data:
                 storage.write_bytes(name, data)
@@ -121,7 +125,7 @@ class OmeZarrOutput:
             group, finest = (json.loads(storage.read_bytes(name)) for name in ("zarr.json", "s0/zarr.json"))
         except FileNotFoundError:
             raise InputNotFound(f"{storage.path}: there is no output of a segmentation") from None
-        labels = _read_or_none(storage, "labels/zarr.json")
+        labels = _read_or_none(storage, LABELS_FILE)
         try:
             return cls(storage.path, _spec_from_metadata(group, finest, json.loads(labels or b"{}")))
         except (KeyError, TypeError, IndexError, ValueError) as error:
@@ -141,6 +145,45 @@ class OmeZarrOutput:
     def arrays(self) -> list[OutputArray]:
         """The probabilities, and the label image if there is one."""
         return [self.probabilities, *([self.labels] if self.labels else [])]
+
+
+def object_image_name(name: str) -> str:
+    """Return the name of the label image of objects.
+
+    Parameters
+    ----------
+    name : str
+        Name of the image, the type of the task.
+
+    Returns
+    -------
+    str
+        Name of its group in `labels`.
+    """
+    return f"{name}_objects"
+
+
+def list_labels(storage: Storage, document: dict[str, Any]) -> list[str]:
+    """Return the names of label images: those of a document of `labels`, then the others that the output has.
+
+    Parameters
+    ----------
+    storage : Storage
+        The output.
+    document : dict
+        Content of `labels/zarr.json`.
+
+    Returns
+    -------
+    list of str
+        Each once.
+    """
+    written = json.loads(_read_or_none(storage, LABELS_FILE) or b"{}")
+    return list(dict.fromkeys([*_label_names(document), *_label_names(written)]))
+
+
+def _label_names(document: dict[str, Any]) -> list[str]:
+    return document.get("attributes", {}).get("ome", {}).get("labels", [])
 
 
 def compression_ratio(voxels: np.ndarray) -> float:
@@ -174,13 +217,14 @@ def _spec_from_metadata(group: dict[str, Any], finest: dict[str, Any], labels: d
     """Return the spec of an output. Raises KeyError, TypeError, IndexError or InputError if these are not its files."""
     record = group["attributes"][ome_metadata.PROVENANCE_KEY]
     levels, nanometers, channels = ome_metadata.read_image(group, tuple(finest["shape"][1:]))
-    names = labels.get("attributes", {}).get("ome", {}).get("labels", [None])
+    name = group["attributes"]["ome"]["multiscales"][0]["name"]
+    masks = [each for each in _label_names(labels) if each != object_image_name(name)]
     return OutputSpec(
         levels=levels,
         layout=ome_metadata.read_layout(finest),
         nanometers=nanometers,
         channels=channels,
-        name=group["attributes"]["ome"]["multiscales"][0]["name"],
-        mask=names[0],
+        name=name,
+        mask=masks[0] if masks else None,
         record=record,
     )

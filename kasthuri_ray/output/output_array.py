@@ -27,7 +27,7 @@ from kasthuri_ray.output import ome_metadata
 from kasthuri_ray.output.block_grid import BlockGrid
 from kasthuri_ray.output.existing_output import remove_partial_files
 from kasthuri_ray.output.layout import ArrayLayout, fit_layout
-from kasthuri_ray.output.pyramid import PyramidLevel, downsample, downsample_labels
+from kasthuri_ray.output.pyramid import PyramidLevel, downsample, downsample_ids, downsample_labels
 from kasthuri_ray.storage.kvstore import (
     ANSWER_TIMEOUT_S,
     MIN_BYTES_PER_SECOND,
@@ -43,7 +43,7 @@ DISK_FULL_TEXTS = ("ENOSPC", "EDQUOT", "No space left", "quota exceeded")
 class OutputArray:
     """Probabilities or labels of an output, on a disk or on S3. It can be pickled; each process opens a level once.
 
-    Voxels are uint8 [c, z, y, x]; those of labels are [z, y, x]. Boxes are in voxels of the level; the first voxel of
+    Voxels are [c, z, y, x]; those of labels are [z, y, x]. Boxes are in voxels of the level; the first voxel of
     the output is 0, 0, 0. All methods raise OSError if the store fails, with a message of its own for a full disk,
     PermissionError if access is refused and FileNotFoundError if the array does not exist.
 
@@ -57,12 +57,15 @@ class OutputArray:
         Shards and chunks of the finest level; those of the others follow.
     num_channels : int or None
         Number of foreground classes; None for labels.
+    dtype : str
+        Type of the voxels; the ids of objects have a larger one.
     """
 
     path: str
     levels: tuple[PyramidLevel, ...]
     layout: ArrayLayout
     num_channels: int | None
+    dtype: str = "uint8"
 
     def level_layout(self, level: int) -> ArrayLayout:
         """Return the shards and chunks of a level."""
@@ -70,7 +73,9 @@ class OutputArray:
 
     def level_json(self, level: int) -> dict[str, Any]:
         """Return the `zarr.json` of a level."""
-        return ome_metadata.array_json(self.levels[level].shape, self.level_layout(level), self.num_channels)
+        return ome_metadata.array_json(
+            self.levels[level].shape, self.level_layout(level), self.num_channels, self.dtype
+        )
 
     def grid(self, level: int, block: Zyx | None = None) -> BlockGrid:
         """Return the blocks of a level, by default of one shard each."""
@@ -79,7 +84,7 @@ class OutputArray:
     def write_block(self, level: int, box: Box, voxels: np.ndarray) -> bool:
         """Write whole shards. Return whether any voxel is not 0. Raises InputError for a box that cuts a shard."""
         assert voxels.shape == self._shape(box), (voxels.shape, box)
-        assert voxels.dtype == np.uint8, voxels.dtype
+        assert voxels.dtype == np.dtype(self.dtype), voxels.dtype
         self._check_shards(level, box)
         remove_partial_files(self._shard_files(level, box))
         store = self._open_level(level)
@@ -110,8 +115,10 @@ class OutputArray:
         The level before is read in pieces as high as a chunk. Shards of zeros are not written.
         """
         target, before = self.levels[level], self.levels[level - 1]
-        reduce = downsample_labels if self.num_channels is None else downsample
-        result = np.empty(self._shape(box), np.uint8)
+        reduce = downsample if self.num_channels is not None else downsample_labels
+        if self.dtype != "uint8":
+            reduce = downsample_ids
+        result = np.empty(self._shape(box), self.dtype)
         rows = self.level_layout(level).chunk[1]
         for piece in box.cells((box.shape[0], rows, box.shape[2]), box.start):
             source = self.read(level - 1, target.source(piece).intersect(before.box))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Sequence
@@ -65,6 +66,23 @@ def downsample_labels(labels: np.ndarray, factors: Zyx) -> np.ndarray:
         better = number > num_best
         best[better], num_best[better] = label, number[better]
     return best * foreground
+
+
+def downsample_ids(labels: np.ndarray, factors: Zyx) -> np.ndarray:
+    """Return the most frequent label of each cell, by the rule of `downsample_labels`, for any number of labels."""
+    offsets = itertools.product(*map(range, factors))
+    padded = np.pad(labels, [(0, -n % f) for n, f in zip(labels.shape, factors, strict=True)], mode="edge")
+    parts = [padded[tuple(slice(at, None, f) for at, f in zip(offset, factors, strict=True))] for offset in offsets]
+    best, num_best = np.zeros_like(parts[0]), np.zeros(parts[0].shape, np.uint8)
+    num_foreground = sum((part > 0).astype(np.uint8) for part in parts)
+    if not np.any(num_foreground):
+        return best
+    for label in parts:
+        number = sum((part == label).astype(np.uint8) for part in parts)
+        better = (label > 0) & ((number > num_best) | ((number == num_best) & (label < best)))
+        best[better], num_best[better] = label[better], number[better]
+    best[num_foreground * 2 < len(parts)] = 0
+    return best
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kasthuri_ray.geometry import Zyx
-from kasthuri_ray.metrics.objects import ObjectTable
+from kasthuri_ray.metrics.object_columns import Columns, csv_lines
 from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.storage.storage import Storage
 
@@ -31,37 +30,38 @@ def object_table_path(output: str, class_names: Sequence[str]) -> str:
     return f"{output}.synapses.csv" if list(class_names) == ["synapse"] else f"{output}.objects.csv"
 
 
-def write_object_table(
-    table: ObjectTable,
-    path: str,
-    voxel_size_nm: Sequence[float] | None,
-    translation_nm: Sequence[float] = (0.0, 0.0, 0.0),
-    start: Zyx = (0, 0, 0),
-    class_names: Sequence[str] = (),
-) -> None:
-    """Write a table of objects as CSV, whole or not at all.
+def parquet_path(path: str) -> str:
+    """Return the path of the Parquet file beside a table of objects in CSV."""
+    return f"{path.removesuffix('.csv')}.parquet"
+
+
+def write_object_table(path: str, columns: Columns) -> None:
+    """Write a table of objects as Parquet and as CSV, each whole or not at all; the CSV comes last.
 
     Parameters
     ----------
-    table : ObjectTable
-        Objects, with centroids in voxels of the output and probabilities from 0 to 1.
     path : str
-        Path or `s3://` URL of the file.
-    voxel_size_nm : sequence of float or None
-        Voxel size z, y, x. If None, centroids are in voxels, and the header says so.
-    translation_nm : sequence of float
-        Added to the centroids, z, y, x: where the middle of the output's first voxel is.
-    start : tuple of int
-        Added to the half-open boxes, in voxels, z, y, x: where the output begins in its image.
-    class_names : sequence of str
-        Names of the foreground classes, for a column of their own if there are several.
+        Path or `s3://` URL of the CSV file; the other one is beside it.
+    columns : Columns
+        What `object_columns` returned.
     """
     storage, name = _split_path(path)
-    lines = table.csv_lines(voxel_size_nm, translation_nm, start, class_names)
-    storage.write_bytes(name, "".join(f"{line}\n" for line in lines).encode())
+    storage.write_bytes(parquet_path(name), _parquet_bytes(columns))
+    storage.write_bytes(name, "".join(f"{line}\n" for line in csv_lines(columns)).encode())
 
 
-def read_object_table(path: str) -> list[dict[str, int | float | str]]:
+def _parquet_bytes(columns: Columns) -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    types = {"class": pa.string(), "size_nm3": pa.float64()}  # of columns that may hold nothing
+    arrays = {name: pa.array(values, types.get(name)) for name, values in columns.items()}
+    out = pa.BufferOutputStream()
+    parquet.write_table(pa.table(arrays), out, compression="zstd")
+    return bytes(out.getvalue())
+
+
+def read_object_table(path: str) -> list[dict[str, Any]]:
     """Read a table of objects.
 
     Parameters
@@ -72,7 +72,7 @@ def read_object_table(path: str) -> list[dict[str, int | float | str]]:
     Returns
     -------
     list of dict
-        A row for each object, by the names of the columns.
+        A row for each object, by the names of the columns; None for what is not known.
 
     Raises
     ------
@@ -84,7 +84,9 @@ def read_object_table(path: str) -> list[dict[str, int | float | str]]:
     return [{key: text if key == "class" else _parse_number(text) for key, text in row.items()} for row in rows]
 
 
-def _parse_number(text: str) -> int | float:
+def _parse_number(text: str) -> int | float | None:
+    if not text:
+        return None
     return float(text) if "." in text else int(text)
 
 
@@ -167,7 +169,8 @@ def remove_side_files(output: str, class_names: Sequence[str]) -> None:
     class_names : sequence of str
         Names of the foreground classes, which decide the name of the table.
     """
-    for path in (progress_path(output), object_table_path(output, class_names)):
+    table = object_table_path(output, class_names)
+    for path in (progress_path(output), table, parquet_path(table)):
         storage, name = _split_path(path)
         storage.delete(name)
 

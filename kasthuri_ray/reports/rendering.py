@@ -20,7 +20,7 @@ from kasthuri_ray.reports.learnt_text import learnt_percent
 from kasthuri_ray.reports.section_images import LEGEND
 from kasthuri_ray.reports.sweep_figures import format_setting, setting_name
 
-COMMAND_FLAG = re.compile(r"(?<![\w-])--[a-z]+(-[a-z]+)*")
+COMMAND_FLAG = re.compile(r"(?<![\w-])--[a-z]+(-[a-z0-9]+)*")
 
 PLURALS = {"synapse": "synapses", "membrane": "membranes"}
 

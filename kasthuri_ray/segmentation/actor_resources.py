@@ -177,7 +177,7 @@ def time_tiles(job: SegmentationJob, plan: ActorPlan, worker_class: type[BlockWo
     actor = actor_class(worker_class).options(**options).remote(uncompiled)
     try:
         ray.get(actor.ready.remote())
-        return TileTiming(**ray.get(actor.time_tiles.remote(sample_block(uncompiled))))
+        return TileTiming.from_plain(ray.get(actor.time_tiles.remote(sample_block(uncompiled))))
     except ray.exceptions.RayError as error:
         raise WorkFailed(f"the sample could not be segmented: {root_cause(error)}") from error
     finally:

@@ -19,11 +19,12 @@ import numpy as np
 from torch import Tensor
 
 from kasthuri_ray.errors import CompilationFailed, GpuMemoryTooSmall, NodeUnsuitable
-from kasthuri_ray.geometry import Box
+from kasthuri_ray.geometry import Box, Zyx
 from kasthuri_ray.hardware import Machine
 from kasthuri_ray.inference.predictor import Predictor, prepare_process
 from kasthuri_ray.inference.tiling import ChunkGrid, VolumePart, blank_chunk_mask
 from kasthuri_ray.labels import not_imaged, to_uint8
+from kasthuri_ray.metrics.object_detection import label_block_objects
 from kasthuri_ray.models.unet import build_network, load_weights
 from kasthuri_ray.output.ome_zarr import compression_ratio
 from kasthuri_ray.segmentation.segmentation_job import SegmentationJob
@@ -31,6 +32,38 @@ from kasthuri_ray.segmentation.source_image import is_outside_mask
 
 UNSUITABLE_ERRORS = (GpuMemoryTooSmall, CompilationFailed)  # of the machine, not of the block
 MAX_BLOCKS_HELD = 2  # before, and after, the network: this bounds the memory that an actor needs
+
+
+def count_imaged_voxels(image: np.ndarray, missing: np.ndarray | None, chunk: Zyx, fill_value: float) -> int:
+    """Count the voxels that show tissue.
+
+    Parameters
+    ----------
+    image : ndarray, (z, y, x)
+        Grey levels as they are stored; the first voxel is the first one of a chunk.
+    missing : ndarray of bool, or None
+        Where the image is nan.
+    chunk : tuple of int
+        Shape of a chunk.
+    fill_value : float
+        Value of blank voxels.
+
+    Returns
+    -------
+    int
+        Without nan, and without parts of sections, as large as a chunk, that hold zeros or the fill value alone.
+    """
+    rows, columns = (np.arange(0, image.shape[axis], chunk[axis]) for axis in (1, 2))
+    count = 0
+    for z, section in enumerate(image):
+        tissue = np.ones(section.shape, bool) if missing is None else ~missing[z]
+        grey = tissue & (section != 0) & (section != fill_value)
+        has_grey, sizes = (
+            np.add.reduceat(np.add.reduceat(mask, rows, axis=0, dtype=np.int64), columns, axis=1)
+            for mask in (grey, tissue)
+        )
+        count += int(sizes[has_grey > 0].sum())
+    return count
 
 
 @dataclass(frozen=True)
@@ -49,6 +82,8 @@ class Cutout:
         Chunks of the image that begin in the block and are not stored.
     missing : ndarray of bool, or None
         Where the image is nan in the block, z, y, x; None: nowhere.
+    num_imaged : int
+        Voxels of the block that show tissue, see `count_imaged_voxels`.
     """
 
     box: Box
@@ -56,6 +91,7 @@ class Cutout:
     keep: np.ndarray | None
     num_absent: int = 0
     missing: np.ndarray | None = None
+    num_imaged: int = 0
 
 
 class BlockSegmenter:
@@ -137,7 +173,9 @@ class BlockSegmenter:
             with self._reading:
                 cutout = self.fetch(block)
                 num_blank = 0 if cutout.keep is None else int((~cutout.keep).sum())
-                found = {"absent_chunks": cutout.num_absent} if cutout.num_absent else {}
+                found = {"imaged_voxels": cutout.num_imaged}
+                if cutout.num_absent:
+                    found["absent_chunks"] = cutout.num_absent
                 if cutout.missing is not None:
                     found["nan_voxels"] = int(cutout.missing.sum())
                 if cutout.keep is not None and num_blank == cutout.keep.size:
@@ -159,7 +197,9 @@ class BlockSegmenter:
             keep = ~blank_chunk_mask(part, block, self.grid, job.halo, job.image.fill_value)
         inside = stored[block.slices(box.start)]
         num_absent, _ = job.image.count_absent(block, inside, job.box)
-        return Cutout(box, self._grey_levels(stored), keep, num_absent, not_imaged(inside))
+        missing = not_imaged(inside)
+        num_imaged = count_imaged_voxels(inside, missing, job.layout.chunk, job.image.fill_value)
+        return Cutout(box, self._grey_levels(stored), keep, num_absent, missing, num_imaged)
 
     def _grey_levels(self, stored: np.ndarray) -> tuple[np.ndarray, ...]:
         """Return the grey levels of a cutout for each network, as uint8."""
@@ -221,6 +261,18 @@ class BlockSegmenter:
             "halo_error": halo_error,
             "read_seconds": read_seconds,
             "read_voxels": job.chunks_around(block).num_voxels,
+            "objects": self._time_objects(probabilities) if job.finds_objects else None,
+        }
+
+    def _time_objects(self, probabilities: np.ndarray) -> dict[str, Any]:
+        """Measure how long the objects of a sample take; return fields of `plan.ObjectTiming`."""
+        box, start = Box.at((0, 0, 0), probabilities.shape[1:]), time.perf_counter()
+        components, labels = label_block_objects(probabilities, box, box, self.job.object_settings)
+        return {
+            "seconds": time.perf_counter() - start,
+            "voxels": box.num_voxels,
+            "num_components": len(components.stats),
+            "compression": compression_ratio(labels.astype(np.uint32).view(np.uint8)),
         }
 
     def _fetch_all(self, block: Box) -> Cutout:

@@ -14,11 +14,12 @@ from kasthuri_ray.output.block_grid import block_name
 from kasthuri_ray.output.export_spec import ExportSpec
 from kasthuri_ray.output.hdf5_export import CHUNK
 from kasthuri_ray.output.ledger import Ledger
-from kasthuri_ray.output.object_labels import ObjectLabels
+from kasthuri_ray.output.object_labels import BlockLabeller, ObjectLabels, recorded_object_settings
 from kasthuri_ray.output.ome_zarr import OmeZarrOutput
 from kasthuri_ray.output.side_files import object_table_path
 from kasthuri_ray.progress import format_count
-from kasthuri_ray.segmentation.phases import NetworkPhase, ObjectsPhase
+from kasthuri_ray.segmentation.object_phases import ObjectsPhase
+from kasthuri_ray.segmentation.phases import NetworkPhase
 from kasthuri_ray.storage.folder import open_storage
 
 MAX_PIECE_BYTES = 256_000_000  # of probabilities that are read at once
@@ -74,7 +75,10 @@ class ExportSource:
                 "command with --objects adds them to a finished output)"
             )
         names = {name for name, wrote in ledger.done(ObjectsPhase.NAME).items() if wrote}
-        return ObjectLabels(output.probabilities, ledger, self.grid, names, self._thresholds())
+        settings = recorded_object_settings(self.record, self._thresholds())
+        labeller = BlockLabeller(output.probabilities, self.grid, settings)
+        finest = output.spec.levels[0]
+        return ObjectLabels(labeller, ledger, names, finest.scale if output.spec.nanometers else None)
 
     def _thresholds(self) -> list[float]:
         """Return the threshold of each class; InputError if the output has one for the sum of several classes."""

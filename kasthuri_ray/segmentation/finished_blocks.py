@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from kasthuri_ray.geometry import Zyx
 from kasthuri_ray.output.block_grid import block_name
 from kasthuri_ray.output.ledger import Ledger
-from kasthuri_ray.segmentation.phases import Phase
+from kasthuri_ray.segmentation.phase import Phase
 
 
 class FinishedBlocks:

@@ -20,6 +20,29 @@ MAX_COMPRESSION = 25.0  # of probabilities by zstd: a sample without structure w
 
 
 SUM_BYTES = 6  # of a probability, while several are averaged: uint16, then uint32
+JOIN_BYTES = 500  # of the process that joins objects, at its peak, for each component of a block
+
+
+@dataclass(frozen=True)
+class ObjectTiming:
+    """Measurement of the objects of a sample on one actor.
+
+    Parameters
+    ----------
+    seconds : float
+        Time that finding them took.
+    voxels : int
+        Voxels of the sample.
+    num_components : int
+        Connected pieces.
+    compression : float
+        How many times smaller their label image is once compressed.
+    """
+
+    seconds: float
+    voxels: int
+    num_components: int
+    compression: float
 
 
 @dataclass(frozen=True)
@@ -40,6 +63,8 @@ class TileTiming:
         How long the sample took to read.
     read_voxels : int
         Voxels of the chunks that were read for it.
+    objects : ObjectTiming or None
+        Measurement of its objects, if objects are found.
     """
 
     seconds: float
@@ -48,6 +73,13 @@ class TileTiming:
     halo_error: float | None = None
     read_seconds: float | None = None
     read_voxels: int = 0
+    objects: ObjectTiming | None = None
+
+    @classmethod
+    def from_plain(cls, measured: dict[str, Any]) -> TileTiming:
+        """Return what an actor measured."""
+        objects = measured["objects"]
+        return cls(**{**measured, "objects": None if objects is None else ObjectTiming(**objects)})
 
 
 @dataclass(frozen=True)
@@ -82,6 +114,10 @@ class SegmentationPlan:
         The stage that the others wait for.
     halo_error : float or None
         Largest difference in probability, 0 to 1, that a smaller halo made on the sample.
+    object_hours : float or None
+        Time in addition to `hours` that all objects take; None if there are none, or nothing was timed.
+    object_memory_bytes : int or None
+        Memory of the process that joins them, at its peak.
     """
 
     blocks: int
@@ -100,6 +136,8 @@ class SegmentationPlan:
     stages: StageRates | None = None
     waits_for: str | None = None
     halo_error: float | None = None
+    object_hours: float | None = None
+    object_memory_bytes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as a JSON object."""
@@ -156,7 +194,8 @@ def plan_segmentation(
         done=num_done,
         voxels=voxels,
         bytes_read=read_voxels(job) * job.image.dtype.itemsize,
-        bytes_written=bytes_written(job, min(timing.compression, MAX_COMPRESSION) if timing else 1.0),
+        bytes_written=bytes_written(job, min(timing.compression, MAX_COMPRESSION) if timing else 1.0)
+        + _object_image_bytes(job, timing.objects if timing else None),
         computed_twice=computed / voxels - 1,
         memory_per_actor_bytes=planned_actor_memory(job, network),
         actors=num_actors,
@@ -168,6 +207,7 @@ def plan_segmentation(
         stages=rates,
         waits_for=rates.waits_for if rates else None,
         halo_error=timing.halo_error if timing else None,
+        **_object_costs(job, timing.objects if timing else None, num_actors),
     )
 
 
@@ -194,6 +234,17 @@ def decoded_voxels(job: SegmentationJob) -> int:
     return sum(number * job.chunks_around(block).num_voxels for number, block in kinds)
 
 
+def _object_costs(job: SegmentationJob, timing: ObjectTiming | None, num_actors: int) -> dict[str, Any]:
+    """Return the fields of the plan about objects. For a label image, blocks are labelled twice."""
+    if timing is None:
+        return {}
+    times, whole = 1 + job.settings.segment.save_objects, job.box.num_voxels / timing.voxels
+    return {
+        "object_hours": times * timing.seconds * whole / num_actors / 3600,
+        "object_memory_bytes": round(JOIN_BYTES * timing.num_components * whole),
+    }
+
+
 def computed_voxels(job: SegmentationJob) -> int:
     """Return how many voxels go through the network, blank ones included."""
     tiling = (job.image.bounds.start, job.halo, job.receptive_field.factors, job.inference.tile)
@@ -212,6 +263,14 @@ def bytes_written(job: SegmentationJob, compression: float = 1.0) -> int:
     channels = job.classes - 1
     copy = voxels * channels if job.precomputed else 0
     return round(voxels * (channels + job.settings.segment.save_mask) / compression) + copy
+
+
+def _object_image_bytes(job: SegmentationJob, timing: ObjectTiming | None) -> int:
+    """Return the bytes of the label image of objects, uint32, at all levels."""
+    if not job.settings.segment.save_objects:
+        return 0
+    voxels = sum(math.prod(level.shape) for level in job.levels)
+    return round(4 * voxels / (timing.compression if timing else 1.0))
 
 
 def planned_actor_memory(job: SegmentationJob, network: nn.Module) -> int:
@@ -247,6 +306,11 @@ def describe_plan(plan: SegmentationPlan, job: SegmentationJob) -> list[str]:
         lines.append(_describe_timing(plan, plan.hours, plan.mvoxels_per_second, inference.compile))
     if plan.stages is not None:
         lines.append(describe_stages(plan.stages))
+    if plan.object_hours is not None and plan.object_memory_bytes is not None:
+        lines.append(
+            f"objects: about {format_duration(plan.object_hours * 3600)} more, and "
+            f"{_byte_size(plan.object_memory_bytes)} of memory to join them"
+        )
     if plan.halo_error is not None:
         lines.append(f"the smaller halo changes probabilities of a sample by up to {plan.halo_error:.3f}")
     return lines

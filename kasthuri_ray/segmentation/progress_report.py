@@ -14,7 +14,7 @@ from kasthuri_ray.output.side_files import read_progress, write_progress
 from kasthuri_ray.progress import Reporter, format_count, format_duration
 from kasthuri_ray.segmentation.actor_pool import PhaseProgress
 from kasthuri_ray.segmentation.finished_blocks import FinishedBlocks
-from kasthuri_ray.segmentation.phases import Phase
+from kasthuri_ray.segmentation.phase import Phase
 
 COUNTS = ("absent_chunks", "nan_voxels")  # of the image, which add up over blocks
 FILE_PERIOD_S = 5.0  # between two writes of the progress file

@@ -207,7 +207,7 @@ def _check_without_cluster(segment: SegmentSettings, inputs: SegmentationInputs,
     """Refuse, before Ray starts, files that cannot be written, are something else, or of other settings, and actors."""
     check_local_gpu(segment.device, segment.precision)
     check_local_actors(segment)
-    assert inputs.thresholds  # raises for another number of them than of classes
+    assert inputs.object_settings  # raises for another number of thresholds than of classes
     paths = {"--output": segment.output, "--precomputed": segment.precomputed}
     output, copy = (path and _resolve_path(path, flag, SINGLE_NODE, segment.dry_run) for flag, path in paths.items())
     if export is not None and not segment.dry_run:

@@ -15,6 +15,7 @@ from kasthuri_ray.output.block_grid import check_block_shape, default_block_shap
 from kasthuri_ray.output.layout import plan_layout
 from kasthuri_ray.output.pyramid import plan_levels
 from kasthuri_ray.segmentation.ensemble import with_intensities
+from kasthuri_ray.segmentation.resolved_objects import objects_note
 from kasthuri_ray.segmentation.resume import was_begun
 from kasthuri_ray.segmentation.segmentation_job import SegmentationInputs
 from kasthuri_ray.segmentation.source_image import image_intensity, open_mask, open_source_image
@@ -84,8 +85,9 @@ def prepare_segmentation(
         mask, notes = open_mask(absolute_uri(segment.mask), image, box, opener)
         for note in notes:
             report(note)
-    for note in opener.notes:
-        report(note)
+    for note in (*opener.notes, objects_note(segment, trained)):
+        if note:
+            report(note)
     halo = choose_halo(segment.halo, receptive_field, report)
     layout = plan_layout(box.shape, _zyx(segment.shard), _zyx(segment.chunk))
     block = _zyx(segment.block) or default_block_shape(box.shape, layout, receptive_field.margin)

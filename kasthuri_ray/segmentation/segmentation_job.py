@@ -13,12 +13,14 @@ from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.config.task import class_thresholds
 from kasthuri_ray.geometry import Box, Zyx, per_axis
 from kasthuri_ray.inference.inference_settings import InferenceSettings
+from kasthuri_ray.metrics.object_settings import ObjectSettings
 from kasthuri_ray.models.checkpoints import hash_weights
 from kasthuri_ray.models.receptive_field import ReceptiveField
 from kasthuri_ray.output.block_grid import BlockGrid
 from kasthuri_ray.output.layout import ArrayLayout
 from kasthuri_ray.output.ome_zarr import OmeZarrOutput, OutputSpec
 from kasthuri_ray.output.pyramid import PyramidLevel
+from kasthuri_ray.segmentation.resolved_objects import resolve_object_settings
 from kasthuri_ray.segmentation.trained_network import TrainedNetwork
 from kasthuri_ray.storage.uris import redact_secrets
 from kasthuri_ray.volumes.resampled_volume import is_resampled
@@ -84,6 +86,18 @@ class SegmentationInputs:
         """
         known = (self.settings.segment.threshold, self.trained.threshold, defaults.THRESHOLD)
         return class_thresholds(next(value for value in known if value is not None), self.class_names)
+
+    @cached_property
+    def object_settings(self) -> ObjectSettings:
+        """How objects are found. Raises InputError if flags and classes do not fit."""
+        return resolve_object_settings(
+            self.settings.segment, self.trained, self.thresholds, self.class_names, self.image.voxel_size_nm
+        )
+
+    @property
+    def finds_objects(self) -> bool:
+        """Whether objects are found."""
+        return self.settings.segment.objects or self.settings.segment.save_objects
 
     @property
     def class_names(self) -> list[str]:
@@ -170,6 +184,8 @@ class SegmentationInputs:
         if len(networks) > 1:
             only_if_set["intensities"] = [self.intensity, *(each.intensity for each in self.trained.others)]
         hashes = [hash_weights(each.weights) for each in networks]
+        if self.object_settings != ObjectSettings.of_thresholds(self.thresholds):
+            only_if_set["objects"] = self.object_settings.to_plain()
         labels = {name: getattr(task, name) for name in RECORDED_IF_SET if getattr(task, name) is not None}
         return _plain_json(
             {

@@ -23,7 +23,9 @@ from kasthuri_ray.segmentation.actor_resources import make_actors
 from kasthuri_ray.segmentation.block_failures import SetAsideBlock
 from kasthuri_ray.segmentation.block_worker import BlockWorker
 from kasthuri_ray.segmentation.finished_blocks import FinishedBlocks
-from kasthuri_ray.segmentation.phases import ObjectsPhase, Phase, job_phases
+from kasthuri_ray.segmentation.object_phases import ObjectsPhase
+from kasthuri_ray.segmentation.phase import Phase
+from kasthuri_ray.segmentation.phases import job_phases
 from kasthuri_ray.segmentation.progress_report import SegmentationProgress
 from kasthuri_ray.segmentation.segmentation_job import SegmentationJob
 from kasthuri_ray.storage.lease import Lease
@@ -59,7 +61,7 @@ class SegmentResult:
     export_path: str | None = None
 
     @cached_property
-    def table(self) -> list[dict[str, int | float | str]] | None:
+    def table(self) -> list[dict[str, Any]] | None:
         """The table of objects, a row for each, by the names of the columns; None if there is none."""
         return None if self.table_path is None else read_object_table(self.table_path)
 
@@ -115,6 +117,8 @@ class SegmentationRun:
                 if phase.postponed and phase.source is not None and not self.finished.is_complete(phase.source):
                     self.reporter.print_line(phase.postponed)
                 else:
+                    if phase.postponed and phase.source is not None and not self.finished.is_complete(phase):
+                        phase.prepare(self.finished.written(phase.source))
                     self._run_phase(phase, pool, self.progress, tick)
         self.lease.check()
         return self._finish(self.progress, start)
@@ -187,6 +191,8 @@ class SegmentationRun:
             if self.finished.is_complete(phase):
                 for line in phase.finish(self.finished.written(phase)).splitlines():
                     reporter.print_line(line)
+            if isinstance(phase, ObjectsPhase):
+                progress.state.update(phase.summary)
         progress.finish()
         if num_absent := progress.state["absent_chunks"]:
             reporter.print_line(absent_text(job.image.uri, num_absent, progress.state["chunks"]))

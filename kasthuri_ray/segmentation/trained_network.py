@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.errors import InputError, named_input
 from kasthuri_ray.geometry import Nm, per_axis
+from kasthuri_ray.metrics.object_choice import ObjectChoice
 from kasthuri_ray.models.checkpoints import check_finite_weights, find_weights_file
 from kasthuri_ray.models.published_weights import read_weights
 from kasthuri_ray.models.unet import build_network, load_weights
@@ -43,6 +44,8 @@ class TrainedNetwork:
         What the network learnt from, as far as it is known.
     others : tuple of TrainedNetwork
         Further networks with whose probabilities those of this one are averaged.
+    objects : ObjectChoice or None
+        How the run found objects.
     """
 
     where: str
@@ -53,6 +56,7 @@ class TrainedNetwork:
     voxel_size_nm: Nm | None = None
     annotated_objects: dict[str, Any] | None = None
     learnt_from: LearntFrom = field(default_factory=LearntFrom)
+    objects: ObjectChoice | None = None
     others: tuple[TrainedNetwork, ...] = ()
 
     @property
@@ -96,6 +100,7 @@ def read_trained_network(path: str) -> TrainedNetwork:
         voxel_size_nm=None if voxel_size_nm is None else per_axis(float, voxel_size_nm),
         annotated_objects=checkpoint.annotated_objects,
         learnt_from=LearntFrom.from_plain(checkpoint.learnt_from),
+        objects=ObjectChoice.from_plain(checkpoint.objects),
     )
 
 

@@ -13,7 +13,7 @@ from kasthuri_ray.labels import IGNORE_LABEL
 from kasthuri_ray.metrics.components import CLASS, Components, label_block_components
 from kasthuri_ray.metrics.object_comparison import object_classes
 from kasthuri_ray.metrics.object_density import AnnotatedObjects
-from kasthuri_ray.metrics.objects import join_objects
+from kasthuri_ray.metrics.objects import is_cut, join_objects
 from kasthuri_ray.tiles.sampling import TileSource
 
 MAX_VOXELS = 16_000_000  # that are read; of larger boxes only a part is counted
@@ -53,6 +53,31 @@ def count_annotated_objects(
     return AnnotatedObjects(
         {class_names[number - 1]: counted[number] for number in numbers}, num_voxels, list(size) if size else None
     )
+
+
+def whole_object_sizes(sources: Sequence[TileSource], number: int, max_voxels: int = MAX_VOXELS) -> np.ndarray:
+    """Return the sizes of the whole objects of a class in an annotation, those that touch no face of what is read.
+
+    Parameters
+    ----------
+    sources : sequence of TileSource
+        Boxes with annotation.
+    number : int
+        The class.
+    max_voxels : int
+        About how many voxels are read.
+
+    Returns
+    -------
+    ndarray of int64
+        In voxels.
+    """
+    sizes = [np.zeros(0, np.int64)]
+    for source in sources:
+        box = _first_part(source.box, max_voxels // len(sources))
+        table = join_objects(_find_components(source, box, [number], []))
+        sizes.append(table.size_voxels[~is_cut(table.stats, box)])
+    return np.concatenate(sizes)
 
 
 def _first_part(box: Box, max_voxels: int) -> Box:

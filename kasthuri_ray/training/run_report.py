@@ -12,8 +12,9 @@ from torch import Tensor
 
 from kasthuri_ray.labels import IGNORE_LABEL
 from kasthuri_ray.metrics import sanity, voxel_counts, voxel_scores
+from kasthuri_ray.metrics.object_choice import ObjectChoice
 from kasthuri_ray.metrics.object_comparison import add_object_scores, object_classes
-from kasthuri_ray.metrics.object_density import AnnotatedObjects, object_warnings
+from kasthuri_ray.metrics.object_density import AnnotatedObjects, imaged_um3, object_warnings
 from kasthuri_ray.metrics.object_outcomes import object_metrics
 from kasthuri_ray.metrics.thresholds import class_outcomes
 from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
@@ -34,6 +35,7 @@ from kasthuri_ray.training.tile_results import TileResults, TileScore, TileScore
 from kasthuri_ray.training.training_job import NO_FOREGROUND_WARNING, TrainingJob, WorkerContext
 from kasthuri_ray.training.training_messages import TextMessage
 from kasthuri_ray.training.training_state import TrainingProgress
+from kasthuri_ray.training.val_objects import choice_lines, choose_object_settings, predict_val_objects
 
 
 def write_run_report(
@@ -44,15 +46,25 @@ def write_run_report(
     assert best is not None
     learner.load_evaluation_weights(best.weights)
     results = _evaluate_tiles(job, context, learner, progress)
+    numbers = object_classes(_class_names(job))
+    packed_val = predict_val_objects(job, context, learner, results, _thresholds(progress)) if numbers else {}
     if context.rank:
         return
-    results = results.with_objects(object_classes(_class_names(job)))
-    _write_pages(job, learner, folder, progress, results)
+    choice = None
+    if numbers:
+        choice = choose_object_settings(
+            job.tiles.val, packed_val, job.tiles.train.sources, _class_names(job), numbers, _thresholds(progress)
+        )
+        folder.write_checkpoint("best", replace(best, objects=choice.to_plain()))
+    results = results.with_objects(numbers, None if choice is None else choice.settings, _thresholds(progress))
+    _write_pages(job, learner, folder, progress, results, choice)
     if results.counts.num_voxels:
         pooled = SplitResults(results.counts, results.confusion, results.sample(), results.objects)
         folder.write(FILE, pooled.to_bytes())
     folder.write(_weights_file_name(job), checkpoint_bytes(best.weights))
-    metrics = _final_metrics(job, progress, results)
+    metrics = _final_metrics(job, progress, results, choice)
+    for line in choice_lines(choice):
+        context.show(TextMessage(line))
     for warning in metrics["warnings"]:
         context.show(TextMessage(f"warning: {warning}"))
     folder.write_metrics(metrics)  # the last file: it marks the run as finished
@@ -93,7 +105,12 @@ def _evaluate_tiles(
 
 
 def _write_pages(
-    job: TrainingJob, learner: Learner, folder: RunFolder, progress: TrainingProgress, results: TileResults
+    job: TrainingJob,
+    learner: Learner,
+    folder: RunFolder,
+    progress: TrainingProgress,
+    results: TileResults,
+    choice: ObjectChoice | None,
 ) -> None:
     assert progress.best is not None
     shown = results.headline
@@ -106,7 +123,7 @@ def _write_pages(
         folder.write(f"test_outputs/slice_{number}.png", figures.figure_png(figure))
     curve = figures.plot_learning_curve(progress.history, progress.best["epoch"])
     folder.write("learning_curve.png", figures.figure_png(curve))
-    metrics = _final_metrics(job, progress, results)
+    metrics = _final_metrics(job, progress, results, choice)
     folder.write("report.rpt", metrics_report(metrics["test"], _report_heading(job, metrics), _report_names(job)))
     voxel_size = tiles.sources[0].image.voxel_size_nm
     report = RunReport(
@@ -194,7 +211,9 @@ def _weights_file_name(job: TrainingJob) -> str:
     return f"{job.settings.network.outweightfilename}_{job.settings.task.task_type}.pt"
 
 
-def _final_metrics(job: TrainingJob, progress: TrainingProgress, results: TileResults) -> dict[str, Any]:
+def _final_metrics(
+    job: TrainingJob, progress: TrainingProgress, results: TileResults, choice: ObjectChoice | None = None
+) -> dict[str, Any]:
     """Return the content of metrics.json."""
     counts, shown, names = results.counts, results.headline, _class_names(job)
     assert progress.best is not None
@@ -213,9 +232,24 @@ def _final_metrics(job: TrainingJob, progress: TrainingProgress, results: TileRe
         "tiles_per_second": progress.epoch * job.tiles.train.tiles_per_epoch / training_seconds,
         "wait_share": progress.waited / training_seconds,
         "seconds": sum(row["seconds"] for row in progress.history),
+        **({} if choice is None else {"object_settings": choice.to_metrics()}),
+        **_object_density(results),
         "blank_chunks": len(progress.blank_chunks),
         "absent_chunks": {kind: list(counts) for kind, counts in job.tiles.absent_chunks.items()},
     }
+
+
+def _object_density(results: TileResults) -> dict[str, Any]:
+    """Return how many objects there are per um^3 of the labelled voxels; nothing without objects or a voxel size."""
+    shown = results.headline
+    size = results.tiles.sources[0].image.voxel_size_nm if shown.objects.outcomes else None
+    if size is None or not shown.counts.num_voxels:
+        return {}
+    volume = imaged_um3(shown.counts.num_voxels, size)
+    rows = [object_metrics(each) for each in shown.objects.outcomes.values()]
+    numbers = (sum(int(row[key]) for row in rows) for key in ("num_predicted", "num_true"))
+    predicted, true = (number / volume for number in numbers)
+    return {"object_density": {"predicted_per_um3": predicted, "true_per_um3": true, "um3": volume}}
 
 
 def _test_metrics(job: TrainingJob, progress: TrainingProgress, results: TileResults) -> dict[str, Any]:

@@ -14,11 +14,12 @@ from kasthuri_ray.geometry import Box
 from kasthuri_ray.labels import IGNORE_LABEL
 from kasthuri_ray.metrics.class_map import classes_at
 from kasthuri_ray.metrics.intervals import TileCounts, TileSample, tile_counts
+from kasthuri_ray.metrics.object_settings import ObjectSettings
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
 from kasthuri_ray.tiles.sampling import GridTiles
 from kasthuri_ray.training.learner import count_batch_voxels
 from kasthuri_ray.training.process_group import gather_over_ranks
-from kasthuri_ray.training.tested_objects import SplitObjects, match_tile_objects, pack_tile
+from kasthuri_ray.training.tested_objects import LOWEST_KEPT, SplitObjects, match_tile_objects, pack_tile
 
 
 @dataclass(frozen=True)
@@ -86,16 +87,22 @@ class TileResults:
         """Return the labelled tiles for bootstrap intervals."""
         return TileSample.of([score.counts for score in self.labelled])
 
-    def with_objects(self, numbers: Sequence[int]) -> TileResults:
+    @property
+    def packed(self) -> dict[int, bytes]:
+        """Voxels of the tiles, see `pack_tile`, by their numbers."""
+        return {score.number: score.voxels for score in self.scores}
+
+    def with_objects(
+        self, numbers: Sequence[int], settings: ObjectSettings | None, thresholds: Sequence[float]
+    ) -> TileResults:
         """Return the results with the objects of these classes, which replace the voxels of the tiles."""
-        if not numbers or not self.counts.num_voxels:
+        if settings is None or not numbers or not self.counts.num_voxels:
             return self
-        packed = {score.number: score.voxels for score in self.scores}
         return replace(
             self,
             scores=[replace(score, voxels=b"") for score in self.scores],
-            objects=match_tile_objects(self.tiles, packed, numbers),
-            unseen=self.unseen and self.unseen.with_objects(numbers),
+            objects=match_tile_objects(self.tiles, self.packed, numbers, settings, thresholds),
+            unseen=self.unseen and self.unseen.with_objects(numbers, settings, thresholds),
         )
 
 
@@ -154,7 +161,8 @@ class TileScorer:
     def _score_tile(self, number: int, probability: np.ndarray, label: np.ndarray) -> TileScore:
         counts, predicted = VoxelCounts.zeros(len(probability) + 1), classes_at(probability, self.thresholds)
         counts.add(probability, predicted, label)
-        voxels = pack_tile(probability, predicted, label, self.tiles.address(number)) if self.has_objects else b""
+        lowest = min(LOWEST_KEPT, *self.thresholds)
+        voxels = pack_tile(probability, label, self.tiles.address(number), lowest) if self.has_objects else b""
         return TileScore(number, counts.confusion, tile_counts(counts, self.thresholds), voxels)
 
 

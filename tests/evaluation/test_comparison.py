@@ -48,6 +48,39 @@ def test_objects_equal_components_of_cc3d_matched_by_intersection_over_union(syn
     assert objects["f1"] == 2 * num_matched / (true.max() + predicted.max())
 
 
+OBJECTS = {"seed": [0.9], "extent": [0.3], "min_size": [20 * 1080.0], "is_nm3": True, "min_sections": 2}
+
+
+def test_objects_are_found_by_the_settings_that_the_prediction_records(synapses, compare, write_prediction, tmp_path):
+    truth, probability = synapses.truth, synapses.probability
+    path = write_prediction(tmp_path / "objects.zarr", probability, objects=OBJECTS)
+    settings = synapses.settings.model_copy(update={"prediction": path})
+    labels = cc3d.connected_components((probability / 255 >= 0.3) & (truth != synapses.ignore_label), connectivity=26)
+    num_kept = 0
+    for number in range(1, labels.max() + 1):
+        voxels = np.argwhere(labels == number)
+        is_cut = (voxels == 0).any() or (voxels == np.array(labels.shape) - 1).any()
+        is_large = len(voxels) >= 20 and np.ptp(voxels[:, 0]) >= 1
+        num_kept += (is_cut or is_large) and probability[labels == number].max() / 255 >= 0.9
+    result = compare(settings)[0]
+    assert result["objects"]["num_predicted"] == num_kept > 5
+    assert num_kept < compare(synapses.settings)[0]["objects"]["num_predicted"]
+    assert result["foreground_f1"] == compare(synapses.settings)[0]["foreground_f1"], "the threshold is that of voxels"
+
+
+def test_bridged_objects_do_not_depend_on_the_shape_of_the_blocks(synapses, compare, write_prediction, tmp_path):
+    probability = synapses.probability.copy()
+    probability[4] = 0
+    found = []
+    for name, bridge in (("bridged", 2), ("apart", 0)):
+        path = write_prediction(tmp_path / name, probability, objects=OBJECTS | {"bridge_sections": bridge})
+        settings = synapses.settings.model_copy(update={"prediction": path})
+        found.append(compare(settings)[0])
+        for block_shape in [(1, 300, 300), (2, 64, 90), (5, 50, 256)]:
+            assert compare(settings, block_shape)[0] == found[-1]
+    assert found[0]["objects"]["num_predicted"] != found[1]["objects"]["num_predicted"]
+
+
 @pytest.mark.parametrize("block_shape", [None, (3, 50, 64)])
 def test_one_object_that_covers_everything_matches_no_synapse(
     synapses, compare, write_prediction, tmp_path, block_shape

@@ -13,6 +13,8 @@ import zarr
 
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.metrics.class_map import classes_at
+from kasthuri_ray.metrics.object_detection import find_objects
+from kasthuri_ray.metrics.object_settings import ObjectSettings
 from kasthuri_ray.volumes.opening import open_volume
 
 pytestmark = pytest.mark.slow
@@ -98,7 +100,9 @@ def test_a_run_has_scores_and_a_threshold_for_each_class_and_counts_labelled_vox
     assert "unlabelled" not in metrics["test"]["classes"]
 
 
-def test_mask_and_objects_are_of_the_most_probable_class_that_reaches_its_threshold(run, output):
+def test_the_mask_is_of_the_most_probable_class_that_reaches_its_threshold_and_objects_are_those_of_the_run(
+    run, output
+):
     thresholds = json.loads((run / "metrics.json").read_text())["test"]["threshold"]
     group = zarr.open_group(output, mode="r")
     names = [channel["label"] for channel in group.attrs["ome"]["omero"]["channels"]]
@@ -107,10 +111,11 @@ def test_mask_and_objects_are_of_the_most_probable_class_that_reaches_its_thresh
     np.testing.assert_array_equal(group["labels/organelles/s0"][:], expected)
     with open(f"{output}.objects.csv") as file:
         rows = list(csv.DictReader(file))
-    for number, name in enumerate(NAMES, start=1):
-        sizes = [int(row["size_voxels"]) for row in rows if row["class"] == name]
-        components = cc3d.connected_components(expected == number, connectivity=26)
-        assert sorted(sizes) == sorted(np.bincount(components.ravel())[1:].tolist())
+    settings = ObjectSettings.from_plain(group.attrs["kasthuri_ray"]["objects"])
+    size_nm = open_volume(str(output)).voxel_size_nm
+    table = find_objects(group["s0"][:], settings, size_nm)[1]
+    assert [int(row["size_voxels"]) for row in rows] == table.size_voxels.tolist()
+    assert [NAMES.index(row["class"]) + 1 for row in rows] == table.class_numbers.tolist()
 
 
 def test_an_evaluation_has_a_row_for_each_class_and_leaves_unlabelled_voxels_out(output, start_job, cluster, folder):

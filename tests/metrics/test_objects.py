@@ -6,15 +6,18 @@ import io
 import cc3d
 import numpy as np
 import pytest
+from pyarrow import parquet
 
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.metrics.class_map import lowest_value
 from kasthuri_ray.metrics.components import CLASS, SIZE, Components, label_block_components
+from kasthuri_ray.metrics.object_columns import csv_lines, object_columns
 from kasthuri_ray.metrics.objects import join_objects
 from kasthuri_ray.output.side_files import write_object_table
 from kasthuri_ray.volumes.opening import open_volume
 
 SIZE_NM = (30.0, 6.0, 6.0)
+FAR = Box((-1000, -1000, -1000), (1000, 1000, 1_000_000))  # nothing touches its faces
 
 
 def with_shell(own, bounds):
@@ -43,9 +46,9 @@ def rows_of_whole_array(probability, threshold=0.5, start=(0, 0, 0)):
 
 def rows_of_table(table, size=(1.0, 1.0, 1.0), translation=(0.0, 0.0, 0.0)):
     """Return the rows of a table as numbers, without their ids, which are checked."""
-    rows = list(csv.reader(io.StringIO("\n".join(table.csv_lines(size, translation)))))[1:]
+    rows = list(csv.reader(io.StringIO("\n".join(csv_lines(object_columns(table, FAR, size, translation))))))[1:]
     assert [int(row[0]) for row in rows] == list(range(1, len(rows) + 1))
-    return [[float(value) for value in row[1:]] for row in rows]
+    return [[float(value) for value in row[1:13]] for row in rows]
 
 
 def noise(shape, share, seed=0):
@@ -113,7 +116,7 @@ def test_touching_objects_of_two_classes_stay_two_for_all_block_shapes(block):
         only = np.where(classes == number, np.maximum(probability, 1), 0)
         for row in rows_of_whole_array(only, threshold=1 / 255):
             expected[tuple(row[6:])] = (number, row[3])
-    lines = list(csv.DictReader(table.csv_lines(None, class_names=["a", "b", "c"])))
+    lines = list(csv.DictReader(csv_lines(object_columns(table, bounds, class_names=["a", "b", "c"]))))
     boxes = [tuple(int(line[f"{axis}_{end}"]) for axis in "zyx" for end in ("start", "stop")) for line in lines]
     sizes = [("abc".index(line["class"]) + 1, int(line["size_voxels"])) for line in lines]
     assert sorted(zip(boxes, sizes, strict=True)) == sorted(expected.items())
@@ -148,7 +151,7 @@ def test_components_survive_serialization():
 def test_without_objects_the_table_is_empty():
     table = join_objects(block_components(np.zeros((2, 4, 4), np.uint8), (1, 2, 2)))
     assert len(table) == 0
-    assert len(list(table.csv_lines(SIZE_NM))) == 1
+    assert len(list(csv_lines(object_columns(table, FAR, SIZE_NM)))) == 1
     assert len(join_objects([])) == 0
 
 
@@ -157,26 +160,37 @@ def test_the_table_is_written_as_csv_in_nanometers(tmp_path):
     probability[1, 1, 1:3] = [200, 255]
     probability[1:, 3, 3] = 128
     table = join_objects(block_components(probability, (2, 2, 2), start=(10, 0, 0)))
-    write_object_table(table, str(tmp_path / "out.zarr.synapses.csv"), SIZE_NM, (0.0, 600.0, 0.0))
+    bounds = Box.at((10, 0, 0), probability.shape)
+    columns = object_columns(table, bounds, SIZE_NM, (0.0, 600.0, 0.0))
+    write_object_table(str(tmp_path / "out.zarr.synapses.csv"), columns)
     with open(tmp_path / "out.zarr.synapses.csv") as file:
         first, second = csv.DictReader(file)
     assert first == {
         "id": "1", "centroid_z_nm": "330.000", "centroid_y_nm": "606.000", "centroid_x_nm": "9.000",
         "size_voxels": "2", "mean_probability": "0.892157", "highest_probability": "1.000000",
         "z_start": "11", "z_stop": "12", "y_start": "1", "y_stop": "2", "x_start": "1", "x_stop": "3",
+        "size_nm3": "2160.000", "score": "0.892157", "cut": "0",
     }  # fmt: skip
     assert second["centroid_z_nm"] == "345.000"
-    shifted = next(csv.DictReader(table.csv_lines(SIZE_NM, (0.0, 600.0, 0.0), start=(1000, 20, 3))))
+    shifted = next(
+        csv.DictReader(csv_lines(object_columns(table, bounds, SIZE_NM, (0.0, 600.0, 0.0), start=(1000, 20, 3))))
+    )
     moved = {"z_start": "1011", "z_stop": "1012", "y_start": "21", "y_stop": "22", "x_start": "4", "x_stop": "6"}
     assert shifted == first | moved
     assert [second[f"z_{end}"] for end in ("start", "stop")] == ["11", "13"]
+    assert second["cut"] == "1", "it touches the face"
+    stored = parquet.read_table(tmp_path / "out.zarr.synapses.parquet").to_pylist()
+    assert [list(row) for row in stored] == [list(first), list(second)]
+    assert [row["cut"] for row in stored] == [False, True]
+    assert [row["size_nm3"] for row in stored] == [2160.0, float(second["size_nm3"])]
 
 
 def test_without_a_voxel_size_centroids_are_in_voxels():
     table = join_objects(block_components(np.full((1, 1, 3), 255, np.uint8), (1, 1, 1)))
-    header, row = table.csv_lines(None)
+    header, row = csv_lines(object_columns(table, FAR))
     assert header.startswith("id,centroid_z_voxels,")
     assert row.startswith("1,0.000,0.000,1.000,3,1.000000,1.000000,")
+    assert row.endswith(",,1.000000,0"), "the size in nm^3 is not known"
 
 
 def test_blocks_out_of_order_and_blocks_that_differ_where_they_meet_are_refused():

@@ -8,13 +8,38 @@ import pytest
 import tensorstore as ts
 
 from kasthuri_ray.geometry import Box
-from kasthuri_ray.output.pyramid import downsample, downsample_labels, plan_levels, source_box
+from kasthuri_ray.output.pyramid import downsample, downsample_ids, downsample_labels, plan_levels, source_box
 
 KASTHURI = (1850, 26624, 21504)
 
 
 def planned_factors(shape, voxel_size_nm):
     return [level.factors for level in plan_levels(shape, voxel_size_nm)]
+
+
+def plain_mode(labels, factors):
+    """Return the mode of each cell, voxel by voxel: the foreground where it has at least half, the lowest of equals."""
+    shape = [-(-n // f) for n, f in zip(labels.shape, factors, strict=True)]
+    modes = np.zeros(shape, labels.dtype)
+    padded = np.pad(labels, [(0, s * f - n) for n, s, f in zip(labels.shape, shape, factors, strict=True)], mode="edge")
+    for at in np.ndindex(*shape):
+        cell = padded[tuple(slice(a * f, (a + 1) * f) for a, f in zip(at, factors, strict=True))].ravel()
+        numbers, counts = np.unique(cell[cell > 0], return_counts=True)
+        modes[at] = numbers[counts.argmax()] if 2 * counts.sum() >= cell.size else 0
+    return modes
+
+
+@pytest.mark.parametrize("factors", [(1, 2, 2), (2, 2, 2), (1, 1, 2), (1, 1, 1)])
+def test_ids_of_objects_are_downsampled_to_the_mode(factors):
+    rng = np.random.default_rng(0)
+    for dtype, far in ((np.uint32, 1 << 30), (np.uint64, 1 << 40)):
+        labels = rng.choice(np.array([0, 0, 3, 7, far], dtype), (5, 9, 7))
+        found = downsample_ids(labels, factors)
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, plain_mode(labels, factors))
+        few = rng.choice(4, (5, 9, 7)).astype(np.uint8)
+        np.testing.assert_array_equal(downsample_ids(few, factors), downsample_labels(few, factors))
+    assert not downsample_ids(np.zeros((2, 4, 4), np.uint32), factors).any()
 
 
 def test_y_and_x_are_halved_until_voxels_are_about_isotropic():

@@ -7,6 +7,7 @@ import numpy as np
 
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.metrics.components import label_block_components
+from kasthuri_ray.metrics.object_columns import object_columns
 from kasthuri_ray.metrics.objects import join_objects
 from kasthuri_ray.output.side_files import (
     object_table_path,
@@ -37,14 +38,18 @@ def test_a_table_of_objects_is_read_as_rows_of_numbers(output):
     voxels[1, 3, 3] = 204
     components = label_block_components(voxels > 0, Box((0, 0, 0), voxels.shape), voxels)[0]
     path = f"{output}.objects.csv"
-    write_object_table(join_objects([components]), path, (30.0, 4.0, 4.0), start=(7, 0, 0))
+    bounds = Box((0, 0, 0), voxels.shape)
+    write_object_table(path, object_columns(join_objects([components]), bounds, (30.0, 4.0, 4.0), start=(7, 0, 0)))
     first, second = read_object_table(path)
     assert {name: first[name] for name in ("id", "size_voxels", "z_start", "x_stop")} == {
         **{"id": 1, "size_voxels": 2, "z_start": 7, "x_stop": 3}
     }
     assert (first["centroid_x_nm"], first["mean_probability"]) == (6.0, 1.0)
     assert second["highest_probability"] == 0.8
-    write_object_table(join_objects([]), path, None)
+    assert (first["size_nm3"], first["score"], first["cut"]) == (960.0, 1.0, 1)
+    write_object_table(path, object_columns(join_objects([components]), bounds))
+    assert read_object_table(path)[0]["size_nm3"] is None
+    write_object_table(path, object_columns(join_objects([]), bounds))
     assert read_object_table(path) == []
 
 
@@ -53,6 +58,7 @@ def test_progress_and_table_are_removed_and_the_plan_stays(output):
     write_plan(output, {})
     folder = open_storage(output.rpartition("/")[0])
     folder.write_bytes("out.zarr.synapses.csv", b"id\n")
+    folder.write_bytes("out.zarr.synapses.parquet", b"")
     remove_side_files(output, ["synapse"])
     assert folder.list_files() == ["out.zarr.plan.json"]
     remove_side_files(output, ["synapse"])

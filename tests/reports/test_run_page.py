@@ -8,6 +8,8 @@ import pytest
 
 from kasthuri_ray.metrics import thresholds, voxel_scores
 from kasthuri_ray.metrics.class_map import classes_at
+from kasthuri_ray.metrics.object_choice import ClassChoice, ObjectChoice
+from kasthuri_ray.metrics.object_settings import ObjectSettings
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
 from kasthuri_ray.reports.rendering import describe_share
 from kasthuri_ray.reports.run_page import RunReport, run_page
@@ -129,6 +131,32 @@ def test_captions_name_the_best_and_the_worst_tile(make_report, page_text):
     assert text.index("The best tile") < text.index("The worst tile") < text.index("Loss on the training tiles")
     assert text.count("Tile of section z") == 4
     assert "Tiles of the test box" in text
+
+
+def test_the_page_says_how_objects_are_found_and_what_a_precision_costs(make_report, page_text):
+    choice = ClassChoice("val", num_true=12, scores=(0.9, 0.8, 0.7), verdicts=(True, True, False))
+    settings = ObjectSettings((0.8,), (0.35,), (1_234_567.0,), is_nm3=True)
+    report = make_report()
+    density = {"predicted_per_um3": 1.5, "true_per_um3": 0.75, "um3": 20.0}
+    object_settings = ObjectChoice(settings, {"synapse": choice}, {"synapse": 1}).to_metrics()
+    report.metrics = {**report.metrics, "object_settings": object_settings, "object_density": density}
+    page = run_page(report)
+    ParsedPage(page)
+    text = page_text(page)
+    assert "reaches the probability 0.80 somewhere and 0.35 everywhere, and has at least 1,234,567 nm³" in text
+    assert "chosen on the 12 objects of the validation box" in text
+    assert "precision of 67%, by overlap. So few objects allow no fine choice." in text
+    assert "none 0 0.667 0.167 0.8 0.800 1.000 0.167 0.9 0.800 1.000 0.167" in text
+    assert "1.50 synapses per µm³ are marked, and 0.75 per µm³ annotated, in 20.00 µm³" in text
+    for source, words in (
+        ("annotation", "5th percentile of the 40 whole objects"),
+        ("threshold", "nothing was chosen"),
+    ):
+        other = ClassChoice(source, num_true=3, num_annotated=40, scores=(0.5,), verdicts=(False,))
+        report.metrics["object_settings"] = ObjectChoice(settings, {"synapse": other}, {"synapse": 1}).to_metrics()
+        text = page_text(run_page(report))
+        assert words in text
+        assert "not reached" in text
 
 
 def test_settings_are_folded_away_at_the_end(make_report):

@@ -242,6 +242,8 @@ def run_job_here(make_worker) -> Callable[..., Any]:
         if job.precomputed:
             PrecomputedCopy.create(job.precomputed, job.spec)
         for name, phase in worker.phases.items():
+            if phase.postponed:
+                phase.prepare(finished.written(phase.source))
             for index in finished.pending(phase):
                 finished.note_done(phase, index, not worker.work(name, index)["blank"])
         return finished

@@ -10,7 +10,9 @@ from kasthuri_ray.inference.tiling import plan_tiles
 from kasthuri_ray.output.block_grid import BlockGrid
 from kasthuri_ray.segmentation.io_rates import WRITING_MVOXELS_PER_S, reading_rate
 from kasthuri_ray.segmentation.plan import (
+    JOIN_BYTES,
     MAX_COMPRESSION,
+    ObjectTiming,
     TileTiming,
     describe_plan,
     plan_segmentation,
@@ -97,6 +99,20 @@ def test_stages_follow_from_the_measured_rates_and_from_the_chunks_that_blocks_m
     decoded = sum(job.chunks_around(block).num_voxels for block in blocks)
     assert rates.decoding == pytest.approx(16 * reading_rate("BossDB") * plan.voxels / decoded)
     assert plan.to_json()["stages"]["computing"] == plan.stages.computing
+
+
+def test_objects_take_time_of_the_actors_and_memory_of_the_process_that_joins_them(make_plan):
+    objects = ObjectTiming(seconds=3.0, voxels=1_000_000, num_components=40, compression=50.0)
+    timing = TileTiming(2.0, 1_000_000, 20.0, objects=objects)
+    job, plan = make_plan(timing, num_actors=4, objects=True, **SMALL)
+    assert plan.object_hours == pytest.approx(3.0 * plan.voxels / 1e6 / 4 / 3600)
+    assert plan.object_memory_bytes == round(JOIN_BYTES * 40 * plan.voxels / 1e6)
+    assert any(line.startswith("objects: about ") for line in describe_plan(plan, job))
+    _, saved = make_plan(timing, num_actors=4, save_objects=True, **SMALL)
+    assert saved.object_hours == pytest.approx(2 * plan.object_hours)
+    voxels = sum(math.prod(level.shape) for level in job.levels)
+    assert saved.bytes_written == plan.bytes_written + round(4 * voxels / 50)
+    assert make_plan(TileTiming(2.0, 1_000_000, 20.0), **SMALL)[1].object_hours is None
 
 
 def test_all_of_the_kasthuri_volume_is_planned_without_a_loop_over_its_blocks(make_plan):

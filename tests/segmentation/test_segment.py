@@ -76,9 +76,14 @@ def test_the_provenance_names_the_inputs_but_no_time_and_no_host(whole_output, l
 def test_progress_file_and_ledger_show_that_the_job_is_done(whole_output, read_json):
     progress = read_json(f"{whole_output}.progress.json")
     assert progress.pop("mvoxels_per_second") > 0
+    with open(f"{whole_output}.synapses.csv") as file:
+        num_objects = len(list(csv.DictReader(file)))
+    volume = 4 * 96 * 600 * 30 * 6 * 6 / 1e9
+    density = pytest.approx(num_objects / volume)
     assert progress == {
         **{"state": "done", "blocks": 60, "done": 60, "skipped": 0, "set_aside": [], "seconds_left": 0.0},
         **{"absent_chunks": 0, "nan_voxels": 0, "chunks": progress["chunks"]},
+        **{"objects": num_objects, "imaged_um3": pytest.approx(volume), "objects_per_um3": {"synapse": density}},
     }
     ledger = Ledger.beside(str(whole_output))
     assert len(ledger.done("s0")) == 60
@@ -274,7 +279,7 @@ def test_an_output_that_a_live_run_writes_is_refused(segment, tmp_path):
 @pytest.mark.usefixtures("local_ray")
 def test_a_dry_run_writes_its_plan_and_nothing_else(segment, tmp_path, read_json):
     out = tmp_path / "out.zarr"
-    flags = ["--dry-run", "--price-per-hour", 2, "--halo", "0,2,2", "--actors", 1]
+    flags = ["--dry-run", "--price-per-hour", 2, "--halo", "0,2,2", "--actors", 1, "--objects"]
     lines = segment("--output", out, *CUT, *flags).lines
     assert [path.name for path in tmp_path.iterdir()] == ["out.zarr.plan.json"]
     assert lines[0] == lines[-1] == str(out)
@@ -284,6 +289,8 @@ def test_a_dry_run_writes_its_plan_and_nothing_else(segment, tmp_path, read_json
     assert plan["cost"] == pytest.approx(2 * plan["hours"])
     assert plan["gpu_hours"] == 0
     assert plan["halo_error"] > 0
+    assert plan["object_hours"] > 0
+    assert plan["object_memory_bytes"] > 0
     text = "\n".join(lines)
     assert "60 blocks of 2 x 32 x 64 (z,y,x), 0 done" in text
     assert f"probabilities of a sample by up to {plan['halo_error']:.3f}" in text

@@ -1,0 +1,154 @@
+"""Search of seed, extent and smallest size with the best object F1, by overlap, over the objects of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import uniform_filter
+
+from kasthuri_ray.geometry import Box
+from kasthuri_ray.metrics.class_map import lowest_value
+from kasthuri_ray.metrics.components import MAX_PROBABILITY, SIZE
+from kasthuri_ray.metrics.object_comparison import ComparedObjects
+from kasthuri_ray.metrics.objects import is_cut, mean_probabilities
+from kasthuri_ray.metrics.one_to_one import match_by_overlap
+
+EXTENTS = tuple(step / 10 for step in range(1, 10))  # and the threshold
+SEEDS = (*EXTENTS, 0.95, 0.98)
+SIZE_SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # of the median size of true objects
+
+
+@dataclass(frozen=True, eq=False)
+class BoxObjects:
+    """The candidates of one class in a box at one extent.
+
+    Parameters
+    ----------
+    joined : ComparedObjects
+        True objects and all candidates.
+    bounds : Box
+        The box.
+    """
+
+    joined: ComparedObjects
+    bounds: Box
+
+    def at(self, seed: float, min_voxels: float) -> ComparedObjects:
+        """Return the objects with a seed, and with a size unless the box cuts them."""
+        stats = self.joined.predicted.stats
+        is_large = (stats[:, SIZE] >= min_voxels) | is_cut(stats, self.bounds)
+        is_seeded = stats[:, MAX_PROBABILITY] >= lowest_value(seed)
+        return self.joined.kept(np.ones(len(self.joined.true), bool), is_seeded & is_large)
+
+
+@dataclass(frozen=True)
+class FoundSettings:
+    """The best of the settings that were searched.
+
+    Parameters
+    ----------
+    seed, extent : float
+        Thresholds.
+    min_voxels : float
+        Smallest size in voxels.
+    f1 : float
+        Object F1.
+    """
+
+    seed: float
+    extent: float
+    min_voxels: float
+    f1: float
+
+
+def search_extents(threshold: float) -> list[float]:
+    """Return the extents to search.
+
+    Parameters
+    ----------
+    threshold : float
+        Threshold of the voxels, which is one of them.
+
+    Returns
+    -------
+    list of float
+        Rising.
+    """
+    return sorted({*EXTENTS, threshold})
+
+
+def search_object_settings(
+    boxes_by_extent: Mapping[float, Sequence[BoxObjects]], threshold: float
+) -> FoundSettings | None:
+    """Return the seed, extent and smallest size with the best object F1.
+
+    Parameters
+    ----------
+    boxes_by_extent : mapping
+        All boxes of the split, for each extent of `search_extents`.
+    threshold : float
+        Threshold of the voxels.
+
+    Returns
+    -------
+    FoundSettings or None
+        None if there is no true object.
+
+    Notes
+    -----
+    Of settings with equal F1 those with the best neighbours in the grid are taken, since they depend least on single
+    objects; then the extent nearest to the threshold, then the lowest seed and size.
+    """
+    extents = sorted(boxes_by_extent)
+    sizes = _true_sizes(boxes_by_extent[extents[0]])
+    if not len(sizes):
+        return None
+    min_sizes = [float(np.floor(share * np.median(sizes))) for share in SIZE_SHARES]
+    grid = np.array(
+        [
+            [[_pooled_f1(boxes_by_extent[extent], max(seed, extent), size) for size in min_sizes] for seed in SEEDS]
+            for extent in extents
+        ]
+    )
+    around = uniform_filter(grid, 3, mode="nearest")
+    distance = np.abs(np.array(extents) - threshold)[:, None, None] + np.zeros_like(grid)
+    order = np.lexsort([*np.indices(grid.shape)[::-1].reshape(3, -1), distance.ravel(), -around.round(9).ravel()])
+    best = order[np.argmax(grid.ravel()[order].round(9))]
+    e, s, m = np.unravel_index(best, grid.shape)
+    return FoundSettings(max(SEEDS[s], extents[e]), extents[e], min_sizes[m], float(grid[e, s, m]))
+
+
+def judge_objects(boxes: Iterable[ComparedObjects]) -> tuple[list[float], list[bool]]:
+    """Return the score of each predicted object, and whether it is matched to a true one.
+
+    Parameters
+    ----------
+    boxes : iterable of ComparedObjects
+        Objects of one class in all boxes of a split.
+
+    Returns
+    -------
+    tuple of list
+        Scores and verdicts.
+    """
+    scores, verdicts = list[float](), list[bool]()
+    for joined in boxes:
+        of_box = mean_probabilities(joined.predicted.stats)
+        is_right = np.zeros(len(of_box) + 1, bool)  # ids count from 1
+        is_right[match_by_overlap(joined.pairs, np.concatenate([[0.0], of_box])).predicted] = True
+        scores += of_box.tolist()
+        verdicts += is_right[1:].tolist()
+    return scores, verdicts
+
+
+def _true_sizes(boxes: Sequence[BoxObjects]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.int64), *(box.joined.true.size_voxels for box in boxes)])
+
+
+def _pooled_f1(boxes: Sequence[BoxObjects], seed: float, min_voxels: float) -> float:
+    chosen = [box.at(seed, min_voxels) for box in boxes]
+    num_matched = sum(len(match_by_overlap(each.pairs).true) for each in chosen)
+    total = sum(len(each.true) + len(each.predicted) for each in chosen)
+    return 2 * num_matched / total if total else 0.0

@@ -1,0 +1,211 @@
+"""The choice of object settings at the end of a run: on the objects of val, else from the annotation of train.
+
+val is not predicted once more as a volume: its tiles are, and `TileVolume` joins them block by block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from kasthuri_ray.geometry import Box
+from kasthuri_ray.metrics.object_choice import MIN_OBJECTS, ClassChoice, ObjectChoice
+from kasthuri_ray.metrics.object_comparison import ObjectComparison
+from kasthuri_ray.metrics.object_search import BoxObjects, judge_objects, search_extents, search_object_settings
+from kasthuri_ray.metrics.object_settings import ObjectSettings
+from kasthuri_ray.tiles.sampling import GridTiles, TileSource
+from kasthuri_ray.tiles.streaming import TileStream, plan_grid_tiles
+from kasthuri_ray.training.annotated_objects import whole_object_sizes
+from kasthuri_ray.training.learner import Learner
+from kasthuri_ray.training.process_group import gather_over_ranks
+from kasthuri_ray.training.tested_objects import (
+    LOWEST_KEPT,
+    PackedTiles,
+    TileVolume,
+    add_block,
+    compare_tile_objects,
+    pack_tile,
+)
+from kasthuri_ray.training.tile_results import TileResults, foreground_probabilities
+from kasthuri_ray.training.training_job import TrainingJob, WorkerContext
+
+MAX_VOXELS = 64_000_000  # of val that are searched; of larger boxes only the first sections
+MIN_SIZE_PERCENTILE, MIN_SIZE_SHARE = 5, 0.5  # of the sizes of annotated objects
+
+
+def choose_object_settings(
+    val: GridTiles,
+    packed: PackedTiles,
+    train: Sequence[TileSource],
+    class_names: Sequence[str],
+    numbers: Sequence[int],
+    thresholds: Sequence[float],
+) -> ObjectChoice:
+    """Choose how objects are found with a network.
+
+    Parameters
+    ----------
+    val : GridTiles
+        The validation boxes.
+    packed : mapping
+        Their tiles, as `tested_objects.pack_tile` returned them.
+    train : sequence of TileSource
+        The training boxes.
+    class_names : sequence of str
+        Names of the foreground classes.
+    numbers : sequence of int
+        Classes that have objects.
+    thresholds : sequence of float
+        Threshold of the voxels of each foreground class.
+
+    Returns
+    -------
+    ObjectChoice
+        Of classes with at least MIN_OBJECTS objects in val their best settings there. Else seed and extent are the
+        threshold, and the smallest size is half of the 5th percentile of the sizes of whole objects of train.
+    """
+    size = val.sources[0].image.voxel_size_nm
+    settings = ObjectSettings.of_thresholds(thresholds)
+    num_annotated = dict[int, int]()
+    for number in numbers:
+        boxes = _candidates(val, packed, number, thresholds)
+        index, threshold = number - 1, thresholds[number - 1]
+        num_true = sum(len(each.joined.true) for each in boxes[threshold])
+        found = search_object_settings(boxes, threshold) if num_true >= MIN_OBJECTS else None
+        if found is None:
+            sizes = whole_object_sizes(train, number)
+            num_annotated[number] = len(sizes)
+            smallest = MIN_SIZE_SHARE * float(np.percentile(sizes, MIN_SIZE_PERCENTILE)) if len(sizes) else 0.0
+            settings = _with_class(settings, index, threshold, threshold, smallest)
+        else:
+            settings = _with_class(settings, index, found.seed, found.extent, found.min_voxels)
+    if size is not None:
+        sizes_nm3 = tuple(voxels * math.prod(size) for voxels in settings.min_size)
+        settings = replace(settings, min_size=sizes_nm3, is_nm3=True)
+    joined = compare_tile_objects(val, packed, numbers, settings)
+    classes = {}
+    for number in numbers:
+        of_class = [each.of_class(number) for each in joined]
+        scores, verdicts = judge_objects(of_class)
+        source = "threshold" if num_annotated.get(number) == 0 else "annotation" if number in num_annotated else "val"
+        classes[class_names[number - 1]] = ClassChoice(
+            source, sum(len(each.true) for each in of_class), num_annotated.get(number, 0), scores, verdicts
+        )
+    by_name = {class_names[number - 1]: number for number in numbers}
+    return ObjectChoice(settings, classes, by_name, size)
+
+
+def predict_val_objects(
+    job: TrainingJob, context: WorkerContext, learner: Learner, tested: TileResults, thresholds: Sequence[float]
+) -> dict[int, bytes]:
+    """Predict the tiles of val, on all ranks, and return them packed.
+
+    Parameters
+    ----------
+    job : TrainingJob
+        The run.
+    context : WorkerContext
+        The worker.
+    learner : Learner
+        With the best weights.
+    tested : TileResults
+        What was tested; if that was val, it is not predicted again.
+    thresholds : sequence of float
+        Threshold of each foreground class.
+
+    Returns
+    -------
+    dict
+        As of `tested_objects.pack_tile`, by number of the tile; of all ranks.
+    """
+    tiles = job.tiles.val
+    if tested.tiles is tiles:
+        return tested.packed
+    batch_size = max(1, job.settings.network.batch // context.world_size)
+    stream = TileStream(iter([plan_grid_tiles(tiles, batch_size, context.rank, context.world_size)]))
+    packed: dict[int, bytes] = {}
+
+    def pack(batch: Any, logits: Tensor, labels: Tensor) -> None:
+        each = zip(batch.number, foreground_probabilities(logits), labels.cpu().numpy(), strict=True)
+        for number, probability, truth in each:
+            lowest = min(LOWEST_KEPT, *thresholds)
+            packed[int(number)] = pack_tile(probability, truth, tiles.address(int(number)), lowest)
+
+    try:
+        learner.evaluate(stream.batches(), pack)
+    finally:
+        stream.close()
+    return {number: data for each in gather_over_ranks(packed) for number, data in each.items()}
+
+
+def choice_lines(choice: ObjectChoice | None) -> list[str]:
+    """Return how objects are found, and on what that rests, as a line for each class."""
+    if choice is None:
+        return []
+    settings, lines = choice.settings, []
+    for name, of_class in choice.classes.items():
+        index = choice.numbers[name] - 1
+        unit = "nm^3" if settings.is_nm3 else "voxels"
+        values = (
+            f"seed {settings.seed[index]:.3g}, extent {settings.extent[index]:.3g}, smallest size "
+            f"{settings.min_size[index]:,.0f} {unit}"
+        )
+        lines.append(f"objects of the class {name}: {values}; {choice_reason(of_class)}")
+    return lines
+
+
+def choice_reason(choice: ClassChoice) -> str:
+    """Return on what the settings of a class rest."""
+    if choice.source == "val":
+        return f"chosen on the {choice.num_true} objects of val (F1 {choice.outcome['f1']:.3f} by overlap)"
+    few = f"val holds {choice.num_true} objects, too few to choose on"
+    if choice.source == "annotation":
+        return (
+            f"{few}, so the size is half of the 5th percentile of {choice.num_annotated} objects of the training boxes"
+        )
+    return f"{few}, and the training boxes hold no whole object, so there is no smallest size"
+
+
+def _with_class(settings: ObjectSettings, index: int, seed: float, extent: float, min_voxels: float) -> ObjectSettings:
+    """Return settings with other values for one class."""
+
+    def changed(values: tuple[float, ...], new: float) -> tuple[float, ...]:
+        return (*values[:index], new, *values[index + 1 :])
+
+    return replace(
+        settings,
+        seed=changed(settings.seed, seed),
+        extent=changed(settings.extent, extent),
+        min_size=changed(settings.min_size, min_voxels),
+    )
+
+
+def _candidates(
+    val: GridTiles, packed: PackedTiles, number: int, thresholds: Sequence[float]
+) -> Mapping[float, list[BoxObjects]]:
+    """Return the candidates of a class in each box at every extent; those of other classes are at their threshold."""
+    plain = ObjectSettings.of_thresholds(thresholds)
+    threshold = thresholds[number - 1]
+    by_extent = {e: _with_class(plain, number - 1, e, e, 0.0) for e in search_extents(threshold)}
+    found: dict[float, list[BoxObjects]] = {extent: [] for extent in by_extent}
+    for volume in _limited(TileVolume.of_boxes(val, packed, len(thresholds))):
+        comparisons = {extent: ObjectComparison() for extent in by_extent}
+        for voxels in volume.blocks(plain):  # decompressed once for all extents
+            for extent, settings in by_extent.items():
+                add_block(comparisons[extent], settings, [number], volume.box, voxels)
+        for extent, comparison in comparisons.items():
+            found[extent].append(BoxObjects(comparison.joined(), volume.box))
+    return found
+
+
+def _limited(volumes: Sequence[TileVolume]) -> Iterator[TileVolume]:
+    """Yield volumes cut to their first sections, so that all together have about MAX_VOXELS voxels at the most."""
+    for volume in volumes:
+        (z, y0, x0), (stop, y1, x1) = volume.box.start, volume.box.stop
+        num_sections = max(1, MAX_VOXELS // len(volumes) // ((y1 - y0) * (x1 - x0)))
+        yield replace(volume, box=Box((z, y0, x0), (min(stop, z + num_sections), y1, x1)))
