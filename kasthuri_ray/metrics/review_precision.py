@@ -1,9 +1,11 @@
 """The share of right objects of a volume, from a sample that a person looked at: a weighted estimate with an interval.
 
 The objects are drawn at random within strata of known sizes. In each stratum the objects nobody looked at are right
-with a probability whose posterior is that of Jeffreys' prior, Beta(right + 1/2, wrong + 1/2) (Brown, Cai and DasGupta,
-"Interval Estimation for a Binomial Proportion", 2001); the interval is that of the number of right objects among all,
-so that it has no width once all were looked at.
+with a probability p, whose posterior is Beta(right + m, wrong + 1 - m): the prior has the weight of one object and the
+mean m of the whole estimate, so that it moves no estimate of the whole. Of a single stratum m is 1/2: Jeffreys' prior
+(Brown, Cai and DasGupta, "Interval Estimation for a Binomial Proportion", 2001). In every one of many small strata that
+would draw the whole towards 1/2. The interval is that of the number of right objects among all: it has no width once
+all were looked at.
 """
 
 from __future__ import annotations
@@ -67,15 +69,14 @@ def estimate_precision(strata: Sequence[Stratum]) -> PrecisionEstimate | None:
     right, wrong = sum(each.right for each in strata), sum(each.wrong for each in strata)
     if not right + wrong:
         return None
-    total = sum(each.size for each in strata)
-    expected, drawn = 0.0, np.zeros(NUM_DRAWS)
-    rng = np.random.default_rng(0)
+    total, seen = sum(each.size for each in strata), right + wrong
+    shares = [each.right / (each.right + each.wrong) if each.right + each.wrong else right / seen for each in strata]
+    precision = sum(each.size * share for each, share in zip(strata, shares, strict=True)) / total
+    least = 0.5 / len(strata)  # of half an object in all strata together, as in Jeffreys' prior
+    prior = min(max(precision, least), 1 - least)
+    rng, drawn = np.random.default_rng(0), np.zeros(NUM_DRAWS)
     for each in strata:
-        looked_at = each.right + each.wrong
-        share = each.right / looked_at if looked_at else right / (right + wrong)
-        expected += each.size * share
-        chance = rng.beta(each.right + 0.5, each.wrong + 0.5, NUM_DRAWS)
-        drawn += each.right + rng.binomial(max(0, each.size - looked_at), chance)
+        chance = rng.beta(each.right + prior, each.wrong + 1 - prior, NUM_DRAWS)
+        drawn += each.right + rng.binomial(max(0, each.size - each.right - each.wrong), chance)
     low, high = np.percentile(drawn / total, PERCENTILES)
-    precision = expected / total
     return PrecisionEstimate(precision, min(float(low), precision), max(float(high), precision))

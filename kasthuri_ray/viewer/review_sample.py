@@ -12,7 +12,7 @@ from kasthuri_ray.output.reviewed_file import ReviewedObject
 from kasthuri_ray.viewer.segment_properties import SCORE
 
 SIZE = "size_voxels"
-MIN_PER_STRATUM = 2
+MIN_PER_STRATUM = 7
 SEED = 0
 
 
@@ -47,7 +47,7 @@ def draw_objects(rows: Sequence[Mapping[str, Any]], number: int, seed: int = SEE
 def assign_strata(rows: Sequence[Mapping[str, Any]], number: int) -> np.ndarray:
     """Return the name of each object's stratum: thirds of the scores, each divided into thirds of the sizes.
 
-    Few objects are drawn from fewer strata, so that each has at least two of them.
+    Few objects are drawn from fewer strata, so that each has at least seven of them.
     """
     parts = next(parts for parts in (3, 2, 1) if parts == 1 or number >= MIN_PER_STRATUM * parts**2)
     scores = ranked_parts(np.array([float(row[SCORE]) for row in rows]), parts)

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import webbrowser
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kasthuri_ray.config.view_settings import ViewSettings
@@ -174,7 +174,9 @@ def _make_scene(settings: ViewSettings, parts: _Parts, window: tuple[int, int]) 
     return Scene(
         title=os.path.basename((settings.output or settings.evaluation or settings.run or volume.uri).rstrip("/")),
         voxel_layers=parts.voxel_layers,
-        point_layers=parts.point_layers,
+        point_layers=tuple(
+            replace(layer, is_visible=layer.is_visible and settings.review is None) for layer in parts.point_layers
+        ),
         box_layers=parts.box_layers,
         voxel_size=finest.size,
         has_size=volume.voxel_size_nm is not None,

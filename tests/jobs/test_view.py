@@ -70,7 +70,8 @@ def test_bad_input_is_an_error_before_anything_is_served(start_job, tmp_path, ar
 
 @pytest.mark.slow
 def test_an_output_is_served_with_all_its_layers_until_ctrl_c(start_job, output):
-    job = start_job("--output", output, script=SCRIPT, env={"SSH_CONNECTION": "1 2 3 4", "DISPLAY": ""})
+    arguments = ["--output", output, "--annotation", ANNOTATION]
+    job = start_job(*arguments, script=SCRIPT, env={"SSH_CONNECTION": "1 2 3 4", "DISPLAY": ""})
     url = job.wait_for_line("http://127.0.0.1:")
     port, token = re.match(r"http://127\.0\.0\.1:(\d+)/v/(\w+)/", url).groups()
     assert any(f"ssh -L {port}:127.0.0.1:{port} " in line for line in job.lines)

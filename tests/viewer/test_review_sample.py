@@ -36,7 +36,7 @@ def test_strata_divide_the_scores_and_then_the_sizes():
         assert third[0] <= each.mean_probability <= third[-1]
 
 
-@pytest.mark.parametrize(("number", "strata"), [(1, 1), (7, 1), (8, 4), (17, 4), (18, 9)])
+@pytest.mark.parametrize(("number", "strata"), [(1, 1), (27, 1), (28, 4), (62, 4), (63, 9)])
 def test_few_objects_are_drawn_from_few_strata(number, strata):
     drawn = draw_objects(make_rows(400), number)
     assert len(drawn) == number
