@@ -15,6 +15,7 @@ from kasthuri_ray.geometry import Box
 from kasthuri_ray.metrics.class_map import classes_at
 from kasthuri_ray.metrics.object_detection import find_objects
 from kasthuri_ray.metrics.object_settings import ObjectSettings
+from kasthuri_ray.output.ome_zarr import OmeZarrOutput
 from kasthuri_ray.volumes.opening import open_volume
 
 pytestmark = pytest.mark.slow
@@ -95,7 +96,7 @@ def test_a_run_has_scores_and_a_threshold_for_each_class_and_counts_labelled_vox
     text = page_text(run / "index.html")
     for name, row in metrics["test"]["classes"].items():
         assert f"{name} {row['foreground_f1']:.3f} {row['recall']:.3f} {row['precision']:.3f}" in text
-    assert f"F1 of objects {objects['f1']:.3f}" in text
+    assert f"F1 of objects {objects['by']['overlap']['f1']:.3f}" in text
     assert f"{objects['num_true']:,} organelles that are found" in text
     assert "unlabelled" not in metrics["test"]["classes"]
 
@@ -112,8 +113,8 @@ def test_the_mask_is_of_the_most_probable_class_that_reaches_its_threshold_and_o
     with open(f"{output}.objects.csv") as file:
         rows = list(csv.DictReader(file))
     settings = ObjectSettings.from_plain(group.attrs["kasthuri_ray"]["objects"])
-    size_nm = open_volume(str(output)).voxel_size_nm
-    table = find_objects(group["s0"][:], settings, size_nm)[1]
+    spec = OmeZarrOutput.open(str(output)).spec
+    table = find_objects(group["s0"][:], settings, spec.levels[0].scale if spec.nanometers else None)[1]
     assert [int(row["size_voxels"]) for row in rows] == table.size_voxels.tolist()
     assert [NAMES.index(row["class"]) + 1 for row in rows] == table.class_numbers.tolist()
 
