@@ -1,4 +1,4 @@
-"""Measure speed, memory and accuracy: `python jobs/benchmark.py train`, `segment`, `tune`, `accuracy`, ..."""
+"""Measure speed, memory and accuracy: `python jobs/benchmark.py train`, `segment`, `tune`, `startup`, ..."""
 
 import argparse
 import signal
@@ -17,6 +17,7 @@ EXAMPLES = """examples:
   python jobs/benchmark.py predictor --device cuda
   python jobs/benchmark.py scale
   python jobs/benchmark.py tune
+  python jobs/benchmark.py startup
   python jobs/benchmark.py vnc --source groundtruth-drosophila-vnc --output vnc.zarr
   python jobs/benchmark.py accuracy --data vnc.zarr --task synapse --seeds 0 1 2
 """
@@ -27,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     kinds = parser.add_subparsers(
         dest="kind",
         required=True,
-        metavar="train|segment|predictor|scale|io|tune|accuracy|phantom|vnc",
+        metavar="train|segment|predictor|scale|io|tune|startup|accuracy|phantom|vnc",
         parser_class=argparse.ArgumentParser,
     )
 
@@ -71,6 +72,9 @@ def make_parser() -> argparse.ArgumentParser:
     tune = kinds.add_parser("tune", help="time saved and score lost by early stopping (ASHA), overhead per trial")
     tune.add_argument("--quick", action="store_true", help="few short trials, to test that the benchmark runs")
 
+    startup = kinds.add_parser("startup", help="how long tiny jobs take, beside the start of Ray and of one actor")
+    startup.add_argument("--quick", action="store_true", help="each job once, to test that the benchmark runs")
+
     accuracy = kinds.add_parser("accuracy", help="accuracy and training time of the defaults on real EM (VNC)")
     accuracy.add_argument("--data", metavar="DIR", default="vnc.zarr", help="vnc.zarr, or the folder that holds it")
     accuracy.add_argument(
@@ -109,7 +113,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     vnc.add_argument("--output", default="vnc.zarr", metavar="DIR", help="zarr to write (default: vnc.zarr)")
 
-    with_lines = (train, segment, predictor, scale, reading, tune, accuracy, phantom)
+    with_lines = (train, segment, predictor, scale, reading, tune, startup, accuracy, phantom)
     for kind in with_lines:
         name = kind.prog.split()[-1]
         kind.add_argument("--out", metavar="FILE", default=f"benchmark_{name}.json", help="default: %(default)s")
@@ -156,6 +160,10 @@ def main(arguments: Sequence[str]) -> None:
         from kasthuri_ray.benchmarks import sweep_cost
 
         lines = sweep_cost.run_sweep_benchmark(parts, **options)
+    elif kind == "startup":
+        from kasthuri_ray.benchmarks import startup
+
+        lines = startup.run_startup_benchmark(parts, **options)
     elif kind == "accuracy":
         from kasthuri_ray.benchmarks import accuracy
 

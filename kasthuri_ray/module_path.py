@@ -6,8 +6,11 @@ A network that is named by its import path may lie in that folder (`models/user_
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+import threading
+from contextlib import suppress
 
 # Where the user stands, for the workers of a cluster that was started elsewhere.
 FOLDER_VARIABLE = "KASTHURI_MODULE_FOLDER"
@@ -48,6 +51,22 @@ def is_searched_first(folder: str) -> bool:
     own_modules = os.path.dirname(os.__file__)
     entries = sys.path[: sys.path.index(own_modules)] if own_modules in sys.path else sys.path
     return any(_is_folder(entry, folder) for entry in entries)
+
+
+def import_in_background(name: str) -> None:
+    """Import a module in a thread while this process waits for something; an import of it later waits for the thread.
+
+    Parameters
+    ----------
+    name : str
+        Name of the module.
+    """
+
+    def load() -> None:
+        with suppress(Exception):  # raised where the module is used
+            importlib.import_module(name)
+
+    threading.Thread(target=load, name=f"import {name}", daemon=True).start()
 
 
 def _is_folder(entry: str, folder: str) -> bool:

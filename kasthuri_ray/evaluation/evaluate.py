@@ -16,21 +16,15 @@ from kasthuri_ray.config.settings import EvaluateSettings
 from kasthuri_ray.errors import InputError, WorkFailed, missing_is_bad_input, named_input
 from kasthuri_ray.evaluation.block_comparison import BlockResult, ComparisonTotals, compare_block
 from kasthuri_ray.evaluation.comparison import Comparison
-from kasthuri_ray.evaluation.comparison_inputs import prepare_comparison
+from kasthuri_ray.evaluation.comparison_inputs import ComparisonInputs, prepare_comparison
 from kasthuri_ray.evaluation.evaluation_folder import (
     check_evaluation_folder,
     evaluation_record,
     replaced_evaluation,
 )
-from kasthuri_ray.evaluation.evaluation_report import (
-    evaluation_metrics,
-    evaluation_notes,
-    evaluation_summary,
-    learnt_line,
-    write_evaluation_report,
-)
 from kasthuri_ray.evaluation.provenance import output_group_path, storage_path
 from kasthuri_ray.geometry import Box, Zyx
+from kasthuri_ray.module_path import import_in_background
 from kasthuri_ray.progress import Reporter, format_duration
 from kasthuri_ray.ray_cluster.connection import connect_ray
 from kasthuri_ray.ray_cluster.output_paths import SINGLE_NODE, check_writable_path, resolve_output_path
@@ -98,6 +92,7 @@ def evaluate(
     with named_input("--annotation", settings.annotation):
         inputs.comparison.check_sample()
     _open_folder(settings, SINGLE_NODE, record)  # what it refuses needs no cluster
+    import_in_background("kasthuri_ray.evaluation.evaluation_report")  # with its figures, while Ray starts
     cluster = connect_ray(reporter, settings.verbose)
     storage = _open_folder(settings, cluster, record)
     reporter.print_result(storage.path)  # the first line, for scripts
@@ -110,18 +105,31 @@ def evaluate(
             totals.add(block_result)
     finally:
         reporter.end()
-    metrics = evaluation_metrics(inputs, totals)
-    with replaced_evaluation(storage, record) as folder:
-        write_evaluation_report(folder, inputs, totals, metrics, settings)
-    for note in evaluation_notes(inputs, totals, metrics)[len(inputs.notes) :]:
-        reporter.print_line(note)
-    for warning in metrics["warnings"]:
-        reporter.print_line(f"warning: {warning}")
-    if metrics["voxels"]:
-        for line in filter(None, [learnt_line(metrics), evaluation_summary(metrics)]):
-            reporter.print_line(line)
+    metrics, lines = _write_results(storage, record, inputs, totals, settings)
+    for line in lines:
+        reporter.print_line(line)
     reporter.print_result(storage.path)
     return EvaluateResult(storage.path, metrics)
+
+
+def _write_results(
+    storage: Storage,
+    record: Mapping[str, Any],
+    inputs: ComparisonInputs,
+    totals: ComparisonTotals,
+    settings: EvaluateSettings,
+) -> tuple[dict[str, Any], list[str]]:
+    """Write the folder of the results; return the metrics, and lines for people."""
+    from kasthuri_ray.evaluation import evaluation_report as report  # loads the figures, which nothing needs before
+
+    metrics = report.evaluation_metrics(inputs, totals)
+    with replaced_evaluation(storage, record) as folder:
+        report.write_evaluation_report(folder, inputs, totals, metrics, settings)
+    lines = report.evaluation_notes(inputs, totals, metrics)[len(inputs.notes) :]
+    lines += [f"warning: {warning}" for warning in metrics["warnings"]]
+    if metrics["voxels"]:
+        lines += filter(None, [report.learnt_line(metrics), report.evaluation_summary(metrics)])
+    return metrics, lines
 
 
 def _open_folder(settings: EvaluateSettings, cluster: ClusterResources, record: Mapping[str, Any]) -> Storage:

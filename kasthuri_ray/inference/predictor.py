@@ -19,6 +19,7 @@ from kasthuri_ray.errors import CompilationFailed, GpuMemoryTooSmall
 from kasthuri_ray.geometry import Box, Zyx
 from kasthuri_ray.inference.inference_settings import InferenceSettings, tile_margin
 from kasthuri_ray.inference.tiling import ChunkGrid, Tile, VolumePart, plan_tiles, tiles_to_compute
+from kasthuri_ray.models.compilation import compile_network
 from kasthuri_ray.models.folded_unet import fold_network
 from kasthuri_ray.models.receptive_field import ReceptiveField
 
@@ -289,7 +290,7 @@ def _compile(network: nn.Module, device: torch.device) -> Callable[[Tensor], Ten
     """Return the network, to be compiled at its first call for each shape, with its weights as constants."""
     if hardware.find_compiler() is None and device.type == "cpu":
         raise CompilationFailed("there is no C++ compiler with Python's headers on this machine")
-    compiled = torch.compile(network, dynamic=False)
+    compiled = compile_network(network)
     limits = {"recompile_limit": MAX_COMPILED_SHAPES, "fail_on_recompile_limit_hit": True}
 
     def run(image: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import weakref
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ def activation_bytes_per_voxel(network: nn.Module, precision: str, dim: int) -> 
     return measure_activations(network, precision, dim)[0]
 
 
+@lru_cache(maxsize=4)  # a plan asks several times
 @torch.no_grad()
 def measure_activations(network: nn.Module, precision: str, dim: int) -> tuple[float, float]:
     """Return, for each voxel of a tile, the peak of live bytes and the elements of the largest tensor.

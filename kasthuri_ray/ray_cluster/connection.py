@@ -40,7 +40,7 @@ RAY_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     # A preempted node is noticed when it is gone: a run resumes from its last epoch either way.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -60,6 +60,8 @@ NO_DASHBOARD = {"RAY_API_SERVER_ADDRESS": "none://none"}
 
 NO_HOME = "/nonexistent"  # as Debian calls it; nothing is written there
 
+_own_nodes: set[str] = set()  # ids of the nodes of every Ray that this process has started
+
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 WRONG_TOKEN = re.compile("unauthenticated|authentication token", re.IGNORECASE)  # in Ray's message
 
@@ -77,6 +79,31 @@ def set_ray_environment() -> None:
         getpass.getuser()
     except (KeyError, OSError):
         os.environ["USER"] = f"uid{os.getuid()}"
+
+
+def worker_runtime_env() -> dict[str, Any]:
+    """Return the option `runtime_env` of actors, which sets Ray's environment variables in them.
+
+    Returns
+    -------
+    dict
+        Empty for a Ray that this process has started: its processes have inherited the variables, and actors take the
+        idle processes that Ray starts beforehand, which saves seconds.
+    """
+    return {} if is_own_ray() else {"env_vars": RAY_ENVIRONMENT}
+
+
+def is_own_ray() -> bool:
+    """Return whether this process has started the Ray that it works with, which then is this machine alone.
+
+    Returns
+    -------
+    bool
+        False if it has attached to a cluster, or another part of the program had started Ray before.
+    """
+    import ray
+
+    return ray.get_runtime_context().get_node_id() in _own_nodes
 
 
 def connect_ray(reporter: Reporter, verbose: bool = False) -> ClusterResources:
@@ -271,6 +298,7 @@ def _start(reporter: Reporter, verbose: bool, level: int) -> None:
                     _temp_dir=folder,
                     **_module_path_options(attach=False),
                 )
+            _own_nodes.add(ray.get_runtime_context().get_node_id())
             return
         except Exception as error:
             if "timed out during startup" not in str(error):

@@ -20,7 +20,7 @@ from kasthuri_ray.inference.inference_settings import (
     choose_inference_settings,
 )
 from kasthuri_ray.inference.tiling import pooling_phase
-from kasthuri_ray.ray_cluster.connection import RAY_ENVIRONMENT, check_local_cpus
+from kasthuri_ray.ray_cluster.connection import check_local_cpus, is_own_ray, worker_runtime_env
 from kasthuri_ray.ray_cluster.ray_errors import root_cause
 from kasthuri_ray.ray_cluster.resources import ClusterResources, ResourceDemand, count_fitting_actors, require_resources
 from kasthuri_ray.segmentation.actor_plan import ActorPlan
@@ -47,7 +47,7 @@ def actor_class(worker_class: type) -> Any:
     """Return Ray's class of actors that run a worker."""
     import ray
 
-    return ray.remote(runtime_env={"env_vars": RAY_ENVIRONMENT})(worker_class)
+    return ray.remote(runtime_env=worker_runtime_env())(worker_class)
 
 
 def make_actors(worker_class: type[BlockWorker], job: SegmentationJob) -> MakeActor:
@@ -97,9 +97,11 @@ def choose_settings_on_cluster(
 
 
 def actor_machine(use_gpu: bool, num_gpus: float) -> Machine:
-    """Return the kind of machine that actors will run on, as one of them describes it."""
+    """Return the kind of machine that actors will run on: this one, or as a process there describes it."""
     import ray
 
+    if is_own_ray() and not use_gpu:  # a GPU would be held by this process too
+        return Machine.detect("cpu")
     describe: Any = ray.remote(num_cpus=PROBE_CPUS, num_gpus=num_gpus)(_describe_machine)
     return ray.get(describe.remote("cuda" if use_gpu else "cpu"), timeout=PROBE_TIMEOUT_S)
 

@@ -1,10 +1,11 @@
-"""Local paths: the nearest one that exists, what may be created there, and what was meant by one that is missing."""
+"""Local paths: the nearest that exists, what may be created there, the user's cache, and what a typo meant."""
 
 from __future__ import annotations
 
 import difflib
 import itertools
 import os
+import tempfile
 from pathlib import Path
 
 from kasthuri_ray.storage.uris import expand_home
@@ -43,6 +44,24 @@ def can_create_in(folder: str | Path) -> bool:
         What its permissions say; False if it is no folder.
     """
     return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+
+
+def user_cache_folder() -> str:
+    """Return the folder of this user for what may be made again: chunks of remote volumes, compiled kernels.
+
+    Returns
+    -------
+    str
+        KASTHURI_CACHE, which may be "none", or ~/.cache/kasthuri_ray. A container may have no home folder, or one that
+        cannot be written: then a folder of this user among the temporary files; "none" if another user owns it.
+    """
+    if chosen := os.environ.get("KASTHURI_CACHE"):
+        return chosen
+    home = os.path.expanduser("~/.cache/kasthuri_ray")
+    if os.path.isabs(home) and can_create_in(nearest_existing(home)):
+        return home
+    own = os.path.join(tempfile.gettempdir(), f"kasthuri_ray_cache_{os.getuid()}")
+    return "none" if os.path.lexists(own) and os.lstat(own).st_uid != os.geteuid() else own
 
 
 def describe_missing(path: str | Path) -> str:

@@ -17,6 +17,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -185,6 +186,17 @@ class TileStream:
     def close(self) -> None:
         """Stop reading ahead."""
         self._prefetcher.close()
+
+
+def start_reading_services() -> None:
+    """Have Ray Data start its own process in the background; else the first tiles wait for it, for seconds."""
+    import ray.data
+
+    def start() -> None:
+        with suppress(Exception):  # reading starts it then
+            ray.data.from_items([{"number": 0}])
+
+    threading.Thread(target=start, name="reading services", daemon=True).start()
 
 
 @dataclass(frozen=True)

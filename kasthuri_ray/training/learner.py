@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kasthuri_ray import hardware
 from kasthuri_ray.labels import IGNORE_LABEL
 from kasthuri_ray.metrics.voxel_counts import BINS, VoxelCounts
+from kasthuri_ray.models.compilation import compile_network
 from kasthuri_ray.models.losses import make_loss
 from kasthuri_ray.models.unet import load_weights
 from kasthuri_ray.tiles.augmentation import Augment, tile_seed
@@ -110,7 +111,7 @@ class Learner:
 
     def _wrap_network(self) -> nn.Module:
         """Return the network that a training step calls: compiled, and with gradients that are summed over ranks."""
-        wrapped: Any = torch.compile(self.network, dynamic=False) if self.plan.compile else self.network
+        wrapped: Any = compile_network(self.network) if self.plan.compile else self.network
         if world_size() > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             # Running statistics are only synchronized where they are used, in `evaluate`.

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from kasthuri_ray.errors import VolumeError
 from kasthuri_ray.progress import Reporter, Throttle
 from kasthuri_ray.ray_cluster.connection import RAY_ENVIRONMENT, WORKER_CPUS
 from kasthuri_ray.ray_cluster.process_priority import lower_helper_priority
-from kasthuri_ray.ray_cluster.ray_errors import root_cause, user_error
 from kasthuri_ray.training.training_job import TrainingJob, WorkerContext
 from kasthuri_ray.training.training_messages import (
     EpochMessage,
@@ -22,14 +17,11 @@ from kasthuri_ray.training.training_messages import (
     TrainingMessage,
 )
 from kasthuri_ray.training.worker import train_worker
+from kasthuri_ray.training.worker_failures import make_failure_callback
 from kasthuri_ray.training.worker_plan import WorkerPlan
 
 MAX_FAILURES = 8  # restarts of the workers, each from the last epoch, before the run fails
 MAX_START_ATTEMPTS = 60  # attempts, of half a minute each, to get workers at all
-
-# Words in the plain RuntimeError that torch raises when another rank is gone.
-CONNECTION_WORDS = ("gloo", "nccl", "connection", "timed out", "peer")
-STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 
 PRIORITY_PERIOD_S = 15.0  # between two searches for new helper processes whose priority must be lowered
 
@@ -69,13 +61,13 @@ def make_trainer(
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from kasthuri_ray.training.rendezvous import MultiHostTorchConfig
-
-    gpu, config = workers.use_gpu, {"job": job, "show": show, "report": report or _report_to_ray_train}
+    gpu = workers.use_gpu
+    # Ray Train's controlling process receives this too: by reference, it need not load what the job is made of.
+    config = {"job": ray.put(job), "show": show, "report": report, "per_node": workers.per_node}
     return TorchTrainer(
         _train_loop,
-        train_loop_config={**config, "per_node": workers.per_node},
-        torch_config=MultiHostTorchConfig(),
+        train_loop_config=config,
+        torch_config=_make_torch_config(workers),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.most if workers.fewest == workers.most else (workers.fewest, workers.most),  # type: ignore[arg-type]
             use_gpu=gpu,
@@ -96,52 +88,15 @@ def make_trainer(
     )
 
 
-def make_failure_callback(show: MessageHandler) -> Any:
-    """Make a callback of Ray Train that ends the run after a permanent error, and shows the errors that are retried."""
-    from ray.train import UserCallback
+def _make_torch_config(workers: WorkerPlan) -> Any:
+    """Return how the workers' process group is set up; one worker on a CPU needs none, nor torch where it is set up."""
+    if workers.most == 1 and not workers.use_gpu:
+        from kasthuri_ray.training.single_worker import SingleWorkerConfig
 
-    class StopOnPermanentErrors(UserCallback):
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            for exception in worker_exceptions.values():
-                error = user_error(exception)
-                if not is_retryable(error):
-                    raise error
-            ranks = ", ".join(map(str, worker_exceptions))
-            reason = root_cause(next(iter(worker_exceptions.values()))).splitlines()[0].rstrip(".")
-            show(TextMessage(f"worker {ranks} failed ({reason}); the workers start again from the last epoch"))
+        return SingleWorkerConfig()
+    from kasthuri_ray.training.rendezvous import MultiHostTorchConfig
 
-    return StopOnPermanentErrors()
-
-
-def is_retryable(error: BaseException) -> bool:
-    """Return whether a retry may succeed: a worker or a node died, a connection broke, or a volume did not answer."""
-    import ray
-
-    if isinstance(error, OSError):
-        return isinstance(error, VolumeError | ConnectionError | TimeoutError)
-    # RayTrainError, which has no public name, means that a worker did not answer for very long.
-    class_names = {kind.__name__ for kind in type(error).__mro__}
-    if isinstance(error, torch.distributed.DistError | ray.exceptions.RayError) or "RayTrainError" in class_names:
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in CONNECTION_WORDS)
-
-
-def is_environment_failure(error: BaseException) -> bool:
-    """Return whether every other run would fail too: the disk is full, or a storage or a volume does not answer.
-
-    Parameters
-    ----------
-    error : BaseException
-        Error of a worker, without the errors that Ray wraps around it.
-
-    Returns
-    -------
-    bool
-        False for an error that the settings of the run cause.
-    """
-    if isinstance(error, VolumeError | ConnectionError | TimeoutError | PermissionError):
-        return True
-    return isinstance(error, OSError) and error.errno in STORAGE_ERRNOS
+    return MultiHostTorchConfig()
 
 
 def make_message_handler(reporter: Reporter) -> MessageHandler:
@@ -186,10 +141,10 @@ def _train_loop(config: dict[str, Any]) -> None:
         world_size=ray_context.get_world_size(),
         workers_per_node=max(ray_context.get_local_world_size(), config["per_node"]),
         device=ray.train.torch.get_device(),
-        report=config["report"],
+        report=config["report"] or _report_to_ray_train,
         show=config["show"],
     )
-    train_worker(config["job"], context)
+    train_worker(ray.get(config["job"]), context)
 
 
 def _report_to_ray_train(history: list[dict[str, Any]]) -> None:

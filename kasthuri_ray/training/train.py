@@ -23,6 +23,7 @@ from kasthuri_ray.ray_cluster.resources import ClusterResources, require_resourc
 from kasthuri_ray.ray_cluster.worker_messages import WorkerMessages
 from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.storage.lease import Lease
+from kasthuri_ray.tiles.streaming import start_reading_services
 from kasthuri_ray.training.preflight import (
     check_run_location,
     check_run_resumable,
@@ -165,6 +166,7 @@ def _train_under_lease(job: TrainingJob, workers: WorkerPlan, reporter: Reporter
 
 def _run_workers(job: TrainingJob, workers: WorkerPlan, reporter: Reporter, lease: Lease) -> None:
     """Train on Ray's workers; whatever ends this early also ends the workers, before the lease is released."""
+    start_reading_services()
     with (
         scratch_folder() as scratch,
         guard_ray_work("training", reporter, lease),

@@ -22,6 +22,7 @@ from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.metrics import voxel_counts, voxel_scores
 from kasthuri_ray.models.checkpoints import Checkpoint
 from kasthuri_ray.models.unet import build_network, load_weights
+from kasthuri_ray.module_path import import_in_background
 from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.tiles.sampling import GridTiles
 from kasthuri_ray.tiles.streaming import TilePlan, TileStream, plan_grid_tiles, plan_training_tiles
@@ -51,6 +52,13 @@ def train_worker(job: TrainingJob, context: WorkerContext) -> None:
 
     A run that has a checkpoint resumes from it. `context.report` may end the run after any epoch: at once, or with the
     report of the epochs so far.
+
+    Parameters
+    ----------
+    job : TrainingJob
+        The run.
+    context : WorkerContext
+        The place of this worker among the others.
     """
     process_resources.configure_allocator()
     process_resources.set_threads(context.workers_per_node)
@@ -65,6 +73,8 @@ def train_worker(job: TrainingJob, context: WorkerContext) -> None:
     answer = context.report(progress.history) if progress.history else None
     settings = job.settings.network
     stream = _training_stream(job, context, progress.epoch)
+    if context.rank == 0:
+        import_in_background("kasthuri_ray.training.run_report")  # with its figures, while the first tiles are read
     learner = make_learner(job, context, saved)
     val_stream = _grid_stream(job.tiles.val, job, context, settings.epochs - progress.epoch)
     trackers = Trackers.start(job.settings, job.path, progress.epoch) if context.rank == 0 else None
@@ -85,7 +95,7 @@ def train_worker(job: TrainingJob, context: WorkerContext) -> None:
         return
     if answer != EVALUATE and progress.epoch < settings.epochs and context.rank == 0:
         context.show(TextMessage(_early_stop_text(progress.epoch, settings)))
-    from kasthuri_ray.training import run_report  # loads the figures, which nothing needs before
+    from kasthuri_ray.training import run_report  # with the figures, which nothing needs before
 
     run_report.write_run_report(job, context, learner, folder, progress)
 

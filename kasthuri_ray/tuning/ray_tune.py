@@ -19,7 +19,7 @@ ASHA_REDUCTION = 3  # one in three trials at a rung continues, for three times a
 MEDIAN_MIN_TRIALS = 3  # fewer trials have no meaningful median
 NO_TRIALS_LEFT = "end"
 HEAD_RESOURCE = "node:__internal_head__"  # the other resource with this prefix is the node's own
-NODE_RESOURCE_SHARE = 0.001  # of the node's own resource: the trials' processes run beside the driver and take no CPU
+NODE_RESOURCE_SHARE = 0.001  # of the node's own resource: the trials' processes run beside the driver
 
 
 class TrialSource(Protocol):
@@ -93,10 +93,11 @@ def _replay_scores(scheduler: Any, trial: _EarlierTrial, scores: list[float]) ->
     scheduler.on_trial_complete(None, trial, results[-1])
 
 
-def make_tuner(run: Callable[[str], None], source: TrialSource, scheduler: Any, scratch: str) -> Any:
+def make_tuner(run: Callable[[str], None], source: TrialSource, scheduler: Any, scratch: str, cpus: float = 0.0) -> Any:
     """Return the tuner.
 
-    `run` trains the trial of an id, in a process of Tune's. `scratch` is a folder for Tune's own files.
+    `run` trains the trial of an id, in a process of Tune's, which holds so many `cpus`. `scratch` is a folder for
+    Tune's own files.
     """
     import ray
     from ray import tune
@@ -107,7 +108,8 @@ def make_tuner(run: Callable[[str], None], source: TrialSource, scheduler: Any, 
     node_id = ray.get_runtime_context().get_node_id()
     (node,) = (node for node in ray.nodes() if node["NodeID"] == node_id)
     resource = next(name for name in node["Resources"] if name.startswith("node:") and name != HEAD_RESOURCE)
-    resources = tune.PlacementGroupFactory([{resource: NODE_RESOURCE_SHARE}])
+    bundle = {resource: NODE_RESOURCE_SHARE} | ({"CPU": cpus} if cpus else {})
+    resources = tune.PlacementGroupFactory([bundle])
     return tune.Tuner(
         tune.with_resources(trial, resources),
         tune_config=tune.TuneConfig(

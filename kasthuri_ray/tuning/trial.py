@@ -1,7 +1,9 @@
-"""One trial of a sweep: a training run with its own workers that waits for Tune's decision after each epoch.
+"""One trial of a sweep: a training run that waits for Tune's decision after each epoch.
 
 `prepare_trial` checks a trial in the driver. Ray Tune calls `run_trial` in a process that it reuses for one trial after
-another: it trains in a thread, and reports to Tune the history that the trial's workers store at the epoch barrier. A
+another: it trains in a thread, and reports to Tune the history that the trial stores at the epoch barrier. A trial has
+workers of its own, from Ray Train; but a trial of one worker, in a Ray of this machine alone, trains in Tune's process:
+to start Ray Train's processes takes as long as several epochs of a small trial. A
 trial that cannot be trained is no error to Tune: its result says why. If the reason would affect every other trial too,
 such as a full disk, the trial's state is INTERRUPTED: it resumes once the reason is fixed.
 """
@@ -9,6 +11,7 @@ such as a full disk, the trial's state is INTERRUPTED: it resumes once the reaso
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,14 +19,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from kasthuri_ray.config.settings import Settings
-from kasthuri_ray.ray_cluster.connection import set_ray_environment
+from kasthuri_ray.ray_cluster.connection import is_own_ray, set_ray_environment
 from kasthuri_ray.ray_cluster.driver import scratch_folder
 from kasthuri_ray.ray_cluster.ray_errors import failure_reason, user_error
 from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.training.preflight import prepare_training, run_path
-from kasthuri_ray.training.ray_trainer import is_environment_failure, make_trainer
+from kasthuri_ray.training.ray_trainer import make_trainer
 from kasthuri_ray.training.run_folder import RunFolder, run_description
-from kasthuri_ray.training.training_job import EVALUATE, TrainingJob
+from kasthuri_ray.training.training_job import EVALUATE, TrainingJob, WorkerContext
+from kasthuri_ray.training.training_messages import TextMessage
+from kasthuri_ray.training.worker_failures import is_environment_failure, is_retryable, retry_text
 from kasthuri_ray.training.worker_plan import WorkerPlan, plan_workers
 from kasthuri_ray.tuning.epoch_barrier import EpochBarrierClient, History
 from kasthuri_ray.tuning.trial_messages import TrialMessageHandler, TrialMessagePoster
@@ -85,16 +90,22 @@ def prepare_trial(settings: Settings, workers: WorkerPlan, deadline: float | Non
     return TrialPlan(id, job, workers, prepared.num_parameters, deadline)
 
 
-def run_trial(id: str, barrier: Any, post: TrialMessageHandler) -> None:
+def trains_in_process(workers: WorkerPlan) -> bool:
+    """Return whether trials train in Tune's process: it has the environment of a worker, and no GPU is to be shared."""
+    return workers.most == 1 and not workers.use_gpu and is_own_ray()
+
+
+def run_trial(id: str, barrier: Any, post: TrialMessageHandler, in_process: bool = False) -> None:
     """Train a trial as far as Tune lets it, and report its result to Tune.
 
-    The epoch barrier `barrier` holds the trial's plan. `post` receives messages for the user.
+    The epoch barrier `barrier` holds the trial's plan. `post` receives messages for the user. With `in_process` this
+    process trains.
     """
     import ray
 
     set_ray_environment()
     plan: TrialPlan = ray.get(ray.get(barrier.plan.remote(id))[0])
-    training = _TrainingThread(plan, post, EpochBarrierClient(barrier, id, plan.num_epochs))
+    training = _TrainingThread(plan, post, EpochBarrierClient(barrier, id, plan.num_epochs), in_process)
     reported: History = []
     is_late = False
     while True:
@@ -147,8 +158,14 @@ class _TrainingThread:
     `failure` is the reason if it failed, else ""; `affects_all_trials` says whether any other trial would fail too.
     """
 
-    def __init__(self, plan: TrialPlan, post: TrialMessageHandler, report: Callable[[History], str | None]) -> None:
-        self.plan, self.report = plan, report
+    def __init__(
+        self,
+        plan: TrialPlan,
+        post: TrialMessageHandler,
+        report: Callable[[History], str | None],
+        in_process: bool = False,
+    ) -> None:
+        self.plan, self.report, self.in_process = plan, report, in_process
         self.show = TrialMessagePoster(post, plan.id)
         self.failure, self.affects_all_trials = "", False
         self._thread = threading.Thread(target=self._train, name=f"trial {plan.id}", daemon=True)
@@ -161,8 +178,30 @@ class _TrainingThread:
     def _train(self) -> None:
         plan = self.plan
         try:
+            if self.in_process:
+                self._train_here()
+                return
             with scratch_folder() as scratch:
                 make_trainer(plan.job, plan.workers, scratch, self.show, self.report, MAX_FAILURES).fit()
         except BaseException as error:  # of any kind: the sweep continues without this trial
             self.failure = failure_reason(error)
             self.affects_all_trials = is_environment_failure(user_error(error))
+
+    def _train_here(self) -> None:
+        """Train in this process; after an error that may pass, again from the last epoch, as Ray Train does."""
+        import torch
+
+        from kasthuri_ray.training.worker import train_worker
+
+        job, workers = self.plan.job, self.plan.workers
+        context = WorkerContext(0, 1, workers.per_node, torch.device("cpu"), self.report, self.show)
+        for failures_left in reversed(range(MAX_FAILURES + 1)):
+            if "torch._dynamo" in sys.modules:
+                torch.compiler.reset()  # networks of earlier trials count against the limit of recompilations
+            try:
+                train_worker(job, context)
+                return
+            except Exception as error:
+                if not (failures_left and is_retryable(error)):
+                    raise
+                self.show(TextMessage(retry_text("0", error)))

@@ -20,6 +20,7 @@ from typing import Any
 from kasthuri_ray.config.sweep_settings import SweepSettings
 from kasthuri_ray.errors import WorkFailed, missing_is_bad_input
 from kasthuri_ray.progress import Reporter, Throttle
+from kasthuri_ray.ray_cluster.connection import WORKER_CPUS
 from kasthuri_ray.ray_cluster.driver import (
     exit_on_sigterm,
     guard_ray_work,
@@ -31,6 +32,7 @@ from kasthuri_ray.ray_cluster.resources import require_resources
 from kasthuri_ray.ray_cluster.worker_messages import WorkerMessages
 from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.storage.lease import Lease
+from kasthuri_ray.tiles.streaming import start_reading_services
 from kasthuri_ray.training.run_folder import RunFolder
 from kasthuri_ray.tuning.epoch_barrier import start_epoch_barrier
 from kasthuri_ray.tuning.leaderboard import BEST_FOLDER, LEADERBOARD_JSON, Leaderboard, recover_trials
@@ -38,7 +40,7 @@ from kasthuri_ray.tuning.ray_tune import make_scheduler, make_tuner
 from kasthuri_ray.tuning.sweep_plan import JobCommand, SweepPlan, check_sweep_resumable, plan_sweep
 from kasthuri_ray.tuning.sweep_report import describe_search, describe_winner
 from kasthuri_ray.tuning.sweep_trials import SweepTrials
-from kasthuri_ray.tuning.trial import run_trial
+from kasthuri_ray.tuning.trial import run_trial, trains_in_process
 from kasthuri_ray.tuning.trial_record import FAILED, FINISHED, STOPPED, TrialRecord
 
 DRAW_INTERVAL_S = 0.5  # between two drawings of the table
@@ -141,13 +143,15 @@ def tune(
 def _run_trials(plan: SweepPlan, leaderboard: Leaderboard, reporter: Reporter, lease: Lease) -> None:
     """Run the trials, then write the best trial and the page. An early end for any reason ends the trials too."""
     _configure_tune(plan.settings.train.verbose)
+    start_reading_services()
     with scratch_folder() as scratch, guard_ray_work("the sweep", reporter, lease):
-        barrier = start_epoch_barrier()
+        barrier, in_process = start_epoch_barrier(), trains_in_process(plan.workers)
         sweep = SweepTrials(plan, leaderboard, reporter, barrier)
         with WorkerMessages(sweep.display.receive) as messages:
             post = messages.post
             scheduler = make_scheduler(plan.tune, plan.settings.network.epochs, leaderboard)
-            tuner = make_tuner(lambda id: run_trial(id, barrier, post), sweep, scheduler, scratch)
+            cpus = WORKER_CPUS if in_process else 0.0
+            tuner = make_tuner(lambda id: run_trial(id, barrier, post, in_process), sweep, scheduler, scratch, cpus)
             run_in_thread(tuner.fit, _make_periodic_check(sweep, lease), sweep.interrupt)
             if sweep.stop_reason:
                 raise WorkFailed(f"the sweep cannot continue: {sweep.stop_reason}")

@@ -10,7 +10,6 @@ import math
 import os
 import re
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from numcodecs.zstd import Zstd
 
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box
-from kasthuri_ray.storage.local_paths import can_create_in, nearest_existing
+from kasthuri_ray.storage.local_paths import user_cache_folder
 from kasthuri_ray.storage.uris import expand_home
 from kasthuri_ray.volumes.parallel_calls import map_threads
 from kasthuri_ray.volumes.volume import Volume
@@ -72,22 +71,10 @@ def open_cache(folder: str | None, size: str) -> ChunkCache | None:
         If the size is malformed.
     """
     size_limit_bytes = parse_byte_size(size)
-    folder = folder or os.environ.get("KASTHURI_CACHE") or _default_folder()
+    folder = folder or user_cache_folder()
     if folder.lower() == "none":
         return None
     return ChunkCache(Path(expand_home(folder)).absolute(), size_limit_bytes)
-
-
-def _default_folder() -> str:
-    """Return the folder of the cache below the user's home, or else one that is this user's among the temporary files.
-
-    A container may have no home folder, or one that cannot be written. Another user's folder is not used.
-    """
-    home = os.path.expanduser("~/.cache/kasthuri_ray")
-    if os.path.isabs(home) and can_create_in(nearest_existing(home)):
-        return home
-    own = os.path.join(tempfile.gettempdir(), f"kasthuri_ray_cache_{os.getuid()}")
-    return "none" if os.path.lexists(own) and os.lstat(own).st_uid != os.geteuid() else own
 
 
 def parse_byte_size(text: str) -> int:

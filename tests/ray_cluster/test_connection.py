@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,6 +32,8 @@ def ray_init(monkeypatch):
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "started here"))
+    monkeypatch.setattr(connection, "_own_nodes", set())
     monkeypatch.setattr("kasthuri_ray.process_resources.usable_cpus", lambda: 2)
     return calls, failures
 
@@ -49,6 +52,13 @@ def test_starting_ray_prints_a_line_to_stderr_and_none_to_stdout(ray_init, capsy
     failures.append(RuntimeError("out of disk space"))
     with pytest.raises(RuntimeError, match="out of disk space"):
         connection._start(Reporter(), False, 40)
+
+
+def test_actors_get_the_environment_unless_they_inherit_it_from_a_ray_that_is_started_here(ray_init):
+    assert connection.worker_runtime_env() == {"env_vars": connection.RAY_ENVIRONMENT}
+    connection._start(Reporter(), False, 40)
+    assert connection.is_own_ray()
+    assert connection.worker_runtime_env() == {}
 
 
 def test_a_machine_that_is_too_busy_to_start_ray_is_an_error_that_says_what_to_do(ray_init, monkeypatch, capsys):

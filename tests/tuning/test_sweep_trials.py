@@ -14,7 +14,7 @@ from kasthuri_ray.progress import Reporter
 from kasthuri_ray.ray_cluster.driver import run_in_thread
 from kasthuri_ray.ray_cluster.ray_errors import failure_reason
 from kasthuri_ray.storage.folder import open_storage
-from kasthuri_ray.training.ray_trainer import is_environment_failure
+from kasthuri_ray.training.worker_failures import is_environment_failure
 from kasthuri_ray.tuning.leaderboard import Leaderboard, recover_trials
 from kasthuri_ray.tuning.ray_tune import NO_TRIALS_LEFT, SweepInterrupted
 from kasthuri_ray.tuning.search_space import SearchDomain
