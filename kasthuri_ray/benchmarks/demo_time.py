@@ -1,0 +1,45 @@
+"""How long `make demo` takes on this kind of processor: `python -m kasthuri_ray.benchmarks.demo_time` prints a line.
+
+The figures are recorded, one for each kind of CPU in `hardware.RULES`; nothing is timed.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from kasthuri_ray.hardware import processor_kind
+from kasthuri_ray.process_resources import usable_cpus
+
+MEASURED_CPUS = 2
+# Minutes on two cores, and where they come from.
+DEMO_MINUTES = {
+    "avx2": (4.0, "the goal; not measured"),
+    "avx512": (4.0, "the goal; not measured"),
+    "bf16": (2.5, "the goal; not measured"),
+    "amx": (2.5, "the goal; not measured"),
+    "arm": (4.0, "a guess; not measured"),
+}
+
+
+def demo_line(kind: str, cpus: int) -> str:
+    """Return how long the demo takes.
+
+    Parameters
+    ----------
+    kind : str
+        Kind of the CPU, a key of `hardware.RULES`.
+    cpus : int
+        CPUs that this process may use.
+
+    Returns
+    -------
+    str
+        A line that names the machine that was measured; fewer CPUs take longer.
+    """
+    minutes, _ = DEMO_MINUTES[kind]
+    here = f"this machine has {cpus}" if cpus != MEASURED_CPUS else "as many as this machine has"
+    return f"The demo takes about {minutes:g} minutes on {MEASURED_CPUS} cores of this kind ({kind}); {here}."
+
+
+if __name__ == "__main__":
+    print(demo_line(processor_kind(torch.device("cpu")), usable_cpus()), flush=True)
