@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kasthuri_ray.evaluation import evaluate as evaluate_module
+from kasthuri_ray.evaluation import evaluation_report
 from kasthuri_ray.evaluation.block_comparison import compare_block
 from kasthuri_ray.evaluation.evaluate import EvaluateResult, default_out, evaluate
 from kasthuri_ray.progress import Reporter
@@ -110,6 +111,6 @@ def test_blocks_of_a_worker_that_dies_are_computed_again(evaluated, synapses, tm
         return compare_block(comparison, block)
 
     monkeypatch.setattr(evaluate_module, "compare_block", compare_or_die)
-    monkeypatch.setattr(evaluate_module, "write_evaluation_report", lambda *_: None)
+    monkeypatch.setattr(evaluation_report, "write_evaluation_report", lambda *_: None)
     assert evaluate(synapses.settings, Reporter(), block_shape=(4, 128, 128)).metrics == evaluated
     assert mark.exists()

@@ -13,6 +13,7 @@ import zarr
 
 from kasthuri_ray import cli
 from kasthuri_ray.evaluation import evaluate as evaluate_module
+from kasthuri_ray.evaluation import evaluation_report
 from kasthuri_ray.ray_cluster.resources import ClusterResources
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -208,9 +209,9 @@ def test_the_same_evaluation_is_replaced_and_another_one_needs_overwrite(main, f
     assert json.loads((out / "settings.json").read_text())["evaluate"]["box"] == "0:4,0:32,0:32"
     assert (out / "notes.txt").read_text() == "mine"
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    for broken in ("write_evaluation_report", "compare_blocks"):
+    for module, broken in ((evaluation_report, "write_evaluation_report"), (evaluate_module, "compare_blocks")):
         with monkeypatch.context() as patch:
-            patch.setattr(evaluate_module, broken, fail_after(getattr(evaluate_module, broken)))
+            patch.setattr(module, broken, fail_after(getattr(module, broken)))
             assert run("--overwrite") == 1
         assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     (out / "unfinished").mkdir()  # of one that was killed
