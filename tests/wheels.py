@@ -1,7 +1,7 @@
 """Check that every pinned package has a wheel for x86 and for ARM: `make wheels`.
 
-Each wheel is downloaded to a temporary folder (a few hundred MB per platform). `SOURCE_ONLY` packages are skipped: they are
-pure Python and come as source packages.
+Each wheel is downloaded to a temporary folder (a few hundred MB per platform). Those of `SOURCE_ONLY` are skipped: they
+are pure Python and come as source packages.
 """
 
 import subprocess
