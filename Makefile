@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 
 .venv: .venv/installed           ## create the environment, step by step
 .venv/installed: pyproject.toml constraints.txt
-	$(PYTHON) install.py --venv-args='$(VENV_ARGS)' --torch-index='$(TORCH_INDEX)'
+	$(PYTHON) .ci/install.py --venv-args='$(VENV_ARGS)' --torch-index='$(TORCH_INDEX)'
 	touch $@
 
 DEMO := demo-$(shell date +%Y%m%d-%H%M%S)

@@ -13,7 +13,7 @@ INDEX = "https://example.org/cpu"
 
 @pytest.fixture
 def installer(load_module) -> ModuleType:
-    return load_module(ROOT / "install.py")
+    return load_module(ROOT / ".ci" / "install.py")
 
 
 @pytest.fixture

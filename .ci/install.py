@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = "test,lint,docs,benchmarks"
 
 # Runs in the environment, whose pip brings the parser of version ranges. Takes the range of torch and the pins, and
