@@ -26,11 +26,11 @@ demo: .venv                      ## train on a synthetic cortex, segment an unse
 
 PYTEST := $(BIN)/python -m pytest
 TWO_PROCESSES := --numprocesses=2 --dist=loadgroup --no-loadscope-reorder
-test: .venv                      ## run the test suite: at most 8 minutes on two cores
+test: .venv                      ## run the test suite
 	$(PYTEST) $(TWO_PROCESSES)
 
-test-all: .venv                  ## run what `make test` leaves out: slow tests, and long ones with few trials
-	KASTHURI_FAULT_TRIALS=4 $(PYTEST) $(TWO_PROCESSES) -m 'slow or faults or cluster or browser'
+test-all: .venv                  ## run what `make test` leaves out: slow tests, and those in a browser
+	$(PYTEST) $(TWO_PROCESSES) -m '(slow or browser) and not faults and not cluster'
 
 test-faults: .venv               ## long tests: processes killed at random moments
 	$(PYTEST) -m faults
