@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+FIXED_PORTS = (20000, 32000)
 TIMEOUT_S = 240  # of one job: seconds on an idle machine, minutes on a busy one
 
 
@@ -146,11 +148,14 @@ def run_ray_start(command: list[str], env: dict[str, str], log: Path, tries: int
 
 
 def free_ports(number: int) -> list[str]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(contextlib.closing(socket.socket())) for _ in range(number)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [str(each.getsockname()[1]) for each in sockets]
+    """Return ports below those that the system gives to others, such as to another Ray that starts meanwhile."""
+    ports: set[int] = set()
+    while len(ports) < number:
+        port = random.randrange(*FIXED_PORTS)
+        with contextlib.suppress(OSError), contextlib.closing(socket.socket()) as tried:
+            tried.bind(("127.0.0.1", port))
+            ports.add(port)
+    return [str(port) for port in ports]
 
 
 def is_listening(port: str) -> bool:

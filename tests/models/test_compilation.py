@@ -45,8 +45,8 @@ def test_a_second_process_takes_its_kernels_from_the_users_cache(tmp_path: Path)
     second = run_program(tmp_path)
     assert first["miss"] > 0
     assert kernels
-    assert (second["miss"], second["bypass"]) == (0, 0)
-    assert second["hit"] == first["miss"]
+    assert (second["miss"], second["hit"]) == (0, first["miss"])
+    assert second["bypass"] == first["bypass"], "graphs with constant weights; their kernels are kept all the same"
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "kernels").rglob("*.so")} == kernels
 
 
