@@ -13,11 +13,11 @@ from kasthuri_ray.process_resources import usable_cpus
 MEASURED_CPUS = 2
 # Minutes on two cores, and where they come from.
 DEMO_MINUTES = {
-    "avx2": (4.0, "the goal; not measured"),
-    "avx512": (4.0, "the goal; not measured"),
-    "bf16": (2.5, "the goal; not measured"),
-    "amx": (2.5, "the goal; not measured"),
-    "arm": (4.0, "a guess; not measured"),
+    "avx2": (11.0, "EPYC Zen 3, an earlier version"),
+    "avx512": (8.0, "a guess; not measured"),
+    "bf16": (4.0, "EPYC Zen 5, an earlier layout of the task"),
+    "amx": (4.0, "a guess; not measured"),
+    "arm": (8.0, "a guess; not measured"),
 }
 
 
