@@ -189,8 +189,8 @@ def evaluation_summary(result: dict[str, Any]) -> str:
 def _object_summary(objects: Mapping[str, Any]) -> str:
     overlap = objects["by"]["overlap"]
     return (
-        f"objects: F1 {overlap['f1']:.3f} by overlap, {objects['f1']:.3f} by IoU, {objects['num_predicted']} marked, "
-        f"{objects['num_true']} true"
+        f"objects: F1 {overlap['f1']:.3f} by overlap, {objects['f1']:.3f} by IoU; by overlap "
+        f"{overlap['true_positives']} of {objects['num_true']} found, {objects['num_predicted']} marked"
     )
 
 

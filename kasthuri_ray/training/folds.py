@@ -301,9 +301,9 @@ def _fold_scores(test: Mapping[str, Any]) -> dict[str, Any]:
 def _describe_scores(test: Mapping[str, Any]) -> str:
     parts = [f"F1 {test['foreground_f1']:.3f}", f"average precision {test['average_precision']:.3f}"]
     if "objects" in test:
-        objects = test["objects"]
+        objects, overlap = test["objects"], test["objects"]["by"]["overlap"]
         parts.append(
-            f"objects: F1 {objects['by']['overlap']['f1']:.3f} by overlap, {objects['num_predicted']} marked, "
-            f"{objects['num_true']} true"
+            f"objects: F1 {overlap['f1']:.3f} by overlap, {overlap['true_positives']} of {objects['num_true']} found, "
+            f"{objects['num_predicted']} marked"
         )
     return "  ".join(parts)
