@@ -72,14 +72,14 @@ def test_it_holds_the_newest_settings_and_the_newest_traceback(report, tmp_path)
         path = tmp_path / "runs" / name / "settings.json"
         path.write_text(json.dumps({"train": {"name": name}}))
         os.utime(path, (time.time() - age * 100,) * 2)
-    fail_with(ValueError("first"))
+    fail_with(ValueError("the older failure"))
     for path in (tmp_path / "temp").iterdir():
         os.utime(path, (0, 0))
-    fail_with(KeyError("second"))
+    fail_with(KeyError("the newer failure"))
     text = report()
     assert '{"train": {"name": "new"}}' in section(text, "newest settings.json in the storage")
-    assert section(text, "last traceback").endswith("KeyError: 'second'\n")
-    assert "first" not in text
+    assert section(text, "last traceback").endswith("KeyError: 'the newer failure'\n")
+    assert "the older failure" not in text
 
 
 def test_it_holds_no_secrets_of_environment_options_settings_and_traceback(report, tmp_path, monkeypatch):
