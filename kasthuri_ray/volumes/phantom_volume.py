@@ -21,8 +21,9 @@ from kasthuri_ray.volumes.volume import Volume
 DEFAULT_SHAPE: Zyx = (100, 1024, 1024)
 MAX_SHAPE: Zyx = (1850, 26624, 21504)  # the whole volume of Kasthuri et al. 2015
 CHUNK: Zyx = (1, 256, 256)
-# 12 MiB a process. An image and its annotation, read one after the other, are painted once.
-MAX_CACHED_SQUARES = 256
+# 48 MiB a process. An image and its annotation are painted once, and so is a box that tiles are drawn from at random:
+# the training box of a phantom task has 720 squares.
+MAX_CACHED_SQUARES = 1024
 
 _paint_cached = lru_cache(maxsize=MAX_CACHED_SQUARES)(paint_section)
 
