@@ -55,14 +55,15 @@ class ConstantBatch:
     number: np.ndarray
 
 
-def compare_predictors(name: str, device: str, compile: bool = False) -> dict[str, Any]:
+def compare_predictors(name: str, device: str, compile: bool = False, **changes: Any) -> dict[str, Any]:
     """Compare probabilities of a network on a device with those on the CPU in float32, whole and in blocks.
 
-    Returns `rows`: for each way the share of voxels within 0.02, and the largest difference of 255.
+    changes: settings of the network that differ. Returns `rows`: for each way the share of voxels within 0.02, and the
+    largest difference of 255.
     """
     dim = int(network_settings(name)["dim"])
     image = _blobs(BLOCKS[dim])
-    network = _spread_network(name, image)
+    network = _spread_network(name, image, changes)
     exact = _predict(network, dim, image, InferenceSettings("cpu", "float32", False, 2, TILES[dim], 1))
     rule = Machine.detect(device).rule
     plain = InferenceSettings(device, "float32", False, 2, TILES[dim], 2)
@@ -102,9 +103,9 @@ def _blobs(shape: Zyx) -> np.ndarray:
 
 
 @torch.no_grad()
-def _spread_network(name: str, image: np.ndarray) -> nn.Module:
+def _spread_network(name: str, image: np.ndarray, changes: dict[str, Any]) -> nn.Module:
     """Return a network whose probabilities on an image are spread over 0 to 1, as those of a trained one."""
-    network = make_network(name)
+    network = make_network(name, **changes)
     dim = int(network_settings(name)["dim"])
     side = 2 * max(cast(UNet, network).factors)
     tensor = torch.from_numpy(np.resize(image, (side,) * dim)).float().div(255)[None, None]

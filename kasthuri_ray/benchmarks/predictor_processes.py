@@ -50,10 +50,10 @@ def network_settings(name: str) -> dict[str, Any]:
     return dict(json.loads((NETWORK_CONFIGS / f"{name}.json").read_text()))
 
 
-def make_network(name: str) -> nn.Module:
-    """Return a built-in network with random weights, the same each time."""
+def make_network(name: str, **changes: Any) -> nn.Module:
+    """Return a built-in network with random weights, the same each time. changes: settings that differ."""
     torch.manual_seed(0)
-    return build_network(network_settings(name)).eval()
+    return build_network(network_settings(name) | changes).eval()
 
 
 def choose_benchmark_settings(
@@ -172,7 +172,12 @@ def measure_ceilings(device: str, precision: str, seconds: float) -> dict[str, A
 
 
 def measure_network(
-    name: str, device: str, seconds: float, block: list[int] | None = None, compile: str = "auto"
+    name: str,
+    device: str,
+    seconds: float,
+    block: list[int] | None = None,
+    compile: str = "auto",
+    fold: str = "auto",
 ) -> dict[str, Any]:
     """Return voxels/s of a network alone and of `Predictor.predict`, its work a voxel, and its memory.
 
@@ -183,7 +188,7 @@ def measure_network(
     network = make_network(name)
     dim = int(network_settings(name)["dim"])
     machine, receptive_field = Machine.detect(device), find_receptive_field(network, dim)
-    settings = choose_benchmark_settings(network, dim, receptive_field, machine, block, compile=compile)
+    settings = choose_benchmark_settings(network, dim, receptive_field, machine, block, compile, fold)
     prepare_process(settings)
     work = network_work(network, dim, settings.precision)
     start = time.perf_counter()

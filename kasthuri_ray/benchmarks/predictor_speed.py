@@ -1,8 +1,8 @@
 """Benchmark of the predictor on this device: `python -m kasthuri_ray.benchmarks.predictor_speed`.
 
 For each built-in network: voxels/s of the network alone and of `Predictor.predict`, beside the limits of the device for
-copies and matrix products, which are measured too. Each network runs in a process of its own. Needs neither Ray nor
-pydantic.
+copies and matrix products, which are measured too. A network whose batch norms are folded is also measured as it was
+trained, speed and memory. Each runs in a process of its own. Needs neither Ray nor pydantic.
 """
 
 from __future__ import annotations
@@ -76,13 +76,20 @@ def run_predictor_benchmark(
         arguments = {"name": name, "device": device, "seconds": seconds}
         if quick:
             arguments |= {"block": QUICK_BLOCKS[3 if "3D" in name else 2], "compile": "off"}
-        result, usage = parts.run("measure", arguments, module=PREDICTOR_PARTS)
-        results[name] = result | {"host_peak": usage.trainer_peak}
-        parts.show(f"  {name}: {statistics.median(result['resident']) / MVOXELS:.3g} Mvoxels/s")
+        results[name] = _measure_network(parts, name, arguments)
+        if results[name]["arithmetic"]["fold"]:
+            plain = _measure_network(parts, f"{name}, not folded", arguments | {"fold": "off"})
+            results[name]["not_folded"] = plain
     lines = predictor_lines(ceilings, results, precision)
     more = {"device": device, "quick": quick, "ceilings": ceilings, "networks": results}
     report_lines("predictor", lines, more, out, parts.reporter)
     return lines
+
+
+def _measure_network(parts: PartRunner, title: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    result, usage = parts.run("measure", dict(arguments), module=PREDICTOR_PARTS)
+    parts.show(f"  {title}: {statistics.median(result['resident']) / MVOXELS:.3g} Mvoxels/s")
+    return result | {"host_peak": usage.trainer_peak}
 
 
 def _fastest_product(ceilings: Mapping[str, Any]) -> float:
@@ -111,9 +118,8 @@ def _network_lines(name: str, result: Mapping[str, Any], copy: float, product: f
     network, predict = (statistics.median(result[key]) for key in ("resident", "predict"))
     tile = " x ".join(map(str, settings["tile"]))
     compiled = ", compiled" if settings["compile"] else ""
-    how = f"{settings['precision']}{compiled}, tiles {tile}, batch {settings['batch']}"
-    peak = result["card_peak"] or result["host_peak"]
-    peak_gb = None if peak is None else peak / GB
+    folded = ", norms folded" if settings["fold"] else ""
+    how = f"{settings['precision']}{compiled}{folded}, tiles {tile}, batch {settings['batch']}"
     return [
         BenchmarkLine(name, network / MVOXELS, "Mvoxels/s", note=f"the network alone: {how}"),
         BenchmarkLine("  limit by products", product / flop / MVOXELS, "Mvoxels/s", note=f"{flop:,.0f} FLOP a voxel"),
@@ -127,8 +133,27 @@ def _network_lines(name: str, result: Mapping[str, Any], copy: float, product: f
         ),
         BenchmarkLine("  of the network alone", predict / network),
         BenchmarkLine("  until its first result", result["first_seconds"], "s"),
-        BenchmarkLine("  peak memory", peak_gb, "GB", note="of the GPU, or of the process"),
+        BenchmarkLine("  peak memory", _peak_gb(result), "GB", note="of the GPU, or of the process"),
+        *_not_folded_lines(result.get("not_folded"), network),
     ]
+
+
+def _not_folded_lines(result: Mapping[str, Any] | None, folded_rate: float) -> list[BenchmarkLine]:
+    """Return speed and memory of the same network as it was trained, beside the rate with folded norms."""
+    if result is None:
+        return []
+    network = statistics.median(result["resident"])
+    return [
+        BenchmarkLine("  not folded", network / MVOXELS, "Mvoxels/s", note="the network alone, as it was trained"),
+        BenchmarkLine("  folded, of not folded", folded_rate / network),
+        BenchmarkLine("  peak memory, not folded", _peak_gb(result), "GB"),
+    ]
+
+
+def _peak_gb(result: Mapping[str, Any]) -> float | None:
+    """Return the peak memory of the GPU, or of the process; None if it is not known."""
+    peak = result["card_peak"] or result["host_peak"]
+    return None if peak is None else peak / GB
 
 
 def main(arguments: Sequence[str]) -> None:

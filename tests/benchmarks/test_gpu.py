@@ -12,7 +12,7 @@ from kasthuri_ray.progress import Reporter
 
 
 def test_the_predictor_and_the_training_step_are_compared_with_the_cpu() -> None:
-    predicted = gpu_processes.compare_predictors("UNet_2D", "cpu")
+    predicted = gpu_processes.compare_predictors("UNet_2D", "cpu", start_filters=8)
     low, high = predicted["range"]
     assert high - low > 100
     exact = {way: row for way, row in predicted["rows"].items() if way.startswith("float32")}
@@ -39,7 +39,7 @@ class FakeParts(PartRunner):
             return {"tiles_per_second": 7.0, "plan": "bf16"}, None
         if part == "ceilings":
             return {"copy": 1e9, "products": {"8": 1e12}}, None
-        settings = {"precision": "bf16", "compile": False, "tile": [1, 2, 2], "batch": 1}
+        settings = {"precision": "bf16", "compile": False, "tile": [1, 2, 2], "batch": 1, "fold": False}
         result = {"arithmetic": settings, "layers": [["conv", 10.0, 2.0]], "resident": [2e6], "predict": [1e6]}
         return result | {"card_peak": 1e9, "first_seconds": 1.0}, None
 
