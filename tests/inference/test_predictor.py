@@ -144,7 +144,13 @@ def predictor_of(name, halo=None, **changes):
 
 
 @pytest.mark.parametrize(
-    ("name", "fold"), [(name, fold) for name in CASES for fold in (False, True) if not fold or can_fold(build(name))]
+    ("name", "fold"),
+    [
+        pytest.param(name, fold, marks=[pytest.mark.slow] if name == "UNet_3D" else [])  # its tiles are 120 wide
+        for name in CASES
+        for fold in (False, True)
+        if not fold or can_fold(build(name))
+    ],
 )
 def test_blockwise_equals_one_pass_over_the_volume_and_half_the_halo_does_not(name, fold):
     shape, start, part, block, _ = CASES[name]

@@ -1,8 +1,10 @@
 """jobs/check.py as a process: a machine that is fit, a cluster that is not, and volumes without Ray."""
 
 import json
-import time
+import os
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 
@@ -10,6 +12,24 @@ from kasthuri_ray import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "jobs/check.py"
+
+
+@pytest.fixture
+def check(load_module, monkeypatch, tmp_path, capsys):
+    """Return `check(*arguments)`: runs the job in this process, and returns its exit code and what it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was started"))
+    main = load_module(ROOT / SCRIPT).main
+
+    def run(*arguments: object) -> SimpleNamespace:
+        with patch.dict(os.environ):
+            code = cli.run_job(main, list(map(str, arguments)))
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        return SimpleNamespace(code=code, out=printed.out, err=printed.err, lines=printed.out.splitlines())
+
+    return run
 
 
 def test_help_lists_the_flags_and_the_exit_codes(help_text):
@@ -66,38 +86,30 @@ def test_every_problem_of_an_unfit_cluster_is_printed_with_its_remedy(start_job,
         ("--cache-size", "much", "not a positive number of bytes"),
     ],
 )
-def test_bad_input_is_an_error_before_anything_starts(load_module, monkeypatch, tmp_path, capsys, flag, value, message):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was started"))
-    assert cli.run_job(load_module(ROOT / SCRIPT).main, [flag, value]) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert message in printed.err
-    assert "Traceback" not in printed.err
+def test_bad_input_is_an_error_before_anything_starts(check, flag, value, message):
+    refused = check(flag, value)
+    assert (refused.code, refused.out) == (2, "")
+    assert message in refused.err
 
 
 @pytest.mark.parametrize(
     ("address", "message"),
     [("http://127.0.0.1:8265", "address of the dashboard"), ("127.0.0.1:9", "no Ray answers there")],
 )
-def test_an_address_at_which_no_ray_answers_is_an_error(start_job, address, message):
-    start = time.monotonic()
-    job = start_job("--address", address, script=SCRIPT).wait()
-    assert (job.code, job.out) == (2, "")
-    assert message in job.err
-    assert "Traceback" not in job.err
-    assert time.monotonic() - start < 60
+def test_an_address_at_which_no_ray_answers_is_an_error(check, address, message):
+    refused = check("--address", address)
+    assert (refused.code, refused.out) == (2, "")
+    assert message in refused.err
 
 
-def test_a_fault_report_is_written_without_ray_and_its_path_is_printed(start_job, tmp_path):
-    job = start_job("--report", script=SCRIPT, cwd=tmp_path, env={"RAY_ADDRESS": "127.0.0.1:9"}).wait()
-    assert (job.code, job.err) == (0, "")
+def test_a_fault_report_is_written_without_ray_and_its_path_is_printed(check, monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    done = check("--report")
+    assert (done.code, done.err) == (0, "")
     report = tmp_path / "kasthuri_ray_report.txt"
-    assert job.out.endswith(f": {report}")
+    assert done.out.strip().endswith(f": {report}")
     assert "RAY_ADDRESS=127.0.0.1:9" in report.read_text()
-    job = start_job("--report", tmp_path / "other.txt", script=SCRIPT, cwd=tmp_path).wait()
-    assert (job.code, (tmp_path / "other.txt").exists()) == (0, True)
+    assert (check("--report", tmp_path / "other.txt").code, (tmp_path / "other.txt").exists()) == (0, True)
 
 
 def test_a_volume_of_bossdb_is_checked_without_ray(start_job, boss_server, tmp_path):
@@ -135,11 +147,11 @@ def percentiles(image) -> list[int]:
     return np.percentile(image, (1, 50, 99), method="inverted_cdf").astype(int).tolist()
 
 
-def test_a_volume_that_is_not_fit_is_exit_1_and_bad_input_exit_2(start_job, tmp_path):
+def test_a_volume_that_is_not_fit_is_exit_1_and_bad_input_exit_2(check, tmp_path):
     image, far = "phantom://em?shape=4,64,64", "phantom://synapse?shape=4,64,64&offset_nm=9000,0,0"
-    job = start_job("--volume", image, "--annotation", far, "--out", tmp_path / "page", script=SCRIPT).wait()
-    assert (job.code, job.err) == (1, "")
-    assert any(line.startswith("fix ") and "do not overlap" in line for line in job.lines)
+    unfit = check("--volume", image, "--annotation", far, "--out", tmp_path / "page")
+    assert (unfit.code, unfit.err) == (1, "")
+    assert any(line.startswith("fix ") and "do not overlap" in line for line in unfit.lines)
     assert (tmp_path / "page" / "index.html").exists()
     for arguments, message in (
         (("--annotation", image), "--annotation: there is no volume; give the image with --volume URI"),
@@ -147,14 +159,13 @@ def test_a_volume_that_is_not_fit_is_exit_1_and_bad_input_exit_2(start_job, tmp_
         (("--volume", tmp_path / "none.zarr"), "none.zarr"),
         (("--volume", image, "--annotation", tmp_path / "none.zarr"), "none.zarr"),
     ):
-        job = start_job(*arguments, script=SCRIPT, cwd=tmp_path).wait()
-        assert (job.code, job.out) == (2, "")
-        assert message in job.err
+        refused = check(*arguments)
+        assert (refused.code, refused.out) == (2, "")
+        assert message in refused.err
     assert not (tmp_path / "volume_check").exists()
 
 
-def test_a_setting_that_a_check_does_not_read_is_refused(start_job):
-    volume = ("--volume", "phantom://em?shape=4,64,64")
-    job = start_job(*volume, "--set", "task.image_intensity=0,255", script=SCRIPT).wait()
-    assert job.code == 2, job.out + job.err
-    assert "--set task.image_intensity=0,255: check reads no setting of the section task, only of check" in job.err
+def test_a_setting_that_a_check_does_not_read_is_refused(check):
+    refused = check("--volume", "phantom://em?shape=4,64,64", "--set", "task.image_intensity=0,255")
+    assert refused.code == 2
+    assert "--set task.image_intensity=0,255: check reads no setting of the section task, only of check" in refused.err

@@ -304,9 +304,10 @@ def test_tiled_sections_are_read_by_tile_and_large_strips_through_the_cache(tmp_
 
 
 def test_a_section_larger_than_the_limit_of_pillow_is_read_in_little_more_than_its_size(tmp_path):
-    shape = (26_624, 21_504)
+    shape = (13_600, 13_300)
+    assert shape[0] * shape[1] > 178_956_970, "Pillow refuses it"
     section = np.zeros(shape, np.uint8)
-    section[20_000, 20_000:20_010] = range(10)
+    section[12_000, 12_000:12_010] = range(10)
     image = Image.fromarray(section)
     image.save(tmp_path / "s1.png", compress_level=1)
     del section, image
@@ -317,9 +318,9 @@ from kasthuri_ray.volumes.chunk_cache import ChunkCache
 from kasthuri_ray.volumes.opening import open_volume
 from pathlib import Path
 volume = open_volume(sys.argv[1], cache=ChunkCache(Path(sys.argv[2]), 10**9))
-assert volume.shape == (1, 26624, 21504), volume.shape
+assert volume.shape == (1, 13600, 13300), volume.shape
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(volume.read(Box((0, 20000, 20000), (1, 20001, 20010))).ravel().tolist())
+print(volume.read(Box((0, 12000, 12000), (1, 12001, 12010))).ravel().tolist())
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     arguments = [sys.executable, "-c", code, str(tmp_path), str(tmp_path / "cache")]
