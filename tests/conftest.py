@@ -167,6 +167,36 @@ def s3(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[A
 
 
 @pytest.fixture
+def put_published(s3_server: dict[str, str]) -> Iterator[Callable[[str, bytes], None]]:
+    """Return `put_published(name, data)` for the public bucket of the challenge's weights on the S3 server."""
+    import boto3
+
+    from kasthuri_ray.storage.published_files import BUCKET, FOLDER
+
+    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
+    client = boto3.client("s3", region_name="us-east-1", endpoint_url=s3_server["AWS_ENDPOINT_URL"], **keys)
+    client.create_bucket(Bucket=BUCKET, ACL="public-read")
+    yield lambda name, data: client.put_object(Bucket=BUCKET, Key=f"{FOLDER}{name}", Body=data, ACL="public-read")
+    for item in client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
+        client.delete_object(Bucket=BUCKET, Key=item["Key"])
+    client.delete_bucket(Bucket=BUCKET)
+
+
+@pytest.fixture
+def published_weights(put_published: Callable[[str, bytes], None], s3_server: dict[str, str]) -> dict[str, str]:
+    """Publish small networks that the challenge's code made, under its names; return the environment to reach them.
+
+    Nothing answers at the endpoint of volumes and outputs, AWS_ENDPOINT_URL.
+    """
+    from kasthuri_ray.storage.published_files import KNOWN_NAMES
+
+    for name in KNOWN_NAMES:
+        network = name.rpartition("_")[0]
+        put_published(f"{name}.pt", (ROOT / "tests" / "models" / "seed_unet" / f"{network}.pt").read_bytes())
+    return {"KASTHURI_WEIGHTS_URL": s3_server["AWS_ENDPOINT_URL"], "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+
+
+@pytest.fixture
 def strict_s3(s3: Any, load_module: Callable[[Path], ModuleType], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Yield a `StrictS3` of tests/strict_s3.py before the bucket `some-bucket`; the environment points to it."""
     server = load_module(ROOT / "tests" / "strict_s3.py").StrictS3()

@@ -14,6 +14,7 @@ from pathlib import Path
 import requests
 
 from kasthuri_ray.errors import InputError, InputNotFound
+from kasthuri_ray.storage.local_paths import user_cache_folder
 from kasthuri_ray.storage.uris import expand_home
 
 SCHEME = "kasthuri://"
@@ -49,7 +50,7 @@ def list_published() -> tuple[list[str], str]:
     Returns
     -------
     names : list of str
-        Those in the bucket; those that are known if it cannot be reached.
+        Those in the bucket; those that are known or in the cache if it cannot be reached.
     problem : str
         Why it cannot be reached; "" if it can.
     """
@@ -58,7 +59,8 @@ def list_published() -> tuple[list[str], str]:
         answer.raise_for_status()
         keys = [each.text or "" for each in ElementTree.fromstring(answer.content).iter() if each.tag.endswith("Key")]
     except (requests.RequestException, ElementTree.ParseError) as error:
-        return list(KNOWN_NAMES), f"the bucket of the published weights cannot be reached ({_reason(error)})"
+        problem = f"the bucket of the published weights cannot be reached ({_reason(error)})"
+        return sorted({*KNOWN_NAMES, *_cached_names()}), problem
     names = [key.removeprefix(FOLDER).removesuffix(ENDING) for key in keys if key.endswith(ENDING)]
     return sorted(names), ""
 
@@ -89,15 +91,18 @@ def read_published(path: str) -> tuple[bytes, str]:
     """
     names, problem = list_published()
     name = _find_name(path, names, problem)
-    cached = _cache_folder() / f"{name}{ENDING}"
-    data = _read_cached(cached)
-    if data is not None and (problem or _is_unchanged(name, data, cached)):
+    folder = _cache_folder()
+    cached = None if folder is None else folder / f"{name}{ENDING}"
+    data = None if cached is None else _read_cached(cached)
+    if cached is not None and data is not None and (problem or _is_unchanged(name, data, cached)):
         return data, name
     if problem:
-        raise ConnectionError(f"{path}: {problem}, and it is not in the cache, {cached.parent}")
+        where = "there is no cache (KASTHURI_CACHE)" if folder is None else f"it is not in the cache, {folder}"
+        raise ConnectionError(f"{path}: {problem}, and {where}")
     data = _download(path, name)
-    _check_first_checksum(cached, data, path)
-    _write_cached(cached, data)
+    if cached is not None:
+        _check_first_checksum(cached, data, path)
+        _write_cached(cached, data)
     return data, name
 
 
@@ -118,9 +123,15 @@ def _url(name: str) -> str:
     return f"{_endpoint()}/{BUCKET}/{FOLDER}{name}{ENDING}"
 
 
-def _cache_folder() -> Path:
-    folder = os.environ.get("KASTHURI_CACHE") or "~/.cache/kasthuri_ray"
-    return Path(expand_home(folder)) / "weights"
+def _cache_folder() -> Path | None:
+    """Return the folder of downloaded weights; None without a cache."""
+    folder = user_cache_folder()
+    return None if folder.lower() == "none" else Path(expand_home(folder)) / "weights"
+
+
+def _cached_names() -> list[str]:
+    folder = _cache_folder()
+    return [] if folder is None else [each.stem for each in folder.glob(f"*{ENDING}")]
 
 
 def _checksum_file(cached: Path) -> Path:

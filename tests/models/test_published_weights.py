@@ -58,6 +58,22 @@ def test_the_boxes_of_the_challenge_count_as_learnt_from(array_volume):
     assert learnt.find_in(other).boxes == ()
 
 
+def test_they_count_in_every_resolution_of_the_public_server(array_volume):
+    import numpy as np
+
+    from kasthuri_ray.volumes.boss_requests import BossServer
+    from kasthuri_ray.volumes.place import Place
+
+    learnt = LearntFrom.from_plain(published_checkpoint(make_weights("unet"), "UNet_2D_synapse").learnt_from)
+    name = f"{BossServer.of(None).url}/Kasthuri/ac4/em"
+    common = {"voxel_size_nm": (30.0, 12.0, 12.0), "place": Place((0.0, 0.0, 0.0), "corner", "coordinate frame")}
+    voxels = np.zeros((100, 512, 512), np.uint8)
+    coarse = array_volume(voxels, uri="bossdb://Kasthuri/ac4/em/1", pyramid=name, source_id=f"{name}/1", **common)
+    assert [str(box) for box in learnt.find_in(coarse).boxes] == ["0:80,122:378,122:378", "80:90,122:378,122:378"]
+    renamed = array_volume(voxels, uri="another name", source_id=f"{name}/0")
+    assert len(learnt.find_in(renamed).boxes) == 2
+
+
 def test_other_weights_are_refused():
     with pytest.raises(InputError, match="ends with no task"):
         published_checkpoint(make_weights("unet"), "UNet_2D_vesicle")

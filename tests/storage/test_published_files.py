@@ -1,30 +1,19 @@
 """Published weights: names, the cache, checksums, and a bucket that cannot be reached, against an S3 server."""
 
-import boto3
 import pytest
 
 from kasthuri_ray.errors import InputError, InputNotFound
 from kasthuri_ray.storage import published_files
-from kasthuri_ray.storage.published_files import BUCKET, FOLDER, KNOWN_NAMES, list_published, read_published
+from kasthuri_ray.storage.published_files import KNOWN_NAMES, list_published, read_published
 
 
 @pytest.fixture
-def bucket(s3_server, monkeypatch, tmp_path):
-    """Return `put(name, data)` for the public bucket of the weights, and the environment to reach it."""
+def bucket(put_published, s3_server, monkeypatch, tmp_path):
+    """Return `put(name, data)` for the public bucket of the weights; the environment points to it."""
     monkeypatch.setenv("KASTHURI_WEIGHTS_URL", s3_server["AWS_ENDPOINT_URL"])
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nothing answers there
     monkeypatch.setenv("KASTHURI_CACHE", str(tmp_path / "cache"))
-    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
-    client = boto3.client("s3", region_name="us-east-1", endpoint_url=s3_server["AWS_ENDPOINT_URL"], **keys)
-    client.create_bucket(Bucket=BUCKET, ACL="public-read")
-
-    def put(name, data):
-        client.put_object(Bucket=BUCKET, Key=f"{FOLDER}{name}", Body=data, ACL="public-read")
-
-    yield put
-    for item in client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
-        client.delete_object(Bucket=BUCKET, Key=item["Key"])
-    client.delete_bucket(Bucket=BUCKET)
+    return put_published
 
 
 def test_the_list_of_the_bucket_decides_and_names_ignore_case(bucket):
@@ -66,10 +55,40 @@ def test_a_checksum_that_changes_later_is_refused(bucket, tmp_path):
 def test_without_network_the_known_names_are_listed_and_a_sentence_says_so(bucket, monkeypatch):
     monkeypatch.setenv("KASTHURI_WEIGHTS_URL", "http://127.0.0.1:9")
     names, problem = list_published()
-    assert tuple(names) == KNOWN_NAMES
+    assert names == sorted(KNOWN_NAMES)
     assert len(names) == 8
     assert "cannot be reached" in problem
     with pytest.raises(ConnectionError, match="cannot be reached"):
         read_published("kasthuri://UNet_2D_synapse")
     with pytest.raises(InputNotFound, match="those that are known"):
         read_published("kasthuri://none")
+
+
+def test_new_weights_that_are_in_the_cache_are_found_without_network(bucket, monkeypatch):
+    bucket("New_Net_membrane.pt", b"new")
+    read_published("kasthuri://New_Net_membrane")
+    monkeypatch.setenv("KASTHURI_WEIGHTS_URL", "http://127.0.0.1:9")
+    assert read_published("kasthuri://new_net_MEMBRANE") == (b"new", "New_Net_membrane")
+
+
+def test_without_a_cache_the_file_is_downloaded_each_time(bucket, monkeypatch, tmp_path):
+    monkeypatch.setenv("KASTHURI_CACHE", "none")
+    monkeypatch.chdir(tmp_path)
+    bucket("UNet_2D_synapse.pt", b"one")
+    assert read_published("kasthuri://UNet_2D_synapse")[0] == b"one"
+    bucket("UNet_2D_synapse.pt", b"two")
+    assert read_published("kasthuri://UNet_2D_synapse")[0] == b"two"
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("KASTHURI_WEIGHTS_URL", "http://127.0.0.1:9")
+    with pytest.raises(ConnectionError, match="there is no cache"):
+        read_published("kasthuri://UNet_2D_synapse")
+
+
+def test_a_user_without_a_home_folder_has_a_cache_among_the_temporary_files(bucket, monkeypatch, tmp_path):
+    monkeypatch.delenv("KASTHURI_CACHE")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    bucket("UNet_2D_synapse.pt", b"one")
+    assert read_published("kasthuri://UNet_2D_synapse")[0] == b"one"
+    assert len(list(tmp_path.glob("kasthuri_ray_cache_*/weights/UNet_2D_synapse.pt"))) == 1
