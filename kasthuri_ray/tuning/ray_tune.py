@@ -34,6 +34,9 @@ class TrialSource(Protocol):
     def end_trial(self, id: str, error: BaseException | None = None) -> None:
         """Record that a trial ended, was stopped, or lost its process."""
 
+    def retry_trial(self, id: str) -> None:
+        """Note that a trial lost its process, and starts again from its last epoch."""
+
     def raise_if_interrupted(self) -> None:
         """Raise SweepInterrupted if Tune must stop at once; Tune's loop calls this several times a second."""
 
@@ -93,11 +96,18 @@ def _replay_scores(scheduler: Any, trial: _EarlierTrial, scores: list[float]) ->
     scheduler.on_trial_complete(None, trial, results[-1])
 
 
-def make_tuner(run: Callable[[str], None], source: TrialSource, scheduler: Any, scratch: str, cpus: float = 0.0) -> Any:
+def make_tuner(
+    run: Callable[[str], None],
+    source: TrialSource,
+    scheduler: Any,
+    scratch: str,
+    cpus: float = 0.0,
+    max_failures: int = 0,
+) -> Any:
     """Return the tuner.
 
-    `run` trains the trial of an id, in a process of Tune's, which holds so many `cpus`. `scratch` is a folder for
-    Tune's own files.
+    `run` trains the trial of an id, in a process of Tune's, which holds so many `cpus`. If that process dies, `run` is
+    called again in another one, `max_failures` times. `scratch` is a folder for Tune's own files.
     """
     import ray
     from ray import tune
@@ -120,7 +130,13 @@ def make_tuner(run: Callable[[str], None], source: TrialSource, scheduler: Any, 
             trial_name_creator=_trial_id,
             trial_dirname_creator=_trial_id,
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=scratch, callbacks=[make_callback(source)], verbose=0),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=scratch,
+            failure_config=tune.FailureConfig(max_failures=max_failures),
+            callbacks=[make_callback(source)],
+            verbose=0,
+        ),
     )
 
 
@@ -164,6 +180,9 @@ def make_callback(source: TrialSource) -> Any:
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             source.end_trial(_trial_id(trial))
+
+        def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            source.retry_trial(_trial_id(trial))
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             error = trial.get_pickled_error() or trial.get_error() or ChildProcessError("its process died")

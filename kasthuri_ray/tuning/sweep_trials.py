@@ -158,6 +158,10 @@ class SweepTrials:
         self._write()
         self.display.show_end(trial)
 
+    def retry_trial(self, id: str) -> None:
+        """Show that a trial lost its process, and starts again from its last epoch."""
+        self.display.reporter.print_line(f"trial {id}: its process died; it starts again from the last epoch")
+
     def _set_final_state(self, trial: TrialRecord, error: BaseException | None) -> None:
         if error is not None:
             trial.update({"state": FAILED, "why": failure_reason(error)})

@@ -3,9 +3,10 @@
 `prepare_trial` checks a trial in the driver. Ray Tune calls `run_trial` in a process that it reuses for one trial after
 another: it trains in a thread, and reports to Tune the history that the trial stores at the epoch barrier. A trial has
 workers of its own, from Ray Train; but a trial of one worker, in a Ray of this machine alone, trains in Tune's process:
-to start Ray Train's processes takes as long as several epochs of a small trial. A
-trial that cannot be trained is no error to Tune: its result says why. If the reason would affect every other trial too,
-such as a full disk, the trial's state is INTERRUPTED: it resumes once the reason is fixed.
+to start Ray Train's processes takes as long as several epochs of a small trial. If that process dies, Tune runs the
+trial again in another one, and it resumes from its last epoch. A trial that cannot be trained is no error to Tune: its
+result says why. If the reason would affect every other trial too, such as a full disk, the trial's state is
+INTERRUPTED: it resumes once the reason is fixed.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ from kasthuri_ray.tuning.ray_tune import make_scheduler, make_tuner
 from kasthuri_ray.tuning.sweep_plan import JobCommand, SweepPlan, check_sweep_resumable, plan_sweep
 from kasthuri_ray.tuning.sweep_report import describe_search, describe_winner
 from kasthuri_ray.tuning.sweep_trials import SweepTrials
-from kasthuri_ray.tuning.trial import run_trial, trains_in_process
+from kasthuri_ray.tuning.trial import MAX_FAILURES, run_trial, trains_in_process
 from kasthuri_ray.tuning.trial_record import FAILED, FINISHED, STOPPED, TrialRecord
 
 DRAW_INTERVAL_S = 0.5  # between two drawings of the table
@@ -150,8 +150,11 @@ def _run_trials(plan: SweepPlan, leaderboard: Leaderboard, reporter: Reporter, l
         with WorkerMessages(sweep.display.receive) as messages:
             post = messages.post
             scheduler = make_scheduler(plan.tune, plan.settings.network.epochs, leaderboard)
-            cpus = WORKER_CPUS if in_process else 0.0
-            tuner = make_tuner(lambda id: run_trial(id, barrier, post, in_process), sweep, scheduler, scratch, cpus)
+            # Else Ray Train starts the workers of a trial again, and Tune only waits for them.
+            cpus, max_failures = (WORKER_CPUS, MAX_FAILURES) if in_process else (0.0, 0)
+            tuner = make_tuner(
+                lambda id: run_trial(id, barrier, post, in_process), sweep, scheduler, scratch, cpus, max_failures
+            )
             run_in_thread(tuner.fit, _make_periodic_check(sweep, lease), sweep.interrupt)
             if sweep.stop_reason:
                 raise WorkFailed(f"the sweep cannot continue: {sweep.stop_reason}")

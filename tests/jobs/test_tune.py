@@ -315,8 +315,32 @@ def trial_processes(session: int) -> set[int]:
     return pids
 
 
+@pytest.mark.slow
+def test_a_killed_trial_of_one_worker_resumes_in_another_process_with_the_same_result(
+    start_job, tiny_flags, tmp_path, assert_same_run
+):
+    """A trial of one worker trains in Tune's process. Both trials compute the same, so one is the other's oracle."""
+    space = {"network.early_stopping_delta": {"grid": [0.0, 0.1]}}
+    more = ["--search", "grid", "--scheduler", "none", "--name", "killed", "--keep", "2"]
+    arguments = tune_arguments(tiny_flags, space, tmp_path, *more, "--set", "network.epochs=12")
+    job = start_job(*arguments, script=TUNE)
+    history = tmp_path / "killed/trials/0000/history.csv"
+    wait_until(lambda: history.exists() and len(history.read_text().splitlines()) > 2, job)
+    (process,) = trial_processes(job.process.pid)
+    os.kill(process, signal.SIGKILL)
+    assert job.wait(TIMEOUT_S).code == 0, job.out + job.err
+    assert job.out.count("trial 0000: its process died; it starts again from the last epoch") == 1
+    rows = json.loads((tmp_path / "killed/leaderboard.json").read_text())["trials"]
+    assert {row["id"]: (row["state"], row["epochs"]) for row in rows} == dict.fromkeys(
+        ("0000", "0001"), ("finished", 12)
+    )
+    assert_same_run(tmp_path / "killed/trials/0000", tmp_path / "killed/trials/0001")
+
+
 @pytest.mark.faults
-def test_a_trial_whose_process_is_killed_fails_and_the_sweep_continues(start_job, cluster, tiny_flags, tmp_path):
+def test_a_trial_whose_workers_are_others_fails_if_its_process_is_killed_and_the_sweep_continues(
+    start_job, cluster, tiny_flags, tmp_path
+):
     known = trial_processes(cluster.session)
     space = {"network.seed": {"grid": [0, 1]}}
     more = ["--search", "grid", "--scheduler", "none", "--name", "killed"]
