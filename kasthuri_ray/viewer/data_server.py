@@ -27,6 +27,7 @@ from kasthuri_ray.viewer.layers import Scene, VoxelLayer
 from kasthuri_ray.viewer.point_files import PointFiles
 from kasthuri_ray.viewer.precomputed_info import SEGMENT_PROPERTIES, chunk_box, encode_chunk, level_key, volume_info
 from kasthuri_ray.viewer.segment_properties import segment_properties
+from kasthuri_ray.viewer.viewer_page import viewer_page
 from kasthuri_ray.viewer.viewer_state import MAX_POINTS, url_name
 
 log = logging.getLogger(__name__)
@@ -66,8 +67,9 @@ class ViewerServer:
         self._layers: dict[str, VoxelLayer] = {}
         self.failures: list[str] = []
         self._threads = ThreadPoolExecutor(NUM_THREADS, "viewer")
-        path = rf"/data/{self.token}/([^/]+)/(.+)"
-        self._server.app.add_handlers(r".*", [(path, _DataHandler, {"server": self})])
+        data = rf"/data/{self.token}/([^/]+)/(.+)", _DataHandler, {"server": self}
+        page = rf"/v/{self.token}/(?:index\.html)?", _PageHandler
+        self._server.app.add_handlers(r".*", [data, page])
 
     @property
     def url(self) -> str:
@@ -116,6 +118,14 @@ class ViewerServer:
         """Stop, and wait for what is being read."""
         self._server.stop()
         self._threads.shutdown(cancel_futures=True)
+
+
+class _PageHandler(RequestHandler):
+    """Answers with the page of the viewer."""
+
+    def get(self) -> None:
+        self.set_header("Content-Type", "text/html")
+        self.finish(viewer_page())
 
 
 class _DataHandler(RequestHandler):

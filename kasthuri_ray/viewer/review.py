@@ -67,9 +67,20 @@ class ReviewFile:
         return [each for each in self.objects if each.is_drawn]
 
     def record(self, number: int, verdict: str) -> bool:
-        """Write a verdict on an object; return whether the table has such an object."""
+        """Write a verdict on an object; return whether the table has such an object.
+
+        Verdicts that another viewer of the same output wrote meanwhile are kept.
+
+        Raises
+        ------
+        InputError
+            If the file is no longer one of reviewed objects.
+        OSError
+            If it cannot be written.
+        """
         if number not in self._rows:
             return False
+        self._take_over()
         known = {each.id: place for place, each in enumerate(self.objects)}
         if number in known:
             self.objects[known[number]] = replace(self.objects[known[number]], verdict=verdict)
@@ -77,6 +88,17 @@ class ReviewFile:
             self.objects.append(replace(chosen_object(self._rows[number]), verdict=verdict))
         write_reviewed(self.path, self.objects)
         return True
+
+    def _take_over(self) -> None:
+        """Take over what is in the file."""
+        try:
+            stored = {each.id: each for each in read_reviewed(self.path)}
+        except InputNotFound:
+            return
+        for place, each in enumerate(self.objects):
+            verdict = stored.pop(each.id, each).verdict
+            self.objects[place] = replace(each, verdict=verdict)
+        self.objects += stored.values()
 
 
 class Review:
@@ -129,10 +151,17 @@ class Review:
             if number is None:
                 show_status(self.server, "No object is selected: double click one, or move the mouse to one")
                 return
-            if not self.file.record(number, verdict):
+            try:
+                is_known = self.file.record(number, verdict)
+            except (InputError, OSError) as error:
+                show_status(self.server, f"The verdict was not saved: {error}")
+                return
+            if not is_known:
                 show_status(self.server, f"The table has no object {number}")
             elif self.walks and number == self.file.drawn[self._at].id:
                 self._to_next_undecided()
+            elif self.walks:  # another one was selected, or the browser did not show the next one yet
+                self._show(f"Object {number}: {verdict}. ")
             else:
                 show_status(self.server, f"Object {number}: {verdict}")
 
@@ -148,12 +177,12 @@ class Review:
         self._at = next((place for place in following if not drawn[place].verdict), following[0])
         self._show()
 
-    def _show(self) -> None:
+    def _show(self, note: str = "") -> None:
         drawn = self.file.drawn
         each = drawn[self._at]
         num_done = sum(bool(one.verdict) for one in drawn)
         verdict = f", {each.verdict}" if each.verdict else ""
         rest = f"{num_done} of {len(drawn)} done" if num_done < len(drawn) else f"all {len(drawn)} are done"
-        text = f"Object {each.id} (p {each.mean_probability:.2f}, {each.size_voxels} voxels{verdict}); {rest}. "
+        text = f"{note}Object {each.id} (p {each.mean_probability:.2f}, {each.size_voxels} voxels{verdict}); {rest}. "
         show_object(self.server, self.scene, each.id, self.place_of(each.id))
         show_status(self.server, text + "K keep, R reject, U unsure, N next, P previous")

@@ -55,8 +55,7 @@ class Shown:
         return json.loads(self.page.evaluate("() => JSON.stringify(window.viewer.state.toJSON())"))
 
     def press(self, key: str) -> None:
-        """Press a key while the mouse is over the section, a moment after what happened last, as a person does."""
-        self.page.wait_for_timeout(1000)
+        """Press a key at once, also while the browser still draws what changed last."""
         self.page.keyboard.press(key)
 
     def wait_until(self, condition: Callable[[], Any], timeout_s: float = 60) -> Any:

@@ -198,6 +198,30 @@ def test_verdicts_by_keys_are_in_the_file_at_once_and_the_review_resumes(
     again.wait_until(lambda: selected(again) == [[str(order[2])]])
 
 
+def test_no_key_of_a_review_is_lost_however_quickly_it_follows_the_one_before(
+    grey_image, array_volume, make_layer, make_scene, serve, show_page, tmp_path
+):
+    ids, rows = make_objects()
+    path = str(tmp_path / "out.zarr.reviewed.csv")
+    layers = [make_layer(grey_image), make_layer(array_volume(ids), "objects", "segmentation", "labels", rows=rows)]
+    scene = make_scene(*layers, position=POSITION)
+    server = serve(scene)
+    file = ReviewFile(path, rows, 3)
+    Review(server, scene, file, lambda number: POSITION, walks=True)
+    shown = show_page(server)
+    segments = "() => window.viewer.state.toJSON().layers?.filter(each => each.name === 'objects')[0]?.segments?.[0]"
+    shown.wait_until(lambda: shown.page.evaluate(segments) == str(file.drawn[0].id))
+    for number in range(1, 41):  # without the mouse over a section, as soon as the browser has the next state
+        shown.press("n")
+        expected = str(file.drawn[number % 3].id)
+        shown.page.wait_for_function(f"() => ({segments})() === {expected!r}", timeout=10_000)
+    for _ in range(40):  # and before it has it
+        shown.press("n")
+    shown.wait_until(lambda: shown.page.evaluate(segments) == str(file.drawn[80 % 3].id))
+    shown.press("k")
+    shown.wait_until(lambda: [each.id for each in read_reviewed(path) if each.verdict] == [file.drawn[80 % 3].id])
+
+
 def test_without_a_walk_the_verdict_is_on_the_object_that_is_selected(
     grey_image, array_volume, make_layer, make_scene, serve, show_page, tmp_path
 ):
