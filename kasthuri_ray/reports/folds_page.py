@@ -10,7 +10,7 @@ from kasthuri_ray.metrics.voxel_counts import VoxelCounts
 from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
 from kasthuri_ray.reports import score_figures
 from kasthuri_ray.reports.class_rows import make_class_rows
-from kasthuri_ray.reports.rendering import foreground_name, render
+from kasthuri_ray.reports.rendering import foreground_name, render, view_steps
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class FoldsReport:
         Names of the foreground classes, if there are several.
     settings : mapping
         Sections of settings, as in settings.json.
+    view_flags : sequence of str
+        Flags of jobs/view.py that show the run of a fold; none without a command.
     """
 
     name: str
@@ -67,6 +69,7 @@ class FoldsReport:
     outcomes: Sequence[VoxelOutcomes]
     class_names: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    view_flags: Sequence[str] = ()
 
 
 def folds_page(report: FoldsReport) -> str:
@@ -95,6 +98,6 @@ def folds_page(report: FoldsReport) -> str:
             "precision_recall": score_figures.plot_precision_recall(report.counts, report.outcomes, None, names),
             "confusion": score_figures.plot_confusion(report.counts.confusion, ["background", *names]),
         },
-        next_steps=[],
+        next_steps=view_steps(*report.view_flags),
         settings=report.settings,
     )

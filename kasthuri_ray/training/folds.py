@@ -275,6 +275,7 @@ def _write_pooled(folder: RunFolder, settings: Settings, folds: Sequence[Setting
         outcomes=class_outcomes_of(pooled),
         class_names=names if len(names) > 1 else (),
         settings=settings.training_record(),
+        view_flags=["--run", f"{folder.storage.path}/{rows[0].name}"],
     )
     folder.write("index.html", folds_page(report))
     for row in rows:

@@ -15,6 +15,7 @@ def test_the_page_shows_each_fold_and_the_pooled_scores(random_prediction, make_
         metrics = test | {"objects": objects, "foreground_f1": 0.5 + k / 100, "threshold": 0.25}
         rows.append(FoldRow(f"fold_{k}", f"0:20,0:{k + 5},0:9", metrics))
     report = FoldsReport("vnc", "synapse", "UNet_2D", {"test": pooled, "warnings": ["No."]}, rows, counts, [outcomes])
+    report.view_flags = ["--run", "vnc/fold_0"]
     page = folds_page(report)
     text = page_text(page)
     assert "The networks find 8 of 12 synapses; of the 16 that they mark, 8 are correct." in text
@@ -24,4 +25,5 @@ def test_the_page_shows_each_fold_and_the_pooled_scores(random_prediction, make_
         assert f"0.25 3 {k} 4" in text
     assert "share a voxel (overlap) 8 of 12" in text
     assert "No." in text
+    assert "python jobs/view.py --run vnc/fold_0" in text
     assert "http" not in page.replace("http://www.w3.org", "")
