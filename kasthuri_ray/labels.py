@@ -195,9 +195,10 @@ def _check_classes(labels: np.ndarray, rule: LabelRule, where: str, num_voxels: 
         wrong &= ~is_any_of(labels, rule.ignored)
     if wrong.any():
         ignored = f" and {_list_labels(rule.ignored)} (ignore_label)" if rule.ignored else ""
-        found = _LabelCounts.of(labels, wrong, num_voxels)
+        found, others = (_LabelCounts.of(labels, chosen, num_voxels) for chosen in (wrong, ~wrong))
+        beside = f", beside {others.shares()}" if len(others.values) <= MAX_LISTED else ""
         raise InputError(
-            f"{where}: the annotation holds {found.describe()}; allowed are 0 to {rule.num_classes - 1}"
+            f"{where}: the annotation holds {found.describe()}{beside}; allowed are 0 to {rule.num_classes - 1}"
             f"{ignored}. What do these labels mean? {' '.join(_remedies(labels, found, rule))}"
         )
     return classes
@@ -219,9 +220,12 @@ class _LabelCounts:
 
     def describe(self) -> str:
         """Return the labels with their shares, and of how many voxels these are shares."""
+        return f"{self.shares()} among the {self.num_read:,} voxels that were read"
+
+    def shares(self) -> str:
+        """Return the labels with their shares."""
         pairs = zip(self.values, self.counts, strict=True)
-        shares = [f"{label} ({count / self.num_read:.2%})" for label, count in pairs]
-        return f"{_list_labels(shares)} among the {self.num_read:,} voxels that were read"
+        return _list_labels([f"{label} ({count / self.num_read:.2%})" for label, count in pairs])
 
 
 def _remedies(labels: np.ndarray, found: _LabelCounts, rule: LabelRule) -> list[str]:
@@ -230,7 +234,7 @@ def _remedies(labels: np.ndarray, found: _LabelCounts, rule: LabelRule) -> list[
     ignored = IGNORE_LABEL if IGNORE_LABEL in values else int(values[counts.argmax()])
     is_unlabelled = counts.max() > found.num_read / 2 or (ignored == IGNORE_LABEL and (labels == 1).any())
     is_class = len(values) <= MAX_LISTED and int(values.min()) >= 0 and int(values.max()) < FEW_CLASSES
-    classes = f", or train with --set network.classes={int(values.max()) + 1}" if is_class else ""
+    classes = f", or train with --set network.classes={int(values.max()) + 1}, if 0 is background" if is_class else ""
     texts = [  # whether it is likely, and what to type
         (is_unlabelled, f"Not labelled: --set task.ignore_label={ignored}."),
         (is_class, f"Classes, also of ilastik (0 is unlabelled): name all labels with task.labels{classes}."),

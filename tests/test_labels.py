@@ -63,6 +63,11 @@ def test_the_error_says_which_values_are_allowed():
         classes([0, 300, *range(5, 11)], num_classes=3, ignore_label=300)
 
 
+def test_the_error_gives_the_shares_of_the_labels_that_are_allowed_too():
+    with pytest.raises(InputError, match=r"holds 2 \(12\.50%\) among the 8 .*, beside 0 \(62\.50%\), 1 \(25\.00%\);"):
+        classes([0, 0, 0, 0, 0, 1, 1, 2])
+
+
 @pytest.mark.parametrize(
     ("labels", "order"),
     [

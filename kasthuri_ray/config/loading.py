@@ -274,12 +274,10 @@ def _merge(files: list[NamedLayer], overrides: list[NamedLayer]) -> _Merged:
     for origin, layer in files + overrides:
         for section, entries in layer.items():
             origins.setdefault(section, origin)
-            if section == "task" and entries.get("boxes"):
-                for key in RANGES:  # boxes replace the ranges of lower layers; in one layer both are an error
-                    values[section].pop(key, None)
-            for key, other in (("labels", "classes"), ("classes", "labels")):
-                if section == "task" and entries.get(key):  # the same holds for the names of classes
-                    values[section].pop(other, None)
+            if section == "task":
+                for key in _replaced_keys(entries):
+                    if not origins.get(f"task.{key}", "").startswith("--"):  # the command line is one layer
+                        values[section].pop(key, None)
             for key, value in entries.items():
                 if key in UNUSED_KEYS:
                     unused[key] = value
@@ -294,6 +292,13 @@ def _merge(files: list[NamedLayer], overrides: list[NamedLayer]) -> _Merged:
     stated = [layer["network"]["classes"] for _, layer in overrides if "classes" in layer.get("network", {})]
     values["network"] |= named_classes(values["task"], stated)
     return _Merged(values, messages.Origins(origins, [origin for origin, _ in files + overrides]), unused)
+
+
+def _replaced_keys(task: Mapping[str, Any]) -> list[str]:
+    """Return the settings of lower layers that a layer of a task replaces; in one layer both are an error."""
+    replaced = list(RANGES) if task.get("boxes") else []
+    replaced += ["classes"] if task.get("labels") else []
+    return replaced + (["labels"] if task.get("classes") else [])
 
 
 def _validate(section: str, merged: _Merged) -> SettingsSection:

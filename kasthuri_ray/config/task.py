@@ -98,7 +98,7 @@ class TaskSettings(SettingsSection):
     labels: Annotated[dict[str, int], Field(min_length=2)] | None = None
     """Labels of the annotation by name, such as {"unlabelled": 0, "background": 1, "membrane": 2}: "unlabelled" and
     "ignore" are ignored, "background" is class 0, the others are classes in the order of their labels. It sets
-    network.classes, and replaces classes, threshold, background and ignore_label."""
+    network.classes. classes, threshold, background and ignore_label are refused beside it."""
     threshold: bool = False
     """Meaning of the annotation; true: values above threshold_value are class 1; false: values are the classes 0, 1,
     ..."""
@@ -200,7 +200,8 @@ class TaskSettings(SettingsSection):
             raise InputError(f"boxes and {', '.join(ranges)} are both set; boxes replace the ranges")
         missing = [key for key in ("z_train", "z_val") if key not in ranges]
         if any(key.startswith("z_") for key in ranges) and missing:
-            raise InputError(f"needs {', '.join(missing)} (or boxes)")
+            given = ", ".join(key for key in ranges if key.startswith("z_"))
+            raise InputError(f"{given} needs {', '.join(missing)} too (or boxes, or no ranges: then it is split)")
         self._check_gap()
         self._check_labels()
         for split in SPLITS:
@@ -218,7 +219,11 @@ class TaskSettings(SettingsSection):
             raise InputError(f"threshold leaves two classes, but classes names {num_classes}: set threshold to false")
         if self.labels is None:
             return
-        others = [name for name in ("classes", "threshold", "background", "ignore_label") if getattr(self, name)]
+        others = [
+            name
+            for name in ("classes", "threshold", "background", "ignore_label")
+            if getattr(self, name) not in (None, []) and getattr(self, name) is not False  # the label 0 is given too
+        ]
         if others:
             raise InputError(f"labels says what every label means: leave out {', '.join(others)}")
         if len(set(self.labels.values())) < len(self.labels):

@@ -51,9 +51,17 @@ def drop_foreign_ranges(
         name = f"the task {Path(origin).stem}" if Path(origin).parent == TASK_FOLDER else origin
         notes["task.ranges"] = (
             f"{', '.join(used)} of {name} belong to {redact_secrets(str(own))}, not to {redact_secrets(str(image))}: "
-            "they are not used"
+            f"they are not used{_kept_annotation_note(task, above)}"
         )
     return layers[: len(files)], layers[len(files) :], notes
+
+
+def _kept_annotation_note(task: Mapping[str, Any], above: Sequence[NamedLayer]) -> str:
+    """Return that the annotation of a task stays although its image is replaced; "" if it is replaced too."""
+    annotation = task.get("annotation_chan")
+    if not annotation or _highest(above, "annotation_chan") is not None:
+        return ""
+    return f"; its annotation {redact_secrets(str(annotation))} is (--annotation names another)"
 
 
 def _uses_boxes(task: Mapping[str, Any], above: Sequence[NamedLayer], origin: str, image: Any) -> bool:

@@ -17,6 +17,7 @@ from kasthuri_ray.metrics.voxel_scores import average_precision
 
 MAX_SHARE, MIN_SHARE = 0.9, 1e-4  # of foreground among the labelled voxels
 MAX_RATIO = 2.0  # between the F1 of val and of test
+NO_SKILL_RATIO = 1.01  # of the F1 to that of marking everything: a few voxels that are left out show no skill
 
 
 def share_warning(num_foreground: int, num_labelled: int, where: str) -> str:
@@ -105,16 +106,17 @@ def chance_warning(counts: ClassCounts, outcomes: VoxelOutcomes, interval: Inter
             "the foreground more weight (network.loss), a higher task.foreground_share, or more epochs."
         )
     of_everything = 2 * share / (1 + share)  # F1 of marking every voxel
-    if outcomes.f1 <= of_everything:
+    if outcomes.f1 <= NO_SKILL_RATIO * of_everything:
         return (
-            f"F1 {outcomes.f1:.3f} is no better than that of marking every voxel as {name}, {of_everything:.3f}: the "
-            "prediction shows no skill."
+            f"F1 {outcomes.f1:.3f} is {'no' if outcomes.f1 <= of_everything else 'hardly'} better than that of marking "
+            f"every voxel as {name}, {of_everything:.3f}: the prediction shows no skill."
         )
     low, high = interval
     if low <= share <= high:
         return (
             f"The average precision of {name} may be chance: its 95% interval {low:.3f} to {high:.3f} holds "
-            f"{share:.3f}, the share of {name}, which a random prediction reaches. More labelled voxels would tell."
+            f"{share:.3f}, the share of {name}, which a random prediction reaches. More epochs, or more labelled "
+            "voxels, would tell."
         )
     return ""
 

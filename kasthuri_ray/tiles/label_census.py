@@ -16,7 +16,7 @@ import numpy as np
 
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Zyx
-from kasthuri_ray.labels import IGNORE_LABEL
+from kasthuri_ray.labels import IGNORE_LABEL, LabelRule
 from kasthuri_ray.tiles.labelled_blocks import LabelledBlocks
 from kasthuri_ray.tiles.sampling import SearchGrid, TileSource
 from kasthuri_ray.volumes.cutout_sample import NUM_THREADS
@@ -204,8 +204,18 @@ def _check_counts(sources: Sequence[TileSource], counts: np.ndarray, num_read: i
             f"annotation without a labelled voxel: none was found {searched}; all are ignored ({ignored}). Place the "
             "training boxes where the labels are, or change task.ignore_label or task.labels"
         )
-    key = "background" if sources[0].label_rule.background else "threshold_value"
-    raise InputError(f"annotation without foreground: none was found {searched}; check the boxes and task.{key}")
+    raise InputError(
+        f"annotation without foreground: none was found {searched}; check the boxes"
+        f"{_reasons_without_foreground(sources[0].label_rule)}"
+    )
+
+
+def _reasons_without_foreground(rule: LabelRule) -> str:
+    """Return the settings by which no label may be foreground."""
+    reasons = ["task.background"] if rule.background else []
+    reasons += ["task.threshold_value"] if rule.threshold_value is not None and not rule.background else []
+    reasons += [f"task.ignore_label ({', '.join(map(str, rule.ignored))})"] if rule.ignored else []
+    return "".join(f" and {reason}" for reason in reasons)
 
 
 def class_counts(census: LabelCensus, names: Sequence[str]) -> Mapping[str, int]:

@@ -100,9 +100,10 @@ def _check_extreme(rule: LabelRule, annotation: Annotation) -> None:
     if share <= MIN_SHARE:
         return
     unlabelled = f"Not labelled: --set task.ignore_label={extreme}."
-    background = f"Background: --set task.background={extreme}."
-    has_others = bool(((labels > rule.threshold_value) & (labels != extreme)).any())
-    likeliest = [unlabelled, background] if has_others else [background, unlabelled]
+    background = f"Background: --set task.background={extreme}, and every other label, 0 included, is foreground."
+    # Without the extreme both foreground and background must be left, else it is one of the two.
+    has_both = len(np.unique(labels[labels != extreme] > rule.threshold_value)) == 2
+    likeliest = [unlabelled, background] if has_both else [background, unlabelled]
     raise InputError(
         f"{volume.uri} {boxes[0]}: the label {extreme} fills {share:.1%} of {counted}, and with task.threshold it "
         f"would be foreground. What does it mean? {' '.join(likeliest)} Labels with names: task.labels, with "

@@ -51,8 +51,9 @@ def refused(tmp_path, **changes) -> str:
         ),
         ({"tile_size": [256, 0]}, "FILE: task.tile_size.1 is 0: expected greater than or equal to 1"),
         ({"z_tain": [0, 1]}, "FILE: no setting task.z_tain; did you mean task.z_train?"),
-        ({"z_val": None}, "FILE: task: needs z_val (or boxes)"),
-        ({"z_train": None, "xrange_vol": None}, "FILE: task: needs z_train (or boxes)"),
+        ({"labels": {"background": 0, "a": 1}, "ignore_label": 0}, "FILE: task: labels says what every label means:"),
+        ({"z_val": None}, "FILE: task: z_train, z_test needs z_val too (or boxes, or no ranges: then it is split)"),
+        ({"z_train": None, "xrange_vol": None}, "FILE: task: z_val, z_test needs z_train too (or boxes"),
         (
             {"image_chan": None},
             "FILE: task: needs image_chan and annotation_chan for train (or --image and --annotation)",
@@ -182,6 +183,21 @@ def test_background_is_a_label_or_several_of_any_size(tmp_path, text, labels):
     settings = resolve_settings(GivenSettings(str(file), assignments=[f"task.background={text}"]))
     assert settings.task.background == labels
     assert json.loads(json.dumps(settings.training_record()))["task"]["background"] == labels
+
+
+LABELS = 'task.labels={"unlabelled":0,"background":1,"membrane":2}'
+CLASSES = 'task.classes=["background","membrane"]'
+
+
+@pytest.mark.parametrize("assignments", [[LABELS, CLASSES], [CLASSES, LABELS]])
+def test_labels_and_classes_on_one_command_line_are_refused_in_either_order(assignments):
+    with pytest.raises(InputError, match="labels says what every label means: leave out classes"):
+        resolve_settings(GivenSettings(TASK, assignments=assignments))
+
+
+def test_labels_on_the_command_line_replace_the_classes_of_a_file():
+    settings = resolve_settings(GivenSettings({**TASK, "classes": ["background", "a", "b"]}, assignments=[LABELS]))
+    assert (settings.task.classes, settings.network.classes) == (None, 2)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,9 @@ def test_the_boxes_of_ones_own_file_are_not_used_for_another_image(tmp_path, ima
     file.write_text(json.dumps(OWN | {"boxes": BOXES}))
     task, note = resolved(str(file), image_chan=image)
     assert (task.boxes, task.needs_split) == (None, True)
-    assert note == f"boxes of {file} belong to a.zarr, not to {image}: they are not used"
+    kept = "; its annotation b.zarr is (--annotation names another)"
+    assert note == f"boxes of {file} belong to a.zarr, not to {image}: they are not used{kept}"
+    assert not resolved(str(file), image_chan=image, annotation_chan="d.zarr")[1].endswith(kept)
     assert resolved(str(file), image_chan="a.zarr")[0].boxes is not None
     file.write_text(json.dumps({"boxes": BOXES}))
     task, note = resolved(str(file), image_chan=image, annotation_chan="d.zarr")
@@ -75,5 +77,5 @@ def test_the_ranges_of_a_config_file_are_not_used_for_another_image(tmp_path):
         settings = resolve_settings(GivenSettings(config=str(file), flags={"task": {"image_chan": "c.tif"}}))
         assert settings.task.needs_split
         assert f"{name}" in settings.notes["task.ranges"]
-        assert settings.notes["task.ranges"].endswith(f"of {file} belong to a.zarr, not to c.tif: they are not used")
+        assert f"of {file} belong to a.zarr, not to c.tif: they are not used" in settings.notes["task.ranges"]
         assert not resolve_settings(GivenSettings(config=str(file))).task.needs_split

@@ -63,9 +63,15 @@ def chance_of(probability, labels, tile=100):
 def test_a_random_prediction_is_named_and_a_weak_but_real_one_is_not():
     rng = np.random.default_rng(0)
     labels = (rng.random(20_000) < 0.1).astype(np.uint8)
-    assert "chance" in (warning := chance_of(rng.random(20_000), labels)) or "no better" in warning
+    assert "chance" in (warning := chance_of(rng.random(20_000), labels)) or "hardly better" in warning
     assert chance_of(np.clip(rng.random(20_000) * 0.6 + 0.3 * labels, 0, 1), labels) == ""
     assert "no better than that of marking every voxel as synapse, 0.1" in chance_of(np.full(20_000, 0.25), labels)
+
+
+def test_a_prediction_that_leaves_out_a_few_voxels_shows_no_more_skill_than_one_that_marks_all():
+    labels = np.tile([0, 0, 0, 1], 5000).astype(np.uint8)
+    probability = np.where(np.arange(20_000) < 40, np.where(labels, 0.9, 0.1), 0.9)
+    assert "hardly better than that of marking every voxel as synapse, 0.400" in chance_of(probability, labels)
 
 
 def test_a_prediction_that_is_the_same_everywhere_is_named(count_voxels):

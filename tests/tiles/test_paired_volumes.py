@@ -46,7 +46,15 @@ def test_an_annotation_without_foreground_is_refused(task_folder, task_type, err
     message = error_of(annotation_chan="empty.zarr/labels", task_type=task_type)
     start = "task.annotation_chan of task.json: annotation without foreground: none was found for training in "
     assert message.startswith(f"{start}empty.zarr/labels 0:6,8:40,0:64")
-    assert "check the boxes and task.threshold_value" in message
+    assert message.endswith("check the boxes and task.threshold_value")
+
+
+def test_an_annotation_whose_foreground_is_ignored_names_what_ignores_it(task_folder, error_of, write_array):
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[:, 20:30] = 1
+    write_array("ignored.zarr/labels", labels)
+    message = error_of(annotation_chan="ignored.zarr/labels", threshold=False, ignore_label=1)
+    assert message.endswith("check the boxes and task.ignore_label (1)")
 
 
 def test_a_task_without_a_test_annotation_is_opened_with_a_note(task_folder, open_tiles):

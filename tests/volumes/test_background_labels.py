@@ -91,7 +91,7 @@ def test_the_share_of_foreground_leaves_out_what_is_ignored(array_volume):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int8, np.int16])
-@pytest.mark.parametrize(("others", "first"), [((0, 1), "Not labelled"), ((0,), "Background")])
+@pytest.mark.parametrize(("others", "first"), [((0, 1), "Not labelled"), ((0,), "Background"), ((3, 4), "Background")])
 def test_the_maximum_of_a_small_type_is_not_made_foreground_by_a_threshold(array_volume, dtype, others, first):
     extreme = int(np.iinfo(dtype).max)
     labels = np.full((4, 64, 64), extreme, dtype)
