@@ -1,4 +1,7 @@
-"""What this process may use of its machine: CPUs, threads, memory, and the allocator. Needs torch alone."""
+"""What this process may use of its machine: CPUs, threads, memory, and the allocator.
+
+Only `set_threads` imports torch, so that Ray starts without it.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ import math
 import os
 from contextlib import suppress
 from pathlib import Path
-
-import torch
 
 MAX_ACTOR_THREADS = 4  # more threads scale worse than more actors; with fewer, all actors together need more memory
 
@@ -54,6 +55,8 @@ def set_threads(num_processes: int) -> int:
     int
         The number of threads.
     """
+    import torch
+
     threads = int(os.environ.get("KASTHURI_THREADS") or max(1, usable_cpus() // num_processes))
     torch.set_num_threads(threads)
     return threads

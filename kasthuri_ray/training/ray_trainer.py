@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kasthuri_ray.progress import Reporter, Throttle
-from kasthuri_ray.ray_cluster.connection import RAY_ENVIRONMENT, WORKER_CPUS
+from kasthuri_ray.ray_cluster.connection import WORKER_CPUS, worker_runtime_env
 from kasthuri_ray.ray_cluster.process_priority import lower_helper_priority
 from kasthuri_ray.training.training_job import TrainingJob, WorkerContext
 from kasthuri_ray.training.training_messages import (
@@ -83,7 +83,7 @@ def make_trainer(
                 controller_failure_limit=MAX_START_ATTEMPTS,  # type: ignore[call-arg]
             ),
             callbacks=[make_failure_callback(show)],
-            worker_runtime_env={"env_vars": RAY_ENVIRONMENT},
+            worker_runtime_env=worker_runtime_env(),
         ),
     )
 
