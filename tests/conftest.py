@@ -33,13 +33,15 @@ def is_run_of_the_suite(config: pytest.Config) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # one of several processes of pytest-xdist, which share the cores
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported; jobs set their own number
     plugin = import_file(ROOT / "tests" / "room_budgets.py").RoomBudgets(is_run_of_the_suite(config))
     config.pluginmanager.register(plugin, "room_budgets")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Group the tests for pytest-xdist by file; in the suite also the tests of one Ray, so that it starts once.
+    """Group the tests for pytest-xdist by file; in the suite also the tests of a room that use one Ray.
 
     Groups of several files come first, because they take longest.
     """
@@ -52,11 +54,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def group_of(item: pytest.Item, in_suite: bool) -> str:
-    """Return the Ray that a test uses in the suite, one group of all tests on several hosts, or else a test's file."""
+    """Return the Ray and the room of a test that uses one in the suite, the group of the hosts, or a test's file.
+
+    A process of pytest-xdist starts each Ray once, however many groups it gets.
+    """
     rays = {"local_ray", "cluster"} & set(getattr(item, "fixturenames", ()))
-    if in_suite and rays:
-        return min(rays)
     file = item.nodeid.partition("::")[0]
+    if in_suite and rays:
+        return f"{min(rays)} {'/'.join(file.split('/')[:-1])}"
     return "hosts" if file.startswith("tests/cluster/") else file
 
 

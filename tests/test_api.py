@@ -208,6 +208,7 @@ def scores(found: np.ndarray, true: np.ndarray) -> tuple[float, float]:
     return 2 * both / (int(found.sum()) + int(true.sum())), both / max(1, int(found.sum()))
 
 
+@pytest.mark.slow
 def test_a_sweep_takes_its_space_as_a_dict_and_returns_its_result_again(
     voxels, local_ray, tmp_path, monkeypatch, capfd
 ):
@@ -231,6 +232,7 @@ def test_a_sweep_takes_its_space_as_a_dict_and_returns_its_result_again(
         kasthuri_ray.tune(TASK, **{**choices, "space": {"network.learning_rate": {"choice": [0.002, 0.01]}}})
 
 
+@pytest.mark.slow
 def test_clefts_of_cremi_are_read_alike_by_training_resuming_segmentation_and_evaluation(
     voxels, local_ray, tmp_path, monkeypatch, capfd
 ):

@@ -119,6 +119,7 @@ def test_a_killed_run_resumes_after_its_last_epoch_and_ends_as_the_uninterrupted
     assert "the run killed is finished, after 4 epochs" in left.repeat("killed", code=2).err
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_extended(left):
     before = left.history("finished")
     printed = left.repeat("finished", "--set", "network.epochs=5")
@@ -200,7 +201,9 @@ def whole(unpack) -> Path:
     return left.folder / "whole.zarr"
 
 
-@pytest.mark.parametrize(("name", "phase"), [("half", "s0"), ("labelled", "objects")])
+@pytest.mark.parametrize(
+    ("name", "phase"), [("half", "s0"), pytest.param("labelled", "objects", marks=pytest.mark.slow)]
+)
 def test_a_killed_segmentation_resumes_with_the_missing_blocks_alone(left, whole, name, phase):
     output, ledger = left.folder / f"{name}.zarr", f"{name}.zarr.ledger"
     assert 0 < len(left.files(f"{ledger}/{phase}/*")) < NUM_BLOCKS

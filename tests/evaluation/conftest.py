@@ -106,7 +106,7 @@ def draw_ellipsoids(shape: tuple[int, int, int], count: int = 30, seed: int = 0)
     """Return a mask of ellipsoids of many sizes."""
     rng = np.random.default_rng(seed)
     mask = np.zeros(shape, bool)
-    voxels = np.indices(shape)
+    voxels = np.ogrid[tuple(map(slice, shape))]
     for _ in range(count):
         middle, radius = rng.random(3) * shape, rng.uniform([0.6, 3, 3], [2.5, 12, 12])
         mask |= sum(((v - m) / r) ** 2 for v, m, r in zip(voxels, middle, radius, strict=True)) < 1

@@ -133,9 +133,9 @@ def is_alive(pid):
 
 
 def test_phases_run_one_after_the_other_on_the_same_actors(make_pool):
-    logged = make_pool(ready_seconds=1.0)
+    logged = make_pool(ready_seconds=0.5)
     with logged.pool as pool:
-        assert pool.run("s0", [(n, "sleep", 0.3) for n in range(10)]).num_done == 10
+        assert pool.run("s0", [(n, "sleep", 0.1) for n in range(10)]).num_done == 10
         assert pool.run("s1", plain_blocks(4)).num_done == 4
         assert pool.run("s2", []).num_done == 0
     assert [phase for phase, _, _ in logged.started()] == ["s0"] * 10 + ["s1"] * 4
@@ -215,7 +215,7 @@ def test_an_actor_that_is_too_large_for_the_cluster_is_an_error_with_both_number
 
 def test_no_more_actors_are_started_than_there_are_blocks(make_pool):
     logged = make_pool(min_actors=8)
-    assert logged.run([(0, "sleep", 0.5), (1, "sleep", 0.5)]).num_done == 2
+    assert logged.run([(0, "sleep", 0.2), (1, "sleep", 0.2)]).num_done == 2
     assert len(logged.ready) <= 2
 
 
@@ -302,6 +302,6 @@ def test_an_actor_that_is_stuck_is_replaced(make_pool):
             frozen.append(result["pid"])
             os.kill(result["pid"], signal.SIGSTOP)
 
-    outcome = logged.run([(n, "sleep", 0.1) for n in range(60)], after_block=freeze)
-    assert (outcome.num_done, outcome.set_aside) == (60, [])
+    outcome = logged.run([(n, "sleep", 0.1) for n in range(40)], after_block=freeze)
+    assert (outcome.num_done, outcome.set_aside) == (40, [])
     assert any("no block was done for 3 s" in line for line in logged.lines)

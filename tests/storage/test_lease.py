@@ -315,9 +315,9 @@ def test_one_of_two_processes_replaces_a_killed_one_50_times(storage, start_cont
         ask_together(contenders, storage, [f"run_{number}"])
 
 
-def test_one_of_two_processes_replaces_one_killed_on_another_machine_50_times(storage, start_contenders, killed_holder):
+def test_one_of_two_processes_replaces_one_killed_on_another_machine_20_times(storage, start_contenders, killed_holder):
     contenders = start_contenders(storage, 0.5, 2)
-    for number in range(0, 50, 10):
+    for number in range(0, 20, 10):
         names = [f"run_{number + more}" for more in range(10)]
         for name in names:
             storage.child(name).write_bytes(LOCK, storage.read_bytes(LOCK))

@@ -87,7 +87,7 @@ from kasthuri_ray.storage.folder import open_storage
 storage, count = open_storage(sys.argv[1]), 0
 while True:
     data, version = storage.read_version("counter")
-    if int(data) == 60:
+    if int(data) == 30:
         break
     count += storage.write_if("counter", str(int(data) + 1).encode(), version) is not None
 print(count)
@@ -95,7 +95,7 @@ print(count)
     storage.write_bytes("counter", b"0")
     command = [sys.executable, "-c", code, storage.path]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    assert sum(int(process.communicate(timeout=60)[0]) for process in processes) == 60
+    assert sum(int(process.communicate(timeout=60)[0]) for process in processes) == 30
     assert storage.list_files() == ["counter"]
 
 
