@@ -29,8 +29,8 @@ TWO_PROCESSES := --numprocesses=2 --dist=loadgroup --no-loadscope-reorder
 test: .venv                      ## run the test suite
 	$(PYTEST) $(TWO_PROCESSES)
 
-test-all: .venv                  ## run what `make test` leaves out: slow tests, and those in a browser
-	$(PYTEST) $(TWO_PROCESSES) -m '(slow or browser) and not faults and not cluster'
+test-all: .venv                  ## run what `make test` leaves out: slow tests, browsers, long trials in a short form
+	KASTHURI_FAULT_TRIALS=$${KASTHURI_FAULT_TRIALS:-4} $(PYTEST) $(TWO_PROCESSES) -m '(slow or browser or faults) and not cluster'
 
 test-faults: .venv               ## long tests: processes killed at random moments
 	$(PYTEST) -m faults
