@@ -15,13 +15,17 @@ from kasthuri_ray.metrics.class_map import classes_at
 
 Rgb = tuple[int, int, int]
 
-# After Okabe and Ito (Color Universal Design, 2008), the red a little brighter: distinct for every kind of colour
+# After Okabe and Ito (Color Universal Design, 2008), the vermilion a little brighter: distinct for every kind of colour
 # vision, and by brightness alone on a grey print.
 FOUND_COLOUR: Rgb = (86, 180, 233)
 MISSED_COLOUR: Rgb = (240, 98, 24)
 WRONG_COLOUR: Rgb = (240, 228, 66)
 # Colour, outcome of a voxel, name of the colour.
-LEGEND = ((FOUND_COLOUR, "found", "blue"), (MISSED_COLOUR, "missed", "red"), (WRONG_COLOUR, "wrongly marked", "yellow"))
+LEGEND = (
+    (FOUND_COLOUR, "found", "blue"),
+    (MISSED_COLOUR, "missed", "orange"),
+    (WRONG_COLOUR, "wrongly marked", "yellow"),
+)
 
 # Of several classes: none is the colour of an outcome but the last; the first four after Okabe and Ito as well.
 CLASS_COLOURS: tuple[Rgb, ...] = (

@@ -41,7 +41,8 @@ def intensity_window(
         raise InputError(f"the image holds {dtype}; images are uint8, uint16 or other numbers")
     if dtype.kind == "f" and setting is None:
         raise InputError(
-            f"the image holds {dtype}, whose range is not known; give image_intensity as [low, high] in the task"
+            f"the image holds {dtype}, whose range is not known; give the grey values of black and white: "
+            "--set task.image_intensity=LOW,HIGH"
         )
     if setting is None:
         return _percentiles(sample, DEFAULT_PERCENTILES) if is_measured_range(setting, dtype) else (0.0, 255.0)
@@ -92,6 +93,6 @@ def _percentiles(sample: np.ndarray, percentiles: tuple[float, float]) -> tuple[
     if low >= high:
         raise InputError(
             f"image_intensity: the percentiles {percentiles[0]} and {percentiles[1]} of the image are both {low:g}: "
-            "the sample has no contrast; give image_intensity as [low, high] in the task"
+            "the sample has no contrast; give the grey values of black and white: --set task.image_intensity=LOW,HIGH"
         )
     return low, high

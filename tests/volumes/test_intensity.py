@@ -32,7 +32,7 @@ def test_a_malformed_intensity_window_is_an_error_that_shows_it(setting, message
 
 def test_images_without_an_intensity_window_are_refused():
     floats = np.dtype("float32")
-    with pytest.raises(ValueError, match=r"the image holds float32, whose range is not known; give image_intensity as"):
+    with pytest.raises(ValueError, match=r"the image holds float32, whose range is not known; give the grey values of"):
         intensity_window(np.zeros(3, np.float32), floats, None)
     assert intensity_window(np.zeros(3, np.float32), floats, [-1, 1]) == (-1, 1)
     with pytest.raises(ValueError, match="the image holds bool"):
