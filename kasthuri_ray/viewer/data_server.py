@@ -20,7 +20,7 @@ from typing import Any
 
 from neuroglancer import server as neuroglancer_server
 from neuroglancer import viewer_base
-from tornado.web import RequestHandler
+from tornado.web import RequestHandler, URLSpec
 
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.viewer.layers import Scene, VoxelLayer
@@ -67,8 +67,8 @@ class ViewerServer:
         self._layers: dict[str, VoxelLayer] = {}
         self.failures: list[str] = []
         self._threads = ThreadPoolExecutor(NUM_THREADS, "viewer")
-        data = rf"/data/{self.token}/([^/]+)/(.+)", _DataHandler, {"server": self}
-        page = rf"/v/{self.token}/(?:index\.html)?", _PageHandler
+        data = URLSpec(rf"/data/{self.token}/([^/]+)/(.+)", _DataHandler, {"server": self})
+        page = URLSpec(rf"/v/{self.token}/(?:index\.html)?", _PageHandler)
         self._server.app.add_handlers(r".*", [data, page])
 
     @property

@@ -101,6 +101,8 @@ class Scene:
         As of `--layout`.
     selected : tuple of int
         Ids of the objects that are selected.
+    is_review : bool
+        Whether one object after the other is judged: lines cross at its middle, and all others are faint.
     """
 
     title: str
@@ -113,3 +115,4 @@ class Scene:
     layout: str = "xy"
     box_layers: tuple[BoxLayer, ...] = ()
     selected: tuple[int, ...] = ()
+    is_review: bool = False

