@@ -188,20 +188,6 @@ def test_verdicts_become_a_precision_with_an_interval(start_job, output, tmp_pat
 
 
 @pytest.mark.slow
-def test_the_annotation_of_the_task_is_hidden_until_a_person_shows_or_gives_it(output):
-    from kasthuri_ray.config.view_settings import ViewSettings
-    from kasthuri_ray.progress import Reporter
-    from kasthuri_ray.viewer.view import view
-
-    for given, is_visible in ((None, False), (ANNOTATION, True)):
-        viewing = view(ViewSettings(output=str(output), annotation=given), Reporter(), opens_browser=False)
-        layers = {layer["name"]: layer for layer in viewing.server.viewer.state.to_json()["layers"]}
-        viewing.close()
-        assert layers["annotation"].get("visible", True) == is_visible
-        assert layers["objects"].get("visible", True)
-
-
-@pytest.mark.slow
 def test_a_review_begins_with_image_and_objects_alone(output):
     from kasthuri_ray.config.view_settings import ViewSettings
     from kasthuri_ray.progress import Reporter
