@@ -165,9 +165,11 @@ def check_call(call: ast.Call) -> None:
     allowed |= set(getattr(getattr(api, f"{name.title()}Flags", api.DataFlags), "__annotations__", {}))
     assert {keyword.arg for keyword in call.keywords} <= allowed, ast.unparse(call)
     for keyword in call.keywords:
-        if keyword.arg == "settings":
-            for setting in ast.literal_eval(keyword.value):
-                section, key = setting.split(".")
+        if keyword.arg == "settings" and isinstance(keyword.value, ast.Dict):
+            for setting in keyword.value.keys:
+                if setting is None:  # **other
+                    continue
+                section, key = ast.literal_eval(setting).split(".")
                 assert key in SECTIONS[section].model_fields, setting
 
 

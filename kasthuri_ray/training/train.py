@@ -52,6 +52,11 @@ class TrainResult:
     path: str
     metrics: dict[str, Any]
 
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Rows of history.csv, one for each epoch, such as `{"epoch": 1, "train.loss": 0.7, ...}`; none of folds."""
+        return RunFolder(open_storage(self.path)).read_history()
+
     @classmethod
     def read(cls, path: str) -> TrainResult:
         """Return the result of a finished run."""
