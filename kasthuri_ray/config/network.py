@@ -59,16 +59,16 @@ class NetworkSettings(SettingsSection):
     pool_z: NotNegativeInt = 0
     """Number of poolings of a 3D network, from the first, that leave z as it is, for sections thicker than a pixel."""
 
-    optimizer: Literal["Adam", "AdamW", "SGD"] = "Adam"
-    """Optimizer."""
+    optimizer: Literal["Adam", "AdamW", "SGD", "Muon"] = "Adam"
+    """Optimizer; Muon: steps of convolutions that change all directions alike, and AdamW for all other weights."""
     learning_rate: Positive = 1e-4
     """Highest learning rate that the scheduler reaches."""
     beta1: BelowOne = 0.9
-    """Decay of the average gradient, for Adam and AdamW."""
+    """Decay of the average gradient, for Adam and AdamW, and for what AdamW does in Muon."""
     beta2: BelowOne = 0.999
-    """Decay of the average squared gradient, for Adam and AdamW."""
+    """Decay of the average squared gradient, for Adam, AdamW and what AdamW does in Muon."""
     momentum: Share = 0.9
-    """Momentum, for SGD."""
+    """Momentum, for SGD and Muon."""
     weight_decay: NotNegative = 0.0
     """Strength of the pull of all weights toward 0."""
     scheduler: Literal["constant", "plateau", "cosine", "one_cycle"] = "plateau"

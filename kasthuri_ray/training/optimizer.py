@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kasthuri_ray.training.muon import Muon
+
 ONE_CYCLE_START_FACTOR = 1 / 25  # of the highest learning rate
 ONE_CYCLE_WARMUP = 0.3  # share of all steps, if `warmup` is 0
 FINAL_FACTOR = 1e-4  # of the highest learning rate, at the end of a schedule that falls
@@ -33,10 +35,17 @@ class OptimizerSettings:
     ema: float
 
 
-def make_optimizer(settings: OptimizerSettings, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the optimizer that the settings name, over the trainable parameters; fused: one pass over each a step."""
+def make_optimizer(
+    settings: OptimizerSettings, parameters: Iterable[nn.Parameter], dtype: torch.dtype = torch.float32
+) -> torch.optim.Optimizer:
+    """Return the optimizer that the settings name, over the trainable parameters; fused: one pass over each a step.
+
+    `dtype` is the number format in which Muon makes matrices orthogonal.
+    """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "Muon":
+        return Muon(trainable, rate, decay, settings.momentum, (settings.beta1, settings.beta2), dtype)
     if settings.optimizer == "SGD":
         return torch.optim.SGD(trainable, lr=rate, momentum=settings.momentum, weight_decay=decay, fused=True)
     kind = torch.optim.AdamW if settings.optimizer == "AdamW" else torch.optim.Adam

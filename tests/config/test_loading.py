@@ -133,7 +133,7 @@ def test_a_value_of_set_is_json_or_a_list_or_a_string(text, value):
         ("network.epoch=3", "--set network.epoch=3: no setting network.epoch; did you mean network.epochs?"),
         ("network.epochs=many", "--set network.epochs=many: expected a whole number"),
         ("network.epochs=0", "--set network.epochs=0: expected greater than or equal to 1"),
-        ("network.optimizer=adam", "--set network.optimizer=adam: expected 'Adam', 'AdamW' or 'SGD'"),
+        ("network.optimizer=adam", "--set network.optimizer=adam: expected 'Adam', 'AdamW', 'SGD' or 'Muon'"),
         ("train.num_workers=0", "--set train.num_workers=0: expected N or MIN-MAX"),
         ("network.qqqq=0", "--set network.qqqq=0: no setting network.qqqq"),
     ],

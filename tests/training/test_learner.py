@@ -75,15 +75,16 @@ def flatten(state: object) -> list:
 
 @pytest.mark.parametrize("precision", ["float32", "bf16", "float16"])
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(precision, channels_last):
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "Muon", "start_filters": 16}])
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(precision, channels_last, changes):
     plan = ComputePlan(precision, False, STEPS, channels_last)
-    whole, losses = make_learner(plan=plan), []
+    whole, losses = make_learner(plan=plan, **changes), []
     for number in range(4):
         losses.append(whole.train_epoch(number, epoch(number), losses))
         if number == 1:
             saved = checkpoint_bytes(Checkpoint(whole.evaluation_weights(), resume={"learner": whole.state_dict()}))
     state = read_checkpoint(saved, "last.pt").resume["learner"]
-    resumed = make_learner(seed=99, plan=plan)
+    resumed = make_learner(seed=99, plan=plan, **changes)
     resumed.load_state_dict(state)
     torch.manual_seed(12345)
     resumed_losses = losses[:2]

@@ -12,6 +12,7 @@ from torch import nn
 from kasthuri_ray.config.network import NetworkSettings
 from kasthuri_ray.training import optimizer
 from kasthuri_ray.training.learner import LearnerSettings
+from kasthuri_ray.training.muon import Muon
 from kasthuri_ray.training.optimizer import PlateauSchedule, WeightAverage
 from kasthuri_ray.training.training_job import make_learner_settings
 
@@ -113,6 +114,9 @@ def test_optimizers_are_those_of_torch_with_the_values_of_the_settings():
         kind, group = make(optimizer=name, learning_rate=0.5, beta1=0.7, beta2=0.9, weight_decay=0.1)
         assert kind is expected
         assert (group["lr"], group["betas"], group["weight_decay"]) == (0.5, (0.7, 0.9), 0.1)
+    kind, group = make(optimizer="Muon", learning_rate=0.5, beta1=0.7, beta2=0.9, weight_decay=0.1)
+    assert kind is Muon
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (0.5, (0.7, 0.9), 0.1)
     torch_optimizer = optimizer.make_optimizer(learner_settings(), [trainable])
     optimizer.set_learning_rate(torch_optimizer, 0.25)
     assert torch_optimizer.param_groups[0]["lr"] == 0.25
