@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -32,7 +32,9 @@ from kasthuri_ray.training.tested_objects import (
     pack_tile,
 )
 from kasthuri_ray.training.tile_results import TileResults, foreground_probabilities
-from kasthuri_ray.training.training_job import TrainingJob, WorkerContext
+
+if TYPE_CHECKING:  # it needs pydantic, and the choice of settings does not
+    from kasthuri_ray.training.training_job import TrainingJob, WorkerContext
 
 MAX_VOXELS = 64_000_000  # of val that are searched; of larger boxes only the first sections
 MIN_SIZE_PERCENTILE, MIN_SIZE_SHARE = 5, 0.5  # of the sizes of annotated objects
