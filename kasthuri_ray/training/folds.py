@@ -23,6 +23,7 @@ from kasthuri_ray.reports.folds_page import FoldRow, FoldsReport, folds_page
 from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.storage.lease import Lease
 from kasthuri_ray.tiles.volume_split import annotated_box
+from kasthuri_ray.training.begun_recipe import keep_begun_recipe
 from kasthuri_ray.training.preflight import (
     absolute_volume_paths,
     check_run_location,
@@ -188,6 +189,10 @@ def train_folds(settings: Settings, reporter: Reporter, resume_command: Callable
     for note in settings.notes.values():
         reporter.print_stderr(note)
     check_run_location(settings)
+    if settings.train.name is not None:
+        settings, notes = keep_begun_recipe(settings, run_path(settings, settings.train.name))
+        for note in notes:
+            reporter.print_stderr(note)
     for fold in make_fold_settings(settings):
         prepare_training(fold, is_new=True)  # refuses what does not fit before anything starts
     if settings.train.name is not None:

@@ -20,13 +20,7 @@ from kasthuri_ray.config.task import SPLITS
 from kasthuri_ray.errors import AlreadyFinished, InputError
 from kasthuri_ray.models.checkpoints import Checkpoint
 from kasthuri_ray.models.receptive_field import tile_normalization_note
-from kasthuri_ray.models.unet import (
-    DEPTH_BLOCKS,
-    PLAIN_BLOCKS,
-    build_network,
-    check_shape,
-    pooling_factors,
-)
+from kasthuri_ray.models.unet import DEPTH_BLOCKS, PLAIN_BLOCKS, build_network, check_shape, pooling_factors
 from kasthuri_ray.progress import format_count
 from kasthuri_ray.ray_cluster.output_paths import SINGLE_NODE, check_writable_path, resolve_output_path
 from kasthuri_ray.ray_cluster.resources import ClusterResources
@@ -34,6 +28,7 @@ from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.storage.uris import absolute_uri, in_ray_job
 from kasthuri_ray.tiles.splits import TaskTiles, open_task_tiles
 from kasthuri_ray.tiles.volume_split import split_volume
+from kasthuri_ray.training.begun_recipe import keep_begun_recipe
 from kasthuri_ray.training.initial_weights import initial_range_notes, read_initial_weights
 from kasthuri_ray.training.learning_history import LearningHistory, read_learning_history
 from kasthuri_ray.training.optimizer import should_stop_early
@@ -119,6 +114,9 @@ def prepare_training(settings: Settings, *, is_new: bool | None = None) -> Prepa
     """
     settings = absolute_volume_paths(settings)
     notes = unused_keys_notes(settings)
+    if is_new is None and settings.train.name is not None:
+        settings, recipe_notes = keep_begun_recipe(settings, run_path(settings, settings.train.name))
+        notes += recipe_notes
     check_trackers(settings.train)
     network = build_checked_network(settings)
     if warning := normalization_warning(network):
