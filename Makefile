@@ -16,7 +16,7 @@ DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
 RUN := outputs/$(DEMO)
 # No split of the task touches the 24 sections of the box.
 DEMO_SETTINGS := network.start_filters=16 network.batch_size=4 network.epochs=4 network.tiles_per_epoch=352 \
-	network.optimizer=AdamW
+	network.learning_rate=0.006
 DEMO_BOX := 56:80,0:512,0:1024
 demo: .venv                      ## train on a synthetic cortex, segment an unseen part of it, evaluate the result
 	@$(BIN)/python -m kasthuri_ray.benchmarks.demo_time
