@@ -96,10 +96,12 @@ def test_bad_input_is_an_error_before_anything_starts(check, flag, value, messag
     ("address", "message"),
     [("http://127.0.0.1:8265", "address of the dashboard"), ("127.0.0.1:9", "no Ray answers there")],
 )
-def test_an_address_at_which_no_ray_answers_is_an_error(check, address, message):
-    refused = check("--address", address)
-    assert (refused.code, refused.out) == (2, "")
-    assert message in refused.err
+def test_an_address_at_which_no_ray_answers_is_an_error(start_job, address, message):
+    # A process of its own: that of the tests may be connected to Ray, and a job would use that connection.
+    job = start_job("--address", address, script=SCRIPT).wait()
+    assert (job.code, job.out) == (2, "")
+    assert message in job.err
+    assert "Traceback" not in job.err
 
 
 def test_a_fault_report_is_written_without_ray_and_its_path_is_printed(check, monkeypatch, tmp_path):

@@ -128,7 +128,7 @@ def test_where_the_image_is_nan_nothing_is_labelled(source):
 def test_boxes_without_a_labelled_voxel_are_refused_with_what_is_ignored(source):
     with pytest.raises(InputError, match=r"without a labelled voxel: none .* 0:4,0:50,0:70, after .* ignored \(255\)"):
         take_census([source(np.full((4, 50, 70), 255, np.uint8))], TILE, 0, 3)
-    with pytest.raises(InputError, match=r"annotation without foreground: none was found .*task.threshold_value"):
+    with pytest.raises(InputError, match=r"annotation without foreground: none was found .*task.ignore_label"):
         take_census([source(np.zeros((4, 50, 70), np.uint8))], TILE, 0, 3)
     one = np.full((4, 50, 70), 255, np.uint8)
     one[1, 2, 3] = 1

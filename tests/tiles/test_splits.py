@@ -74,7 +74,7 @@ def test_each_volume_is_opened_once(task_folder, monkeypatch, open_tiles):
         ({"tile_size": [65, 16]}, "the tile 65; change task.tile_size or task.xrange_vol"),
         ({"volume_z": 4}, "the tile 4; change task.volume_z or task.z_val"),
         ({"threshold": False}, "v.zarr/labels 0:"),
-        ({"threshold": False}, " voxels that were read; allowed are 0 to 1. What do these labels mean? Ids"),
+        ({"threshold": False}, "; allowed are 0 to 1. What do these labels mean? Ids"),
     ],
 )
 def test_a_task_that_does_not_fit_is_refused_with_the_numbers_and_the_settings_to_change(

@@ -155,7 +155,7 @@ def test_other_settings_are_refused_with_the_differences(plan_phantom_sweep, tmp
     write_sweep(plan_phantom_sweep(samples=2), trial(0), finished=False)
     with pytest.raises(ValueError, match="the sweep sweep was started with other settings:\n") as error:
         check_sweep_resumable(plan_phantom_sweep("network.ema=0.9", "task.z_gap=1", samples=2, scheduler="none"))
-    differences = ("task.z_gap: 0 -> 1", 'tune.scheduler: "asha" -> "none"', "networks.UNet_2D.ema: 0.0 -> 0.9")
+    differences = ("task.z_gap: 0 -> 1", 'tune.scheduler: "asha" -> "none"', "networks.UNet_2D.ema: 0.99 -> 0.9")
     assert all(f"\n  {line}\n" in str(error.value) for line in differences)
     with pytest.raises(ValueError, match=r'space\.network\.loss: \{"choice"'):
         check_sweep_resumable(plan_phantom_sweep("network.loss=focal", samples=2))
