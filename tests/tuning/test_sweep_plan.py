@@ -98,6 +98,7 @@ def test_one_trial_runs_on_each_gpu_or_node(concurrent, num_workers, use_gpu, cl
 def plan_phantom_sweep(tmp_path, monkeypatch):
     """Return `plan_phantom_sweep(*assignments, **tune)`: a plan for a cluster of four CPUs."""
     monkeypatch.setattr(sweep_plan, "connect_ray", lambda *_: ClusterResources(4, 0, 1))
+    monkeypatch.setenv("RAY_ADDRESS", "cluster:6379")  # else the CPUs of this machine are asked for
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
 
     def plan(*assignments: str, **tune):
