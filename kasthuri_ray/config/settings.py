@@ -44,7 +44,7 @@ class TrainSettings(SettingsSection):
     changeable: ClassVar[frozenset[str]] = frozenset(
         {
             *("storage", "name", "num_workers", "device", "boss", "cache", "cache_size", "wait_for_resources"),
-            *("mlflow", "wandb", "verbose", "allow_empty"),
+            *("mlflow", "wandb", "verbose", "allow_empty", "test_tta"),
         }
     )
 
@@ -71,6 +71,9 @@ class TrainSettings(SettingsSection):
     """Device that computes; auto: GPUs if there are any."""
     compile: AutoOnOff = defaults.AUTO
     """Whether torch.compile is used; auto: if it saves time on the processor, and the run is long enough."""
+    test_tta: AutoOnOff = defaults.AUTO
+    """Whether the test box is measured with test-time augmentation too, as test_tta in metrics.json; auto: if it takes
+    at most a twentieth of the run."""
     boss: str | None = None
     """JSON file with protocol, host and token of a BossDB; its token is never written anywhere; null: public data."""
     cache: str | None = None

@@ -211,10 +211,10 @@ class Predictor:
     def _logits(self, image: Tensor, view: View) -> Tensor:
         """Return the network's logits of uint8 N, 1, [z], y, x, scaled as in training, computed in a view."""
         memory_format = hardware.memory_format(self.dim, self.device)
-        transformed = _apply_view(image, view).contiguous(memory_format=memory_format)
+        transformed = apply_view(image, view).contiguous(memory_format=memory_format)
         with hardware.autocast(self.settings.precision, self.device):
             logits = self.network(transformed.float().div_(255))
-        return _undo_view(logits, view)
+        return undo_view(logits, view)
 
 
 def _core_logits(logits: Tensor, tile: Tile) -> Tensor:
@@ -267,15 +267,43 @@ def _write_cores(
         probabilities[(slice(None), *tile.core.slices(block.start))] = core.numpy()
 
 
-def _apply_view(image: Tensor, view: View) -> Tensor:
+def apply_view(image: Tensor, view: View) -> Tensor:
+    """Flip and transpose images in the plane.
+
+    Parameters
+    ----------
+    image : Tensor
+        ..., y, x.
+    view : tuple of bool
+        One of VIEWS.
+
+    Returns
+    -------
+    Tensor
+        ..., y, x, or ..., x, y if the view transposes.
+    """
     axes = [axis for axis, flip in zip((-2, -1), view, strict=False) if flip]
     flipped = image.flip(axes) if axes else image
     return flipped.transpose(-2, -1) if view[2] else flipped
 
 
-def _undo_view(image: Tensor, view: View) -> Tensor:
+def undo_view(image: Tensor, view: View) -> Tensor:
+    """Return what `apply_view` was called with.
+
+    Parameters
+    ----------
+    image : Tensor
+        What it returned, or what was computed from that voxel by voxel.
+    view : tuple of bool
+        One of VIEWS.
+
+    Returns
+    -------
+    Tensor
+        ..., y, x.
+    """
     flipped = image.transpose(-2, -1) if view[2] else image
-    return _apply_view(flipped, (view[0], view[1], False))
+    return apply_view(flipped, (view[0], view[1], False))
 
 
 def _check_block(part: VolumePart, block: Box) -> None:

@@ -32,7 +32,14 @@ from kasthuri_ray.training.preflight import (
     run_path,
 )
 from kasthuri_ray.training.run_folder import RunFolder, run_description
-from kasthuri_ray.training.split_results import FILE, SplitResults, class_outcomes_of, pool_results, pooled_metrics
+from kasthuri_ray.training.split_results import (
+    AUGMENTED_FILE,
+    FILE,
+    SplitResults,
+    class_outcomes_of,
+    pool_results,
+    pooled_metrics,
+)
 from kasthuri_ray.training.train import TrainResult, train
 
 QUADRANTS = 4
@@ -252,7 +259,7 @@ def _train_fold(fold: Settings, reporter: Reporter, command: str) -> bool:
 def _write_pooled(folder: RunFolder, settings: Settings, folds: Sequence[Settings], reporter: Reporter) -> None:
     """Write metrics.json and the page of all folds together."""
     runs = [RunFolder(folder.storage.child(str(fold.train.name))) for fold in folds]
-    parts = [_read_results(run) for run in runs]
+    parts, augmented = [_read_results(run) for run in runs], _read_augmented(runs)
     metrics = [run.read_metrics() or {} for run in runs]
     names = settings.task.class_names(settings.network.classes)
     pooled = pool_results(parts)
@@ -263,6 +270,7 @@ def _write_pooled(folder: RunFolder, settings: Settings, folds: Sequence[Setting
     test = pooled_metrics(pooled, names)
     content: dict[str, Any] = {
         "test": test,
+        "test_tta": None if augmented is None else pooled_metrics(pool_results(augmented), names),
         "folds": [{"name": row.name, "box": row.box, **_fold_scores(row.metrics)} for row in rows],
         "warnings": [
             f"{row.name}: {text}" for row, each in zip(rows, metrics, strict=True) for text in each["warnings"]
@@ -297,6 +305,13 @@ def _read_results(run: RunFolder) -> SplitResults:
             f"{run.storage.path} has no {FILE}, which earlier versions did not write: its results cannot be pooled. "
             "Train the folds under another --name"
         ) from None
+
+
+def _read_augmented(runs: Sequence[RunFolder]) -> list[SplitResults] | None:
+    """Return what the tests with test-time augmentation found; None if a fold has none, see `train.test_tta`."""
+    if not all(run.storage.exists(AUGMENTED_FILE) for run in runs):
+        return None
+    return [SplitResults.from_bytes(run.storage.read_bytes(AUGMENTED_FILE)) for run in runs]
 
 
 def _fold_scores(test: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from kasthuri_ray.geometry import Box
 from kasthuri_ray.labels import IGNORE_LABEL
 from kasthuri_ray.metrics import sanity, voxel_counts, voxel_scores
 from kasthuri_ray.metrics.object_choice import ObjectChoice
@@ -26,11 +27,12 @@ from kasthuri_ray.reports.section_images import NUM_EXAMPLES, SectionResult, cho
 from kasthuri_ray.tiles.label_census import class_counts
 from kasthuri_ray.tiles.sampling import GridTiles, read_tile
 from kasthuri_ray.tiles.streaming import TileBatch, TileStream, plan_grid_tiles
+from kasthuri_ray.training.augmented_test import augmented_logits, measures_augmented
 from kasthuri_ray.training.label_report import labelled_voxels, score_intervals
 from kasthuri_ray.training.learner import Learner
 from kasthuri_ray.training.process_group import gather_over_ranks
 from kasthuri_ray.training.run_folder import RunFolder
-from kasthuri_ray.training.split_results import FILE, SplitResults
+from kasthuri_ray.training.split_results import AUGMENTED_FILE, FILE, SplitResults
 from kasthuri_ray.training.tile_results import TileResults, TileScore, TileScorer, foreground_probabilities
 from kasthuri_ray.training.training_job import NO_FOREGROUND_WARNING, TrainingJob, WorkerContext
 from kasthuri_ray.training.training_messages import TextMessage
@@ -58,9 +60,12 @@ def write_run_report(
         folder.write_checkpoint("best", replace(best, objects=choice.to_plain()))
     results = results.with_objects(numbers, None if choice is None else choice.settings, _thresholds(progress))
     _write_pages(job, learner, folder, progress, results, choice)
-    if results.counts.num_voxels:
-        pooled = SplitResults(results.counts, results.confusion, results.sample(), results.objects)
-        folder.write(FILE, pooled.to_bytes())
+    for name, part in ((FILE, results), (AUGMENTED_FILE, results.augmented)):
+        if part is not None and part.counts.num_voxels:
+            pooled = SplitResults(part.counts, part.confusion, part.sample(), part.objects)
+            folder.write(name, pooled.to_bytes())
+        else:
+            folder.storage.delete(name)  # of a run that is extended, and measured differently now
     folder.write(_weights_file_name(job), checkpoint_bytes(best.weights))
     metrics = _final_metrics(job, progress, results, choice)
     for line in choice_lines(choice):
@@ -88,12 +93,18 @@ def _evaluate_tiles(
     if job.tiles.test is not None and job.history.test_share:
         learnt = [part.boxes for part in job.history.test]
         scorers.append(TileScorer(tiles, _thresholds(progress), has_objects, learnt))
+    nothing_learnt: list[tuple[Box, ...]] = [()] * len(tiles.sources)
+    augmented = (
+        TileScorer(tiles, _thresholds(progress), has_objects, nothing_learnt) if measures_augmented(job) else None
+    )
     batch_size = max(1, job.settings.network.batch // context.world_size)
     stream = TileStream(iter([plan_grid_tiles(tiles, batch_size, context.rank, context.world_size)]))
 
     def score_batch(batch: Any, logits: Tensor, labels: Tensor) -> None:
         for scorer in scorers:
             scorer.add(batch.number, logits, labels)
+        if augmented is not None:
+            augmented.add(batch.number, augmented_logits(learner, batch, logits), labels)
 
     try:
         counts, _ = learner.evaluate(stream.batches(), score_batch)
@@ -101,7 +112,9 @@ def _evaluate_tiles(
         stream.close()
     progress.add_blank_chunks(itertools.chain.from_iterable(gather_over_ranks(stream.blank_chunks)))
     whole, *unseen = (scorer.results(counts if scorer.learnt is None else None) for scorer in scorers)
-    return replace(whole, unseen=unseen[0] if unseen else None)
+    return replace(
+        whole, unseen=unseen[0] if unseen else None, augmented=None if augmented is None else augmented.results()
+    )
 
 
 def _write_pages(
@@ -223,6 +236,7 @@ def _final_metrics(
     val = progress.best["val"]
     return {
         "test": _test_metrics(job, progress, results) if is_tested else None,
+        "test_tta": _split_scores(progress, results.augmented, names) if is_tested and results.augmented else None,
         "warnings": _score_warnings(job, progress, results),
         "better_than_chance": sanity.is_better_than_chance(shown.counts, shown.sample()) if counts.num_voxels else None,
         "val": val if is_tested else _add_objects(val | intervals, results, names),
@@ -255,16 +269,16 @@ def _object_density(results: TileResults) -> dict[str, Any]:
 def _test_metrics(job: TrainingJob, progress: TrainingProgress, results: TileResults) -> dict[str, Any]:
     """Return the scores of the test box, those of the part that was not learnt from, and what is known about that."""
     names = _class_names(job)
-
-    def scores(of: TileResults) -> dict[str, Any]:
-        voxels = voxel_scores.split_metrics(of.counts, _thresholds(progress), names) | score_intervals(
-            of.sample(), of.counts
-        )
-        return _add_objects(voxels, of, names)
-
     learnt, unseen = _learnt_entry(job, results), results.unseen or results
     is_unseen = unseen.counts.num_voxels and (learnt["known"] or learnt["share"])
-    return {**scores(results), "learnt_from": learnt, "unseen": scores(unseen) if is_unseen else None}
+    of_unseen = _split_scores(progress, unseen, names) if is_unseen else None
+    return {**_split_scores(progress, results, names), "learnt_from": learnt, "unseen": of_unseen}
+
+
+def _split_scores(progress: TrainingProgress, of: TileResults, names: Sequence[str]) -> dict[str, Any]:
+    """Return the scores of voxels, with intervals, and of objects."""
+    voxels = voxel_scores.split_metrics(of.counts, _thresholds(progress), names)
+    return _add_objects(voxels | score_intervals(of.sample(), of.counts), of, names)
 
 
 def _add_objects(voxels: dict[str, Any], of: TileResults, names: Sequence[str]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from kasthuri_ray.training.label_report import score_intervals
 from kasthuri_ray.training.tested_objects import SplitObjects
 
 FILE = "test_results.npz"
+AUGMENTED_FILE = "test_tta_results.npz"  # the same with test-time augmentation, where that was measured
 OUTCOME_ARRAYS = ("scores", "true_is_cut", "predicted_is_cut", "is_small")
 
 

@@ -60,6 +60,8 @@ class TileResults:
         The matched objects of each class that has some.
     unseen : TileResults, optional
         The same of the voxels that were not learnt from, if some of all voxels were.
+    augmented : TileResults, optional
+        The same with test-time augmentation.
     """
 
     tiles: GridTiles
@@ -67,6 +69,7 @@ class TileResults:
     scores: list[TileScore]
     objects: SplitObjects = field(default_factory=SplitObjects)
     unseen: TileResults | None = None
+    augmented: TileResults | None = None
 
     @property
     def confusion(self) -> np.ndarray:
@@ -103,6 +106,7 @@ class TileResults:
             scores=[replace(score, voxels=b"") for score in self.scores],
             objects=match_tile_objects(self.tiles, self.packed, numbers, settings, thresholds),
             unseen=self.unseen and self.unseen.with_objects(numbers, settings, thresholds),
+            augmented=self.augmented and self.augmented.with_objects(numbers, settings, thresholds),
         )
 
 
@@ -119,7 +123,8 @@ class TileScorer:
     has_objects : bool
         Whether objects are matched.
     learnt : sequence of tuple of Box, optional
-        For each source the boxes that were learnt from, whose voxels do not count; None: all voxels count.
+        For each source the boxes that were learnt from, whose voxels do not count; None: all voxels count, and somebody
+        else counts them for `results`.
     """
 
     tiles: GridTiles

@@ -93,6 +93,29 @@ def test_a_finished_run_can_be_extended_by_more_epochs(train_locally):
     assert json.loads((folder / "metrics.json").read_text())["epochs"] == 3
 
 
+def test_the_figures_with_test_time_augmentation_stand_beside_those_of_the_default_segmentation(train_locally):
+    task = {
+        **{"image_chan": "phantom://em?shape=8,256,288&seed=0", LABELS: "phantom://synapse?shape=8,256,288&seed=0"},
+        **{"xrange_vol": [0, 256], "yrange_vol": [0, 256], "z_train": [0, 5], "z_val": [5, 6], "z_test": [6, 8]},
+        **{"task_type": "synapse", "tile_size": [64, 64]},
+    }
+    small = {"n_blocks": 2, "start_filters": 4, "epochs": 2, "learning_rate": 0.01, "precision": "float32"}
+    folder, _ = train_locally(task, small, test_tta="on")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    test, augmented = metrics["test"], metrics["test_tta"]
+    assert augmented.keys() == test.keys() - {"learnt_from", "unseen"}
+    assert augmented["threshold"] == test["threshold"]
+    assert sum(map(sum, augmented["confusion"])) == sum(map(sum, test["confusion"])) == 2 * 256 * 256
+    assert augmented["objects"]["num_true"] == test["objects"]["num_true"]
+    assert augmented["average_precision"] != test["average_precision"]
+    page = (folder / "index.html").read_text()
+    assert f"F1\n{augmented['foreground_f1']:.3f}, average precision {augmented['average_precision']:.3f}" in page
+    train_locally(task, small | {"epochs": 3}, test_tta="off")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["test_tta"] is None
+    assert not (folder / "test_tta_results.npz").exists()
+
+
 def test_a_run_that_was_stopped_can_be_resumed_or_evaluated_as_it_is(train_locally):
     network = {"n_blocks": 2, "start_filters": 4, "epochs": 4, "learning_rate": 0.01}
     whole, _ = train_locally(PHANTOM, network)
