@@ -24,6 +24,7 @@ from kasthuri_ray.storage.storage import RECORD_END, Storage
 SETTINGS = "settings.json"
 LOCK_FILE = "lock.json"  # of the lease that a run holds while it writes the output
 COPY_FILE = "copy.json"  # path of the precomputed copy whose blocks are recorded
+COMPONENTS = "components"  # folder of the components of each block
 BLANK = ".blank"
 NUM_READERS = 16  # threads that read small files, most of whose time is waiting
 
@@ -60,8 +61,12 @@ class Ledger:
         """
         before = self.settings()
         if before is None:
-            self.storage.write_bytes(SETTINGS, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
+            self.restart(settings)
         return before
+
+    def restart(self, settings: Mapping[str, Any]) -> None:
+        """Record the settings of an output, in place of earlier ones."""
+        self.storage.write_bytes(SETTINGS, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
 
     def record(self, phase: str, name: str, info: Mapping[str, Any] | None = None, *, blank: bool = False) -> None:
         """Record that a block is done. blank: its voxels are all 0 and were not written.
@@ -147,10 +152,16 @@ class Ledger:
         phases : container of str
             Names of the phases that copy blocks.
         """
-        for name in self.storage.list_folder():
-            if name in phases:
-                self.storage.child(name).remove_folder()
+        self.forget([name for name in self.storage.list_folder() if name in phases])
         self.storage.write_bytes(COPY_FILE, json.dumps({"path": path}).encode())
+
+    def forget(self, folders: Iterable[str]) -> None:
+        """Remove the records of these phases, or other folders of the ledger, one after another."""
+        known = self.storage.list_folder()
+        for name in folders:
+            if name in known:
+                self.storage.child(name).remove_folder()
+            self.clear_set_aside(name)
 
     def clear(self) -> None:
         """Remove the records of all blocks and then the settings; the lock stays.
@@ -180,7 +191,7 @@ def components_path(name: str) -> str:
     str
         Path in the ledger.
     """
-    return f"components/{name}.npz"
+    return f"{COMPONENTS}/{name}.npz"
 
 
 def write_components(ledger: Ledger, name: str, components: Components) -> None:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from kasthuri_ray.output import ome_metadata
-from kasthuri_ray.output.ledger import Ledger
+from kasthuri_ray.output.ledger import COMPONENTS, Ledger
 from kasthuri_ray.output.object_labels import JoinedBlocks
 from kasthuri_ray.output.ome_zarr import LABELS_FILE, OmeZarrOutput, list_labels, object_image_name
 from kasthuri_ray.output.output_array import OutputArray
 from kasthuri_ray.storage.folder import open_storage
 
+IDS = "ids"  # folder in the ledger: the ids of the objects of each block
+OBJECT_FOLDERS = (IDS, COMPONENTS)  # what the ledger holds about objects beside finished blocks
 NUM_WRITERS = 16  # threads that write small files, most of whose time is waiting
 
 
@@ -54,6 +56,25 @@ def complete_object_image(output: OmeZarrOutput, num_objects: int) -> None:
     name = object_image_name(output.spec.name)
     group = ome_metadata.object_image_json(name, output.spec.levels, output.spec.nanometers, num_objects)
     open_storage(output.path).write_bytes(f"labels/{name}/zarr.json", _json_bytes(group))
+
+
+def remove_object_image(output: OmeZarrOutput) -> None:
+    """Remove the label image of objects, if there is one, and its name among those of label images.
+
+    Parameters
+    ----------
+    output : OmeZarrOutput
+        The output.
+    """
+    name, storage = object_image_name(output.spec.name), open_storage(output.path)
+    others = [each for each in list_labels(storage, {}) if each != name]
+    if name in storage.child("labels").list_folder():
+        storage.child("labels").child(name).remove_folder()
+    if others:
+        storage.write_bytes(LABELS_FILE, _json_bytes(ome_metadata.labels_json(others)))
+    else:
+        storage.delete(LABELS_FILE)
+        storage.child("labels").remove_if_empty()
 
 
 def complete_object_image_path(output: str, name: str) -> str | None:
@@ -142,7 +163,7 @@ def read_object_ids(ledger: Ledger, name: str) -> np.ndarray:
 
 
 def _ids_path(name: str) -> str:
-    return f"ids/{name}.npy"
+    return f"{IDS}/{name}.npy"
 
 
 def _array(output: OmeZarrOutput, dtype: str) -> OutputArray:

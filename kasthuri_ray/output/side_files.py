@@ -169,8 +169,23 @@ def remove_side_files(output: str, class_names: Sequence[str]) -> None:
     class_names : sequence of str
         Names of the foreground classes, which decide the name of the table.
     """
+    storage, name = _split_path(progress_path(output))
+    storage.delete(name)
+    remove_object_table(output, class_names)
+
+
+def remove_object_table(output: str, class_names: Sequence[str]) -> None:
+    """Remove an output's table of objects.
+
+    Parameters
+    ----------
+    output : str
+        Path or URL of the output.
+    class_names : sequence of str
+        Names of the foreground classes, which decide the name of the table.
+    """
     table = object_table_path(output, class_names)
-    for path in (progress_path(output), table, parquet_path(table)):
+    for path in (table, parquet_path(table)):
         storage, name = _split_path(path)
         storage.delete(name)
 

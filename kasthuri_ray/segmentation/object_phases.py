@@ -32,6 +32,7 @@ from kasthuri_ray.segmentation.block_segmenter import BlockSegmenter
 from kasthuri_ray.segmentation.phase import BlockInfo, Phase, level_grid
 from kasthuri_ray.segmentation.segmentation_job import SegmentationJob
 
+IMAGE_PHASES = "object-labels-"  # begins the names of the phases that write the label image
 OLD_BLOCKS_NOTE = (
     "the density of the objects is not known: an earlier version segmented blocks without counting what was imaged"
 )
@@ -114,7 +115,7 @@ class ObjectsPhase(Phase):
 class ObjectImagePhase(Phase):
     """Each voxel gets the id of its object, once the objects of all blocks are joined."""
 
-    NAME: ClassVar[str] = "object-labels-s0"
+    NAME: ClassVar[str] = f"{IMAGE_PHASES}{level_name(0)}"
 
     postponed = "the label image of objects is not written yet: some blocks were set aside; run the same command again"
 
@@ -158,7 +159,7 @@ class ObjectPyramidPhase(Phase):
     """A coarser level of the label image of objects is computed from the level before."""
 
     def __init__(self, job: SegmentationJob, level: PyramidLevel, source: Phase) -> None:
-        name, label = f"object-labels-{level.name}", f"object labels {level.name}"
+        name, label = f"{IMAGE_PHASES}{level.name}", f"object labels {level.name}"
         super().__init__(job, name, label, level_grid(job, level), source)
         self.level = level
 

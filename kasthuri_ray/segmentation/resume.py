@@ -5,6 +5,8 @@ Here are the checks of what already exists at the output path, and of whether it
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -14,11 +16,15 @@ from kasthuri_ray.errors import InputError
 from kasthuri_ray.inference.inference_settings import InferenceSettings
 from kasthuri_ray.output.existing_output import find_existing_output, remove_output
 from kasthuri_ray.output.ledger import Ledger
-from kasthuri_ray.output.side_files import remove_side_files
+from kasthuri_ray.output.object_image import OBJECT_FOLDERS, complete_object_image_path, remove_object_image
+from kasthuri_ray.output.object_labels import recorded_object_settings
+from kasthuri_ray.output.side_files import remove_object_table, remove_side_files
 from kasthuri_ray.ray_cluster.output_paths import SINGLE_NODE, resolve_output_path
+from kasthuri_ray.segmentation.object_phases import IMAGE_PHASES, ObjectsPhase
 from kasthuri_ray.segmentation.phases import CopyPhase, NetworkPhase, job_phases
 from kasthuri_ray.segmentation.segmentation_job import SegmentationInputs, SegmentationJob
 
+OBJECTS = "objects"  # entry of a record: how objects are found, if not by the threshold alone
 NOT_COMPARED = ("versions", "learnt_from")  # entries of a record
 
 
@@ -53,8 +59,11 @@ def read_existing_record(output: str, overwrite: bool) -> dict[str, Any] | None:
 
 
 def check_same_settings(record: dict[str, Any] | None, job: SegmentationJob) -> None:
-    """Raise InputError, with the differences, if the output was started with other settings."""
-    if record is None:
+    """Raise InputError, with the differences, if the output was started with other settings.
+
+    Those of objects may differ if the job finds objects: `restart_objects` has them found again.
+    """
+    if record is None or object_changes(record, job):
         return
     differences = record_differences(_complete_record(record, job), job.record)
     if differences:
@@ -63,6 +72,48 @@ def check_same_settings(record: dict[str, Any] | None, job: SegmentationJob) -> 
             f"{job.output} was started with other settings:\n  {lines}\nGive another --output, or the same settings; "
             "--overwrite starts over"
         )
+
+
+def object_changes(record: dict[str, Any] | None, job: SegmentationJob) -> list[str]:
+    """Return how the object settings of a job differ from those of its output, if nothing else does.
+
+    None if the job finds no objects.
+    """
+    if record is None or not job.finds_objects:
+        return []
+    before, now = _complete_record(record, job), job.record
+    before_objects, objects = (_recorded_objects(each, job) for each in (before, now))
+    if {**before, OBJECTS: None} != {**now, OBJECTS: None}:
+        return []
+    return [f"{OBJECTS}.{line}" for line in record_differences(before_objects, objects)]
+
+
+def _recorded_objects(record: Mapping[str, Any], job: SegmentationJob) -> dict[str, Any]:
+    settings = recorded_object_settings(record, job.thresholds)
+    return json.loads(json.dumps(settings.to_plain()))
+
+
+def restart_objects(job: SegmentationJob, ledger: Ledger) -> list[str]:
+    """Remove the objects of an output if they were found with other settings; return lines about that for people.
+
+    The records of their blocks go first, and the settings are replaced last: whatever stops this, the same command
+    repeats it, and the earlier command finds the earlier objects again.
+    """
+    record = ledger.settings()
+    changes = object_changes(record, job)
+    if not changes or record is None:
+        return []
+    had_image = complete_object_image_path(job.output, job.spec.name) is not None
+    names = [name for name in ledger.storage.list_folder() if name.startswith(IMAGE_PHASES)]
+    ledger.forget([*names, ObjectsPhase.NAME, *OBJECT_FOLDERS])
+    remove_object_image(job.output_zarr)
+    remove_object_table(job.output, job.class_names)
+    others = {key: value for key, value in record.items() if key != OBJECTS}
+    ledger.restart({**others, **({OBJECTS: job.record[OBJECTS]} if OBJECTS in job.record else {})})
+    lines = [f"objects are found again with other settings, the voxels stay: {'; '.join(changes)}"]
+    if had_image and not job.settings.segment.save_objects:
+        lines.append("the label image of the earlier objects is removed; --save-objects writes one of these")
+    return lines
 
 
 def version_changes(record: dict[str, Any] | None, job: SegmentationJob) -> str:
@@ -78,7 +129,9 @@ def _complete_record(record: dict[str, Any], job: SegmentationJob) -> dict[str, 
     Versions are reported (`version_changes`), not compared: the current ones stand in the copy. The same holds for what
     the network learnt from, which follows from the weights.
     """
-    segment = {name: value for name, value in fill_defaults("segment", {}).items() if name in job.record}
+    # The entry OBJECTS of a record has the name of a setting, and is none.
+    names = set(job.record) - {OBJECTS}
+    segment = {name: value for name, value in fill_defaults("segment", {}).items() if name in names}
     arithmetic = {each.name: each.default for each in fields(InferenceSettings) if each.default is not MISSING}
     compared = {name: value for name, value in record.items() if name not in NOT_COMPARED}
     complete = {**segment, **fill_record_defaults(compared, job.record)}
@@ -115,7 +168,8 @@ def check_precomputed_copy(job: SegmentationJob, overwrite: bool) -> None:
         return
     if not existing.is_segmentation:
         raise InputError(f"{existing.description}; choose another path for --precomputed")
-    if _complete_record(existing.record or {}, job) != job.record and not overwrite:
+    record = existing.record or {}
+    if _complete_record(record, job) != job.record and not object_changes(record, job) and not overwrite:
         raise InputError(
             f"{existing.description}, with other settings; choose another path for --precomputed, or --overwrite"
         )

@@ -134,6 +134,8 @@ class SegmentationRun:
         job = self.job
         if job.settings.segment.overwrite:
             resume.remove_segmentation(job)
+        for line in resume.restart_objects(job, self.ledger):
+            self.reporter.print_line(line)
         self.ledger.start(job.record)
         OmeZarrOutput.create(job.output, job.spec)
         if job.precomputed:

@@ -68,8 +68,8 @@ def test_the_same_command_leaves_it_and_a_command_without_it_does_not_forget_it(
     segment("--output", output, *CUT, *FLAGS, "--save-objects", "--save-mask")
     segment("--output", output, *CUT, *FLAGS, "--save-mask")
     assert read_files(output) == before
-    refused = segment("--output", output, *CUT, "--save-mask", "--objects", code=2)
-    assert "objects" in refused.err
+    refused = segment("--output", output, *CUT, "--save-mask", code=2)
+    assert "objects.bridge_sections: 1 -> missing" in refused.err
 
 
 def test_an_evaluation_reads_the_objects_of_the_label_image(output, annotation, tmp_path):
