@@ -5,9 +5,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from kasthuri_ray import cli
 from kasthuri_ray.benchmarks.predictor_speed import NETWORKS
+from kasthuri_ray.config import defaults
 from kasthuri_ray.progress import Reporter
 
 EXAMPLES = """examples:
@@ -20,6 +22,7 @@ EXAMPLES = """examples:
   python jobs/benchmark.py startup
   python jobs/benchmark.py vnc --source groundtruth-drosophila-vnc --output vnc.zarr
   python jobs/benchmark.py accuracy --data vnc.zarr --task synapse --seeds 0 1 2
+  python jobs/benchmark.py challenge --data phantom --tasks synapse --networks UNet_2D my_network.json my_weights.pt
 """
 
 
@@ -28,7 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     kinds = parser.add_subparsers(
         dest="kind",
         required=True,
-        metavar="train|segment|predictor|scale|io|tune|startup|accuracy|phantom|vnc",
+        metavar="train|segment|predictor|scale|io|tune|startup|accuracy|challenge|phantom|vnc",
         parser_class=argparse.ArgumentParser,
     )
 
@@ -99,6 +102,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="the recipe of the challenge, for comparison: time a few of its steps, or train it to the end",
     )
 
+    challenge = kinds.add_parser(
+        "challenge",
+        help="the Kasthuri Challenge's scoreboard: trains every network on every task with several seeds; resumable",
+    )
+    _add_challenge_flags(challenge)
+
     phantom = kinds.add_parser(
         "phantom", help="how hard the synthetic volume is to segment, and how fast it is generated"
     )
@@ -120,9 +129,43 @@ def make_parser() -> argparse.ArgumentParser:
         kind.add_argument(
             "--compare", metavar="FILE", help="--out of an earlier run: prints ratios of speeds, and fails below 0.95"
         )
-    for kind in (*with_lines, vnc):
+    for kind in (*with_lines, challenge, vnc):
         kind.add_argument("--verbose", action="store_true", help="show the output of the subprocesses, and tracebacks")
     return parser
+
+
+def _add_challenge_flags(challenge: argparse.ArgumentParser) -> None:
+    add = challenge.add_argument
+    add("--data", choices=["vnc", "ac4", "phantom"], default="vnc", help="what is trained and tested on (default: vnc)")
+    add("--store", metavar="DIR", default="vnc.zarr", help="vnc.zarr, or the folder that holds it, for --data vnc")
+    add(
+        "--tasks",
+        nargs="+",
+        default=["membrane", "synapse"],
+        metavar="NAME|FILE",
+        help="membrane, synapse, or task files, which bring their own volumes (default: both)",
+    )
+    add(
+        "--networks",
+        nargs="+",
+        metavar="NAME|FILE|WEIGHTS",
+        help="built-in networks, network files, or weights that are only tested: a run folder, a .pt file, or "
+        "FILE.pt:NETWORK for a bare state dict of a network other than UNet_2D (default: all built-in 2D networks)",
+    )
+    add("--seeds", type=int, default=3, metavar="N", help="trainings per network and task (default: 3)")
+    add("--no-recipe", action="store_true", help="leave out the challenge's own recipe, which is the first row")
+    add("--storage", metavar="DIR|s3://...", default=defaults.STORAGE, help="folder of all boards (default: outputs)")
+    add("--name", help="name of the board's folder; runs that stand there are kept (default: challenge_DATA)")
+    add(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        dest="assignments",
+        metavar="SECTION.KEY=VALUE",
+        help="settings of every training, such as network.epochs=24",
+    )
+    add("--quick", action="store_true", help="few small tiles, to test that the board runs")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -132,6 +175,8 @@ def main(arguments: Sequence[str]) -> None:
     from kasthuri_ray.benchmarks.harness import PartRunner
 
     kind, reporter, before = options.pop("kind"), Reporter(), options.pop("compare", None)
+    if kind == "challenge":
+        return _run_challenge(options, arguments, reporter)
     parts = PartRunner(reporter, options.pop("verbose"))
     if before is not None:
         benchmark_lines.read_benchmark(before)  # refuses another file before any work
@@ -180,6 +225,15 @@ def main(arguments: Sequence[str]) -> None:
         reporter.print_result(options["output"])
     if before is not None:
         benchmark_lines.report_comparison(lines, before, reporter)
+
+
+def _run_challenge(options: dict[str, Any], arguments: Sequence[str], reporter: Reporter) -> None:
+    from kasthuri_ray.benchmarks.challenge import run_challenge
+    from kasthuri_ray.benchmarks.challenge_plan import BoardRequest
+
+    options |= {"num_seeds": options.pop("seeds"), "has_recipe": not options.pop("no_recipe")}
+    request = BoardRequest(**options)
+    run_challenge(request, reporter, cli.resume_command(sys.argv[0], arguments, request.board_name))
 
 
 run = partial(cli.run_job, main)  # the command kasthuri-benchmark

@@ -31,6 +31,7 @@ FLAGS_OF_OTHER_PROGRAMS = {
     "--exclusive",
     "--help",
 }
+FLAGS_OF_BENCHMARKS = {"--quick", "--compare", "--data", "--tasks", "--seeds", "--no-recipe"}
 HISTORY_COLUMNS = {"train.loss"}
 NAMES_OF_NO_DEFINITION = {"voxel_size_nm", "timeout_s", "kasthuri_ray", "LossName"}
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -108,7 +109,7 @@ def test_every_flag_and_setting_that_a_text_names_exists(page, parsers):
     from kasthuri_ray.config.settings import SECTIONS
 
     flags = {flag for parser in parsers.values() for flag in getattr(parser, "flags", [])}
-    flags |= FLAGS_OF_OTHER_PROGRAMS | {"--quick", "--compare"}  # of benchmark.py
+    flags |= FLAGS_OF_OTHER_PROGRAMS | FLAGS_OF_BENCHMARKS
     for code in inline_codes(page):
         if SCRIPT.match(code) or not re.search(r"^\w+ ", code):  # not the flags of another program
             assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", code)) <= flags, code

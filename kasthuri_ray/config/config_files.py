@@ -30,6 +30,7 @@ def find_config_file(name: str, kind: str, flag: str = "") -> Path:
     Returns
     -------
     Path
+        The file.
 
     Raises
     ------

@@ -3,6 +3,8 @@
 Voxels of a tile are alike, so tiles are resampled and not voxels (Efron and Tibshirani, "An Introduction to the
 Bootstrap", 1993, chapter 13: percentile intervals). A resample without a voxel of a class says nothing about that
 class, and is left out of its scores.
+
+`Estimate` is about another question: how much a score varies between runs of other seeds.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ COARSE_BINS = 64  # of the histograms of tiles
 MAX_UNITS = 2000  # more tiles are added up to this many groups of neighbours, which takes little memory
 NUM_RESAMPLES = 1000
 INTERVAL = (2.5, 97.5)  # percentiles
+MIN_RUNS = 3  # fewer have no interval: that of two is ten times as wide as their difference
 
 Interval = tuple[float, float]
 TileCounts = tuple[np.ndarray, np.ndarray]  # outcomes and histograms of a tile, see `tile_counts`
@@ -182,3 +185,33 @@ def average_precisions(histograms: np.ndarray) -> np.ndarray:
     precision = safe_ratio(true_positives, true_positives + false_positives)
     gained = np.diff(true_positives, axis=-1, prepend=0)
     return safe_ratio((gained * precision).sum(-1), true_positives[..., -1])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The mean of a figure over several runs, with its interval.
+
+    Parameters
+    ----------
+    values : tuple of float
+        The figure of each run; at least one.
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the runs."""
+        return float(np.mean(self.values))
+
+    @property
+    def interval(self) -> Interval | None:
+        """95% interval of the mean by Student's t; None below MIN_RUNS runs."""
+        number = len(self.values)
+        if number < MIN_RUNS:
+            return None
+        from scipy.special import stdtrit
+
+        error = float(np.std(self.values, ddof=1)) / number**0.5
+        half = float(stdtrit(number - 1, INTERVAL[1] / 100)) * error
+        return self.mean - half, self.mean + half

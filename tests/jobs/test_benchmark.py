@@ -9,6 +9,7 @@ import pytest
 
 from kasthuri_ray.benchmarks import (
     accuracy,
+    challenge,
     io_speed,
     phantom_difficulty,
     predictor_speed,
@@ -27,7 +28,8 @@ SCRIPT = "jobs/benchmark.py"
 
 def test_help_lists_the_benchmarks_and_the_flags(help_text) -> None:
     text = help_text(SCRIPT)
-    for kind in ("train", "segment", "predictor", "scale", "io", "tune", "accuracy", "phantom", "vnc", "--quick"):
+    kinds = ("train", "segment", "predictor", "scale", "io", "tune", "accuracy", "challenge", "phantom", "vnc")
+    for kind in (*kinds, "--quick"):
         assert kind in text
 
 
@@ -77,6 +79,22 @@ def test_flags_reach_the_benchmark(load_module, monkeypatch: pytest.MonkeyPatch)
     assert calls[5] == {"quick": False, "out": "benchmark_scale.json", "verbose": False}
     job.main(["io", "--data", "d"])
     assert calls[6] == {"data": "d", "quick": False, "out": "benchmark_io.json", "verbose": False}
+
+
+def test_the_flags_of_the_scoreboard_say_what_takes_part_and_how_it_is_resumed(
+    load_module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, calls = load_module(ROOT / SCRIPT), []
+    monkeypatch.setattr(challenge, "run_challenge", lambda request, reporter, command: calls.append((request, command)))
+    words = ["challenge", "--data", "phantom", "--tasks", "synapse", "--networks", "mine.json", "x.pt", "--seeds", "5"]
+    job.main([*words, "--set", "network.epochs=3", "--no-recipe"])
+    request, command = calls[0]
+    assert (request.data, request.tasks, request.num_seeds) == ("phantom", ["synapse"], 5)
+    assert (request.networks, request.has_recipe) == (["mine.json", "x.pt"], False)
+    assert request.all_assignments == ["network.epochs=4", "network.tiles_per_epoch=88", "network.epochs=3"]
+    assert command.endswith(f"{' '.join(words)} --set network.epochs=3 --no-recipe --name challenge_phantom")
+    job.main(["challenge"])
+    assert (calls[1][0].data, calls[1][0].networks, calls[1][0].board_name) == ("vnc", None, "challenge_vnc")
 
 
 @pytest.mark.parametrize("kind", ["train", "segment", "predictor", "scale", "io", "tune", "accuracy", "phantom"])
