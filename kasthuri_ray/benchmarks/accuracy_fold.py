@@ -33,55 +33,25 @@ from kasthuri_ray.metrics.thresholds import outcomes_at
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts, count_block_voxels
 from kasthuri_ray.metrics.voxel_scores import average_precision, best_thresholds, mean_average_precision
 from kasthuri_ray.models.receptive_field import find_receptive_field
+from kasthuri_ray.tiles.fold_plan import QUADRANTS, plan_folds
 from kasthuri_ray.tiles.sampling import GridTiles, TileAddress, TileSource, TrainTiles, read_tile
 from kasthuri_ray.tiles.streaming import TileBatch
 from kasthuri_ray.training.compute_plan import choose_compute_plan
 from kasthuri_ray.training.tested_objects import add_block, match_tile_objects, pack_tile
 from kasthuri_ray.training.tile_results import foreground_probabilities
 from kasthuri_ray.training.val_objects import choose_object_settings
-from kasthuri_ray.volumes.volume import Volume
+from kasthuri_ray.volumes.memory_volume import MemoryVolume
 
 TILES_PER_EPOCH = 224  # of TILE x TILE
-NUM_FOLDS = 4
-SPLITS = ("train", "val", "test")
+NUM_FOLDS = QUADRANTS
 
 
-@dataclass(kw_only=True)
-class StudyVolume(Volume):
-    """An array in memory as a volume."""
-
-    array: np.ndarray
-
-    def _read(self, box: Box) -> np.ndarray:
-        return self.array[box.slices()]
-
-
-def open_study_array(folder: Path, name: str) -> StudyVolume:
-    """Return NAME.npy of the folder of the study as a volume, with the chunks of vnc.zarr."""
+def open_study_array(folder: Path, name: str) -> MemoryVolume:
+    """Return NAME.npy of the folder of the study as a volume. Its chunks, those of vnc.zarr, decide on the tiles."""
     path = folder / f"{name}.npy"
     if not path.exists():
         raise InputNotFound(f"there is no {path}; to write it: --convert vnc.zarr")
-    array = np.load(path)
-    return StudyVolume(
-        uri=str(path),
-        bounds=Box((0, 0, 0), array.shape),
-        dtype=array.dtype,
-        voxel_size_nm=VOXEL_SIZE_NM,
-        chunk=(1, 256, 256),
-        chunk_origin=(0, 0, 0),
-        array=array,
-    )
-
-
-def quadrant_splits(bounds: Box, fold: int) -> dict[str, list[Box]]:
-    """Return the boxes of a fold: it tests quadrant `fold`, clockwise from y and x 0, and validates on the next one."""
-    (z0, y0, x0), (z1, y1, x1) = bounds.start, bounds.stop
-    y, x = (y0 + y1) // 2, (x0 + x1) // 2
-    corners = [((y0, y), (x0, x)), ((y0, y), (x, x1)), ((y, y1), (x, x1)), ((y, y1), (x0, x))]
-    boxes = [Box((z0, rows[0], columns[0]), (z1, rows[1], columns[1])) for rows, columns in corners]
-    val = (fold + 1) % NUM_FOLDS
-    rest = [box for number, box in enumerate(boxes) if number not in (fold, val)]
-    return {"train": rest, "val": [boxes[val]], "test": [boxes[fold]]}
+    return MemoryVolume.of(np.load(path), str(path), voxel_size_nm=VOXEL_SIZE_NM, chunk=(1, 256, 256))
 
 
 @dataclass(frozen=True)
@@ -170,17 +140,17 @@ class FoldTraining:
         return len(self.history) >= self.run.epochs
 
     @cached_property
-    def image(self) -> StudyVolume:
+    def image(self) -> MemoryVolume:
         """The image."""
         return open_study_array(self.data, "em")
 
     @cached_property
-    def annotation(self) -> StudyVolume:
+    def annotation(self) -> MemoryVolume:
         """The annotation of the task."""
         return open_study_array(self.data, self.run.task)
 
     def _sources(self, split: str) -> tuple[TileSource, ...]:
-        boxes = quadrant_splits(self.image.bounds, self.run.fold)[split]
+        boxes = plan_folds(self.image.bounds, NUM_FOLDS, "yx")[self.run.fold][split]
         return tuple(TileSource(self.image, self.annotation, box) for box in boxes)
 
     def grid(self, split: str) -> GridTiles:
@@ -229,8 +199,8 @@ class FoldTraining:
         if self.run.variant.sections == 1:
             return image
         _, rows, columns = address.box.slices()
-        near = neighbour_sections(self.image.array, address.box.start[0], self.run.variant.sections)
-        return self.image.array[near][:, rows, columns]
+        near = neighbour_sections(self.image.voxels, address.box.start[0], self.run.variant.sections)
+        return self.image.voxels[near][:, rows, columns]
 
     def _grid_batches(self, grid: GridTiles) -> Iterator[TileBatch]:
         return self._batches(grid.sources, (grid.address(number) for number in range(len(grid))), 4)
@@ -319,8 +289,8 @@ class FoldTraining:
     ) -> dict[str, Any]:
         """Segment the test box as `segment.py` does, with context around it, and compare it with the annotation."""
         box = change.box(self.grid("test").sources[0].box)
-        probability = self._predict_box(change.image(self.image.array), box, tta)
-        truth = change.truth(self.annotation.array)[box.slices()]
+        probability = self._predict_box(change.image(self.image.voxels), box, tta)
+        truth = change.truth(self.annotation.voxels)[box.slices()]
         marked = probability[0] >= np.rint(255 * thresholds[0])
         record = _voxel_record(count_block_voxels(probability, marked, truth), thresholds)
         if choice is not None:

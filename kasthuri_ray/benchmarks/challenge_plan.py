@@ -251,9 +251,15 @@ def _plan_task(task: str, contestants: Sequence[_Contestant], request: BoardRequ
         label = prepared.settings.task.name.removesuffix("_task").removeprefix("phantom_")
         if trained is not None:
             build_trained_network(prepared.settings, trained)
-            known = {"weights": contestant.weights, "weights_hash": hash_weights(trained.weights)}
             entries.append(
-                BoardEntry(label, contestant.name, prepared.settings, prepared.num_parameters, **known)  # type: ignore[arg-type]
+                BoardEntry(
+                    label,
+                    contestant.name,
+                    prepared.settings,
+                    prepared.num_parameters,
+                    weights=contestant.weights,
+                    weights_hash=hash_weights(trained.weights),
+                )
             )
         else:
             entries += _seeded(label, contestant.name, prepared.settings, prepared.num_parameters, request.num_seeds)

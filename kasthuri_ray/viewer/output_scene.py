@@ -21,11 +21,11 @@ from kasthuri_ray.progress import format_count
 from kasthuri_ray.segmentation.phases import NetworkPhase
 from kasthuri_ray.viewer.layer_maker import LayerMaker, extent_of
 from kasthuri_ray.viewer.layers import PointLayer, VoxelLayer
-from kasthuri_ray.viewer.memory_volume import MemoryVolume
 from kasthuri_ray.viewer.object_table import read_rows, table_points
 from kasthuri_ray.viewer.output_volumes import ObjectsVolume, level_volumes, objects_volumes
 from kasthuri_ray.viewer.served_levels import ServedLevel
 from kasthuri_ray.viewer.viewer_state import OBJECTS
+from kasthuri_ray.volumes.memory_volume import MemoryVolume
 from kasthuri_ray.volumes.volume import Volume
 
 CONTAINERS = (".zarr", ".n5", ".h5", ".hdf5", ".hdf", "bossdb://", "phantom://")

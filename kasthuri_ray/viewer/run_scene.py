@@ -22,9 +22,9 @@ from kasthuri_ray.segmentation.source_image import image_intensity
 from kasthuri_ray.segmentation.trained_network import TrainedNetwork, build_trained_network, read_trained_network
 from kasthuri_ray.viewer.layer_maker import LayerMaker
 from kasthuri_ray.viewer.layers import BoxLayer, VoxelLayer
-from kasthuri_ray.viewer.memory_volume import MemoryVolume
 from kasthuri_ray.viewer.output_scene import COLORS
 from kasthuri_ray.viewer.served_levels import corner_of_first_voxel
+from kasthuri_ray.volumes.memory_volume import MemoryVolume
 from kasthuri_ray.volumes.volume import Volume
 
 MAX_VOXELS = 8 << 20  # of the test box that is segmented, 8 Mvoxels

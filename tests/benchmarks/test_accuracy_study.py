@@ -12,12 +12,11 @@ import torch
 
 from kasthuri_ray.benchmarks import accuracy_fold, accuracy_study
 from kasthuri_ray.benchmarks.accuracy_changes import CHANGES
-from kasthuri_ray.benchmarks.accuracy_fold import FoldRun, FoldTraining, quadrant_splits
+from kasthuri_ray.benchmarks.accuracy_fold import FoldRun, FoldTraining
 from kasthuri_ray.benchmarks.accuracy_variants import ADOPTED, VARIANTS, StudyLearner, Variant, ignore_border
 from kasthuri_ray.config.loading import GivenSettings, resolve_settings
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.training.compute_plan import ComputePlan
-from kasthuri_ray.training.folds import plan_folds
 from kasthuri_ray.training.training_job import make_learner_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,11 +61,6 @@ def test_it_runs_without_ray_and_pydantic(data: Path) -> None:
     (line,) = (json.loads(line) for line in (data / "out" / "synapse.jsonl").read_text().splitlines())
     assert line["test"]["tp"] + line["test"]["fn"] == line["segmentation_tta"]["tp"] + line["segmentation_tta"]["fn"]
     assert line["segmentation"]["objects"]["true"] == 1
-
-
-def test_its_folds_are_those_of_training_by_folds() -> None:
-    bounds = Box((0, 10, 20), (5, 110, 220))
-    assert [quadrant_splits(bounds, fold) for fold in range(4)] == plan_folds(bounds, 4, "yx")
 
 
 @pytest.mark.parametrize("task", ["synapse", "membrane"])
@@ -117,7 +111,7 @@ def test_changed_images_keep_image_and_annotation_in_place() -> None:
 def test_sections_beyond_the_ends_repeat_the_nearest(data: Path) -> None:
     several = training(data, 1, replace(TINY, sections=3))
     batch = next(several._grid_batches(several.grid("test")))
-    em = several.image.array[:, :64, :64]
+    em = several.image.voxels[:, :64, :64]
     assert np.array_equal(batch.image[0], em[[0, 0, 1]])
     assert np.array_equal(batch.label[1, 0], several.annotation.array[1, :64, :64])
 

@@ -22,7 +22,7 @@ class MemoryVolume(Volume):
     @classmethod
     def of(
         cls, voxels: np.ndarray, uri: str, start: Zyx = (0, 0, 0), voxel_size_nm: Nm | None = None,
-        place: Place | None = None,
+        place: Place | None = None, chunk: Zyx = CHUNK,
     ) -> MemoryVolume:  # fmt: skip
         """Return a volume of an array whose first voxel is `start`."""
         return cls(
@@ -31,7 +31,7 @@ class MemoryVolume(Volume):
             dtype=voxels.dtype,
             voxel_size_nm=voxel_size_nm,
             place=place,
-            chunk=per_axis(min, CHUNK, voxels.shape),
+            chunk=per_axis(min, chunk, voxels.shape),
             chunk_origin=start,
             voxels=voxels,
         )
