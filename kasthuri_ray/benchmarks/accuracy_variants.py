@@ -106,7 +106,7 @@ class StudyLearner(Learner):
         self.loss = self._study_loss(self.loss)
         strength = replace(EM_STRENGTH, **variant.strength) if variant.strength else None
         if variant.sections > 1:
-            self.augment = SectionAugment(strength)  # type: ignore[assignment]
+            self.augment = SectionAugment(strength)
         elif strength is not None:
             self.augment = Augment("em", strength=strength)
 

@@ -83,7 +83,7 @@ def ranked_average_precision(pairs: LabelPairs, scores: np.ndarray, num_true: in
     matched = match_one_to_one(pairs[0] - 1, pairs[1] - 1, pairs[2], scores)
     partners[matched.true] = matched.predicted
     units = OutcomeUnits.of(partners, scores, np.ones(num_true, bool), np.ones(len(scores), bool))
-    return float(units.average_precision_metrics()["average_precision"])  # type: ignore[arg-type]
+    return units.average_precision
 
 
 def merged_objects(pairs: LabelPairs) -> int:

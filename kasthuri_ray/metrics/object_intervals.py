@@ -88,9 +88,14 @@ class OutcomeUnits:
         intervals = {f"{name}_interval": list(_interval_where(*each)) for name, each in resampled.items()}
         return {**values, "true_positives": found, **intervals}
 
+    @property
+    def average_precision(self) -> float:
+        """Average precision of all units."""
+        return float(_average_precisions(self.by_score[None], np.array([self.missed]))[0][0])
+
     def average_precision_metrics(self) -> dict[str, float | list[float]]:
         """Return `average_precision` and its interval; see `object_outcomes.object_metrics`."""
-        exact = float(_average_precisions(self.by_score[None], np.array([self.missed]))[0][0])
+        exact = self.average_precision
         coarse = float(_average_precisions(self._merged[None], np.array([self.missed]))[0][0])
         scores, has_true = _average_precisions(*_draw_again(self._merged, self.missed))
         shifted = np.clip(scores + exact - coarse, 0, 1)

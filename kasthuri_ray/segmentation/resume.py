@@ -75,9 +75,9 @@ def check_same_settings(record: dict[str, Any] | None, job: SegmentationJob) -> 
 
 
 def object_changes(record: dict[str, Any] | None, job: SegmentationJob) -> list[str]:
-    """Return how the object settings of a job differ from those of its output, if nothing else does.
+    """Return a line for each object setting in which a job differs from its output.
 
-    None if the job finds no objects.
+    The list is empty if other settings differ too, or if the job finds no objects.
     """
     if record is None or not job.finds_objects:
         return []

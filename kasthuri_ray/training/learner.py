@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -29,6 +29,9 @@ from kasthuri_ray.training.optimizer import (
     set_learning_rate,
 )
 from kasthuri_ray.training.process_group import broadcast_statistics, process_rank, sum_over_ranks, world_size
+
+# Takes and returns images and labels of tiles; the seed of each tile comes last.
+Augmentation = Callable[[Tensor, Tensor, Sequence[int]], tuple[Tensor, Tensor]]
 
 
 class TileBatchLike(Protocol):
@@ -101,7 +104,7 @@ class Learner:
         self.loss = make_loss(
             settings.loss, classes=settings.classes, class_weights=settings.class_weights, ignore_index=IGNORE_LABEL
         )
-        self.augment = Augment(settings.augmentations, dim=settings.dim, task_type=settings.task_type)
+        self.augment: Augmentation = Augment(settings.augmentations, dim=settings.dim, task_type=settings.task_type)
         self.optimizer = make_optimizer(settings, self.network.parameters(), hardware.NUMBER_FORMATS[plan.precision])
         self.weight_average = WeightAverage(self.network, settings.ema) if settings.ema else None
         self.plateau = PlateauSchedule(settings)

@@ -113,7 +113,7 @@ def test_sections_beyond_the_ends_repeat_the_nearest(data: Path) -> None:
     batch = next(several._grid_batches(several.grid("test")))
     em = several.image.voxels[:, :64, :64]
     assert np.array_equal(batch.image[0], em[[0, 0, 1]])
-    assert np.array_equal(batch.label[1, 0], several.annotation.array[1, :64, :64])
+    assert np.array_equal(batch.label[1, 0], several.annotation.voxels[1, :64, :64])
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(data: Path) -> None:
