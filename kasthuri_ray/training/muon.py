@@ -60,7 +60,7 @@ class Muon(torch.optim.AdamW):
         super().__init__(groups, lr=learning_rate, betas=betas, weight_decay=weight_decay)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # torch overloads it
         """Change all weights; the gradients of matrices are gone afterwards."""
         for group in self.param_groups:
             if group["momentum"] is not None:
