@@ -40,18 +40,19 @@ from kasthuri_ray.training.compute_plan import choose_compute_plan
 from kasthuri_ray.training.tested_objects import add_block, match_tile_objects, pack_tile
 from kasthuri_ray.training.tile_results import foreground_probabilities
 from kasthuri_ray.training.val_objects import choose_object_settings
-from kasthuri_ray.volumes.memory_volume import MemoryVolume
+from kasthuri_ray.volumes.memory_volume import volume_of_array
+from kasthuri_ray.volumes.volume import Volume
 
 TILES_PER_EPOCH = 224  # of TILE x TILE
 NUM_FOLDS = QUADRANTS
 
 
-def open_study_array(folder: Path, name: str) -> MemoryVolume:
+def open_study_array(folder: Path, name: str) -> Volume:
     """Return NAME.npy of the folder of the study as a volume. Its chunks, those of vnc.zarr, decide on the tiles."""
     path = folder / f"{name}.npy"
     if not path.exists():
         raise InputNotFound(f"there is no {path}; to write it: --convert vnc.zarr")
-    return MemoryVolume.of(np.load(path), str(path), voxel_size_nm=VOXEL_SIZE_NM, chunk=(1, 256, 256))
+    return volume_of_array(np.load(path), str(path), voxel_size_nm=VOXEL_SIZE_NM, chunk=(1, 256, 256))
 
 
 @dataclass(frozen=True)
@@ -140,12 +141,12 @@ class FoldTraining:
         return len(self.history) >= self.run.epochs
 
     @cached_property
-    def image(self) -> MemoryVolume:
+    def image(self) -> Volume:
         """The image."""
         return open_study_array(self.data, "em")
 
     @cached_property
-    def annotation(self) -> MemoryVolume:
+    def annotation(self) -> Volume:
         """The annotation of the task."""
         return open_study_array(self.data, self.run.task)
 

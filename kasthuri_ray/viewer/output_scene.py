@@ -25,7 +25,7 @@ from kasthuri_ray.viewer.object_table import read_rows, table_points
 from kasthuri_ray.viewer.output_volumes import ObjectsVolume, level_volumes, objects_volumes
 from kasthuri_ray.viewer.served_levels import ServedLevel
 from kasthuri_ray.viewer.viewer_state import OBJECTS
-from kasthuri_ray.volumes.memory_volume import MemoryVolume
+from kasthuri_ray.volumes.memory_volume import volume_of_array
 from kasthuri_ray.volumes.volume import Volume
 
 CONTAINERS = (".zarr", ".n5", ".h5", ".hdf5", ".hdf", "bossdb://", "phantom://")
@@ -244,7 +244,7 @@ def _blocks_layer(
     )
     size = per_axis(operator.mul, make.size, shape)
     corner, _ = extent_of(make.probabilities()[0].levels[0])
-    volume = MemoryVolume.of(states, f"{output.path}, blocks")
+    volume = volume_of_array(states, f"{output.path}, blocks")
     (level,) = maker.levels([volume], "labels")[:1]
     rows = [{"id": number, "label": name} for number, name in BLOCK_NAMES.items()]
     placed = replace(level, size=size, corner=corner)

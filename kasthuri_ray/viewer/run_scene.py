@@ -24,7 +24,7 @@ from kasthuri_ray.viewer.layer_maker import LayerMaker
 from kasthuri_ray.viewer.layers import BoxLayer, VoxelLayer
 from kasthuri_ray.viewer.output_scene import COLORS
 from kasthuri_ray.viewer.served_levels import corner_of_first_voxel
-from kasthuri_ray.volumes.memory_volume import MemoryVolume
+from kasthuri_ray.volumes.memory_volume import volume_of_array
 from kasthuri_ray.volumes.volume import Volume
 
 MAX_VOXELS = 8 << 20  # of the test box that is segmented, 8 Mvoxels
@@ -114,7 +114,7 @@ def _predicted_layers(
     layers = []
     for channel, name in enumerate(names):
         uri = f"{trained.where}, {name}"
-        volume = MemoryVolume.of(probabilities[channel], uri, box.start, image.voxel_size_nm, image.place)
+        volume = volume_of_array(probabilities[channel], uri, box.start, image.voxel_size_nm, image.place)
         layers.append(VoxelLayer(name, "overlay", maker.levels([volume], "probability"), color=COLORS[channel % 5]))
     return layers
 

@@ -19,22 +19,43 @@ class MemoryVolume(Volume):
 
     voxels: np.ndarray
 
-    @classmethod
-    def of(
-        cls, voxels: np.ndarray, uri: str, start: Zyx = (0, 0, 0), voxel_size_nm: Nm | None = None,
-        place: Place | None = None, chunk: Zyx = CHUNK,
-    ) -> MemoryVolume:  # fmt: skip
-        """Return a volume of an array whose first voxel is `start`."""
-        return cls(
-            uri=uri,
-            bounds=Box.at(start, voxels.shape),
-            dtype=voxels.dtype,
-            voxel_size_nm=voxel_size_nm,
-            place=place,
-            chunk=per_axis(min, chunk, voxels.shape),
-            chunk_origin=start,
-            voxels=voxels,
-        )
-
     def _read(self, box: Box) -> np.ndarray:
         return self.voxels[box.slices(self.bounds.start)]
+
+
+def volume_of_array(
+    voxels: np.ndarray, uri: str, start: Zyx = (0, 0, 0), voxel_size_nm: Nm | None = None,
+    place: Place | None = None, chunk: Zyx = CHUNK,
+) -> MemoryVolume:  # fmt: skip
+    """Return an array as a volume.
+
+    Parameters
+    ----------
+    voxels : np.ndarray
+        Voxels z, y, x; they are not copied.
+    uri : str
+        Name of the volume in messages.
+    start : tuple of int
+        Coordinates z, y, x of the first voxel.
+    voxel_size_nm : tuple of float, optional
+        Size of a voxel z, y, x in nm.
+    place : Place, optional
+        Where the voxels lie in the tissue.
+    chunk : tuple of int
+        Shape z, y, x that readers take at once; an array that is smaller is one chunk.
+
+    Returns
+    -------
+    MemoryVolume
+        The volume.
+    """
+    return MemoryVolume(
+        uri=uri,
+        bounds=Box.at(start, voxels.shape),
+        dtype=voxels.dtype,
+        voxel_size_nm=voxel_size_nm,
+        place=place,
+        chunk=per_axis(min, chunk, voxels.shape),
+        chunk_origin=start,
+        voxels=voxels,
+    )
