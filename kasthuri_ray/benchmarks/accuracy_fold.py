@@ -40,14 +40,13 @@ from kasthuri_ray.training.compute_plan import choose_compute_plan
 from kasthuri_ray.training.tested_objects import add_block, match_tile_objects, pack_tile
 from kasthuri_ray.training.tile_results import foreground_probabilities
 from kasthuri_ray.training.val_objects import choose_object_settings
-from kasthuri_ray.volumes.memory_volume import volume_of_array
-from kasthuri_ray.volumes.volume import Volume
+from kasthuri_ray.volumes.memory_volume import MemoryVolume, volume_of_array
 
 TILES_PER_EPOCH = 224  # of TILE x TILE
 NUM_FOLDS = QUADRANTS
 
 
-def open_study_array(folder: Path, name: str) -> Volume:
+def open_study_array(folder: Path, name: str) -> MemoryVolume:
     """Return NAME.npy of the folder of the study as a volume. Its chunks, those of vnc.zarr, decide on the tiles."""
     path = folder / f"{name}.npy"
     if not path.exists():
@@ -141,12 +140,12 @@ class FoldTraining:
         return len(self.history) >= self.run.epochs
 
     @cached_property
-    def image(self) -> Volume:
+    def image(self) -> MemoryVolume:
         """The image."""
         return open_study_array(self.data, "em")
 
     @cached_property
-    def annotation(self) -> Volume:
+    def annotation(self) -> MemoryVolume:
         """The annotation of the task."""
         return open_study_array(self.data, self.run.task)
 

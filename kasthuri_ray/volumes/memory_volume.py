@@ -15,7 +15,13 @@ CHUNK: Zyx = (32, 128, 128)
 
 @dataclass(kw_only=True)
 class MemoryVolume(Volume):
-    """Voxels z, y, x in memory."""
+    """Voxels in memory.
+
+    Parameters
+    ----------
+    voxels : np.ndarray
+        Voxels z, y, x of `bounds`.
+    """
 
     voxels: np.ndarray
 
