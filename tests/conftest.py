@@ -53,6 +53,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: groups[item].endswith(".py"))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse to run where pytest-xdist does not see the groups: each process would start each Ray."""
+    if hasattr(session.config, "workerinput") and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError("this version of pytest-xdist does not group the tests under this version of pytest")
+
+
 def group_of(item: pytest.Item, in_suite: bool) -> str:
     """Return the Ray and the room of a test that uses one in the suite, the group of the hosts, or a test's file.
 

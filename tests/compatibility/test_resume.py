@@ -104,6 +104,7 @@ def left(unpack) -> LeftBehind:
 # runs
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_after_its_last_epoch_and_ends_as_the_uninterrupted_run(left):
     before, killed, whole = left.history("killed"), left.weights("killed"), left.weights("finished")
     printed = left.repeat("killed")
@@ -163,6 +164,7 @@ def sweep(unpack) -> SimpleNamespace:
     return SimpleNamespace(left=left, before=before, printed=left.run("tune", "--name", "sweep", "--storage", "runs"))
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_resumes_by_its_name_and_no_trial_runs_twice(sweep):
     left, (done, interrupted) = sweep.left, sweep.before
     assert f"trial 0001 resumes after epoch {len(interrupted)}" in sweep.printed.out
@@ -176,6 +178,7 @@ def test_a_killed_sweep_resumes_by_its_name_and_no_trial_runs_twice(sweep):
     assert len(trials) == 3
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_record_lacks_new_settings_or_has_other_versions_is_the_same_sweep(sweep):
     def make_older(record: dict[str, Any]) -> None:
         networks = record["sweep"]["networks"].values()

@@ -97,6 +97,7 @@ def test_help_is_printed_within_a_second_and_in_groups(help_text):
     assert float(process.stdout) < 1
 
 
+@pytest.mark.slow
 def test_the_same_command_resumes_after_the_driver_was_killed(start_job, segmented, cluster, tmp_path):
     """The first job starts its own Ray, as on a laptop, and is killed with it; the second one runs on a cluster."""
     arguments, expected = segmented

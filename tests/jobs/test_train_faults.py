@@ -78,6 +78,7 @@ def _seconds_until_locked(job, folder: Path) -> float:
     return time.monotonic() - start_job
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_the_result_is_the_same(
     finished_run, start_job, cluster, shared_storage, assert_same_run
 ):

@@ -170,6 +170,7 @@ LARGE = torch_save_bytes({"w": torch.ones(1000)})
             r"more than weights \(torch.nn.modules.linear.Linear\).*network.state_dict\(\)",
         ),
     ],
+    ids=lambda value: value if isinstance(value, str) else "data",
 )
 def test_a_file_without_weights_is_refused_with_its_name_and_the_reason(data, message):
     with pytest.raises(ValueError, match=message) as raised:

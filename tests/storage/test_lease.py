@@ -298,30 +298,29 @@ def send_line(processes: list[subprocess.Popen], line: str) -> None:
         process.stdin.write(f"{line}\n")
 
 
-def test_one_of_two_processes_that_ask_at_the_same_moment_gets_the_lease_50_times(storage, start_contenders):
+def test_one_of_two_processes_that_ask_at_the_same_moment_gets_the_lease_20_times(storage, start_contenders):
     contenders = start_contenders(storage, 0.05, 5)
-    for number in range(50):
+    for number in range(20):
         ask_together(contenders, storage, [f"run_{number}"])
 
 
-def test_one_of_two_processes_replaces_a_killed_one_50_times(storage, start_contenders, start_holder):
+def test_one_of_two_processes_replaces_a_killed_one_20_times(storage, start_contenders, start_holder):
     holder = start_holder(storage)
     assert next_line(holder) == "held"
     holder.kill()
     holder.wait()
     contenders = start_contenders(storage, 0.05, 5)
-    for number in range(50):
+    for number in range(20):
         storage.child(f"run_{number}").write_bytes(LOCK, storage.read_bytes(LOCK))
         ask_together(contenders, storage, [f"run_{number}"])
 
 
-def test_one_of_two_processes_replaces_one_killed_on_another_machine_20_times(storage, start_contenders, killed_holder):
+def test_one_of_two_processes_replaces_one_killed_on_another_machine_10_times(storage, start_contenders, killed_holder):
     contenders = start_contenders(storage, 0.5, 2)
-    for number in range(0, 20, 10):
-        names = [f"run_{number + more}" for more in range(10)]
-        for name in names:
-            storage.child(name).write_bytes(LOCK, storage.read_bytes(LOCK))
-        ask_together(contenders, storage, names)
+    names = [f"run_{number}" for number in range(10)]
+    for name in names:
+        storage.child(name).write_bytes(LOCK, storage.read_bytes(LOCK))
+    ask_together(contenders, storage, names)
 
 
 def test_a_bucket_that_denies_a_write_is_bad_input_in_time(strict_s3):

@@ -93,6 +93,7 @@ def test_a_finished_run_can_be_extended_by_more_epochs(train_locally):
     assert json.loads((folder / "metrics.json").read_text())["epochs"] == 3
 
 
+@pytest.mark.slow
 def test_the_figures_with_test_time_augmentation_stand_beside_those_of_the_default_segmentation(train_locally):
     task = {
         **{"image_chan": "phantom://em?shape=8,256,288&seed=0", LABELS: "phantom://synapse?shape=8,256,288&seed=0"},
