@@ -21,6 +21,7 @@ def report(nodeid: str, seconds: float, when: str = "call", cpu_s: float = 0.0) 
 
 def test_seconds_are_added_by_room_and_a_room_over_its_budget_is_named(plugin, monkeypatch):
     monkeypatch.setattr(plugin, "BUDGETS_S", {"jobs": 10.0, "models": 10.0})
+    monkeypatch.setattr(plugin, "OTHER_S", 25.0)
     budgets = plugin.RoomBudgets(has_budgets=True)
     for each in (
         report("tests/jobs/test_train.py::test_a[tests/models]@cluster", 9.0),
