@@ -127,15 +127,17 @@ def train(
     check_keywords("train", flags, TrainFlags.__annotations__)
     given = given_settings("train", {"task": task, **flags}, flags.get("storage"))
     from kasthuri_ray.training import train as training
-    from kasthuri_ray.training.folds import train_folds
     from kasthuri_ray.training.initial_weights import resolve_with_weights
 
     reporter = reporter or Reporter()
     with _ray_as_found():
         try:
             settings = resolve_with_weights(given)
-            run = training.train if settings.train.folds is None else train_folds
-            return run(settings, reporter, resume_command)
+            if settings.train.folds is None:
+                return training.train(settings, reporter, resume_command)
+            from kasthuri_ray.training.folds import train_folds  # imports matplotlib, as the workers of a run do
+
+            return train_folds(settings, reporter, resume_command)
         except AlreadyFinished as finished:
             _report_finished(finished, return_finished, reporter)
             return training.TrainResult.read(finished.path)

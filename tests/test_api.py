@@ -40,6 +40,12 @@ def test_importing_the_package_is_quick_and_loads_no_heavy_package():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+def test_the_process_that_starts_a_training_draws_nothing():
+    """Matplotlib takes part of a second to import, and prints a warning where there is no home folder."""
+    code = "import sys, kasthuri_ray.training.train; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_a_name_that_is_not_public_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = kasthuri_ray.trian

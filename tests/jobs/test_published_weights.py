@@ -113,7 +113,7 @@ def test_weights_that_changed_or_cannot_be_reached_are_one_sentence(
     assert unknown.code == 2
     assert "no such weights; there are UNet_2D_attention_membrane, " in unknown.err
     absent = run(NO_NETWORK, *flags)
-    assert absent.code == 2
+    assert absent.code == 1
     assert "the bucket of the published weights cannot be reached" in absent.err
     run({}, *flags)
     put_published("UNet_2D_synapse.pt", (SEED / "UNet_2D_depth.pt").read_bytes())
