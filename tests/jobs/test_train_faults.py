@@ -199,7 +199,8 @@ class Fails(nn.Module):
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    ("error", "message"), [("value", "failed: third batch"), ("runtime", "failed: RuntimeError: third batch")]
+    ("error", "message"),
+    [("value", "failed: ValueError: third batch"), ("runtime", "failed: RuntimeError: third batch")],
 )
 def test_an_error_on_one_worker_ends_all_of_them_with_its_message(
     start_job, cluster, tiny_flags, tmp_path, error, message
