@@ -53,7 +53,7 @@ class PartResult:
     counts : VoxelCounts
         Confusion of the classes at the thresholds, and histograms by probability.
     tiles : dict
-        For each window, as (section, window y, window x) in the box, its voxels as `TileSample` has them.
+        For each tile, as (section, tile y, tile x) in the box, its voxels as `TileSample` has them.
     window_counts : numpy.ndarray of int64, shape (sections, windows y, windows x, 4)
         Voxels FOUND, MISSED, WRONG and COUNTED.
     objects : BlockObjects, optional
@@ -176,7 +176,7 @@ def count_tiles(
     """Return `PartResult.counts` and `PartResult.tiles`."""
     total, tiles = VoxelCounts.zeros(len(probability) + 1), dict[Zyx, TileCounts]()
     rows, columns = (
-        _window_parts(starts, block, axis) for axis, starts in zip((1, 2), comparison.window_starts(), strict=True)
+        _tile_parts(starts, block, axis) for axis, starts in zip((1, 2), comparison.tile_starts(), strict=True)
     )
     first = block.start[0] - comparison.box.start[0]
     for z, (row, y), (column, x) in itertools.product(range(block.shape[0]), rows, columns):
@@ -187,9 +187,9 @@ def count_tiles(
     return total, tiles
 
 
-def _window_parts(window_starts: np.ndarray, block: Box, axis: int) -> list[tuple[int, slice]]:
-    """Return the windows that a block meets along an axis: the number of each, and its part of the block."""
-    first, starts = _split(window_starts, block, axis)
+def _tile_parts(tile_starts: np.ndarray, block: Box, axis: int) -> list[tuple[int, slice]]:
+    """Return the tiles that a block meets along an axis: the number of each, and its part of the block."""
+    first, starts = _split(tile_starts, block, axis)
     stops = [*starts[1:].tolist(), block.shape[axis]]
     return [(first + n, slice(start, stop)) for n, (start, stop) in enumerate(zip(starts.tolist(), stops, strict=True))]
 
@@ -207,11 +207,11 @@ def count_windows(
     return np.stack([np.add.reduceat(sums, columns, axis=2) for sums in by_row], -1)
 
 
-def _split(window_starts: np.ndarray, block: Box, axis: int) -> tuple[int, np.ndarray]:
-    """Return the first window that a block meets along an axis, and where the windows start inside the block."""
+def _split(starts: np.ndarray, block: Box, axis: int) -> tuple[int, np.ndarray]:
+    """Return the first window or tile that a block meets along an axis, and where each starts inside the block."""
     start, stop = block.start[axis], block.stop[axis]
-    first = int(np.searchsorted(window_starts, start, side="right")) - 1
-    return first, np.maximum(window_starts[first : np.searchsorted(window_starts, stop)], start) - start
+    first = int(np.searchsorted(starts, start, side="right")) - 1
+    return first, np.maximum(starts[first : np.searchsorted(starts, stop)], start) - start
 
 
 @dataclass(eq=False)
@@ -230,7 +230,7 @@ class PartTotals:
     window_counts : numpy.ndarray of int64, shape (sections, windows y, windows x, 4)
         Voxels FOUND, MISSED, WRONG and COUNTED of the whole box.
     tiles : TileSample
-        Voxels of all windows.
+        Voxels of all tiles.
     hidden : tuple of Box
         Parts whose voxels do not count.
     """
@@ -245,15 +245,16 @@ class PartTotals:
         self.window_counts = np.zeros((self.comparison.box.shape[0], *num_windows, 4), np.int64)
         num_foreground = len(self.comparison.predictions)
         self.counts = VoxelCounts.zeros(num_foreground + 1)
-        self.tiles = TileSample.empty(math.prod(self.window_counts.shape[:3]), num_foreground)
+        self._tile_grid = (self.comparison.box.shape[0], *map(len, self.comparison.tile_starts()))
+        self.tiles = TileSample.empty(math.prod(self._tile_grid), num_foreground)
         self._objects = ObjectComparison(self.comparison.select_objects)
         self._masks: dict[int, list[ClassMasks]] = {number: [] for number in self.comparison.object_classes}
 
     def add(self, block: Box, result: PartResult) -> None:
         """Add the result of the next block."""
         self.counts = self.counts + result.counts
-        for window, counts in result.tiles.items():
-            self.tiles.add(int(np.ravel_multi_index(window, self.window_counts.shape[:3])), counts)
+        for tile, counts in result.tiles.items():
+            self.tiles.add(int(np.ravel_multi_index(tile, self._tile_grid)), counts)
         self._add_window_counts(block, result)
         if result.objects is not None:
             self._objects.add(result.objects)

@@ -25,6 +25,7 @@ MAX_BLOCK: Zyx = (64, 512, 512)
 MAX_BLOCK_VOXELS = 1 << 23  # a block takes about 25 bytes a voxel
 SAMPLE: Zyx = (1, 256, 256)  # read before the work
 MAX_WINDOW = 1024  # voxels along y and x of the part of a section that is scored and shown as one picture
+MAX_TILE = 256  # voxels along y and x of the part of a section that intervals draw again
 
 
 @dataclass(frozen=True)
@@ -163,10 +164,17 @@ class Comparison:
 
     def window_starts(self) -> list[np.ndarray]:
         """Return where windows start along y and x; they divide a section into equal parts of at most MAX_WINDOW."""
+        return self._divide_section(MAX_WINDOW)
+
+    def tile_starts(self) -> list[np.ndarray]:
+        """Return where tiles start along y and x; they divide a section into equal parts of at most MAX_TILE."""
+        return self._divide_section(MAX_TILE)
+
+    def _divide_section(self, max_size: int) -> list[np.ndarray]:
         starts = []
         for axis in (1, 2):
             extent = self.box.shape[axis]
-            size = ceil_div(extent, ceil_div(extent, MAX_WINDOW))
+            size = ceil_div(extent, ceil_div(extent, max_size))
             starts.append(np.arange(0, extent, size) + self.box.start[axis])
         return starts
 

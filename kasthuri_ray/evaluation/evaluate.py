@@ -124,7 +124,7 @@ def _write_results(
 
     metrics = report.evaluation_metrics(inputs, totals)
     with replaced_evaluation(storage, record) as folder:
-        report.write_evaluation_report(folder, inputs, totals, metrics, settings)
+        report.write_evaluation_report(folder, storage.path, inputs, totals, metrics, settings)
     lines = report.evaluation_notes(inputs, totals, metrics)[len(inputs.notes) :]
     lines += [f"warning: {warning}" for warning in metrics["warnings"]]
     if metrics["voxels"]:

@@ -102,7 +102,7 @@ def _part_metrics(comparison: Comparison, totals: PartTotals) -> dict[str, Any]:
         "average_precision": voxel_scores.mean_average_precision(counts),
         "voxels": counts.num_voxels,
     }
-    if counts.num_voxels:
+    if totals.tiles.has_intervals:
         exact = [voxel_scores.average_precision(each) for each in counts.by_class]
         result["foreground_f1_interval"] = list(totals.tiles.f1_interval())
         result["average_precision_interval"] = list(totals.tiles.average_precision_interval(exact))
@@ -229,12 +229,13 @@ def evaluation_notes(inputs: ComparisonInputs, totals: ComparisonTotals, result:
 
 def write_evaluation_report(
     storage: Storage,
+    path: str,
     inputs: ComparisonInputs,
     totals: ComparisonTotals,
     result: dict[str, Any],
     settings: EvaluateSettings,
 ) -> None:
-    """Write figures and page and, last of all, evaluation.json."""
+    """Write figures and page and, last of all, evaluation.json; all of it is moved to `path` later."""
     comparison, provenance = inputs.comparison, inputs.provenance
     notes = evaluation_notes(inputs, totals, result)
     names = [name.replace("_", " ") for name in comparison.class_names]
@@ -274,7 +275,7 @@ def write_evaluation_report(
         notes=notes,
         settings={"compared": {key: result[key] for key in ("prediction", "annotation", "box")}, **provenance},
         pixel_size_nm=None if size_nm is None else (size_nm[1], size_nm[2]),
-        view_flags=["--evaluation", storage.path],
+        view_flags=["--evaluation", path],
     )
     storage.write_bytes("index.html", evaluation_page(report).encode())
     storage.write_bytes("evaluation.json", (json.dumps(result, indent=2) + "\n").encode())

@@ -21,6 +21,7 @@ COARSE_BINS = 64  # of the histograms of tiles
 MAX_UNITS = 2000  # more tiles are added up to this many groups of neighbours, which takes little memory
 NUM_RESAMPLES = 1000
 INTERVAL = (2.5, 97.5)  # percentiles
+MIN_TILES = 5  # of fewer there is no interval: too few tiles can be drawn again to tell how much they vary
 MIN_RUNS = 3  # fewer have no interval: that of two is ten times as wide as their difference
 
 Interval = tuple[float, float]
@@ -69,6 +70,11 @@ class TileSample:
         outcomes, histograms = counts
         self.outcomes[unit] += outcomes
         self.histograms[unit] += histograms
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether enough tiles hold a voxel that counts."""
+        return np.count_nonzero(self.histograms.any((1, 2, 3))) >= MIN_TILES
 
     def outcome_intervals(self) -> dict[str, Interval]:
         """Return the 95% intervals of the classes' mean recall, precision and IoU at their thresholds."""

@@ -12,8 +12,6 @@ from kasthuri_ray.metrics.voxel_scores import average_precision
 from kasthuri_ray.tiles.sampling import GridTiles
 from kasthuri_ray.tiles.splits import TaskTiles
 
-MIN_INTERVAL_TILES = 2  # of fewer tiles nothing can be drawn again
-
 
 def labelled_voxels(tiles: TaskTiles, val_confusion: Any, test: VoxelCounts | None) -> dict[str, dict[str, int]]:
     """Return how many voxels of each split are labelled.
@@ -56,9 +54,9 @@ def score_intervals(sample: TileSample, counts: VoxelCounts) -> dict[str, Any]:
     Returns
     -------
     dict
-        A pair of numbers by the name of a score with `_interval`; empty for fewer than two tiles.
+        A pair of numbers by the name of a score with `_interval`; empty for fewer than five tiles.
     """
-    if sample.num_tiles < MIN_INTERVAL_TILES:
+    if not sample.has_intervals:
         return {}
     exact = [average_precision(each) for each in counts.by_class]
     return {
