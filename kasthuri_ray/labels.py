@@ -41,7 +41,7 @@ class LabelRule:
     Raises
     ------
     InputError
-        If there are background labels and more than two classes.
+        If there are background labels or a threshold, and more than two classes.
     """
 
     threshold_value: float | None = None
@@ -55,6 +55,11 @@ class LabelRule:
             raise InputError(
                 f"task.background leaves two classes, background and all other labels, but network.classes is "
                 f"{self.num_classes}: leave task.background out, or set network.classes to 2"
+            )
+        if self.threshold_value is not None and self.num_classes > 2:
+            raise InputError(
+                "task.threshold leaves two classes, but network.classes is "
+                f"{self.num_classes}: set task.threshold to false, or network.classes to 2"
             )
 
     @classmethod

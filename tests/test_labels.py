@@ -143,6 +143,8 @@ def test_background_labels_that_a_type_cannot_hold_are_refused():
             rule.check_type(np.dtype(dtype), "labels.h5:clefts")
     with pytest.raises(InputError, match=r"task.background leaves two classes.* network.classes is 3"):
         LabelRule(num_classes=3, background=(0,))
+    with pytest.raises(InputError, match=r"task.threshold leaves two classes.* network.classes is 3"):
+        LabelRule(num_classes=3, threshold_value=0.0)
 
 
 def test_only_integers_of_32_and_64_bits_have_a_label_for_none():

@@ -115,7 +115,7 @@ def _part_metrics(comparison: Comparison, totals: PartTotals) -> dict[str, Any]:
 def _voxel_metrics(counts: voxel_counts.VoxelCounts, comparison: Comparison) -> dict[str, float]:
     """Return the scores at the thresholds; of several classes their means."""
     rows = [(each.f1, each.precision, each.recall, each.iou) for each in exact_outcomes(comparison, counts)]
-    means = (float(np.mean(column)) for column in zip(*rows, strict=True))
+    means = (voxel_scores.mean_of_classes(column, counts) for column in zip(*rows, strict=True))
     return dict(zip(("foreground_f1", "precision", "recall", "iou"), means, strict=True))
 
 

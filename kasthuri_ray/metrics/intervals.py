@@ -123,13 +123,10 @@ class TileSample:
 
 
 def _mean_of_classes(scores: np.ndarray, num_true: np.ndarray) -> np.ndarray:
-    """Return the mean over the classes, (resamples,); resamples in which none occurs are left out.
-
-    A class that occurs nowhere counts as 0, as in the score itself; one that a resample lacks is left out there.
-    """
+    """Return the mean over the classes that occur, (resamples,); resamples in which none occurs are left out."""
     occurs = num_true > 0
     sums, counts = (scores * occurs).sum(-1), occurs.sum(-1)
-    return occurs.any(0).mean() * sums[counts > 0] / counts[counts > 0]
+    return sums[counts > 0] / counts[counts > 0]
 
 
 def percentile_interval(scores: np.ndarray) -> Interval:

@@ -98,8 +98,27 @@ def average_precision(counts: ClassCounts) -> float:
     return float(0.0 - np.sum(np.diff(recall, append=0.0) * precision))  # never -0.0
 
 
+def mean_of_classes(scores: Sequence[float], counts: VoxelCounts) -> float:
+    """Return the mean of a score over the foreground classes that occur in the annotation.
+
+    Parameters
+    ----------
+    scores : sequence of float
+        One for each foreground class.
+    counts : VoxelCounts
+        Counts of all classes.
+
+    Returns
+    -------
+    float
+        That of all classes if none occurs. A class without a voxel has no recall to speak of, and is left out.
+    """
+    occurring = [score for score, each in zip(scores, counts.by_class, strict=True) if each.num_true]
+    return float(np.mean(occurring or scores))
+
+
 def mean_average_precision(counts: VoxelCounts) -> float:
-    """Return the mean of the foreground classes' average precision.
+    """Return the mean of the foreground classes' average precision, see `mean_of_classes`.
 
     Parameters
     ----------
@@ -111,7 +130,7 @@ def mean_average_precision(counts: VoxelCounts) -> float:
     float
         That of the foreground if it is one class.
     """
-    return float(np.mean([average_precision(each) for each in counts.by_class]))
+    return mean_of_classes([average_precision(each) for each in counts.by_class], counts)
 
 
 def best_thresholds(counts: VoxelCounts) -> tuple[list[float], float]:
@@ -127,10 +146,10 @@ def best_thresholds(counts: VoxelCounts) -> tuple[list[float], float]:
     thresholds : list of float
         One for class 1, 2, ...; see `thresholds.best_threshold`.
     f1 : float
-        Mean of the classes' F1 at these.
+        Mean of the classes' F1 at these, see `mean_of_classes`.
     """
     thresholds, f1 = zip(*(best_threshold(each) for each in counts.by_class), strict=True)
-    return list(thresholds), float(np.mean(f1))
+    return list(thresholds), mean_of_classes(f1, counts)
 
 
 def class_metrics(counts: ClassCounts, threshold: float) -> dict[str, float | int]:
@@ -179,12 +198,12 @@ def split_metrics(counts: VoxelCounts, thresholds: Sequence[float], names: Seque
         Floats and lists, for JSON. `f1`, `mean_f1`, `iou`, `mean_iou`, `accuracy`, `balanced_accuracy` and `confusion`
         are of the argmax (see `argmax_scores`), and `argmax` lists these names. `foreground_f1`, `foreground_iou`,
         `precision` and `recall` are at `threshold`, `average_precision` needs none. With several foreground classes
-        these five are means over the classes, `threshold` is a list, and `classes` holds the result of `class_metrics`
-        by name.
+        these five are means over the classes that occur, `threshold` is a list, and `classes` holds the result of
+        `class_metrics` by name.
     """
     scores = {key: np.asarray(value).tolist() for key, value in argmax_scores(counts).items()}
     rows = [class_metrics(each, threshold) for each, threshold in zip(counts.by_class, thresholds, strict=True)]
-    means = {key: float(np.mean([row[key] for row in rows])) for key in MEAN_SCORES}
+    means = {key: mean_of_classes([row[key] for row in rows], counts) for key in MEAN_SCORES}
     is_several = len(rows) > 1
     return {
         **scores,

@@ -24,6 +24,7 @@ from kasthuri_ray.volumes.volume import Volume
 from kasthuri_ray.volumes.voxel_grid import box_nm
 
 MAX_TILES_PER_EPOCH = 4096
+SMALLER_TILES = (256, 128, 64, 32)  # voxels along y and x, which every network can halve
 MIN_SPARSE_TILES_PER_EPOCH = 64  # where few tiles hold a label: each is drawn at several places around it
 
 
@@ -306,7 +307,9 @@ def _check_tile_fits(task: TaskSettings, split: str, number: int, source: TileSo
         size_keys = ("task.volume_z", "task.tile_size", "task.tile_size")
         axis = next(axis for axis in range(3) if source.box.shape[axis] < task.tile[axis])
         box_key = task.range_keys(split, number)[axis]
-        raise InputError(f"{split}: {error}; change {size_keys[axis]} or {box_key}") from None
+        fitting = next((size for size in SMALLER_TILES if size <= min(source.box.shape[1:])), None)
+        smaller = f" (--set task.tile_size={fitting},{fitting} fits)" if axis > 0 and fitting else ""
+        raise InputError(f"{split}: {error}; change {size_keys[axis]}{smaller} or {box_key}") from None
 
 
 def _check_data_types(sources: SplitSources, task: TaskSettings) -> None:

@@ -11,7 +11,7 @@ from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.config.task import RANGES, SPLITS, SplitBoxes, TaskSettings
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Zyx, ceil_div, check_inside
-from kasthuri_ray.tiles.splits import open_region_volumes
+from kasthuri_ray.tiles.splits import SMALLER_TILES, open_region_volumes
 from kasthuri_ray.volumes.opening import VolumeOpener
 
 HELD_OUT_SHARE = 0.15  # of val, and of test
@@ -19,7 +19,6 @@ MIN_SECTIONS = 10  # from which a volume is split along z
 GAP_SECTIONS = 1
 TILES_PER_GAP = 4  # in the plane the gap is a tile over this: neighbouring voxels show the same membrane
 SPLIT_TEXT = "no ranges for this volume, which is split by itself, with gaps between train, val and test"
-SMALLER_TILES = (256, 128, 64, 32)
 
 
 def plan_split(box: Box, tile: Zyx, z_gap: int = GAP_SECTIONS) -> dict[str, Box] | None:

@@ -17,7 +17,7 @@ from kasthuri_ray.metrics.object_comparison import add_object_scores
 from kasthuri_ray.metrics.object_outcomes import ObjectOutcomes, pool_outcomes
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
 from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
-from kasthuri_ray.metrics.voxel_scores import argmax_scores, average_precision
+from kasthuri_ray.metrics.voxel_scores import argmax_scores, average_precision, mean_of_classes
 from kasthuri_ray.training.label_report import score_intervals
 from kasthuri_ray.training.tested_objects import SplitObjects
 
@@ -181,7 +181,7 @@ def pooled_metrics(results: SplitResults, names: Sequence[str]) -> dict[str, Any
         }
         for each, of_class in zip(outcomes, counts.by_class, strict=True)
     ]
-    means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0] if key != "num_voxels"}
+    means = {key: mean_of_classes([row[key] for row in rows], counts) for key in rows[0] if key != "num_voxels"}
     metrics: dict[str, Any] = {
         **{key: np.asarray(value).tolist() for key, value in argmax_scores(counts).items()},
         **means,

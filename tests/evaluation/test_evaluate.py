@@ -39,6 +39,7 @@ def test_an_evaluation_writes_the_result_the_figures_and_the_page(evaluated, syn
     assert "The best section" in page
     assert "The worst section" in page
     assert "on grey" not in page
+    assert f"jobs/view.py --evaluation {folder}<" in page
 
 
 def test_other_blocks_write_the_same_files(evaluated, synapses, tmp_path, capsys):

@@ -63,3 +63,15 @@ def test_where_every_voxel_is_ignored_the_warning_says_so(evaluate_floats):
     labels = np.full(SHAPE, 7, np.uint8)
     result = evaluate_floats(np.zeros(SHAPE, np.float32), labels, 0.5, ignore_label=7)
     assert result["warnings"] == [NOTHING_COMPARED]
+
+
+@pytest.mark.parametrize(("shape", "has_intervals"), [((4, 64, 64), False), ((2, 512, 300), True)])
+def test_intervals_are_drawn_from_tiles_and_missing_where_these_are_few(evaluate_floats, shape, has_intervals):
+    rng, labels = np.random.default_rng(0), np.zeros(shape, np.uint8)
+    labels[:, 20::40, 10:60] = 1
+    probability = np.where(rng.random(shape) < 0.8, labels, rng.random(shape)).astype(np.float32)
+    result = evaluate_floats(probability, labels, 0.5)
+    assert ("foreground_f1_interval" in result, "average_precision_interval" in result) == (has_intervals,) * 2
+    if has_intervals:
+        low, high = result["foreground_f1_interval"]
+        assert low < result["foreground_f1"] < high, "8 tiles, of which a section of 1024 x 1024 would be one"

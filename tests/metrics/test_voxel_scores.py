@@ -97,3 +97,13 @@ def test_a_network_that_predicts_only_background_is_recognized(count_voxels):
     assert not voxel_scores.predicts_only_background(count_voxels(np.full((1, 100), 0.3), labels, labels))
     assert not voxel_scores.predicts_only_background(count_voxels(np.zeros((1, 9)), np.zeros(9, int), np.zeros(9, int)))
     assert not voxel_scores.predicts_only_background(voxel_counts.VoxelCounts.zeros())
+
+
+def test_a_class_that_the_annotation_lacks_is_not_in_the_means(random_voxels, count_voxels):
+    probability, predicted, labels = random_voxels(4)
+    labels = np.where(labels == 2, 0, labels)
+    scores = voxel_scores.split_metrics(count_voxels(probability, predicted, labels, 4), [0.3] * 3, ["a", "b", "c"])
+    first, absent, third = scores["classes"].values()
+    assert (absent["num_voxels"], absent["foreground_f1"]) == (0, 0.0)
+    for key in voxel_scores.MEAN_SCORES:
+        assert scores[key] == pytest.approx((first[key] + third[key]) / 2), key

@@ -74,7 +74,9 @@ def test_wrong_missed_and_found_objects_are_shown_with_their_place(make_report, 
     assert "Wrong: marked, without an annotated partner 1 of 21 marked 3, probability 0.88" in text
     assert "z 7, y 15, x 16; 1,234 voxels" in text
     assert (
-        text.index("Wrong:") < text.index("Missed: annotated, without a marked partner 1 of 1 annotated 4") < text.index("Found 1")
+        text.index("Wrong:")
+        < text.index("Missed: annotated, without a marked partner 1 of 1 annotated 4")
+        < text.index("Found 1")
     )
     assert "marked 5 = annotated 6" in text
     assert page.count('<div class="objects">') == 3

@@ -236,7 +236,7 @@ def test_several_classes_have_a_row_a_colour_and_a_threshold_each(make_report, p
         cells = [f"{row[key]:.3f}" for key in ("foreground_f1", "recall", "precision", "foreground_iou")]
         assert f"{name} {' '.join(cells)}" in text
     assert f"{counts.confusion[1, 2]:,}" in text
-    assert "mean over the classes, each at its threshold" in text
+    assert "mean over the annotated classes, each at its threshold" in text
 
 
 @pytest.mark.parametrize(

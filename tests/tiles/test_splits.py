@@ -71,7 +71,10 @@ def test_each_volume_is_opened_once(task_folder, monkeypatch, open_tiles):
             "train: box 0:6,8:40,0:64 is smaller than a tile along x: it has 64 voxels, the tile 65",
         ),
         ({"volume_z": 4}, "val: box 6:9,8:40,0:64 is smaller than a tile along z: it has 3 voxels, the tile 4"),
-        ({"tile_size": [65, 16]}, "the tile 65; change task.tile_size or task.xrange_vol"),
+        (
+            {"tile_size": [65, 16]},
+            "the tile 65; change task.tile_size (--set task.tile_size=32,32 fits) or task.xrange_vol",
+        ),
         ({"volume_z": 4}, "the tile 4; change task.volume_z or task.z_val"),
         ({"threshold": False}, "v.zarr/labels 0:"),
         ({"threshold": False}, "; allowed are 0 to 1. What do these labels mean? Ids"),

@@ -72,7 +72,8 @@ def progress() -> TrainingProgress:
 
 
 def test_a_finished_run_has_these_metrics_and_warnings(progress):
-    results, job = results_of(([0.1, 0.9], [0, 1]), ([0.2, 0.8, 0.1], [0, 1, 0])), job_with_test(GRID)
+    tiles = [([0.1, 0.9], [0, 1])] * 4
+    results, job = results_of(*tiles, ([0.2, 0.8, 0.1], [0, 1, 0])), job_with_test(GRID)
     metrics = _final_metrics(job, progress, results)
     assert metrics["test"]["foreground_f1"] == 1.0
     assert metrics["test"]["threshold"] == 0.25
@@ -81,7 +82,7 @@ def test_a_finished_run_has_these_metrics_and_warnings(progress):
     assert metrics["test"]["recall_interval"] == metrics["test"]["foreground_iou_interval"] == [1.0, 1.0]
     assert metrics["labelled_voxels"] == {
         "val": {"labelled": 110, "voxels": 200},
-        "test": {"labelled": 5, "voxels": 200},
+        "test": {"labelled": 11, "voxels": 200},
     }
     assert (metrics["val"], metrics["best_epoch"], metrics["epochs"]) == (VAL, 1, 2)
     assert (metrics["tiles_per_second"], metrics["wait_share"], metrics["seconds"]) == (3.0, 0.05, 10.0)
@@ -132,10 +133,11 @@ def test_a_class_that_the_training_boxes_lack_is_a_warning(progress):
 
 def test_tiles_without_a_labelled_voxel_are_neither_shown_nor_drawn_for_intervals(progress):
     ignored = ([0.5, 0.5], [255, 255])
-    results = results_of(ignored, ([0.1, 0.9], [0, 1]), ignored, ([0.9, 0.8], [0, 1]))
-    assert [score.number for score in results.labelled] == [1, 3]
-    assert results.sample().num_tiles == 2
-    one = results_of(ignored, ([0.1, 0.9], [0, 1]))
+    right = ([0.1, 0.9], [0, 1])
+    results = results_of(ignored, right, ignored, ([0.9, 0.8], [0, 1]), right, right, right)
+    assert [score.number for score in results.labelled] == [1, 3, 4, 5, 6]
+    assert results.sample().num_tiles == 5
+    one = results_of(ignored, right, right, right, right)
     assert not [key for key in _final_metrics(job_with_test(GRID), progress, one)["test"] if "interval" in key]
     val = _final_metrics(job_with_test(None), progress, results)["val"]
     assert val["foreground_f1_interval"][0] < 1
