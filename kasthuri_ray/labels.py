@@ -199,7 +199,8 @@ def _check_classes(labels: np.ndarray, rule: LabelRule, where: str, num_voxels: 
     if rule.ignored:
         wrong &= ~is_any_of(labels, rule.ignored)
     if wrong.any():
-        ignored = f" and {_list_labels(rule.ignored)} (ignore_label)" if rule.ignored else ""
+        joined = "without" if set(rule.ignored) & set(range(rule.num_classes)) else "and"
+        ignored = f" {joined} {_list_labels(rule.ignored)} (ignore_label)" if rule.ignored else ""
         found, others = (_LabelCounts.of(labels, chosen, num_voxels) for chosen in (wrong, ~wrong))
         beside = f", beside {others.shares()}" if len(others.values) <= MAX_LISTED else ""
         raise InputError(
@@ -239,12 +240,16 @@ def _remedies(labels: np.ndarray, found: _LabelCounts, rule: LabelRule) -> list[
     ignored = IGNORE_LABEL if IGNORE_LABEL in values else int(values[counts.argmax()])
     is_unlabelled = counts.max() > found.num_read / 2 or (ignored == IGNORE_LABEL and (labels == 1).any())
     is_class = len(values) <= MAX_LISTED and int(values.min()) >= 0 and int(values.max()) < FEW_CLASSES
-    classes = f", or train with --set network.classes={int(values.max()) + 1}, if 0 is background" if is_class else ""
+    all_ignored = ",".join(map(str, sorted({*rule.ignored, ignored})))
+    value = f"[{all_ignored}]" if rule.ignored else all_ignored
+    classes = " in place of task.ignore_label" if rule.ignored else ""
+    if is_class and 0 not in rule.ignored:
+        classes += f", or train with --set network.classes={int(values.max()) + 1}, if 0 is background"
     texts = [  # whether it is likely, and what to type
-        (is_unlabelled, f"Not labelled: --set task.ignore_label={ignored}."),
+        (is_unlabelled, f"Not labelled: --set task.ignore_label={value}."),
         (is_class, f"Classes, also of ilastik (0 is unlabelled): name all labels with task.labels{classes}."),
         (True, IDS_ADVICE),
-    ][: 3 if rule.num_classes == 2 else 2]
+    ][: 3 if rule.num_classes == 2 and 0 not in rule.ignored else 2]
     none = none_label(labels.dtype)
     first = [f"No object: --set task.background={none}."] if none is not None and none in values else []
     return [*first, *(text for likely, text in sorted(texts, key=lambda pair: not pair[0]))]

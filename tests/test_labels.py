@@ -216,3 +216,15 @@ def test_several_labels_are_ignored():
         InputError, match=r"holds 3 \(50.00%\) among .*; allowed are 0 to 1 and 2, 255 \(ignore_label\)"
     ):
         to_classes(np.array([0, 3]), rule, "")
+
+
+def test_where_0_is_ignored_no_remedy_takes_it_for_background():
+    rule = LabelRule(ignored=(0,))
+    with pytest.raises(InputError) as error:
+        to_classes(np.repeat(np.array([0, 1, 2], np.uint8), [5, 2, 3]), rule, "labels.tif")
+    message = str(error.value)
+    assert "allowed are 0 to 1 without 0 (ignore_label)" in message
+    assert "name all labels with task.labels in place of task.ignore_label." in message
+    assert "--set task.ignore_label=[0,2]" in message
+    assert "threshold" not in message
+    assert "network.classes" not in message

@@ -285,8 +285,8 @@ class EvaluateSettings(SettingsSection):
     @model_validator(mode="after")
     def _check_one_truth(self) -> EvaluateSettings:
         if bool(self.annotation) == (self.reviewed is not None):
-            both = "give one of --annotation and --reviewed" if self.annotation else "give --annotation URI"
-            raise InputError(f"{both}: a prediction is compared with an annotation, or with the verdicts of a review")
+            wrong = "--annotation and --reviewed: give one of them" if self.annotation else "--annotation is missing"
+            raise InputError(f"{wrong}: a prediction is compared with an annotation, or with the verdicts of a review")
         return self
 
 

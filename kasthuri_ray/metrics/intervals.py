@@ -74,7 +74,7 @@ class TileSample:
     @property
     def has_intervals(self) -> bool:
         """Whether enough tiles hold a voxel that counts."""
-        return np.count_nonzero(self.histograms.any((1, 2, 3))) >= MIN_TILES
+        return int(np.count_nonzero(self.histograms.any((1, 2, 3)))) >= MIN_TILES
 
     def outcome_intervals(self) -> dict[str, Interval]:
         """Return the 95% intervals of the classes' mean recall, precision and IoU at their thresholds."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kasthuri_ray.metrics.intervals import Interval, TileSample
+from kasthuri_ray.metrics.thresholds import best_threshold
 from kasthuri_ray.metrics.voxel_counts import ClassCounts, VoxelCounts
 from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
 from kasthuri_ray.metrics.voxel_scores import average_precision
@@ -99,17 +100,25 @@ def chance_warning(counts: ClassCounts, outcomes: VoxelOutcomes, interval: Inter
     if not counts.num_true:
         return ""
     share = counts.num_true / counts.num_voxels
+    of_everything = 2 * share / (1 + share)  # F1 of marking every voxel
+    threshold, best_f1 = best_threshold(counts)
+    has_better = best_f1 > NO_SKILL_RATIO * of_everything
+    better = f" At a threshold of {threshold:.2f} its F1 would be {best_f1:.3f}: the threshold does not fit."
     if not outcomes.marked:
+        other = (
+            " Try a loss that gives the foreground more weight (network.loss), a higher task.foreground_share, or more "
+            "epochs."
+        )
         return (
             f"The prediction marks none of {counts.num_voxels:,} voxels as {name}, although {counts.num_true:,} of "
-            f"them ({share:.2%}) are. Its accuracy of {1 - share:.2%} therefore means nothing. Try a loss that gives "
-            "the foreground more weight (network.loss), a higher task.foreground_share, or more epochs."
+            f"them ({share:.2%}) are. Its accuracy of {1 - share:.2%} therefore means nothing."
+            f"{better if has_better else other}"
         )
-    of_everything = 2 * share / (1 + share)  # F1 of marking every voxel
     if outcomes.f1 <= NO_SKILL_RATIO * of_everything:
         return (
             f"F1 {outcomes.f1:.3f} is {'no' if outcomes.f1 <= of_everything else 'hardly'} better than that of marking "
-            f"every voxel as {name}, {of_everything:.3f}: the prediction shows no skill."
+            f"every voxel as {name}, {of_everything:.3f}: the prediction shows no skill"
+            f"{f' at this threshold.{better}' if has_better else '.'}"
         )
     low, high = interval
     if low <= share <= high:

@@ -92,8 +92,8 @@ def learnt_sentences(learnt: Mapping[str, Any] | None, what: str) -> str:
     share, others = learnt["share"], not learnt["same_image"]
     if share:
         known = (
-            f"The network learnt from {learnt_percent(share)} of the voxels of {what}. The figures of the other "
-            f"{learnt_percent(1 - share)} come first, those of the whole stand beside them."
+            f"Of the voxels of {what}, {learnt_percent(share)} lie in boxes that the network learnt from. The figures "
+            f"of the other {learnt_percent(1 - share)} come first, those of the whole stand beside them."
         )
         return known if learnt["known"] else f"{known} It is not known what else it learnt from."
     if not learnt["known"]:

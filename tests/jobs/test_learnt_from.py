@@ -84,7 +84,7 @@ def test_a_run_says_which_part_of_its_test_box_an_earlier_run_learnt_from(train,
     assert test["learnt_from"]["share"] == 0.5  # sections 4 and 5 of 4 to 8
     assert (np.sum(test["confusion"]), np.sum(test["unseen"]["confusion"])) == (4 * 96 * 96, 2 * 96 * 96)
     page = page_of(run)
-    assert "The network learnt from 50% of the voxels of the test box." in page
+    assert "Of the voxels of the test box, 50% lie in boxes that the network learnt from." in page
     assert (
         f'<b>{test["unseen"]["foreground_f1"]:.3f}</b><b class="whole">whole: {test["foreground_f1"]:.3f}</b>' in page
     )
@@ -120,7 +120,7 @@ def test_an_evaluation_says_which_part_was_learnt_from(first, start_job, cluster
     assert (result["unseen"]["voxels"], result["voxels"]) == (6 * 96 * 96, 12 * 96 * 96)
     assert f"F1 {result['unseen']['foreground_f1']:.3f} at threshold" in printed
     assert f"on the 50% that was not learnt from (whole: {result['foreground_f1']:.3f})" in printed
-    assert "The network learnt from 50% of the voxels of what is compared." in page
+    assert "Of the voxels of what is compared, 50% lie in boxes that the network learnt from." in page
     result, page, printed = results["bare"]
     assert (result["learnt_from"]["known"], result["unseen"]) == (False, None)
     for text in (page, printed):

@@ -87,3 +87,17 @@ def test_a_prediction_that_is_the_same_everywhere_is_named(count_voxels):
 )
 def test_val_and_test_that_differ_by_a_factor_of_two_are_named(val, test, differs):
     assert bool(sanity.difference_warning(val, test)) == differs
+
+
+@pytest.mark.parametrize(
+    ("threshold", "start"),
+    [(0.9, "The prediction marks none of 1,000 voxels as synapse"), (0.05, "F1 0.182 is no better")],
+)
+def test_a_threshold_that_does_not_fit_is_named_with_one_that_does(count_voxels, threshold, start):
+    labels = np.arange(1000) % 10 == 0
+    probability = np.where(labels, 0.5, 0.25)
+    (counts,) = count_voxels(probability[None], probability >= threshold, labels.astype(np.uint8)).by_class
+    warning = sanity.chance_warning(counts, outcomes_at(counts, threshold), (0.9, 1.0), "synapse")
+    assert warning.startswith(start)
+    assert " its F1 would be 1.000: the threshold does not fit." in warning
+    assert "Try a loss" not in warning
