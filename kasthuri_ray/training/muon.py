@@ -60,12 +60,17 @@ class Muon(torch.optim.AdamW):
         super().__init__(groups, lr=learning_rate, betas=betas, weight_decay=weight_decay)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # torch overloads it
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Change all weights; the gradients of matrices are gone afterwards."""
+        loss = None
+        if closure is not None:  # it computes the gradients, of matrices too
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             if group["momentum"] is not None:
                 self._step_matrices(group)
-        return super().step(closure)  # it leaves out weights without a gradient
+        super().step()  # it leaves out weights without a gradient
+        return loss
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
         for weight in group["params"]:

@@ -97,3 +97,18 @@ def test_frozen_and_unused_weights_stay():
     before = unused.detach().clone()
     train(muon([used, unused]), [used], 1)
     assert torch.equal(unused, before)
+
+
+def test_gradients_of_a_closure_are_those_of_its_step():
+    stepped, closed = make_weights((24, 60), (5,)), make_weights((24, 60), (5,))
+    sum((weight**3).sum() for weight in stepped).backward()
+    muon(stepped).step()
+
+    def compute_loss() -> Tensor:
+        loss = sum((weight**3).sum() for weight in closed)
+        loss.backward()
+        return loss
+
+    assert muon(closed).step(compute_loss) is not None
+    for one, other in zip(stepped, closed, strict=True):
+        assert torch.equal(one, other)
