@@ -15,8 +15,8 @@ TORCH_INDEX ?=
 DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
 RUN := outputs/$(DEMO)
 # No split of the task touches the 24 sections of the box.
-DEMO_SETTINGS := network.start_filters=16 network.batch_size=4 network.epochs=4 network.tiles_per_epoch=352 \
-	network.learning_rate=0.006
+DEMO_SETTINGS := task.tile_size=128,128 task.z_test=32,42 network.start_filters=8 network.batch_size=4 \
+	network.epochs=4 network.tiles_per_epoch=1408 network.learning_rate=0.006
 DEMO_BOX := 56:80,0:512,0:1024
 demo: .venv                      ## train on a synthetic cortex, segment an unseen part of it, evaluate the result
 	@$(BIN)/python -m kasthuri_ray.benchmarks.demo_time

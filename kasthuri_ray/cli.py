@@ -159,7 +159,8 @@ def add_data_access_flags(parser: SettingsParser) -> None:
     group.add("--boss", metavar="FILE", help="BossDB options: JSON with protocol, host, token")
     group.add(
         "--cache",  metavar="DIR|none",
-        help="disk cache for chunks of remote volumes (default: KASTHURI_CACHE, else ~/.cache/kasthuri_ray)",
+        help="disk cache for chunks of remote volumes and of the phantom (default: KASTHURI_CACHE, else "
+        "~/.cache/kasthuri_ray)",
     )  # fmt: skip
     group.add("--cache-size", metavar="SIZE", help=f"size limit of the cache (default: {defaults.CACHE_SIZE})")
 

@@ -2,8 +2,10 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -35,6 +37,9 @@ def is_run_of_the_suite(config: pytest.Config) -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):  # one of several processes of pytest-xdist, which share the cores
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported; jobs set their own number
+    if "KASTHURI_CACHE" not in os.environ:  # one for all processes of the run; squares of the phantom are painted once
+        os.environ["KASTHURI_CACHE"] = tempfile.mkdtemp(prefix="kasthuri_ray_test_cache_")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop("KASTHURI_CACHE"), ignore_errors=True))
     plugin = import_file(ROOT / "tests" / "room_budgets.py").RoomBudgets(is_run_of_the_suite(config))
     config.pluginmanager.register(plugin, "room_budgets")
 

@@ -77,7 +77,8 @@ class TrainSettings(SettingsSection):
     boss: str | None = None
     """JSON file with protocol, host and token of a BossDB; its token is never written anywhere; null: public data."""
     cache: str | None = None
-    """Folder for chunks of remote volumes, or "none" for no cache; null: KASTHURI_CACHE or ~/.cache/kasthuri_ray."""
+    """Folder for chunks of remote volumes and of the phantom, or "none" for no cache; null: KASTHURI_CACHE or
+    ~/.cache/kasthuri_ray."""
     cache_size: str = defaults.CACHE_SIZE
     """Disk space that the cache may take on each node."""
     wait_for_resources: NotNegative | None = None
@@ -201,7 +202,8 @@ class SegmentSettings(SettingsSection):
     boss: str | None = None
     """JSON file with protocol, host and token of a BossDB; its token is never written anywhere; null: public data."""
     cache: str | None = None
-    """Folder for chunks of remote volumes, or "none" for no cache; null: KASTHURI_CACHE or ~/.cache/kasthuri_ray."""
+    """Folder for chunks of remote volumes and of the phantom, or "none" for no cache; null: KASTHURI_CACHE or
+    ~/.cache/kasthuri_ray."""
     cache_size: str = defaults.CACHE_SIZE
     """Disk space that the cache may take on each node."""
     verbose: bool = False
@@ -274,7 +276,8 @@ class EvaluateSettings(SettingsSection):
     boss: str | None = None
     """JSON file with protocol, host and token of a BossDB; its token is never written anywhere; null: public data."""
     cache: str | None = None
-    """Folder for chunks of remote volumes, or "none" for no cache; null: KASTHURI_CACHE or ~/.cache/kasthuri_ray."""
+    """Folder for chunks of remote volumes and of the phantom, or "none" for no cache; null: KASTHURI_CACHE or
+    ~/.cache/kasthuri_ray."""
     cache_size: str = defaults.CACHE_SIZE
     """Disk space that the cache may take on each node."""
     wait_for_resources: NotNegative | None = None
@@ -302,7 +305,8 @@ class CheckSettings(SettingsSection):
     boss: str | None = None
     """JSON file with protocol, host and token of a BossDB; its token is never written anywhere; null: public data."""
     cache: str | None = None
-    """Folder for chunks of remote volumes, or "none" for no cache; null: KASTHURI_CACHE or ~/.cache/kasthuri_ray."""
+    """Folder for chunks of remote volumes and of the phantom, or "none" for no cache; null: KASTHURI_CACHE or
+    ~/.cache/kasthuri_ray."""
     cache_size: str = defaults.CACHE_SIZE
     """Disk space that the cache must have on each node."""
     gpus: NotNegativeInt = 0

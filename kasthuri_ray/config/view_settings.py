@@ -45,7 +45,8 @@ class ViewSettings(SettingsSection):
     boss: str | None = None
     """JSON file with protocol, host and token of a BossDB; its token is never written anywhere; null: public data."""
     cache: str | None = None
-    """Folder for chunks of remote volumes, or "none" for no cache; null: KASTHURI_CACHE or ~/.cache/kasthuri_ray."""
+    """Folder for chunks of remote volumes and of the phantom, or "none" for no cache; null: KASTHURI_CACHE or
+    ~/.cache/kasthuri_ray."""
     cache_size: str = defaults.CACHE_SIZE
     """Disk space that the cache may take."""
     verbose: bool = False

@@ -105,7 +105,7 @@ class Learner:
             settings.loss, classes=settings.classes, class_weights=settings.class_weights, ignore_index=IGNORE_LABEL
         )
         self.augment: Augmentation = Augment(settings.augmentations, dim=settings.dim, task_type=settings.task_type)
-        self.optimizer = make_optimizer(settings, self.network.parameters(), hardware.NUMBER_FORMATS[plan.precision])
+        self.optimizer = make_optimizer(settings, self.network.parameters())
         self.weight_average = WeightAverage(self.network, settings.ema) if settings.ema else None
         self.plateau = PlateauSchedule(settings)
         # Gradients in float16 are scaled up, so that small ones do not become 0. In other formats this does nothing.

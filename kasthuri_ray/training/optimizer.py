@@ -35,17 +35,12 @@ class OptimizerSettings:
     ema: float
 
 
-def make_optimizer(
-    settings: OptimizerSettings, parameters: Iterable[nn.Parameter], dtype: torch.dtype = torch.float32
-) -> torch.optim.Optimizer:
-    """Return the optimizer that the settings name, over the trainable parameters; fused: one pass over each a step.
-
-    `dtype` is the number format in which Muon makes matrices orthogonal.
-    """
+def make_optimizer(settings: OptimizerSettings, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the optimizer that the settings name, over the trainable parameters; fused: one pass over each a step."""
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "Muon":
-        return Muon(trainable, rate, decay, settings.momentum, (settings.beta1, settings.beta2), dtype)
+        return Muon(trainable, rate, decay, settings.momentum, (settings.beta1, settings.beta2))
     if settings.optimizer == "SGD":
         return torch.optim.SGD(trainable, lr=rate, momentum=settings.momentum, weight_decay=decay, fused=True)
     kind = torch.optim.AdamW if settings.optimizer == "AdamW" else torch.optim.Adam

@@ -42,7 +42,7 @@ def open_volume(
     boss : mapping or None
         Options of intern's BossRemote (`protocol`, `host`, `token`); None reads public data from api.bossdb.io.
     cache : ChunkCache or None
-        Keeps the chunks of a remote volume on the disk of this node.
+        Keeps the chunks of a remote volume, and squares of the phantom, on the disk of this node.
     voxel_size_nm : tuple of float or None
         Size of a voxel along z, y, x, in nm, for a source that does not state it; it replaces the source's own.
     labels : bool
@@ -68,7 +68,7 @@ def open_volume(
     if not uri:
         raise InputError("the URI of the volume is empty; expected a path or a URL")
     source, options = split_uri_options(uri)
-    volume = options.apply_to(_open_source(source, options, mip, boss, labels))
+    volume = options.apply_to(_open_source(source, options, mip, boss, cache, labels))
     if 0 in volume.shape:
         raise InputError(f"{uri} is empty: its shape is {volume.shape} (z,y,x)")
     if voxel_size_nm is not None:
@@ -77,7 +77,12 @@ def open_volume(
 
 
 def _open_source(
-    uri: str, options: UriOptions, mip: int | None, boss: Mapping[str, Any] | None, labels: bool
+    uri: str,
+    options: UriOptions,
+    mip: int | None,
+    boss: Mapping[str, Any] | None,
+    cache: ChunkCache | None,
+    labels: bool,
 ) -> Volume:
     """Open a volume with the one library that reads it; the other libraries are not loaded."""
     if uri.startswith(("phantom://", "bossdb://")) and (options.axes or options.dtype):
@@ -85,7 +90,7 @@ def _open_source(
     if uri.startswith("phantom://"):
         from kasthuri_ray.volumes.phantom_volume import open_phantom
 
-        return open_phantom(uri, mip=mip)
+        return open_phantom(uri, mip=mip, cache=cache)
     if uri.startswith("bossdb://"):
         from kasthuri_ray.volumes.bossdb import open_bossdb
 

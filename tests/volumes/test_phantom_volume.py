@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from kasthuri_ray.geometry import Box
+from kasthuri_ray.volumes import phantom_volume
+from kasthuri_ray.volumes.chunk_cache import open_cache
 from kasthuri_ray.volumes.phantom_volume import MAX_SHAPE, open_phantom
 
 CHANNELS = ("em", "membrane", "synapse")
@@ -35,6 +37,37 @@ def test_a_larger_volume_of_the_same_seed_contains_the_smaller_one():
 def test_a_pickled_phantom_reads_the_same():
     volume = open_phantom("phantom://em?shape=2,90,90&seed=1")
     assert np.array_equal(pickle.loads(pickle.dumps(volume)).read(volume.bounds), volume.read(volume.bounds))
+
+
+def test_squares_are_painted_once_for_all_processes(tmp_path, monkeypatch):
+    cache = open_cache(str(tmp_path), "1GB")
+    read = {
+        channel: open_phantom(f"phantom://{channel}?shape=2,200,300&seed=5", cache=cache).read(
+            Box((0, 0, 0), (2, 200, 300))
+        )
+        for channel in CHANNELS
+    }
+    assert len(list(tmp_path.rglob("*.chunk"))) == 2 * 2 * 3
+
+    phantom_volume.find_square.cache_clear()  # as another process
+    monkeypatch.setattr(phantom_volume, "paint_section", lambda *place: pytest.fail(f"{place} is painted again"))
+    for channel, voxels in read.items():
+        again = open_phantom(f"phantom://{channel}?shape=2,200,300&seed=5", cache=cache)
+        assert np.array_equal(again.read(again.bounds), voxels)
+        without = open_phantom(f"phantom://{channel}?shape=2,200,300&seed=6")
+        with pytest.raises(pytest.fail.Exception, match="painted again"):
+            without.read(Box((0, 0, 0), (1, 1, 1)))
+
+
+def test_a_damaged_square_in_the_cache_is_painted_again(tmp_path):
+    volume = open_phantom("phantom://em?shape=1,128,128&seed=5", cache=open_cache(str(tmp_path), "1GB"))
+    voxels = volume.read(volume.bounds)
+    (stored,) = tmp_path.rglob("*.chunk")
+    content = bytearray(stored.read_bytes())
+    content[-1] ^= 1
+    stored.write_bytes(content)
+    phantom_volume.find_square.cache_clear()
+    assert np.array_equal(volume.read(volume.bounds), voxels)
 
 
 def test_a_phantom_has_the_voxel_size_and_default_shape_of_its_documentation():
