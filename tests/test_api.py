@@ -156,6 +156,7 @@ def test_bad_input_raises_before_any_work(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_arrays_are_trained_on_segmented_and_compared(voxels, local_ray, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     image, annotation = voxels

@@ -181,6 +181,7 @@ def test_a_folder_of_something_else_is_never_replaced(refused, folder, flags):
     assert (folder / "run" / "index.html").read_text() == "the page of a run"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_the_same_evaluation_is_replaced_and_another_one_needs_overwrite(main, folder, monkeypatch, capsys):
     from kasthuri_ray.ray_cluster.connection import connect_ray

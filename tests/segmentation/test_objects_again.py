@@ -43,6 +43,7 @@ def voxel_times(folder):
     return {file: file.stat().st_mtime_ns for file in files if file.is_file()}
 
 
+@pytest.mark.slow
 def test_other_object_settings_make_only_the_table_again_as_a_fresh_output_has_it(segment, fresh, all_files, tmp_path):
     flags = ("--output", tmp_path / "out.zarr", *CUT, "--objects")
     segment(*flags)
