@@ -15,8 +15,8 @@ MEASURED_CPUS = 2
 DEMO_MINUTES = {
     "avx2": (6.0, "EPYC Zen 3, 4 min 53 s and 6 min 6 s"),
     "avx512": (8.0, "a guess; not measured"),
-    "bf16": (4.0, "EPYC Zen 5, an earlier recipe, which took longer"),
-    "amx": (3.5, "Xeon, 3 min 27 s with an earlier recipe, which took longer"),
+    "bf16": (4.0, "EPYC Zen 5, an earlier recipe"),
+    "amx": (3.5, "Xeon, 3 min 27 s with an earlier recipe"),
     "arm": (8.0, "a guess; not measured"),
 }
 

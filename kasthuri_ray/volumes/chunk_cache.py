@@ -1,4 +1,7 @@
-"""A cache of chunks of remote volumes on the disk of a node, shared by all its processes and by later runs."""
+"""A cache of chunks of volumes on the disk of a node, shared by all its processes and by later runs.
+
+It holds chunks of remote volumes, chunks that are slow to decode, and what was painted of the phantom.
+"""
 
 from __future__ import annotations
 

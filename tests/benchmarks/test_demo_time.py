@@ -29,6 +29,29 @@ def test_the_first_line_of_the_demo_says_how_long_it_takes() -> None:
     assert recipe[0] == "\t@$(BIN)/python -m kasthuri_ray.benchmarks.demo_time"
 
 
+def demo_settings() -> list[str]:
+    """Return the settings of the demo, as its training gets them by `--set`."""
+    text = re.search(r"^DEMO_SETTINGS := (.*\\\n.*)$", MAKEFILE, re.MULTILINE)
+    assert text
+    return text[1].replace("\\", " ").split()
+
+
+def test_the_guide_types_the_settings_of_the_demo() -> None:
+    guide = Path(__file__).resolve().parents[2].joinpath("docs", "getting_started.md").read_text()
+    command = guide.split("--task phantom_synapse --name first")[1].split("python jobs/segment.py")[0]
+    assert command.replace("\\", " ").replace("--set", "").split() == demo_settings()
+
+
+def test_no_split_of_the_demo_touches_its_box() -> None:
+    settings = resolve_settings(GivenSettings("phantom_synapse", assignments=demo_settings())).task
+    bounds = open_volume(str(settings.image_chan)).bounds
+    text = re.search(r"^DEMO_BOX := (\S+)", MAKEFILE, re.MULTILINE)
+    assert text
+    for split in SPLITS:
+        box = region_box(settings.regions(split)[0], bounds, split, "")
+        assert box.stop[0] <= parse_box(text[1], bounds).start[0], split
+
+
 @pytest.mark.parametrize("task", ["phantom_synapse", "phantom_membrane"])
 def test_no_split_touches_the_sections_that_the_demo_is_judged_on(task: str) -> None:
     settings = resolve_settings(GivenSettings(task)).task
