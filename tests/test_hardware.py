@@ -18,19 +18,22 @@ def machine_of(kind, compiler=True):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "flags", "kind"),
+    ("architecture", "words", "kind"),
     [
         ("x86_64", "fpu avx512_bf16 avx512f avx2", "bf16"),
         ("x86_64", "amx_bf16 amx_tile avx512_bf16 avx512f", "amx"),
         ("AMD64", "avx512f avx2", "avx512"),
+        ("x86_64", "AuthenticAMD avx512_bf16 avx512f avx2", "bf16"),
+        ("x86_64", "GenuineIntel avx512_bf16 avx512f avx2", "avx512"),
+        ("x86_64", "GenuineIntel amx_bf16 avx512_bf16 avx512f", "amx"),
         ("x86_64", "avx2 sse", "avx2"),
         ("x86_64", "", "avx2"),
         ("aarch64", "asimd bf16", "arm"),
         ("arm64", "", "arm"),
     ],
 )
-def test_a_cpu_is_classified_by_its_instructions(architecture, flags, kind):
-    assert hardware.classify_cpu(architecture, flags.split()) == kind
+def test_a_cpu_is_classified_by_its_vendor_and_instructions(architecture, words, kind):
+    assert hardware.classify_cpu(architecture, words.split()) == kind
 
 
 def test_the_kind_of_this_cpu_is_read_from_the_system(monkeypatch):
@@ -45,6 +48,17 @@ def test_the_kind_of_this_cpu_is_read_from_the_system(monkeypatch):
     monkeypatch.setattr(hardware.Path, "read_text", missing)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     assert hardware.processor_kind(CPU) == "avx512"
+
+
+def test_bf16_that_is_slower_than_float32_is_there_but_not_chosen(monkeypatch):
+    monkeypatch.delenv("KASTHURI_CPU", raising=False)
+    monkeypatch.setattr(hardware.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(hardware, "_cpu_words", lambda: {"GenuineIntel", "avx512f", "avx512_bf16"})
+    intel = hardware.Machine.detect("cpu")
+    assert (intel.kind, hardware.choose_precision("auto", intel)) == ("avx512", "float32")
+    assert intel.multiplies("bf16")
+    monkeypatch.setattr(hardware, "_cpu_words", lambda: {"AuthenticAMD", "avx512f"})
+    assert not hardware.Machine.detect("cpu").multiplies("bf16")
 
 
 def test_the_kind_of_a_gpu_follows_its_compute_capability(monkeypatch):
@@ -66,7 +80,7 @@ def test_kasthuri_cpu_is_reported_instead_of_what_is_found(monkeypatch, kind):
 # precision, channels last in training, compiled training, of a long run
 DECISIONS = {
     "avx2": ("float32", False, False),
-    "avx512": ("float32", True, False),
+    "avx512": ("float32", True, True),
     "bf16": ("bf16", True, False),
     "amx": ("bf16", True, True),
     "arm": ("float32", True, False),

@@ -1,6 +1,6 @@
 """How a run computes: by rule when it starts, as recorded when it resumes."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -40,6 +40,11 @@ def test_a_run_resumes_on_another_processor_as_it_was_begun_or_not_at_all(begun,
         if begun == kind
         else line.endswith(f"this one is of kind {kind}, and the run continues as it was begun: {plan}")
     )
+
+
+def test_a_run_in_bf16_resumes_where_bf16_is_slow():
+    slow = replace(machine_of("avx512"), has_slow_bf16=True)
+    assert "the run continues as it was begun: bf16" in check_resumed_plan(begun_on("bf16"), slow, "auto")
 
 
 def test_a_number_format_that_was_requested_by_name_is_emulated():
