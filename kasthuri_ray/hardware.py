@@ -137,9 +137,9 @@ def classify_cpu(architecture: str, words: Collection[str]) -> str:
 
     Notes
     -----
-    AMD's AVX-512 multiplies bf16 twice as fast as float32. Intel's does it at 0.57 of the rate of float32 (matrix
-    products on Emerald Rapids), so that an Intel processor without AMX, or in a virtual machine that hides it, is of the
-    kind `avx512`.
+    On AMD's Zen 5, bf16 trains 1.9 times as fast as float32. Intel's AVX-512 computes matrix products in bf16 at 0.57
+    of the rate of float32 (measured on Emerald Rapids). So an Intel processor without AMX, or in a virtual machine that
+    hides it, is of the kind `avx512`.
     """
     if architecture.lower() in ("arm64", "aarch64"):
         return "arm"
