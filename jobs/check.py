@@ -59,9 +59,12 @@ def main(arguments: Sequence[str]) -> int:
     from kasthuri_ray import api
     from kasthuri_ray.config.loading import resolve_section
     from kasthuri_ray.config.settings import CheckSettings
+    from kasthuri_ray.errors import InputError
 
     given = api.given_settings("check", flags)
     settings = resolve_section(CheckSettings, given)
+    if settings.volume is None and (of_task := given.typed_values("task")):
+        raise InputError(f"--set task.{next(iter(of_task))}: there is no volume; give the image with --volume URI")
     if settings.report is not None:
         from kasthuri_ray.ray_cluster.fault_report import write_fault_report
 
@@ -72,7 +75,8 @@ def main(arguments: Sequence[str]) -> int:
     if settings.volume is not None:
         from kasthuri_ray.evaluation.volume_check import check_volume
 
-        return cli.DONE if check_volume(settings, Reporter()) else cli.FAILED
+        is_fit = check_volume(settings, Reporter(), given.typed_values("task"))
+        return cli.DONE if is_fit else cli.FAILED
     from kasthuri_ray.ray_cluster.cluster_check import check_cluster
 
     return cli.DONE if check_cluster(settings, Reporter()) else cli.FAILED

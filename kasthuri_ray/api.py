@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from kasthuri_ray.config import defaults
 from kasthuri_ray.config.flags import DataFlags, EvaluateFlags, SegmentFlags, TrainFlags, TuneFlags, ViewFlags
 from kasthuri_ray.config.keyword_arguments import (
+    SAME_CALL,
     as_assignments,
     as_setting,
     check_keywords,
@@ -40,8 +41,7 @@ ARRAY_FLAGS = ("image", "annotation", "mask", "prediction", "instances")
 FILE_FLAGS = ("network", "config", "settings")  # and `task`: they are no settings themselves
 
 ResumeCommand = Callable[[str], str]
-SAME_CALL = "the same call"
-SAME_CALL_WITH_NAME = "the same call with name={!r}".format
+SAME_CALL_WITH_NAME = (SAME_CALL + " with name={!r}").format
 INSTALLED_COMMAND = "kasthuri-{}".format
 
 

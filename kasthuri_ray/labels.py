@@ -239,6 +239,7 @@ def _remedies(labels: np.ndarray, found: _LabelCounts, rule: LabelRule) -> list[
     values, counts = found.values, found.counts
     ignored = IGNORE_LABEL if IGNORE_LABEL in values else int(values[counts.argmax()])
     is_unlabelled = counts.max() > found.num_read / 2 or (ignored == IGNORE_LABEL and (labels == 1).any())
+    are_ids = len(values) > MAX_LISTED and not is_unlabelled  # none of them stands out
     is_class = len(values) <= MAX_LISTED and int(values.min()) >= 0 and int(values.max()) < FEW_CLASSES
     all_ignored = ",".join(map(str, sorted({*rule.ignored, ignored})))
     value = f"[{all_ignored}]" if rule.ignored else all_ignored
@@ -246,13 +247,13 @@ def _remedies(labels: np.ndarray, found: _LabelCounts, rule: LabelRule) -> list[
     if is_class and 0 not in rule.ignored:
         classes += f", or train with --set network.classes={int(values.max()) + 1}, if 0 is background"
     texts = [  # whether it is likely, and what to type
-        (is_unlabelled, f"Not labelled: --set task.ignore_label={value}."),
+        (is_unlabelled, "" if are_ids else f"Not labelled: --set task.ignore_label={value}."),
         (is_class, f"Classes, also of ilastik (0 is unlabelled): name all labels with task.labels{classes}."),
         (True, IDS_ADVICE),
     ][: 3 if rule.num_classes == 2 and 0 not in rule.ignored else 2]
     none = none_label(labels.dtype)
     first = [f"No object: --set task.background={none}."] if none is not None and none in values else []
-    return [*first, *(text for likely, text in sorted(texts, key=lambda pair: not pair[0]))]
+    return [*first, *(text for likely, text in sorted(texts, key=lambda pair: not pair[0]) if text)]
 
 
 def _named_classes(labels: np.ndarray, rule: LabelRule, where: str, num_voxels: np.ndarray | None) -> np.ndarray:

@@ -86,6 +86,12 @@ def test_the_error_names_all_remedies_the_likeliest_first(labels, order):
     assert found == sorted(found)
 
 
+def test_of_ids_of_many_objects_none_is_said_to_be_unlabelled():
+    with pytest.raises(InputError, match=r"task\.threshold=true") as caught:
+        classes(np.array([0, 7, 7, 7, 8, 9, 10, 11, 12], np.int32))
+    assert "ignore_label" not in str(caught.value)
+
+
 @pytest.mark.parametrize("threshold_value", [None, 0])
 def test_voxels_of_the_ignored_label_become_the_ignored_class(threshold_value):
     labels = np.array([0, 1, 300, 1], np.uint16)

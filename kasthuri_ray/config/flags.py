@@ -20,7 +20,7 @@ SECTIONS_OF_JOBS = {
     "tune": ("task", "network", "train", "tune"),
     "segment": ("task", "network", "segment"),
     "evaluate": ("task", "evaluate"),
-    "check": ("check",),
+    "check": ("task", "check"),
     "view": ("view",),
 }
 

@@ -14,6 +14,7 @@ from kasthuri_ray.errors import InputError
 OTHER_WORDS = {"labels": "annotation", "label": "annotation", "table": "objects"}
 BOXES = ("box", "export_box")
 NUMBER_LISTS = ("position", "size")  # of the viewer
+SAME_CALL = "the same call"  # what resumes a run, in place of a command
 SETTINGS_EXAMPLE = 'settings={"network.epochs": 3}'
 
 

@@ -29,6 +29,7 @@ EXPECTED = {  # by pydantic's name of the error
     ),
     "string_type": "a text",
 }
+NO_LAYER = "defaults"  # where no file, flag or setting gave a value
 NEAR = 0.75  # similarity of names from which a setting of another section may be meant
 
 
@@ -52,7 +53,7 @@ class Origins:
         keys = set(re.findall(r"\w+", message)) & SECTIONS[section].model_fields.keys()
         names = {self.by_setting[f"{section}.{key}"] for key in keys if f"{section}.{key}" in self.by_setting}
         ordered = [name for name in self.layers if name in names]
-        return ordered[-1] if ordered else self.by_setting.get(section, "defaults")
+        return ordered[-1] if ordered else self.by_setting.get(section, NO_LAYER)
 
 
 def describe_errors(section: str, error: ValidationError, origins: Origins) -> list[str]:
@@ -85,8 +86,9 @@ def _error_line(section: str, path: tuple[str, ...], value: Any, allowed: list[s
     if not path and message.startswith("--"):
         return message
     if not path:
-        return f"{origins.of_message(section, message)}: {section}: {message}"
-    origin = origins.by_setting.get(f"{section}.{path[0]}", "defaults")
+        origin = origins.of_message(section, message)
+        return message if origin == NO_LAYER else f"{origin}: {section}: {message}"
+    origin = origins.by_setting.get(f"{section}.{path[0]}", NO_LAYER)
     text = json.dumps(value, default=str, ensure_ascii=False)
     if len(path) == 1 and origin.startswith("--"):  # a --set shows the value, a flag does not
         equals = "=" if origin.startswith("--set ") else " "

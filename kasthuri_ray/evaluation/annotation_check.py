@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from kasthuri_ray.config.task import TaskSettings
 from kasthuri_ray.errors import InputError
-from kasthuri_ray.labels import IGNORE_LABEL, LabelRule, is_any_of, to_classes
+from kasthuri_ray.labels import IDS_ADVICE, IGNORE_LABEL, LabelRule, is_any_of, to_classes
 from kasthuri_ray.reports.volume_page import Table
 from kasthuri_ray.volumes.background_labels import MAX_SYNAPSE_SHARE, find_background
 from kasthuri_ray.volumes.description import MAX_LISTED, VolumeDescription, describe_volume, share_text
@@ -88,6 +88,10 @@ def check_annotation(
         rows = [("foreground", f"{share_text(share)} of the {counted}; {by}: {rule_text(rule)}")]
         rows += [("ignored", f"{share_text(ignored)} of the sample")] if ignored else []
         foreground = f"{share_text(share)} of {'its labelled voxels' if ignored else 'it'} is foreground"
+        if task is None and not rule.background and _has_other_labels(described.sample.total):
+            add_note(f"a training without a task allows labels 0 and 1 alone. {IDS_ADVICE}")
+        if share == 1:
+            add_note("no voxel of the sample is background, which a network cannot learn from: are these ids of cells?")
         if share > MAX_SYNAPSE_SHARE and task is not None and task.task_type == "synapse":
             add_note(f"{foreground}, much for synapses: check task.background and task.threshold_value")
     table = f"annotation {described.uri}", [*described.rows(), *rows]
@@ -105,6 +109,11 @@ def _measure_shares(described: VolumeDescription, rule: LabelRule) -> tuple[floa
     classes = to_classes(values.values, rule, described.uri, values.counts)
     counted = classes != IGNORE_LABEL
     return values.share((classes > 0) & counted, among=counted), values.share(~counted)
+
+
+def _has_other_labels(values: ValueCounts) -> bool:
+    """Return whether there are labels that a task of two classes refuses."""
+    return bool(((values.values != 0) & (values.values != 1)).any())
 
 
 def _with_classes(rule: LabelRule, values: ValueCounts) -> LabelRule:

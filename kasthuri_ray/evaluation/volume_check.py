@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +70,7 @@ class Findings:
 
 
 @missing_is_bad_input()
-def check_volume(settings: CheckSettings, reporter: Reporter) -> bool:
+def check_volume(settings: CheckSettings, reporter: Reporter, task_changes: Mapping[str, Any] | None = None) -> bool:
     """Show what is understood of a volume, and of its annotation, as text and as a page.
 
     Parameters
@@ -77,6 +79,8 @@ def check_volume(settings: CheckSettings, reporter: Reporter) -> bool:
         The volumes, and where the page is written.
     reporter : Reporter
         Shows the text.
+    task_changes : mapping, optional
+        Settings of the section `task` that win over those of the task.
 
     Returns
     -------
@@ -90,7 +94,7 @@ def check_volume(settings: CheckSettings, reporter: Reporter) -> bool:
     VolumeError
         If a volume cannot be read.
     """
-    volumes = _open_volumes(settings)
+    volumes = _open_volumes(settings, task_changes or {})
     storage = _open_page_folder(settings.out, volumes)
     reporter.print_result(storage.path)  # the first line, for scripts
     report = _make_report(volumes)
@@ -101,11 +105,11 @@ def check_volume(settings: CheckSettings, reporter: Reporter) -> bool:
     return not report.problems
 
 
-def _open_volumes(settings: CheckSettings) -> CheckedVolumes:
+def _open_volumes(settings: CheckSettings, task_changes: Mapping[str, Any]) -> CheckedVolumes:
     assert settings.volume is not None
     opener = VolumeOpener(settings.boss, settings.cache, settings.cache_size)
     size = per_axis(float, settings.voxel_size) if settings.voxel_size else None
-    task = None if settings.task is None else _read_task(settings.task)
+    task = _read_task(settings.task, task_changes) if settings.task is not None or task_changes else None
     image = opener.open(settings.volume, settings.mip, size, name="--volume")
     annotation = None
     if settings.annotation is not None:
@@ -113,10 +117,10 @@ def _open_volumes(settings: CheckSettings) -> CheckedVolumes:
     return CheckedVolumes(image, annotation, task, opener)
 
 
-def _read_task(task: str) -> TaskSettings:
-    """Return the settings of a task, which need not name volumes of its own."""
+def _read_task(task: str | None, changes: Mapping[str, Any]) -> TaskSettings:
+    """Return the settings of a task, or the defaults, with changes; it need not name volumes of its own."""
     base = "the check", {"task": {"image_chan": NO_VOLUME, "annotation_chan": NO_VOLUME}}
-    return resolve_settings(GivenSettings(task), base).task
+    return resolve_settings(GivenSettings(task, flags={"task": dict(changes)}), base).task
 
 
 def _open_page_folder(out: str, volumes: CheckedVolumes) -> Storage:

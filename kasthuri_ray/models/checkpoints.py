@@ -80,13 +80,15 @@ class Checkpoint:
         return {name: value for name, value in content.items() if name not in LEFT_OUT_IF_NONE or value is not None}
 
 
-def find_weights_file(path: str) -> str:
+def find_weights_file(path: str, flag: str = "--weights") -> str:
     """Return the file that `--weights` means.
 
     Parameters
     ----------
     path : str
         A weights file or the folder of a run, as a path or a URL.
+    flag : str
+        The flag in messages.
 
     Returns
     -------
@@ -109,7 +111,7 @@ def find_weights_file(path: str) -> str:
     folder = os.path.abspath(path)
     runs = [name for name in ("best", *sorted(os.listdir(path))) if os.path.exists(f"{folder}/{name}/{BEST_FILE}")]
     hint = f"; did you mean {folder}/{runs[0]}?" if runs else ""
-    raise InputNotFound(f"--weights: there is no {folder}/{BEST_FILE}, so {path} is not the folder of a run{hint}")
+    raise InputNotFound(f"{flag}: there is no {folder}/{BEST_FILE}, so {path} is not the folder of a run{hint}")
 
 
 def read_checkpoint(data: bytes, source: str) -> Checkpoint:

@@ -124,7 +124,8 @@ class OmeZarrOutput:
         try:
             group, finest = (json.loads(storage.read_bytes(name)) for name in ("zarr.json", "s0/zarr.json"))
         except FileNotFoundError:
-            raise InputNotFound(f"{storage.path}: there is no output of a segmentation") from None
+            run = "; it is the folder of a training run" if storage.exists("checkpoint/best.pt") else ""
+            raise InputNotFound(f"{storage.path}: there is no output of a segmentation{run}") from None
         labels = _read_or_none(storage, LABELS_FILE)
         try:
             return cls(storage.path, _spec_from_metadata(group, finest, json.loads(labels or b"{}")))

@@ -71,7 +71,10 @@ def open_source_image(
         what = f"{image.uri} (--voxel-size z,y,x)" if image.voxel_size_nm is None else "the training"
         raise InputError(f"--resample needs the voxel size of {what}, which is not known")
     if image.voxel_size_nm is None:
-        report(f"{image.uri} has no voxel size (--voxel-size z,y,x): lengths in the output are in voxels")
+        size = "z,y,x"
+        if trained.voxel_size_nm is not None:
+            size = f"{','.join(f'{nm:g}' for nm in trained.voxel_size_nm)}, that of the training"
+        report(f"{image.uri} has no voxel size (--voxel-size {size}): lengths in the output are in voxels")
         return image
     if trained.voxel_size_nm is None:
         report("the training voxel size is not stored with the weights: it is not compared with the image's")

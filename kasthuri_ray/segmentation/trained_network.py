@@ -65,7 +65,7 @@ class TrainedNetwork:
         return (self, *self.others)
 
 
-def read_trained_network(path: str) -> TrainedNetwork:
+def read_trained_network(path: str, flag: str = "--weights") -> TrainedNetwork:
     """Read the weights that `--weights` names.
 
     Parameters
@@ -73,6 +73,8 @@ def read_trained_network(path: str) -> TrainedNetwork:
     path : str
         Folder of a run, its `checkpoint/best.pt`, or a `.pt` file of weights; a path, `https://` or `s3://`; or
         `kasthuri://NAME`.
+    flag : str
+        The flag in messages.
 
     Returns
     -------
@@ -86,8 +88,8 @@ def read_trained_network(path: str) -> TrainedNetwork:
     InputNotFound, InputDenied, ConnectionError
         If the file cannot be read.
     """
-    where = find_weights_file(path)
-    with named_input("--weights", where):
+    where = find_weights_file(path, flag)
+    with named_input(flag, where):
         checkpoint = read_weights(where)
         check_finite_weights(checkpoint.weights, where)
     settings, intensity, voxel_size_nm = checkpoint.settings, checkpoint.image_intensity, checkpoint.voxel_size_nm

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from kasthuri_ray.config.keyword_arguments import SAME_CALL
 from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.errors import missing_is_bad_input
 from kasthuri_ray.progress import Reporter
@@ -128,8 +129,10 @@ def command_with_epochs(command: str, num_epochs: int) -> str:
     Returns
     -------
     str
-        The command with one `--set network.epochs=`.
+        The command with one `--set network.epochs=`, or the sentence with that setting.
     """
+    if command.startswith(SAME_CALL):
+        return f'{command} and "network.epochs": {num_epochs} in its settings'
     if "network.epochs=" in command:
         words = [word for word in shlex.split(command) if not word.removeprefix("--set=").startswith("network.epochs=")]
         pairs = zip(words, [*words[1:], "--"], strict=True)

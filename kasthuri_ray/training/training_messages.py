@@ -37,8 +37,8 @@ class StepMessage:
         Loss of the step.
     tiles_per_second : float
         Speed of the epoch so far.
-    seconds_left : float
-        Estimate for the rest of the run.
+    seconds_left : float or None
+        Estimate for the rest of the run; None while nothing but the first step tells, which takes long.
     wait_share : float
         Share of the time that training waited for tiles.
     """
@@ -49,15 +49,15 @@ class StepMessage:
     num_steps: int
     loss: float
     tiles_per_second: float
-    seconds_left: float
+    seconds_left: float | None
     wait_share: float
 
     def describe(self) -> str:
         """Return the message in a line."""
+        left = "" if self.seconds_left is None else f"{format_duration(self.seconds_left)} left  "
         return (
             f"epoch {self.epoch}/{self.num_epochs}  step {self.step}/{self.num_steps}  "
-            f"{self.tiles_per_second:.1f} tiles/s  loss {self.loss:.4f}  "
-            f"{format_duration(self.seconds_left)} left  waiting for data {self.wait_share:.1%}"
+            f"{self.tiles_per_second:.1f} tiles/s  loss {self.loss:.4f}  {left}waiting for data {self.wait_share:.1%}"
         )
 
 

@@ -298,17 +298,22 @@ class _StepReporter:
     ) -> None:
         self.job, self.context, self.progress, self.stream = job, context, progress, stream
         self.start = self.last_shown = time.perf_counter()
+        self.first_step = 0.0  # when it ended; it waits for the first tiles, and is no measure of the others
         self.waited_before = stream.waited_seconds
 
     def report(self, step: StepProgress) -> None:
         now, num_done = time.perf_counter(), step.number + 1
         network = self.job.settings.network
         steps = self.job.tiles.train.tiles_per_epoch // network.batch
+        if num_done == 1:
+            self.first_step = now
         if self.context.rank or (now - self.last_shown < SHOW_PERIOD_S and num_done < steps):
             return
         self.last_shown, elapsed = now, now - self.start
-        epochs_done = self.progress.epoch + num_done / steps
-        epoch_seconds = [row["seconds"] for row in self.progress.history[-3:]] or [elapsed / (num_done / steps)]
+        epochs_left = network.epochs - self.progress.epoch - num_done / steps
+        epoch_seconds = [row["seconds"] for row in self.progress.history[-3:]]
+        if not epoch_seconds and num_done > 1:
+            epoch_seconds = [(now - self.first_step) / (num_done - 1) * steps]
         self.context.show(
             StepMessage(
                 epoch=self.progress.epoch + 1,
@@ -317,7 +322,7 @@ class _StepReporter:
                 num_steps=steps,
                 loss=float(step.loss),
                 tiles_per_second=num_done * network.batch / elapsed,
-                seconds_left=(network.epochs - epochs_done) * sum(epoch_seconds) / len(epoch_seconds),
+                seconds_left=epochs_left * sum(epoch_seconds) / len(epoch_seconds) if epoch_seconds else None,
                 wait_share=(self.stream.waited_seconds - self.waited_before) / elapsed,
             )
         )

@@ -150,8 +150,9 @@ class SweepReporter:
             f"step {step.step}/{step.num_steps}",
             trial.network,
             self._score_text(trial) if trial.score is not None else "no score yet",
-            f"{step.tiles_per_second:.1f} tiles/s  {format_duration(step.seconds_left)} left",
+            f"{step.tiles_per_second:.1f} tiles/s",
         ]  # fmt: skip
+        parts += [f"{format_duration(step.seconds_left)} left"] if step and step.seconds_left is not None else []
         return "  ".join(parts)
 
     def _score_text(self, trial: TrialRecord) -> str:

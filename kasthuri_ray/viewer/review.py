@@ -182,7 +182,11 @@ class Review:
         each = drawn[self._at]
         num_done = sum(bool(one.verdict) for one in drawn)
         verdict = f", {each.verdict}" if each.verdict else ""
-        rest = f"{num_done} of {len(drawn)} done" if num_done < len(drawn) else f"all {len(drawn)} are done"
+        rest = (
+            f"{num_done} of {len(drawn)} done"
+            if num_done < len(drawn)
+            else f"all {len(drawn)} are done: evaluate.py --reviewed"
+        )
         text = f"{note}Object {each.id} (p {each.mean_probability:.2f}, {each.size_voxels} voxels{verdict}); {rest}. "
         show_object(self.server, self.scene, each.id, self.place_of(each.id))
         show_status(self.server, text + "K keep, R reject, U unsure, N next, P previous")

@@ -77,7 +77,7 @@ def open_run_parts(
     InputError
         If there is no run, or its volumes cannot be opened.
     """
-    trained = read_trained_network(path)
+    trained = read_trained_network(path, "--run")
     if trained.settings is None:
         raise InputError(f"{trained.where} holds only weights; --run takes the folder of a run, with its settings")
     settings = resolve_settings(GivenSettings(), (trained.where, trained.settings))

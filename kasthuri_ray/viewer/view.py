@@ -117,6 +117,11 @@ def view(settings: ViewSettings, reporter: Reporter, *, opens_browser: bool = Tr
     except BaseException:
         server.close()
         raise
+    if review is not None and settings.review is not None:
+        reporter.print_line(
+            f"each verdict is written to {review.path}: K keep, R reject, U unsure; then evaluate.py --prediction "
+            f"{settings.output} --reviewed {review.path} prints the precision"
+        )
     if opens_browser:
         _invite(server, settings, reporter)
     return Viewing(server.url, server)

@@ -72,7 +72,9 @@ def test_an_annotation_is_laid_on_its_image_and_its_foreground_is_counted(check,
     labels[0, 5:9, 10:20], labels[2, :2, :2], labels[5, 0, 0] = 8, 8, 9
     checked = check(em, write_labels(tmp_path / "labels.h5", labels))
     assert checked.is_fit
-    assert checked.lines == []
+    (line,) = checked.lines  # a training takes labels 8 and 9 for neither
+    assert line.startswith("note  a training without a task allows labels 0 and 1 alone.")
+    assert "--set task.threshold=true" in line
     assert checked.alignment["overlap"] == "2:8,10:50,20:70 in voxels of the image (z,y,x)"
     assert checked.alignment["covered"].startswith("100% of the annotation, 13.9% of the image")
     assert checked.alignment["remainder"] == "none: whole voxels lie on whole voxels"
@@ -113,6 +115,12 @@ def test_labels_that_a_task_refuses_are_to_be_corrected(check, em, tmp_path):
     assert line.startswith("fix ")
     assert "--set task.threshold=true" in line
     assert "1 problem to correct before these volumes can be used." in checked.page
+
+
+def test_labels_without_background_are_noted(check, em, tmp_path):
+    ids = np.arange(1, 6 * 40 * 50 + 1, dtype=np.uint32).reshape(6, 40, 50)
+    checked = check(em, write_labels(tmp_path / "ids.h5", ids))
+    assert any("no voxel of the sample is background" in line for line in checked.lines)
 
 
 def test_a_background_of_cremi_is_found_out(check, em, tmp_path):

@@ -168,6 +168,17 @@ def test_a_volume_that_is_not_fit_is_exit_1_and_bad_input_exit_2(check, tmp_path
 
 
 def test_a_setting_that_a_check_does_not_read_is_refused(check):
-    refused = check("--volume", "phantom://em?shape=4,64,64", "--set", "task.image_intensity=0,255")
+    refused = check("--volume", "phantom://em?shape=4,64,64", "--set", "network.epochs=3")
     assert refused.code == 2
-    assert "--set task.image_intensity=0,255: check reads no setting of the section task, only of check" in refused.err
+    assert "--set network.epochs=3: check reads no setting of the section network, only of task, check" in refused.err
+    refused = check("--set", "task.threshold=true")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--set task.threshold: there is no volume; give the image with --volume URI" in refused.err
+
+
+def test_settings_of_the_task_say_what_labels_mean(check, tmp_path):
+    arguments = ("--volume", "phantom://em?shape=4,64,64", "--annotation", "phantom://synapse?shape=4,64,64")
+    checked = check(*arguments, "--set", "task.threshold=true", "--out", tmp_path / "page")
+    assert (checked.code, checked.err) == (0, "")
+    assert any("labels above 0 are foreground" in line for line in checked.lines)
+    assert not any("without --task" in line for line in checked.lines)

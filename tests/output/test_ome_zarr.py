@@ -226,6 +226,10 @@ def test_an_opened_output_equals_the_created_one(written):
 def test_opening_anything_but_an_output_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no output of a segmentation"):
         OmeZarrOutput.open(str(tmp_path / "nothing.zarr"))
+    (tmp_path / "run/checkpoint").mkdir(parents=True)
+    (tmp_path / "run/checkpoint/best.pt").touch()
+    with pytest.raises(FileNotFoundError, match="it is the folder of a training run"):
+        OmeZarrOutput.open(str(tmp_path / "run"))
     zarr.create_group(tmp_path / "other.zarr").create_array("s0", shape=(2, 2, 2), dtype="u1")
     with pytest.raises(ValueError, match="is not an output of a segmentation"):
         OmeZarrOutput.open(str(tmp_path / "other.zarr"))

@@ -85,7 +85,8 @@ def test_an_image_without_voxel_size_is_reported_unless_a_flag_gives_it(run, sto
     bare = stores.zarr(tmp_path / "bare.zarr", stores.image((2, 64, 64)), voxel_size_nm=None)
     lines = []
     inputs = prepare(run, lines, image=bare)
-    assert lines == [f"{bare} has no voxel size (--voxel-size z,y,x): lengths in the output are in voxels"]
+    advice = "--voxel-size 30,6,6, that of the training"
+    assert lines == [f"{bare} has no voxel size ({advice}): lengths in the output are in voxels"]
     assert inputs.levels[0].scale == (1, 1, 1)
     assert prepare(run, image=bare, voxel_size=[30.0, 6.0, 6.0]).levels[0].scale == (30, 6, 6)
     with pytest.raises(ValueError, match="a difference above 20%"):

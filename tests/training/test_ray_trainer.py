@@ -2,6 +2,7 @@
 
 import io
 import time
+from dataclasses import replace
 
 from kasthuri_ray.progress import PLAIN_PERIOD_S, Reporter
 from kasthuri_ray.training.ray_trainer import show_message
@@ -20,6 +21,10 @@ EPOCH = EpochMessage(
     only_background=True,
 )  # fmt: skip
 EPOCH_LINE = "epoch 1  loss 0.5000  val loss 0.2500  F1 0.500  average precision 0.400  7.0 tiles/s  32 s"
+
+
+def test_the_first_step_tells_nothing_of_the_time_that_is_left():
+    assert replace(STEP, seconds_left=None).describe() == STEP_LINE.replace("2 min left  ", "")
 
 
 class Terminal(io.StringIO):

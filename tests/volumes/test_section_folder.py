@@ -70,6 +70,14 @@ def test_types_of_voxels_are_those_of_the_files(tmp_path, voxels, check_file, ki
     check_file(open_volume(str(tmp_path)), stored)
 
 
+def test_the_folder_of_a_run_is_not_taken_for_sections(tmp_path, voxels):
+    write_sections(tmp_path / "run", voxels)
+    (tmp_path / "run/checkpoint").mkdir()
+    (tmp_path / "run/checkpoint/best.pt").touch()
+    with pytest.raises(InputError, match="is the folder of a training run; give a volume"):
+        open_volume(str(tmp_path / "run"))
+
+
 def test_a_gap_in_the_numbers_is_one_line_that_names_them(tmp_path, voxels):
     write_sections(tmp_path, voxels)
     for number in (3, 7, 8):
