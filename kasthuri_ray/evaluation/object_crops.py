@@ -116,6 +116,7 @@ def read_object_crop(inputs: ComparisonInputs, part: PartTotals, listed: ListedO
         truth=truth[0],
         predicted=predicted[0],
         own=shown[0],
+        is_cut=listed.is_cut,
     )
 
 

@@ -43,6 +43,8 @@ class ObjectCrop:
         Grey levels.
     truth, predicted, own : ndarray of bool, (y, x)
         Voxels of its class in the annotation and in the prediction, and its own.
+    is_cut : bool
+        Whether it touches a face of the compared box, so that only a part of it is seen.
     """
 
     verdict: str
@@ -57,6 +59,7 @@ class ObjectCrop:
     truth: np.ndarray
     predicted: np.ndarray
     own: np.ndarray
+    is_cut: bool = False
 
 
 @dataclass(frozen=True)
