@@ -76,7 +76,9 @@ def test_wrong_missed_and_found_objects_are_shown_with_their_place(make_report, 
     assert "z 7, y 15, x 16; 1,234 voxels" in text
     assert "cut by the box" not in text
     cut = [replace(crops[1], is_cut=True)]
-    assert "1,234 voxels, cut by the box" in page_text(evaluation_page(make_report(crops=cut)))
+    assert "1,234 voxels, cut by the box" in page_text(
+        evaluation_page(make_report(crops=cut, num_objects={"missed": 1}))
+    )
     assert (
         text.index("Wrong:")
         < text.index("Missed: annotated, without a marked partner 1 of 1 annotated 4")
