@@ -71,6 +71,34 @@ def fitting_zoom(layer: VoxelLayer, size: tuple[int, int]) -> float:
     return min(whole, max(1.0, coarsest.size[2] / finest.size[2]))
 
 
+def moved_inside(place: Nm, level: ServedLevel, size: tuple[int, int], zoom: float) -> Nm:
+    """Return the middle of a view that shows a place, and as little as possible of what is outside of the image.
+
+    Parameters
+    ----------
+    place : tuple of float
+        z, y, x in nm (voxels), in the image.
+    level : ServedLevel
+        The image.
+    size : tuple of int
+        Width and height of the view in pixels.
+    zoom : float
+        Voxels of the image along x that a pixel is.
+
+    Returns
+    -------
+    tuple of float
+        z, y, x in nm (voxels); z stays.
+    """
+    middle = list(place)
+    for axis, num_pixels in ((1, size[1]), (2, size[0])):
+        half = zoom * level.size[2] * num_pixels / 2
+        low, high = level.corner[axis], level.corner[axis] + level.volume.shape[axis] * level.size[axis]
+        is_whole = high - low <= 2 * half
+        middle[axis] = (low + high) / 2 if is_whole else min(max(place[axis], low + half), high - half)
+    return per_axis(float, middle)
+
+
 def check_window(text: str) -> tuple[int, int]:
     """Return width and height of `--size W,H`; raise an InputError for anything but two numbers from 16 to 8192."""
     parts = text.split(",")

@@ -26,7 +26,14 @@ from kasthuri_ray.viewer.output_scene import OutputParts, open_output_parts
 from kasthuri_ray.viewer.public_sources import public_link
 from kasthuri_ray.viewer.review import Review, ReviewFile
 from kasthuri_ray.viewer.run_scene import open_run_parts, with_position_in
-from kasthuri_ray.viewer.scene_view import check_window, first_layer, fitting_zoom, middle_of, parse_position
+from kasthuri_ray.viewer.scene_view import (
+    check_window,
+    first_layer,
+    fitting_zoom,
+    middle_of,
+    moved_inside,
+    parse_position,
+)
 from kasthuri_ray.viewer.screenshot import find_browser, take_screenshot
 from kasthuri_ray.viewer.viewer_keys import PointWalk
 from kasthuri_ray.viewer.viewer_state import OBJECTS, viewer_state
@@ -172,7 +179,10 @@ def _make_scene(settings: ViewSettings, parts: _Parts, window: tuple[int, int]) 
     best = best_row(parts.output.rows) if parts.output else None
     text = settings.position or parts.position
     if settings.position is None and best is not None:
-        position, zoom = place_of(best, parts.output.shift if parts.output else NO_SHIFT), 1.0
+        position, zoom = place_of(best, parts.output.shift if parts.output else NO_SHIFT), min(1.0, overview)
+        if settings.review is None:  # its first object stays where the lines cross
+            panel = window if settings.layout == "xy" else (window[0] // 2, window[1] // 2)
+            position = moved_inside(position, finest, panel, zoom)
     elif text is not None:
         position, zoom = parse_position(text, volume), 1.0
     else:
