@@ -89,7 +89,7 @@ def check_annotation(
         rows += [("ignored", f"{share_text(ignored)} of the sample")] if ignored else []
         foreground = f"{share_text(share)} of {'its labelled voxels' if ignored else 'it'} is foreground"
         if task is None and not rule.background and _has_other_labels(described.sample.total):
-            add_note(f"a training without a task allows labels 0 and 1 alone. {IDS_ADVICE}")
+            add_note(f"a training takes labels 0 and 1 alone. {IDS_ADVICE}")
         if share == 1:
             add_note("no voxel of the sample is background, which a network cannot learn from: are these ids of cells?")
         if share > MAX_SYNAPSE_SHARE and task is not None and task.task_type == "synapse":

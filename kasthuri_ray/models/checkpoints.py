@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from kasthuri_ray.errors import InputError, InputNotFound
+from kasthuri_ray.storage.local_paths import BEST_FILE
 
-BEST_FILE = "checkpoint/best.pt"  # in the folder of a run
 OWN_KEY = "weights"  # under which our checkpoints store their weights
 WRAPPER_KEYS = (OWN_KEY, "state_dict", "model_state_dict", "model")  # and those of other programs
 LEFT_OUT_IF_NONE = ("resume", "annotated_objects", "learnt_from", "objects")  # of the entries of our checkpoints

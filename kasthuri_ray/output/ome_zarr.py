@@ -22,6 +22,7 @@ from kasthuri_ray.output.layout import ArrayLayout
 from kasthuri_ray.output.output_array import OutputArray
 from kasthuri_ray.output.pyramid import PyramidLevel
 from kasthuri_ray.storage.folder import open_storage
+from kasthuri_ray.storage.local_paths import BEST_FILE
 from kasthuri_ray.storage.storage import Storage
 
 LABELS_FILE = "labels/zarr.json"  # lists the label images
@@ -124,7 +125,7 @@ class OmeZarrOutput:
         try:
             group, finest = (json.loads(storage.read_bytes(name)) for name in ("zarr.json", "s0/zarr.json"))
         except FileNotFoundError:
-            run = "; it is the folder of a training run" if storage.exists("checkpoint/best.pt") else ""
+            run = "; it is the folder of a training run" if storage.exists(BEST_FILE) else ""
             raise InputNotFound(f"{storage.path}: there is no output of a segmentation{run}") from None
         labels = _read_or_none(storage, LABELS_FILE)
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kasthuri_ray.storage.uris import expand_home
 
+BEST_FILE = "checkpoint/best.pt"  # in the folder of a run
 MAX_COMPARED = 10_000  # names in a folder
 LEAST_SIMILARITY = 0.6
 

@@ -38,7 +38,7 @@ class StepMessage:
     tiles_per_second : float
         Speed of the epoch so far.
     seconds_left : float or None
-        Estimate for the rest of the run; None while nothing but the first step tells, which takes long.
+        Estimate for the rest of the run; None after the first step, which waits for tiles.
     wait_share : float
         Share of the time that training waited for tiles.
     """

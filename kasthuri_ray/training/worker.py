@@ -298,7 +298,7 @@ class _StepReporter:
     ) -> None:
         self.job, self.context, self.progress, self.stream = job, context, progress, stream
         self.start = self.last_shown = time.perf_counter()
-        self.first_step = 0.0  # when it ended; it waits for the first tiles, and is no measure of the others
+        self.first_step_end = 0.0  # the first step waits for tiles, and is no measure of the others
         self.waited_before = stream.waited_seconds
 
     def report(self, step: StepProgress) -> None:
@@ -306,14 +306,14 @@ class _StepReporter:
         network = self.job.settings.network
         steps = self.job.tiles.train.tiles_per_epoch // network.batch
         if num_done == 1:
-            self.first_step = now
+            self.first_step_end = now
         if self.context.rank or (now - self.last_shown < SHOW_PERIOD_S and num_done < steps):
             return
         self.last_shown, elapsed = now, now - self.start
         epochs_left = network.epochs - self.progress.epoch - num_done / steps
         epoch_seconds = [row["seconds"] for row in self.progress.history[-3:]]
         if not epoch_seconds and num_done > 1:
-            epoch_seconds = [(now - self.first_step) / (num_done - 1) * steps]
+            epoch_seconds = [(now - self.first_step_end) / (num_done - 1) * steps]
         self.context.show(
             StepMessage(
                 epoch=self.progress.epoch + 1,

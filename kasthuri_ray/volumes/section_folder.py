@@ -15,6 +15,7 @@ import numpy as np
 
 from kasthuri_ray.errors import InputDenied, InputError, InputNotFound
 from kasthuri_ray.geometry import Zyx
+from kasthuri_ray.storage.local_paths import BEST_FILE
 from kasthuri_ray.volumes.axes import choose_axes, lengths_along
 from kasthuri_ray.volumes.file_volume import FileVolume, Reader, content_id, fill_sections, local_name, volume_fields
 from kasthuri_ray.volumes.place import size_fields
@@ -26,7 +27,6 @@ from kasthuri_ray.volumes.uri_options import UriOptions
 from kasthuri_ray.volumes.volume import Volume
 
 HEADER_THREADS = 8  # that read the headers of sections at the same time
-RUN_FILE = "checkpoint/best.pt"  # of a training, whose folder holds pictures too
 MAX_OPEN_SECTIONS = 256  # whose headers a process keeps
 MAX_NAMED = 3  # files that a message names
 TRIED_ROWS = 16  # of a section that is read to find out whether it can be
@@ -110,7 +110,7 @@ def find_section_names(name: str, uri: str) -> SectionNames | None:
     if path.is_dir():
         if any((path / document).exists() for document in DOCUMENTS):
             return None
-        if (path / RUN_FILE).exists():
+        if (path / BEST_FILE).exists():
             raise InputError(f"{uri} is the folder of a training run; give a volume, such as the output of segment.py")
         files = [entry.path for entry in os.scandir(path) if not os.path.isdir(entry)]  # with links to missing files
         return choose_sections(uri, files) if any(map(kind_of_section, files)) else None

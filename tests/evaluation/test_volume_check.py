@@ -73,7 +73,7 @@ def test_an_annotation_is_laid_on_its_image_and_its_foreground_is_counted(check,
     checked = check(em, write_labels(tmp_path / "labels.h5", labels))
     assert checked.is_fit
     (line,) = checked.lines  # a training takes labels 8 and 9 for neither
-    assert line.startswith("note  a training without a task allows labels 0 and 1 alone.")
+    assert line.startswith("note  a training takes labels 0 and 1 alone.")
     assert "--set task.threshold=true" in line
     assert checked.alignment["overlap"] == "2:8,10:50,20:70 in voxels of the image (z,y,x)"
     assert checked.alignment["covered"].startswith("100% of the annotation, 13.9% of the image")
