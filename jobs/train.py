@@ -56,7 +56,7 @@ def make_parser() -> cli.SettingsParser:
 
 def main(arguments: Sequence[str]) -> int:
     keywords = make_parser().keywords(arguments)
-    if cli.asks_for_published_weights(keywords):
+    if cli.print_published_weights_if_asked(keywords):
         return cli.DONE
     from kasthuri_ray import api
 

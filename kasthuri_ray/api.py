@@ -101,7 +101,7 @@ def train(
     task : str, path or mapping
         Name of a built-in task, path of a task file, or what such a file holds.
     reporter : Reporter, optional
-        Where progress is shown; standard error by default.
+        Where progress is shown; standard output by default.
     resume_command : callable, optional
         Returns what a person types to resume the run of a name.
     return_finished : bool

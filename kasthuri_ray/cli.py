@@ -227,7 +227,7 @@ def add_logging_flags(parser: SettingsParser, tracked: str = "") -> None:
     group.add("--verbose", action="store_true", help="show tracebacks and the log lines of Ray")
 
 
-def asks_for_published_weights(keywords: Mapping[str, Any]) -> bool:
+def print_published_weights_if_asked(keywords: Mapping[str, Any]) -> bool:
     """Print the list of the published weights if `--weights kasthuri://` asks for it.
 
     Parameters

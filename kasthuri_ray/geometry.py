@@ -34,7 +34,7 @@ def per_axis(function: Callable[..., T], *values: Sequence[Any]) -> tuple[T, T, 
 
     Raises
     ------
-    InputError
+    ValueError
         If there are not three axes.
     """
     z, y, x = (function(*each) for each in zip(*values, strict=True))
@@ -68,7 +68,7 @@ class Box:
 
     Raises
     ------
-    InputError
+    ValueError
         If `start` or `stop` does not have three axes.
     """
 
@@ -208,7 +208,7 @@ def box_of_text(text: str) -> Box:
 
     Raises
     ------
-    InputError
+    ValueError
         If there are not three ranges.
     """
     ranges = [part.split(":") for part in text.split(",")]

@@ -32,7 +32,10 @@ COMPILE_PAYS_INFERENCE = {"cpu": 1_000_000_000 * 2_000_000, "cuda": 20_000_000_0
 NUMBER_FORMATS = {"float32": torch.float32, "bf16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True)
+CPU_TILES, GPU_TILES = (5_000_000, 16_000_000), (16_000_000, 32_000_000)  # margins are a larger part in 3D
+
+
+@dataclass(frozen=True, kw_only=True)
 class ComputeRule:
     """How networks are trained and run on a kind of processor, unless settings say otherwise.
 
@@ -40,6 +43,8 @@ class ComputeRule:
     ----------
     precision : str
         Number format of convolutions: `float32`, `bf16`, or `float16`, which is trained with a gradient scaler.
+    evidence : str
+        The measurement that the row rests on: UNet_2D, 32 filters, two cores, tiles of 256 x 256.
     trains_channels_last : bool
         Whether training in 2D has the memory format channels last, or contiguous.
     compiles_training, compiles_inference : bool
@@ -48,47 +53,46 @@ class ComputeRule:
         Most voxels that a network gets at once, in 2D and in 3D. Larger tiles would compute hardly fewer voxels twice.
     batches_tiles : bool
         Whether several tiles of 2D networks go through the network together.
-    evidence : str
-        The measurement that the row rests on: UNet_2D, 32 filters, two cores, tiles of 256 x 256.
     """
 
     precision: str
-    trains_channels_last: bool
-    compiles_training: bool
-    compiles_inference: bool
-    tile_voxels: tuple[int, int]
-    batches_tiles: bool
     evidence: str
+    trains_channels_last: bool = True
+    compiles_training: bool = True
+    compiles_inference: bool = True
+    tile_voxels: tuple[int, int] = CPU_TILES
+    batches_tiles: bool = False
 
-
-CPU_TILES, GPU_TILES = (5_000_000, 16_000_000), (16_000_000, 32_000_000)  # margins are a larger part in 3D
 
 RULES = {
     "avx2": ComputeRule(
-        *("float32", False, False, True, CPU_TILES, False),
-        "EPYC Zen 3, training tiles/s: contiguous 1.71, channels last 1.10, compiled 1.05 and 0.88; inference "
+        precision="float32",
+        trains_channels_last=False,
+        compiles_training=False,
+        evidence="EPYC Zen 3, training tiles/s: contiguous 1.71, channels last 1.10, compiled 1.05 and 0.88; inference "
         "Mvoxels/s: eager 0.40, compiled 0.45",
     ),
     "avx512": ComputeRule(
-        *("float32", True, True, True, CPU_TILES, False),
-        "Xeon (Emerald Rapids) whose AMX is hidden, training tiles/s: channels last 3.5, contiguous 2.7, compiled 3.9, "
-        "in bf16 2.5; inference Mvoxels/s: eager 0.72, compiled 0.94, in bf16 0.57 and 0.60; EPYC Zen 5 in float32, "
-        "training: channels last 3.1, contiguous 2.7; inference: eager 0.67, compiled 0.72",
+        precision="float32",
+        evidence="Xeon (Emerald Rapids) whose AMX is hidden, training tiles/s: channels last 3.5, contiguous 2.7, "
+        "compiled 3.9, in bf16 2.5; inference Mvoxels/s: eager 0.72, compiled 0.94, in bf16 0.57 and 0.60; EPYC Zen 5 "
+        "in float32, training: channels last 3.1, contiguous 2.7; inference: eager 0.67, compiled 0.72",
     ),
     "bf16": ComputeRule(
-        *("bf16", True, False, True, CPU_TILES, False),
-        "EPYC Zen 5, training tiles/s: channels last 5.75, contiguous 4.44, compiled 5.64; inference Mvoxels/s: eager "
-        "1.36, compiled 1.45",
+        precision="bf16",
+        compiles_training=False,
+        evidence="EPYC Zen 5, training tiles/s: channels last 5.75, contiguous 4.44, compiled 5.64; inference "
+        "Mvoxels/s: eager 1.36, compiled 1.45",
     ),
     "amx": ComputeRule(
-        *("bf16", True, True, True, CPU_TILES, False),
-        "Xeon with AMX, seconds for 8 tiles of training: eager 1.6, compiled 1.0; inference Mvoxels/s: eager 2.5, "
-        "compiled 2.8",
+        precision="bf16",
+        evidence="Xeon with AMX, seconds for 8 tiles of training: eager 1.6, compiled 1.0; inference Mvoxels/s: eager "
+        "2.5, compiled 2.8",
     ),
-    "arm": ComputeRule("float32", True, False, True, CPU_TILES, False, "not measured"),
-    "cuda6": ComputeRule("float32", True, True, True, GPU_TILES, True, "not measured"),
-    "cuda7": ComputeRule("float16", True, True, True, GPU_TILES, True, "not measured"),
-    "cuda8": ComputeRule("bf16", True, True, True, GPU_TILES, True, "not measured"),
+    "arm": ComputeRule(precision="float32", compiles_training=False, evidence="not measured"),
+    "cuda6": ComputeRule(precision="float32", tile_voxels=GPU_TILES, batches_tiles=True, evidence="not measured"),
+    "cuda7": ComputeRule(precision="float16", tile_voxels=GPU_TILES, batches_tiles=True, evidence="not measured"),
+    "cuda8": ComputeRule(precision="bf16", tile_voxels=GPU_TILES, batches_tiles=True, evidence="not measured"),
 }
 CPU_KINDS = ("avx2", "avx512", "bf16", "amx", "arm")
 

@@ -1,4 +1,4 @@
-"""Compares one block of a prediction with its annotation, and adds up blocks; the sums do not depend on the blocks.
+"""Compare one block of a prediction with its annotation, and add up blocks; the sums do not depend on the blocks.
 
 All voxels are counted, and once more those that the network did not learn from, if it learnt from a part. It needs
 numpy alone. `evaluate.py` distributes the blocks.

@@ -1,4 +1,4 @@
-"""Opens and checks everything that a comparison needs, before any work."""
+"""Open and check everything that a comparison needs, before any work."""
 
 from __future__ import annotations
 

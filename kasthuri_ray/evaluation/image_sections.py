@@ -1,4 +1,4 @@
-"""Reads a part of a section of the image that was segmented, as grey levels for a page."""
+"""Read a part of a section of the image that was segmented, as grey levels for a page."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def find_stuck_actors(
 
 
 def works_elsewhere(node: str, actors: Iterable[ActorT]) -> bool:
-    """Return whether an actor on another node is ready, so that the work goes on without this node."""
+    """Return whether an actor on another node is ready, so that the work continues without this node."""
     return any(actor.is_ready and actor.node != node for actor in actors)
 
 

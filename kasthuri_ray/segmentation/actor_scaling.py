@@ -1,4 +1,4 @@
-"""How many actors a pool has: how many are started or ended, and when it stops waiting. Pure: no Ray, no clock."""
+"""How many actors a pool has: how many are started or ended, and when it stops waiting. Needs no Ray and no clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts of a phase's blocks, and whether so many are set aside that the cause is not in the blocks. Pure."""
+"""Counts of a phase's blocks, and whether so many are set aside that the cause is not in the blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts the objects of the annotation of the training boxes, with which those of predictions are compared later."""
+"""Count the objects of the annotation of the training boxes, with which those of predictions are compared later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proposes the settings of the next trial: at random, along a grid, or by Optuna's TPE.
+"""Propose the settings of the next trial: at random, along a grid, or by Optuna's TPE.
 
 `propose_trial` depends on the seed, the trial's number and the results of the earlier trials, and on nothing else. So
 the same sweep proposes the same trials, and a resumed sweep proposes what an uninterrupted one would have proposed.

@@ -1,4 +1,4 @@
-"""Plans a sweep before any trial runs: its search space, its concurrent trials, and whether it resumes."""
+"""Plan a sweep before any trial runs: its search space, its concurrent trials, and whether it resumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports a sweep to its user: lines and a table while it runs, and a page at its end."""
+"""Report a sweep to its user: lines and a table while it runs, and a page at its end."""
 
 from __future__ import annotations
 
