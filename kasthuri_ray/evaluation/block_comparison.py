@@ -121,7 +121,7 @@ def compare_block(comparison: Comparison, block: Box) -> BlockResult:
         whole=whole,
         unseen=whole
         if unseen is classes
-        else _compare_part(comparison, block, read_box, probability, predicted, unseen, extent),
+        else _compare_part(comparison, block, read_box, probability, predicted, unseen, extent, known_classes=classes),
         max_probability=float(own.max()),
         absent_chunks=comparison.count_absent(block, own.max(0), classes[inside]),
     )
@@ -148,8 +148,12 @@ def _compare_part(
     predicted: np.ndarray,
     classes: np.ndarray,
     extent: Extent,
+    known_classes: np.ndarray | None = None,
 ) -> PartResult:
-    """Compare the voxels of a block whose class is not ignored; the arrays are of the box `read`."""
+    """Compare the voxels of a block whose class is not ignored; the arrays are of the box `read`.
+
+    known_classes: `classes` before a part was hidden.
+    """
     inside = block.slices(read.start)
     counts, tiles = count_tiles(
         comparison, block, probability[(slice(None), *inside)], predicted[inside], classes[inside]
@@ -159,13 +163,15 @@ def _compare_part(
     objects = None
     if numbers:
         with_shell = block_with_shell(block, comparison.box)
-        part, labels = extent.cut(read, with_shell), classes[with_shell.slices(read.start)]
-        of_true = class_bytes(probability, classes)[with_shell.slices(read.start)]
-        voxels = (part.classes, labels, block, numbers, part.probability, of_true)
+        part, inside_shell = extent.cut(read, with_shell), with_shell.slices(read.start)
+        of_true = class_bytes(probability, classes)[inside_shell]
+        voxels = (part.classes, classes[inside_shell], block, numbers, part.probability, of_true)
+        known = None if known_classes is None else known_classes[inside_shell]
         if comparison.object_ids is not None:
-            objects = find_labelled_objects(comparison.object_ids.read(with_shell), *voxels)
+            objects = find_labelled_objects(comparison.object_ids.read(with_shell), *voxels, known_truth=known)
         else:
-            objects = find_block_objects(*voxels, part.bridged if comparison.found_by.bridge_sections else None)
+            bridged = part.bridged if comparison.found_by.bridge_sections else None
+            objects = find_block_objects(*voxels, bridged, known)
     masks = pack_class_masks(predicted[inside], classes[inside], block, numbers)
     return PartResult(counts, tiles, windows, objects, masks)
 

@@ -17,7 +17,6 @@ from kasthuri_ray.labels import IGNORE_LABEL
 from kasthuri_ray.metrics.class_map import classes_at
 from kasthuri_ray.metrics.components import key_voxel
 from kasthuri_ray.metrics.object_comparison import ClassObjects
-from kasthuri_ray.metrics.object_criteria import mean_probability
 from kasthuri_ray.metrics.object_outcomes import RANKED_BY
 from kasthuri_ray.reports.object_gallery import ObjectCrop
 
@@ -69,7 +68,7 @@ def _rank(objects: Mapping[int, ClassObjects], verdict: str) -> list[tuple[float
         is_right = each.outcomes.is_right(RANKED_BY)
         if verdict == MISSED:
             rows = np.flatnonzero(~each.outcomes.is_found(RANKED_BY))
-            confidence = 1 - mean_probability(each.true)[rows]
+            confidence = 1 - each.true.mean_probability[rows]
         else:
             rows = np.flatnonzero(is_right if verdict == FOUND else ~is_right)
             confidence = each.outcomes.scores[rows]

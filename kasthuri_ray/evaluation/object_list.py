@@ -10,7 +10,6 @@ import numpy as np
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.metrics.components import FIRST_VOXEL, SIZE, START_Z, STOP_Z
 from kasthuri_ray.metrics.object_comparison import ClassObjects
-from kasthuri_ray.metrics.object_criteria import mean_probability
 from kasthuri_ray.metrics.object_outcomes import CRITERIA, RANKED_BY
 from kasthuri_ray.metrics.one_to_one import FREE
 
@@ -95,7 +94,7 @@ def list_objects(
         name: outcomes.partners[name] if is_true else outcomes.true_partners(name) for name in outcomes.partners
     }
     numbers = {name: np.where(row == FREE, 0, np.append(other_ids, 0)[row]) for name, row in partners.items()}
-    scores, centroids = mean_probability(table), table.centroid
+    scores, centroids = table.mean_probability, table.centroid
     for row in range(len(table)) if rows is None else rows.tolist():
         stats = table.stats[row].tolist()
         z, y, x = centroids[row].tolist()

@@ -174,7 +174,7 @@ def label_block_components(
 
 
 def label_block_ids(
-    ids: np.ndarray, classes: np.ndarray, own: Box, probability: np.ndarray | None = None
+    ids: np.ndarray, is_hidden: np.ndarray, classes: np.ndarray, own: Box, probability: np.ndarray | None = None
 ) -> tuple[Components, np.ndarray, np.ndarray]:
     """Return the objects of a block of a label image.
 
@@ -182,6 +182,8 @@ def label_block_ids(
     ----------
     ids : ndarray of int, (z, y, x)
         Id of the object of each voxel of `own`, 0 for none.
+    is_hidden : ndarray of bool, (z, y, x)
+        Voxels of `own` that do not count.
     classes, probability : ndarray of uint8, (z, y, x)
         Of the same voxels, as of `label_block_components`.
     own : Box
@@ -190,14 +192,15 @@ def label_block_ids(
     Returns
     -------
     components : Components
-        One for each id, without borders: objects of several blocks are joined by their ids.
+        One for each id, without borders: objects of several blocks are joined by their ids. One whose voxels are all
+        hidden has size 0.
     labels : ndarray of int, (z, y, x)
         The component of each voxel, from 1; 0 for none.
     known : ndarray of int
         The id of each component.
     """
     known, labels = np.unique(ids, return_inverse=True)
-    labels = labels.reshape(ids.shape) + (known[0] != 0)
+    labels = np.where(is_hidden, 0, labels.reshape(ids.shape) + (known[0] != 0))
     known = known[known != 0]
     nothing = (np.zeros(0, np.int64), np.zeros(0, np.int32))
     stats = _component_stats(labels, own, len(known), classes, probability)

@@ -10,7 +10,7 @@ import numpy as np
 
 from kasthuri_ray.geometry import AXES, Box, Zyx
 from kasthuri_ray.metrics.components import CLASS, MAX_PROBABILITY, SIZE, START_Z, STOP_Z
-from kasthuri_ray.metrics.objects import ObjectTable, is_cut, mean_probabilities
+from kasthuri_ray.metrics.objects import ObjectTable
 
 DECIMALS = {"mean_probability": 6, "highest_probability": 6, "score": 6}  # of CSV; 3 of other fractions
 
@@ -54,7 +54,7 @@ def object_columns(
     columns: dict[str, Sequence[Any] | np.ndarray] = {"id": np.arange(1, len(table) + 1)}
     columns |= {f"centroid_{name}_{unit}": centroids[:, axis] for axis, name in enumerate(AXES)}
     columns["size_voxels"] = stats[:, SIZE]
-    columns["mean_probability"] = mean_probabilities(stats)
+    columns["mean_probability"] = table.mean_probability
     columns["highest_probability"] = stats[:, MAX_PROBABILITY] / 255
     for axis, name in enumerate(AXES):
         columns[f"{name}_start"] = stats[:, START_Z + axis] + start[axis]
@@ -63,8 +63,8 @@ def object_columns(
         columns["class"] = [class_names[number - 1] for number in stats[:, CLASS].tolist()]
     known = None if voxel_size_nm is None else stats[:, SIZE] * math.prod(voxel_size_nm)
     columns["size_nm3"] = [None] * len(table) if known is None else known
-    columns["score"] = mean_probabilities(stats)
-    columns["cut"] = is_cut(stats, bounds)
+    columns["score"] = table.mean_probability
+    columns["cut"] = table.is_cut(bounds)
     return columns
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import maximum_filter
 
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.labels import IGNORE_LABEL
@@ -58,6 +59,8 @@ class BlockObjects:
         Of the annotation and of the prediction.
     pairs : LabelPairs
         Voxels that each true and each predicted component of one class share.
+    true_is_cut, predicted_is_cut : ndarray of bool, (components,)
+        Whether a component continues in voxels that do not count.
     ids : ndarray of int, optional
         The id of each predicted component, by which those of several blocks are one object.
     """
@@ -65,6 +68,8 @@ class BlockObjects:
     true: Components
     predicted: Components
     pairs: LabelPairs
+    true_is_cut: np.ndarray
+    predicted_is_cut: np.ndarray
     ids: np.ndarray | None = None
 
 
@@ -76,6 +81,7 @@ def find_labelled_objects(
     numbers: Sequence[int],
     of_predicted: np.ndarray | None = None,
     of_true: np.ndarray | None = None,
+    known_truth: np.ndarray | None = None,
 ) -> BlockObjects:
     """Find the objects of a block of a prediction whose objects have ids.
 
@@ -83,7 +89,7 @@ def find_labelled_objects(
     ----------
     ids : ndarray of int, (z, y, x)
         Id of the predicted object of each voxel, 0 for none.
-    predicted, truth, own, numbers, of_predicted, of_true : ndarray, ndarray, Box, sequence of int, ndarray, ndarray
+    predicted, truth, own, numbers, of_predicted, of_true, known_truth
         As for `find_block_objects`; `ids` is of the same voxels.
 
     Returns
@@ -92,13 +98,14 @@ def find_labelled_objects(
         With ids.
     """
     inside = own.slices(own.start)
-    true, true_ids = label_block_components(np.where(np.isin(truth, numbers), truth, 0), own, of_true)
+    true, true_ids, true_is_cut = _label_true_objects(truth, own, numbers, of_true, known_truth)
     classes, labels = predicted[inside], truth[inside]
-    counted = np.where(np.isin(classes, numbers) & (labels != IGNORE_LABEL), ids[inside], 0)
+    of_objects = np.where(np.isin(classes, numbers), ids[inside], 0)
     values = None if of_predicted is None else of_predicted[inside]
-    found, found_labels, known = label_block_ids(counted, classes, own, values)
+    is_hidden = labels == IGNORE_LABEL
+    found, found_labels, known = label_block_ids(of_objects, is_hidden, classes, own, values)
     pairs = count_label_pairs(true_ids[inside] * (classes == labels), found_labels)
-    return BlockObjects(true, found, pairs, known)
+    return BlockObjects(true, found, pairs, true_is_cut, np.isin(known, of_objects[is_hidden]), known)
 
 
 def find_block_objects(
@@ -109,6 +116,7 @@ def find_block_objects(
     of_predicted: np.ndarray | None = None,
     of_true: np.ndarray | None = None,
     bridged: np.ndarray | None = None,
+    known_truth: np.ndarray | None = None,
 ) -> BlockObjects:
     """Find the objects of a block.
 
@@ -126,19 +134,54 @@ def find_block_objects(
         object is its score; all scores are 0 without them.
     bridged : ndarray of uint8, (z, y, x), optional
         Of the prediction, as of `components.label_block_components`.
+    known_truth : ndarray of uint8, (z, y, x), optional
+        `truth` with the classes of voxels that are annotated but do not count.
 
     Returns
     -------
     BlockObjects
-        Ignored voxels belong to no object.
+        Ignored voxels belong to no object; an object that continues in them is cut.
     """
-    inside = own.slices(own.start)
-    marked = np.isin(predicted, numbers) & (truth != IGNORE_LABEL)
-    true, true_ids = label_block_components(np.where(np.isin(truth, numbers), truth, 0), own, of_true)
-    connected = None if bridged is None else np.where(np.isin(bridged, numbers), bridged, 0)
-    found, predicted_ids = label_block_components(np.where(marked, predicted, 0), own, of_predicted, connected)
-    same = (predicted == truth)[inside]
-    return BlockObjects(true, found, count_label_pairs(true_ids[inside] * same, predicted_ids[inside]))
+    inside, is_hidden = own.slices(own.start), truth == IGNORE_LABEL
+    true, true_ids, true_is_cut = _label_true_objects(truth, own, numbers, of_true, known_truth)
+    marked, connected = (
+        np.where(np.isin(classes, numbers), classes, 0)
+        for classes in (predicted, predicted if bridged is None else bridged)
+    )
+    found, predicted_ids = label_block_components(
+        np.where(is_hidden, 0, marked),
+        own,
+        of_predicted,
+        None if bridged is None else np.where(is_hidden, 0, connected),
+    )
+    pairs = count_label_pairs(true_ids[inside] * (predicted == truth)[inside], predicted_ids[inside])
+    is_cut = _touches_hidden(predicted_ids, connected, is_hidden, len(found.stats))
+    return BlockObjects(true, found, pairs, true_is_cut, is_cut)
+
+
+def _label_true_objects(
+    truth: np.ndarray,
+    own: Box,
+    numbers: Sequence[int],
+    of_true: np.ndarray | None,
+    known_truth: np.ndarray | None,
+) -> tuple[Components, np.ndarray, np.ndarray]:
+    """Return the objects of the annotation in a block, the label of each voxel, and which of them are cut."""
+    true, labels = label_block_components(np.where(np.isin(truth, numbers), truth, 0), own, of_true)
+    if known_truth is None:
+        return true, labels, np.zeros(len(true.stats), bool)
+    classes = np.where(np.isin(known_truth, numbers), known_truth, 0)
+    return true, labels, _touches_hidden(labels, classes, truth == IGNORE_LABEL, len(true.stats))
+
+
+def _touches_hidden(labels: np.ndarray, classes: np.ndarray, is_hidden: np.ndarray, num_labels: int) -> np.ndarray:
+    """Return which components have a hidden voxel of their class among the 26 neighbours of a voxel."""
+    beyond = np.where(is_hidden, classes, 0)
+    is_cut = np.zeros(num_labels + 1, bool)
+    for number in np.unique(beyond[beyond > 0]):
+        near = maximum_filter(beyond == number, 3, mode="constant")
+        is_cut[labels[near & (classes == number)]] = True
+    return is_cut[1:]
 
 
 def class_bytes(probability: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -174,21 +217,25 @@ class _JoinedObjects:
 
     union_find: UnionFind = field(default_factory=UnionFind)
     stats: list[np.ndarray] = field(default_factory=list)
+    is_cut: list[np.ndarray] = field(default_factory=list)
     ids: list[np.ndarray] = field(default_factory=list)
 
-    def add(self, components: Components, ids: np.ndarray | None = None) -> int:
+    def add(self, components: Components, is_cut: np.ndarray, ids: np.ndarray | None = None) -> int:
         """Add a block's components, with their ids if they have some, and return the number of the first one."""
         self.stats.append(components.stats)
+        self.is_cut.append(is_cut)
         if ids is not None:
             self.ids.append(ids)
         return self.union_find.add(components.borders)
 
     def table(self) -> ObjectTable:
         stats = np.concatenate([np.zeros((0, NUM_COLUMNS), np.int64), *self.stats])
-        if not self.ids:
-            return tabulate_objects(stats, self.union_find.roots())
-        _, first, which = np.unique(np.concatenate(self.ids), return_index=True, return_inverse=True)
-        return tabulate_objects(stats, first[which])
+        if self.ids:
+            _, first, which = np.unique(np.concatenate(self.ids), return_index=True, return_inverse=True)
+        table = tabulate_objects(stats, first[which] if self.ids else self.union_find.roots())
+        is_hidden_beyond = np.zeros(len(table) + 1, bool)
+        is_hidden_beyond[table.object_ids[np.concatenate([np.zeros(0, bool), *self.is_cut])]] = True
+        return replace(table, is_hidden_beyond=is_hidden_beyond[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,7 +305,8 @@ class ObjectComparison:
 
     def add(self, block: BlockObjects) -> None:
         """Add the next block."""
-        true_base, predicted_base = self._true.add(block.true), self._predicted.add(block.predicted, block.ids)
+        true_base = self._true.add(block.true, block.true_is_cut)
+        predicted_base = self._predicted.add(block.predicted, block.predicted_is_cut, block.ids)
         true, predicted, voxels = block.pairs  # components are numbered from 1 in a block, from 0 in all
         self._pairs.append(
             (true.astype(np.int64) + true_base - 1, predicted.astype(np.int64) + predicted_base - 1, voxels)

@@ -18,7 +18,6 @@ from scipy.spatial import cKDTree
 
 from kasthuri_ray.config import defaults
 from kasthuri_ray.geometry import Box
-from kasthuri_ray.metrics.components import PROBABILITY_SUM, SIZE, START_Z, STOP_Z
 from kasthuri_ray.metrics.matching import MATCHING_IOU, SMALL_VOXELS, LabelPairs, label_pair_iou
 from kasthuri_ray.metrics.object_outcomes import ObjectOutcomes
 from kasthuri_ray.metrics.objects import ObjectTable
@@ -32,7 +31,7 @@ class ObjectCriteria:
     Parameters
     ----------
     box : Box
-        What is compared: an object that touches one of its faces is cut.
+        What is compared: see `ObjectTable.is_cut`.
     voxel_size_nm : sequence of float or None
         Size of a voxel, z, y, x. Without it there is no matching by centroids.
     centroid_radius_nm : float
@@ -58,7 +57,7 @@ class ObjectCriteria:
         ObjectOutcomes
             The partners of the objects, and what the scores need besides.
         """
-        scores = mean_probability(predicted)
+        scores = predicted.mean_probability
         shared = (pairs[0] - 1, pairs[1] - 1, pairs[2])
         iou = label_pair_iou(pairs, true.size_voxels, predicted.size_voxels)
         right = iou > MATCHING_IOU
@@ -71,8 +70,8 @@ class ObjectCriteria:
         return ObjectOutcomes(
             partners={name: _partners(each, len(true)) for name, each in matched.items()},
             scores=scores,
-            true_is_cut=self.is_cut(true),
-            predicted_is_cut=self.is_cut(predicted),
+            true_is_cut=true.is_cut(self.box),
+            predicted_is_cut=predicted.is_cut(self.box),
             is_small=predicted.size_voxels < SMALL_VOXELS,
             centroid_radius_nm=None if self.voxel_size_nm is None else self.centroid_radius_nm,
         )
@@ -84,27 +83,6 @@ class ObjectCriteria:
         near = next(trees).sparse_distance_matrix(next(trees), self.centroid_radius_nm, output_type="ndarray")
         closeness = 2 * self.centroid_radius_nm - near["v"]  # above 0, the larger the closer
         return match_one_to_one(near["i"], near["j"], closeness, scores)
-
-    def is_cut(self, table: ObjectTable) -> np.ndarray:
-        """Return which objects touch a face of the box; bool, (objects,)."""
-        start, stop = table.stats[:, START_Z : START_Z + 3], table.stats[:, STOP_Z : STOP_Z + 3]
-        return np.any((start <= self.box.start) | (stop >= self.box.stop), axis=1)
-
-
-def mean_probability(table: ObjectTable) -> np.ndarray:
-    """Return the score of each object.
-
-    Parameters
-    ----------
-    table : ObjectTable
-        The objects.
-
-    Returns
-    -------
-    ndarray of float64, (objects,)
-        The mean probability of its voxels, 0 to 1.
-    """
-    return table.stats[:, PROBABILITY_SUM] / (255 * np.maximum(table.stats[:, SIZE], 1))
 
 
 def _partners(matched: MatchedPairs, num_true: int) -> np.ndarray:

@@ -22,7 +22,6 @@ import numpy as np
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.metrics.class_map import classes_at, lowest_value
 from kasthuri_ray.metrics.components import (
-    CLASS,
     MAX_PROBABILITY,
     SIZE,
     START_Z,
@@ -31,7 +30,7 @@ from kasthuri_ray.metrics.components import (
     label_block_components,
 )
 from kasthuri_ray.metrics.object_settings import ObjectSettings
-from kasthuri_ray.metrics.objects import ObjectTable, is_cut, join_objects, keep_objects, mean_probabilities
+from kasthuri_ray.metrics.objects import ObjectTable, join_objects, keep_objects
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,20 +196,20 @@ def select_objects(
     ObjectTable
         The objects, numbered in the same order.
     """
-    return keep_objects(table, is_object(table.stats, settings, bounds, voxel_size_nm))
+    return keep_objects(table, is_object(table, settings, bounds, voxel_size_nm))
 
 
 def is_object(
-    stats: np.ndarray, settings: ObjectSettings, bounds: Box, voxel_size_nm: Sequence[float] | None = None
+    table: ObjectTable, settings: ObjectSettings, bounds: Box, voxel_size_nm: Sequence[float] | None = None
 ) -> np.ndarray:
     """Return which candidates are objects, bool [candidates]; arguments as for `select_objects`."""
-    of_class = stats[:, CLASS] - 1
+    stats, of_class = table.stats, table.class_numbers - 1
     lowest_seed = np.array([lowest_value(seed) for seed in settings.seed])
     is_seeded = stats[:, MAX_PROBABILITY] >= lowest_seed[of_class]
     is_large = stats[:, SIZE] >= np.array(settings.min_voxels(voxel_size_nm))[of_class]
     is_deep = stats[:, STOP_Z] - stats[:, START_Z] >= settings.min_sections
-    is_sure = mean_probabilities(stats) >= np.array(settings.min_score)[of_class]
-    return is_seeded & is_sure & (is_cut(stats, bounds) | (is_large & is_deep))
+    is_sure = table.mean_probability >= np.array(settings.min_score)[of_class]
+    return is_seeded & is_sure & (table.is_cut(bounds) | (is_large & is_deep))
 
 
 def find_objects(

@@ -12,7 +12,6 @@ from kasthuri_ray.geometry import Box
 from kasthuri_ray.metrics.class_map import lowest_value
 from kasthuri_ray.metrics.components import MAX_PROBABILITY, SIZE
 from kasthuri_ray.metrics.object_comparison import ComparedObjects
-from kasthuri_ray.metrics.objects import is_cut, mean_probabilities
 from kasthuri_ray.metrics.one_to_one import match_by_overlap
 
 EXTENTS = tuple(step / 10 for step in range(1, 10))  # and the threshold
@@ -38,7 +37,7 @@ class BoxObjects:
     def at(self, seed: float, min_voxels: float) -> ComparedObjects:
         """Return the objects with a seed, and with a size unless the box cuts them."""
         stats = self.joined.predicted.stats
-        is_large = (stats[:, SIZE] >= min_voxels) | is_cut(stats, self.bounds)
+        is_large = (stats[:, SIZE] >= min_voxels) | self.joined.predicted.is_cut(self.bounds)
         is_seeded = stats[:, MAX_PROBABILITY] >= lowest_value(seed)
         return self.joined.kept(np.ones(len(self.joined.true), bool), is_seeded & is_large)
 
@@ -135,7 +134,7 @@ def judge_objects(boxes: Iterable[ComparedObjects]) -> tuple[list[float], list[b
     """
     scores, verdicts = list[float](), list[bool]()
     for joined in boxes:
-        of_box = mean_probabilities(joined.predicted.stats)
+        of_box = joined.predicted.mean_probability
         is_right = np.zeros(len(of_box) + 1, bool)  # ids count from 1
         is_right[match_by_overlap(joined.pairs, np.concatenate([[0.0], of_box])).predicted] = True
         scores += of_box.tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -35,10 +35,13 @@ class ObjectTable:
         Sums, maxima and minima over the voxels of each object.
     object_ids : ndarray of int64, (nodes,)
         The object of each node of the `UnionFind`; 0 for a component whose voxels no block owns.
+    is_hidden_beyond : ndarray of bool, (objects,), optional
+        Whether a part of the object is among voxels that do not count.
     """
 
     stats: np.ndarray
     object_ids: np.ndarray
+    is_hidden_beyond: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.stats)
@@ -58,40 +61,27 @@ class ObjectTable:
         """Mean z, y, x of the voxels, float64 [objects, 3]; a voxel is at its index."""
         return self.stats[:, SUM_Z : SUM_Z + 3] / self.stats[:, SIZE, None]
 
+    @property
+    def mean_probability(self) -> np.ndarray:
+        """Mean probability of the voxels, 0 to 1, float64 [objects]: the score of an object."""
+        return self.stats[:, PROBABILITY_SUM] / np.maximum(self.stats[:, SIZE], 1) / 255
 
-def is_cut(stats: np.ndarray, bounds: Box) -> np.ndarray:
-    """Return which objects touch a face of the box, so that a part may be beyond it.
+    def is_cut(self, bounds: Box) -> np.ndarray:
+        """Return which objects may be only a part of one: they touch a face of the box, or continue in hidden voxels.
 
-    Parameters
-    ----------
-    stats : ndarray of int64, (objects, NUM_COLUMNS)
-        Of joined objects.
-    bounds : Box
-        All voxels in which objects are found.
+        Parameters
+        ----------
+        bounds : Box
+            All voxels in which objects are found.
 
-    Returns
-    -------
-    ndarray of bool
-        One for each object.
-    """
-    starts, stops = stats[:, START_Z : START_Z + 3], stats[:, STOP_Z : STOP_Z + 3]
-    return np.logical_or((starts <= bounds.start).any(1), (stops >= bounds.stop).any(1))
-
-
-def mean_probabilities(stats: np.ndarray) -> np.ndarray:
-    """Return the mean probability of the voxels of each object, which is its score.
-
-    Parameters
-    ----------
-    stats : ndarray of int64, (objects, NUM_COLUMNS)
-        Of joined objects.
-
-    Returns
-    -------
-    ndarray of float64
-        0 to 1, one for each object.
-    """
-    return stats[:, PROBABILITY_SUM] / np.maximum(stats[:, SIZE], 1) / 255
+        Returns
+        -------
+        ndarray of bool, (objects,)
+            One for each object.
+        """
+        starts, stops = self.stats[:, START_Z : START_Z + 3], self.stats[:, STOP_Z : STOP_Z + 3]
+        at_face = np.logical_or((starts <= bounds.start).any(1), (stops >= bounds.stop).any(1))
+        return at_face if self.is_hidden_beyond is None else at_face | self.is_hidden_beyond
 
 
 def keep_objects(table: ObjectTable, keep: np.ndarray) -> ObjectTable:
@@ -110,7 +100,8 @@ def keep_objects(table: ObjectTable, keep: np.ndarray) -> ObjectTable:
         The kept objects, numbered in the same order.
     """
     new_ids = np.concatenate([[0], np.where(keep, np.cumsum(keep), 0)])
-    return replace(table, stats=table.stats[keep], object_ids=new_ids[table.object_ids])
+    beyond = None if table.is_hidden_beyond is None else table.is_hidden_beyond[keep]
+    return ObjectTable(table.stats[keep], new_ids[table.object_ids], beyond)
 
 
 def join_objects(blocks: Iterable[Components]) -> ObjectTable:

@@ -13,7 +13,7 @@ from kasthuri_ray.labels import IGNORE_LABEL
 from kasthuri_ray.metrics.components import CLASS, Components, label_block_components
 from kasthuri_ray.metrics.object_comparison import object_classes
 from kasthuri_ray.metrics.object_density import AnnotatedObjects
-from kasthuri_ray.metrics.objects import is_cut, join_objects
+from kasthuri_ray.metrics.objects import join_objects
 from kasthuri_ray.tiles.sampling import TileSource
 
 MAX_VOXELS = 16_000_000  # that are read; of larger boxes only a part is counted
@@ -76,7 +76,7 @@ def whole_object_sizes(sources: Sequence[TileSource], number: int, max_voxels: i
     for source in sources:
         box = _first_part(source.box, max_voxels // len(sources))
         table = join_objects(_find_components(source, box, [number], []))
-        sizes.append(table.size_voxels[~is_cut(table.stats, box)])
+        sizes.append(table.size_voxels[~table.is_cut(box)])
     return np.concatenate(sizes)
 
 

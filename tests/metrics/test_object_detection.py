@@ -17,7 +17,7 @@ from kasthuri_ray.metrics.object_detection import (
     select_objects,
 )
 from kasthuri_ray.metrics.object_settings import ObjectSettings
-from kasthuri_ray.metrics.objects import is_cut, join_objects
+from kasthuri_ray.metrics.objects import join_objects
 
 STEPS = [step for step in product((-1, 0, 1), repeat=3) if any(step)]
 VOXEL_SIZE_NM = (40.0, 5.0, 4.0)
@@ -155,7 +155,7 @@ def test_neither_size_nor_sections_are_asked_of_an_object_that_the_box_cuts():
     settings = ObjectSettings((0.5,), (0.5,), (2.0,), min_sections=2)
     _, table = find_objects(probability, settings)
     assert len(table) == 6
-    assert is_cut(table.stats, Box((0, 0, 0), (5, 9, 9))).all()
+    assert table.is_cut(Box((0, 0, 0), (5, 9, 9))).all()
     probability[0, 0, 4, 4] = 130
     seeded = ObjectSettings((0.9,), (0.5,), (2.0,))
     assert len(find_objects(probability, seeded)[1]) == 5, "the seed is asked of all"
