@@ -38,7 +38,7 @@ def evaluation_record(inputs: ComparisonInputs, settings: EvaluateSettings) -> d
     Returns
     -------
     dict
-        Volumes, weights of the prediction, box, thresholds, and the meaning of the labels.
+        Volumes, weights of the prediction, box, thresholds, the meaning of the labels, and how objects are found.
     """
     comparison = inputs.comparison
     thresholds = list(comparison.thresholds)
@@ -55,6 +55,8 @@ def evaluation_record(inputs: ComparisonInputs, settings: EvaluateSettings) -> d
         "voxel_size": settings.voxel_size,
         "resample": settings.resample,
         "centroid_radius_nm": settings.centroid_radius_nm,
+        "objects": None if comparison.object_settings is None else comparison.object_settings.to_plain(),
+        "object_image": comparison.object_ids is not None,
     }
     return json.loads(json.dumps(record))  # as it is read again: tuples are lists
 

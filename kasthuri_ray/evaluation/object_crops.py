@@ -136,20 +136,24 @@ def _largest_section(comparison: Comparison, part: PartTotals, listed: ListedObj
     labels = cc3d.connected_components(mask, connectivity=26)
     first = key_voxel(listed.first_voxel)
     inside = Box.at(first, (1, 1, 1)).intersect(box).num_voxels > 0
-    own = labels == labels[per_axis(lambda at, start: at - start, first, box.start)] if inside else mask
+    number = labels[per_axis(lambda at, start: at - start, first, box.start)] if inside else 0
+    own = labels == number if number else mask
     z = int(own.sum((1, 2)).argmax())
     start, stop = box.start, box.stop
     return Box((start[0] + z, *start[1:]), (start[0] + z + 1, *stop[1:])), own[z]
 
 
 def _mask(comparison: Comparison, part: PartTotals, box: Box, class_number: int, is_true: bool) -> np.ndarray:
-    """Return the voxels of a class in a box, bool, z, y, x, without those that do not count."""
+    """Return the voxels of a class in a box, bool, z, y, x, without those that do not count.
+
+    Those of the prediction are those that can belong to objects, which may reach further than the threshold.
+    """
     classes = comparison.read_classes(box)
     if part.hidden:
         classes = comparison.hide_learnt(classes, box)
     if is_true:
         return classes == class_number
-    predicted = classes_at(comparison.read_probability(box), comparison.thresholds)
+    predicted = classes_at(comparison.read_probability(box), comparison.found_by.extent)
     return (predicted == class_number) & (classes != IGNORE_LABEL)
 
 

@@ -9,12 +9,13 @@ import numpy as np
 
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.metrics.components import FIRST_VOXEL, SIZE, START_Z, STOP_Z
+from kasthuri_ray.metrics.object_columns import csv_line
 from kasthuri_ray.metrics.object_comparison import ClassObjects
 from kasthuri_ray.metrics.object_outcomes import CRITERIA, RANKED_BY
 from kasthuri_ray.metrics.one_to_one import FREE
 
 FOUND, MISSED, RIGHT, WRONG = "found", "missed", "right", "wrong"
-BOX_COLUMNS = "z_start,z_stop,y_start,y_stop,x_start,x_stop"
+BOX_COLUMNS = tuple(f"{axis}_{end}" for axis in "zyx" for end in ("start", "stop"))
 
 
 @dataclass(frozen=True)
@@ -138,12 +139,12 @@ def matches_csv(
     """
     unit, is_several = "voxels" if voxel_size_nm is None else "nm", len(class_names) > 1
     others = [name for name in CRITERIA if name != RANKED_BY]
-    yield ",".join(
+    yield csv_line(
         [
             *("kind", "id", *(["class"] if is_several else []), "verdict", "partner"),
             *(f"{column}_{name}" for name in others for column in ("verdict", "partner")),
             *(f"centroid_{axis}_{unit}" for axis in "zyx"),
-            *("size_voxels", "score", "cut", BOX_COLUMNS),
+            *("size_voxels", "score", "cut", *BOX_COLUMNS),
         ]
     )
     scale = np.array(voxel_size_nm or (1.0, 1.0, 1.0))
@@ -152,7 +153,7 @@ def matches_csv(
         for is_true in (True, False):
             for each in list_objects(of_class, class_number, is_true):
                 position = np.array(each.centroid) * scale + origin
-                yield ",".join(
+                yield csv_line(
                     [
                         *("true" if is_true else "predicted", str(each.number)),
                         *([class_names[class_number - 1]] if is_several else []),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,9 +83,27 @@ def csv_lines(columns: Columns) -> Iterator[str]:
     str
         A line.
     """
-    yield ",".join(columns)
+    yield csv_line(columns)
     texts = [_texts(name, np.asarray(values).tolist()) for name, values in columns.items()]
-    yield from map(",".join, zip(*texts, strict=True))
+    yield from map(csv_line, zip(*texts, strict=True))
+
+
+def csv_line(cells: Iterable[str]) -> str:
+    """Return cells as a line of CSV, without a line break at its end; what holds a comma is quoted.
+
+    Parameters
+    ----------
+    cells : iterable of str
+        The texts of a row.
+
+    Returns
+    -------
+    str
+        A line.
+    """
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(cells)
+    return line.getvalue()
 
 
 def _texts(name: str, values: Sequence[Any]) -> list[str]:

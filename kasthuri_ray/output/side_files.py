@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -80,7 +81,7 @@ def read_object_table(path: str) -> list[dict[str, Any]]:
         If there is no such file.
     """
     storage, name = _split_path(path)
-    rows = csv.DictReader(storage.read_bytes(name).decode().splitlines())
+    rows = csv.DictReader(io.StringIO(storage.read_bytes(name).decode(), newline=""))
     return [{key: text if key == "class" else _parse_number(text) for key, text in row.items()} for row in rows]
 
 

@@ -10,14 +10,14 @@ import numpy as np
 
 from kasthuri_ray.config.differences import fill_defaults
 from kasthuri_ray.config.settings import Settings
+from kasthuri_ray.config.task import class_names
 from kasthuri_ray.errors import InputError
+from kasthuri_ray.metrics.object_choice import ObjectChoice
 from kasthuri_ray.models.checkpoints import hash_weights
 from kasthuri_ray.segmentation.segmentation_job import ARCHITECTURE
 from kasthuri_ray.segmentation.trained_network import TrainedNetwork, read_trained_network
 from kasthuri_ray.volumes.learnt_from import LearntFrom
 from kasthuri_ray.volumes.voxel_grid import VOXEL_SIZE_TOLERANCE, size_text
-
-CLASS_SETTINGS = ("task_type", "classes")  # of the task: what the probabilities are of
 
 
 def read_trained_networks(paths: Sequence[str]) -> TrainedNetwork:
@@ -31,8 +31,8 @@ def read_trained_networks(paths: Sequence[str]) -> TrainedNetwork:
     Returns
     -------
     TrainedNetwork
-        The first one, with the others. Its threshold is the mean of those of all runs, and it learnt from what any of
-        them learnt from.
+        The first one, with the others. Its threshold and its object settings are the means of those of all runs, none
+        if a run holds none, and it learnt from what any of them learnt from.
 
     Raises
     ------
@@ -47,7 +47,11 @@ def read_trained_networks(paths: Sequence[str]) -> TrainedNetwork:
     for other in others:
         _check_alike(first, other)
     return replace(
-        first, threshold=_mean_threshold(networks), learnt_from=_join_learnt_from(networks), others=tuple(others)
+        first,
+        threshold=_mean_threshold(networks),
+        objects=_mean_objects(networks),
+        learnt_from=_join_learnt_from(networks),
+        others=tuple(others),
     )
 
 
@@ -72,7 +76,7 @@ def _check_alike(first: TrainedNetwork, other: TrainedNetwork) -> None:
             f"{pair} cannot be averaged: {bare.where} holds only weights, without the settings of its run; give run "
             "folders alone, or bare weights alone"
         )
-    differences = [*_differences(first, other, "task", CLASS_SETTINGS), *_differences(first, other, "network")]
+    differences = [*_class_differences(first, other), *_network_differences(first, other)]
     if differences:
         lines = "\n  ".join(differences)
         raise InputError(
@@ -87,11 +91,18 @@ def _check_alike(first: TrainedNetwork, other: TrainedNetwork) -> None:
         )
 
 
-def _differences(
-    first: TrainedNetwork, other: TrainedNetwork, section: str, names: Sequence[str] = ARCHITECTURE
-) -> list[str]:
-    one, two = (fill_defaults(section, (each.settings or {}).get(section, {})) for each in (first, other))
-    return [f"{section}.{name}: {one[name]} and {two[name]}" for name in names if one[name] != two[name]]
+def _class_differences(first: TrainedNetwork, other: TrainedNetwork) -> list[str]:
+    """Return a line if the probabilities of two networks are not of the same classes in the same order."""
+    names = []
+    for each in (first, other):
+        task, network = (fill_defaults(key, (each.settings or {}).get(key, {})) for key in ("task", "network"))
+        names.append(", ".join(class_names(task, network["classes"])))
+    return [] if names[0] == names[1] else [f"classes: {names[0]} and {names[1]}"]
+
+
+def _network_differences(first: TrainedNetwork, other: TrainedNetwork) -> list[str]:
+    one, two = (fill_defaults("network", (each.settings or {}).get("network", {})) for each in (first, other))
+    return [f"network.{name}: {one[name]} and {two[name]}" for name in ARCHITECTURE if one[name] != two[name]]
 
 
 def _mean_threshold(networks: Sequence[TrainedNetwork]) -> float | list[float] | None:
@@ -100,6 +111,19 @@ def _mean_threshold(networks: Sequence[TrainedNetwork]) -> float | list[float] |
         return None
     mean: Any = np.mean(np.array(known, np.float64), axis=0)
     return mean.tolist()
+
+
+def _mean_objects(networks: Sequence[TrainedNetwork]) -> ObjectChoice | None:
+    """Return the mean of the object settings, which rests on no objects of its own; None if they cannot be averaged."""
+    choices = [network.objects for network in networks if network.objects is not None]
+    if len(choices) < len(networks) or len({choice.settings.is_nm3 for choice in choices}) > 1:
+        return None
+
+    def mean(name: str) -> tuple[float, ...]:
+        return tuple(np.mean([getattr(choice.settings, name) for choice in choices], axis=0).tolist())
+
+    settings = replace(choices[0].settings, seed=mean("seed"), extent=mean("extent"), min_size=mean("min_size"))
+    return replace(choices[0], settings=settings, classes={})
 
 
 def _join_learnt_from(networks: Sequence[TrainedNetwork]) -> LearntFrom:

@@ -88,6 +88,11 @@ def _settings_of_run(
                 "not hold; give the folder of a finished run of this version"
             )
         return None
+    if precision is not None and not choice.classes:
+        raise InputError(
+            "--object-precision needs the scores of the objects of the validation box, which are not known of the mean "
+            "of several networks; give one run"
+        )
     try:
         settings = choice.settings if precision is None else choice.at_precision(precision)
     except ValueError as error:

@@ -16,7 +16,11 @@ from kasthuri_ray.geometry import Box
 @pytest.fixture(scope="module")
 def compared(synapses):
     """Return the inputs and the totals of the example, compared in several blocks."""
-    inputs = prepare_comparison(synapses.settings)
+    return compare_in_blocks(synapses.settings)
+
+
+def compare_in_blocks(settings):
+    inputs = prepare_comparison(settings)
     totals = ComparisonTotals(inputs.comparison)
     for block in inputs.comparison.blocks((5, 128, 90)):
         totals.add(compare_block(inputs.comparison, block))
@@ -115,6 +119,21 @@ def test_a_crop_shows_the_section_in_which_the_object_is_largest(compared, label
             assert crop.own.sum() == sizes.max()
             assert (crop.own <= (crop.truth if verdict == "missed" else crop.predicted)).all()
             assert crop.image.shape == crop.truth.shape == crop.own.shape
+
+
+@pytest.mark.parametrize("extent", [0.25, 0.8])
+def test_a_crop_shows_the_extent_of_objects_and_not_the_threshold(synapses, write_prediction, tmp_path, extent):
+    objects = {"seed": [0.9], "extent": [extent], "min_size": [0.0]}
+    path = write_prediction(tmp_path / "objects.zarr", synapses.probability, objects=objects)
+    inputs, totals = compare_in_blocks(synapses.settings.model_copy(update={"prediction": path}))
+    mask = (synapses.probability >= np.ceil(255 * extent)) & (synapses.truth != synapses.ignore_label)
+    array, start = cc3d.connected_components(mask, connectivity=26), np.array(inputs.comparison.box.start)
+    chosen = choose_objects(totals.objects)
+    for each in [*chosen["wrong"][:3], *chosen["found"][:3]]:
+        crop = read_object_crop(inputs, totals, each, "")
+        sizes = (array == array[tuple(_first_voxel(array, each, start))]).sum((1, 2))
+        assert (crop.z, crop.own.sum()) == (sizes.argmax() + start[0], sizes.max())
+        assert (crop.own <= crop.predicted).all()
 
 
 def _first_voxel(array, listed, start):

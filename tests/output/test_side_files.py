@@ -51,6 +51,9 @@ def test_a_table_of_objects_is_read_as_rows_of_numbers(output):
     assert read_object_table(path)[0]["size_nm3"] is None
     write_object_table(path, object_columns(join_objects([]), bounds))
     assert read_object_table(path) == []
+    names = ['synapse, "asymmetric"', "synapse\nsymmetric"]
+    write_object_table(path, object_columns(join_objects([components]), bounds, class_names=names))
+    assert [(row["id"], row["class"]) for row in read_object_table(path)] == [(1, names[0]), (2, names[0])]
 
 
 def test_progress_and_table_are_removed_and_the_plan_stays(output):

@@ -8,9 +8,13 @@ import pytest
 import torch
 import zarr
 
+from kasthuri_ray.config.settings import SegmentSettings
 from kasthuri_ray.errors import InputError
+from kasthuri_ray.metrics.object_choice import ObjectChoice
+from kasthuri_ray.metrics.object_settings import ObjectSettings
 from kasthuri_ray.models.checkpoints import hash_weights, read_checkpoint
 from kasthuri_ray.segmentation.ensemble import read_trained_networks
+from kasthuri_ray.segmentation.resolved_objects import objects_note, resolve_object_settings
 from kasthuri_ray.segmentation.resume import check_same_settings
 
 
@@ -105,13 +109,37 @@ def test_the_grey_levels_of_every_run_must_fit_the_image(run, write_other, em, p
         prepare(run, image=em, more_weights=[str(dark)])
 
 
+def test_object_settings_are_the_means_of_those_of_the_runs_in_any_order(run, write_other, tmp_path):
+    choices = [
+        ObjectChoice(ObjectSettings((seed,), (extent,), (size,), is_nm3=True), {}, {"synapse": 1}, (30.0, 6.0, 6.0))
+        for seed, extent, size in ((0.98, 0.9, 1000.0), (0.5, 0.3, 0.0))
+    ]
+    runs = [
+        str(write_other(tmp_path / f"run{n}", n, extra={"objects": choice.to_plain()}))
+        for n, choice in enumerate(choices)
+    ]
+    for paths in (runs, runs[::-1]):
+        trained = read_trained_networks(paths)
+        settings = resolve_object_settings(SegmentSettings(), trained, [0.4], ["synapse"], (30.0, 6.0, 6.0))
+        assert settings == ObjectSettings((0.74,), (0.6,), (500.0,), is_nm3=True)
+    with pytest.raises(InputError, match="mean of several networks; give one run"):
+        resolve_object_settings(SegmentSettings(object_precision=0.9), trained, [0.4], ["synapse"], (30.0, 6.0, 6.0))
+    without = read_trained_networks([runs[0], str(run)])
+    assert resolve_object_settings(SegmentSettings(), without, [0.4], ["synapse"], None).is_plain
+    assert objects_note(SegmentSettings(objects=True), without)
+
+
 def test_runs_that_do_not_fit_together_are_refused(run, others, write_other, tiny_network, tmp_path):
     larger = write_other(tmp_path / "larger", 3, start_filters=8)
     with pytest.raises(InputError, match=r"network.start_filters: 4 and 8"):
         read_trained_networks([str(run), str(larger)])
     membrane = write_other(tmp_path / "membrane", 3, task={"task_type": "membrane"})
-    with pytest.raises(InputError, match=r"task.task_type: synapse and membrane"):
+    with pytest.raises(InputError, match=r"classes: synapse and membrane"):
         read_trained_networks([str(run), others[0], str(membrane)])
+    order = [{"background": 0, "synapse": 1, "mito": 2}, {"background": 0, "mito": 1, "synapse": 2}]
+    named = [write_other(tmp_path / f"n{n}", n, task={"labels": labels}, classes=3) for n, labels in enumerate(order)]
+    with pytest.raises(InputError, match=r"classes: synapse, mito and mito, synapse"):
+        read_trained_networks([str(each) for each in named])
     coarse = write_other(tmp_path / "coarse", 3, extra={"voxel_size_nm": [30.0, 12.0, 12.0]})
     with pytest.raises(InputError, match="trained at voxel sizes of"):
         read_trained_networks([str(run), str(coarse)])
