@@ -14,7 +14,7 @@ from kasthuri_ray.volumes.opening import open_volume
 pytestmark = pytest.mark.slow
 
 FLAGS = ("--network", "net.json", "--storage", "runs", "--compile", "off", "--cache", "none")
-SMALL_TILES = ("--set", "task.tile_size=[32,32]")
+SMALL_TILES = ("--set", "task.tile_size=[16,16]")
 
 
 @pytest.fixture(scope="module")
