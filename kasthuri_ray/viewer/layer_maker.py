@@ -10,7 +10,14 @@ from kasthuri_ray.geometry import Nm, per_axis
 from kasthuri_ray.viewer.chunk_memory import ChunkMemory
 from kasthuri_ray.viewer.layers import VoxelLayer
 from kasthuri_ray.viewer.public_sources import find_public_url
-from kasthuri_ray.viewer.served_levels import Content, ServedLevel, find_levels, gives_size_or_place, serve_levels
+from kasthuri_ray.viewer.served_levels import (
+    Content,
+    ServedLevel,
+    find_levels,
+    gives_size_or_place,
+    serve_levels,
+    with_voxel_size,
+)
 from kasthuri_ray.volumes.alignment import align_volumes
 from kasthuri_ray.volumes.grey_range import sample_grey_levels
 from kasthuri_ray.volumes.opening import VolumeOpener
@@ -50,11 +57,16 @@ class LayerMaker:
         """Add a line that a person should read."""
         self._notes.append(text)
 
-    def image_layer(self, uri: str, flag: str = "--image") -> tuple[Volume, VoxelLayer]:
-        """Return an image and its layer."""
+    def image_layer(
+        self, uri: str, flag: str = "--image", voxel_size_nm: Nm | None = None
+    ) -> tuple[Volume, VoxelLayer]:
+        """Return an image and its layer; a voxel size replaces the one that the image states."""
         volume = self.opener.open(uri, name=flag)
         volumes = list(find_levels(uri, volume, self.opener, "image"))
         is_given = gives_size_or_place(uri)
+        if voxel_size_nm is not None and voxel_size_nm != volume.voxel_size_nm:
+            volumes, is_given = with_voxel_size(volumes, voxel_size_nm), True
+            volume = volumes[0]
         levels = self.levels(volumes, "image", size_is_given=is_given)
         if volume.voxel_size_nm is None:
             self.add_note(f"{volume.uri} states no voxel size: lengths are in voxels (?voxel_size_nm=z,y,x gives it)")

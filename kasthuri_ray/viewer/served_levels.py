@@ -6,7 +6,7 @@ import math
 import operator
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -196,6 +196,18 @@ def gives_size_or_place(uri: str) -> bool:
     """Return whether the options of a URI state a voxel size or a place."""
     options = split_uri_options(uri)[1]
     return options.voxel_size_nm is not None or options.offset_nm is not None
+
+
+def with_voxel_size(volumes: Sequence[Volume], size: Nm) -> list[Volume]:
+    """Return the resolutions of a volume with another voxel size of the finest one; the ratios of their sizes stay."""
+    own = volumes[0].voxel_size_nm
+
+    def rescale(volume: Volume) -> Volume:
+        stated = volume.voxel_size_nm
+        ratio = per_axis(operator.truediv, stated, own) if own and stated else None
+        return replace(volume, voxel_size_nm=ratio and per_axis(operator.mul, size, ratio))
+
+    return [replace(volumes[0], voxel_size_nm=size), *map(rescale, volumes[1:])]
 
 
 def corner_of_first_voxel(volume: Volume) -> Nm:
