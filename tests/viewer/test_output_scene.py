@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import zarr
 
+from kasthuri_ray.output.object_image import complete_object_image, create_object_image
 from kasthuri_ray.viewer.layer_maker import LayerMaker, extent_of
 from kasthuri_ray.viewer.output_scene import _annotation_layer, open_output_parts
+from kasthuri_ray.viewer.output_volumes import objects_volumes
 from kasthuri_ray.volumes.opening import VolumeOpener
 
 IMAGE, ANNOTATION = (f"phantom://{name}?shape=4,64,64&seed=1" for name in ("em", "membrane"))
@@ -88,3 +90,11 @@ def test_the_annotation_of_the_task_is_hidden_and_one_that_is_given_is_shown(mak
     record = {"image": IMAGE, "task": {"annotation_chan": ANNOTATION}}
     assert not _annotation_layer(record, image, None, maker).is_visible
     assert _annotation_layer(record, image, ANNOTATION, maker).is_visible
+
+
+def test_a_label_image_of_objects_is_shown_only_if_all_of_them_are_written(make_output, maker):
+    output = make_output(IMAGE, (4, 64, 64))
+    create_object_image(output, 1)
+    assert objects_volumes(output, maker.opener) == []
+    complete_object_image(output, 1)
+    assert [volume.shape for volume in objects_volumes(output, maker.opener)] == [(4, 64, 64)]
