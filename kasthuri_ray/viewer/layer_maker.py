@@ -104,7 +104,7 @@ def corner_moves(volume: Volume, aligned: Volume) -> bool:
 
 
 def grey_range(volume: Volume) -> tuple[float, float] | None:
-    """Return what becomes black and white: the range of uint8, else percentiles of a sample.
+    """Return what becomes black and white: the range of uint8, as which bools are sent, else percentiles of a sample.
 
     Parameters
     ----------
@@ -116,10 +116,8 @@ def grey_range(volume: Volume) -> tuple[float, float] | None:
     tuple of float
         Low and high.
     """
-    if volume.dtype == np.uint8:
+    if volume.dtype in (np.uint8, bool):  # True is sent as 255
         return 0.0, 255.0
-    if volume.dtype == bool:
-        return 0.0, 1.0
     levels = sample_grey_levels(volume, [volume.bounds])
     if not levels.size:
         return None
