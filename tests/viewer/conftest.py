@@ -1,6 +1,7 @@
 """Fixtures of the viewer's tests: a headless browser, and servers of scenes that are closed in the end."""
 
 import contextlib
+import csv
 import json
 import time
 import urllib.error
@@ -184,3 +185,17 @@ def make_output(tmp_path) -> Callable[..., Any]:
         return output
 
     return make
+
+
+@pytest.fixture
+def write_table() -> Callable[..., None]:
+    """Return `write_table(output, rows)`, which writes the table of objects of an output of synapses."""
+    from kasthuri_ray.output.side_files import object_table_path
+
+    def write(output: Any, rows: list[dict[str, Any]]) -> None:
+        with open(object_table_path(output.path, output.spec.channels), "w", newline="") as file:
+            table = csv.DictWriter(file, list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
+
+    return write
