@@ -45,7 +45,7 @@ def evaluate_reviewed(settings: EvaluateSettings, reporter: Reporter) -> Evaluat
     Raises
     ------
     InputError
-        If the file is of another output, or holds no verdict.
+        If the file is of another output or of other objects of it, or holds no verdict.
     """
     assert settings.reviewed is not None
     _check_flags(settings)
@@ -71,7 +71,7 @@ def _check_flags(settings: EvaluateSettings) -> None:
 
 
 def _check_objects(settings: EvaluateSettings, objects: Sequence[ReviewedObject]) -> int:
-    """Return the number of objects of the prediction, after a check that those of the file are among them."""
+    """Return the number of objects of the prediction, after a check that those of the file were drawn from them."""
     group = output_group_path(settings.prediction)
     if group is None:
         raise InputError(f"{settings.prediction} is no output of jobs/segment.py, whose objects are reviewed")
@@ -87,7 +87,19 @@ def _check_objects(settings: EvaluateSettings, objects: Sequence[ReviewedObject]
                 f"{settings.reviewed} is not of {settings.prediction}: its object {each.id} has {each.size_voxels} "
                 f"voxels, {path} says {sizes.get(each.id, 'that there is none')}"
             )
+    num_sampled = sum(_stratum_sizes(objects).values())
+    if num_sampled not in (0, len(sizes)):
+        raise InputError(
+            f"{settings.reviewed} is not of {settings.prediction}: its objects were drawn from "
+            f"{format_count(num_sampled, 'object')}, and {path} has {len(sizes)}. Draw from these with jobs/view.py "
+            "--review N, after you moved the file away"
+        )
     return len(sizes)
+
+
+def _stratum_sizes(objects: Sequence[ReviewedObject]) -> dict[str, int]:
+    """Return the number of all objects of each stratum from which some were drawn; empty without a random draw."""
+    return {each.stratum: each.stratum_size for each in objects if each.is_drawn}
 
 
 def review_metrics(objects: Sequence[ReviewedObject], num_objects: int) -> dict[str, Any]:
@@ -115,7 +127,7 @@ def review_metrics(objects: Sequence[ReviewedObject], num_objects: int) -> dict[
     counted = [each for each in (drawn or objects) if each.verdict]
     if not counted:
         raise InputError("the file holds no verdict yet: look at objects with jobs/view.py --review")
-    sizes = {each.stratum: each.stratum_size for each in drawn} or {CHOSEN: max(num_objects, len(counted))}
+    sizes = _stratum_sizes(objects) or {CHOSEN: max(num_objects, len(counted))}
 
     def estimate(right: tuple[str, ...], wrong: tuple[str, ...]) -> dict[str, float] | None:
         found = estimate_precision([_stratum(name, size, counted, right, wrong) for name, size in sizes.items()])

@@ -166,10 +166,11 @@ def _is_unchanged(name: str, data: bytes, cached: Path) -> bool:
     Raise an InputError if it is another one.
     """
     try:
-        answer = requests.head(_url(name), timeout=TIMEOUT_S)
-        answer.raise_for_status()
+        answer = requests.head(_url(name), timeout=TIMEOUT_S, allow_redirects=True)
     except requests.RequestException:
         return True
+    if answer.status_code != 200:
+        return True  # it says nothing of the file
     size, tag = answer.headers.get("Content-Length"), answer.headers.get("ETag", "").strip('"')
     is_md5 = len(tag) == 32  # not of an upload in parts
     other_sum = is_md5 and tag != hashlib.md5(data, usedforsecurity=False).hexdigest()

@@ -10,7 +10,14 @@ from kasthuri_ray.geometry import Nm, per_axis
 from kasthuri_ray.viewer.chunk_memory import ChunkMemory
 from kasthuri_ray.viewer.layers import VoxelLayer
 from kasthuri_ray.viewer.public_sources import find_public_url
-from kasthuri_ray.viewer.served_levels import Content, ServedLevel, find_levels, gives_size_or_place, serve_levels
+from kasthuri_ray.viewer.served_levels import (
+    Content,
+    ServedLevel,
+    find_levels,
+    gives_size_or_place,
+    serve_levels,
+    with_voxel_size,
+)
 from kasthuri_ray.volumes.alignment import align_volumes
 from kasthuri_ray.volumes.grey_range import sample_grey_levels
 from kasthuri_ray.volumes.opening import VolumeOpener
@@ -50,11 +57,16 @@ class LayerMaker:
         """Add a line that a person should read."""
         self._notes.append(text)
 
-    def image_layer(self, uri: str, flag: str = "--image") -> tuple[Volume, VoxelLayer]:
-        """Return an image and its layer."""
+    def image_layer(
+        self, uri: str, flag: str = "--image", voxel_size_nm: Nm | None = None
+    ) -> tuple[Volume, VoxelLayer]:
+        """Return an image and its layer; a voxel size replaces the one that the image states."""
         volume = self.opener.open(uri, name=flag)
         volumes = list(find_levels(uri, volume, self.opener, "image"))
         is_given = gives_size_or_place(uri)
+        if voxel_size_nm is not None and voxel_size_nm != volume.voxel_size_nm:
+            volumes, is_given = with_voxel_size(volumes, voxel_size_nm), True
+            volume = volumes[0]
         levels = self.levels(volumes, "image", size_is_given=is_given)
         if volume.voxel_size_nm is None:
             self.add_note(f"{volume.uri} states no voxel size: lengths are in voxels (?voxel_size_nm=z,y,x gives it)")
@@ -92,7 +104,7 @@ def corner_moves(volume: Volume, aligned: Volume) -> bool:
 
 
 def grey_range(volume: Volume) -> tuple[float, float] | None:
-    """Return what becomes black and white: the range of uint8, else percentiles of a sample.
+    """Return what becomes black and white: the range of uint8, as which bools are sent, else percentiles of a sample.
 
     Parameters
     ----------
@@ -104,10 +116,8 @@ def grey_range(volume: Volume) -> tuple[float, float] | None:
     tuple of float
         Low and high.
     """
-    if volume.dtype == np.uint8:
+    if volume.dtype in (np.uint8, bool):  # True is sent as 255
         return 0.0, 255.0
-    if volume.dtype == bool:
-        return 0.0, 1.0
     levels = sample_grey_levels(volume, [volume.bounds])
     if not levels.size:
         return None

@@ -19,6 +19,7 @@ from kasthuri_ray.output.output_array import OutputArray
 from kasthuri_ray.output.side_files import read_progress
 from kasthuri_ray.progress import format_count
 from kasthuri_ray.segmentation.phases import NetworkPhase
+from kasthuri_ray.storage.uris import absolute_uri
 from kasthuri_ray.viewer.layer_maker import LayerMaker, extent_of
 from kasthuri_ray.viewer.layers import PointLayer, VoxelLayer
 from kasthuri_ray.viewer.object_table import read_rows, table_points
@@ -26,6 +27,7 @@ from kasthuri_ray.viewer.output_volumes import ObjectsVolume, level_volumes, obj
 from kasthuri_ray.viewer.served_levels import ServedLevel
 from kasthuri_ray.viewer.viewer_state import OBJECTS
 from kasthuri_ray.volumes.memory_volume import volume_of_array
+from kasthuri_ray.volumes.uri_options import split_uri_options
 from kasthuri_ray.volumes.volume import Volume
 
 CONTAINERS = (".zarr", ".n5", ".h5", ".hdf5", ".hdf", "bossdb://", "phantom://")
@@ -170,14 +172,33 @@ class _OutputLayers:
 
 def _open_image(output: OmeZarrOutput, uri: str | None, maker: LayerMaker) -> tuple[Volume | None, VoxelLayer | None]:
     """Return the image of an output; without `uri` None if it cannot be opened, with a note."""
+    record = output.spec.record
+    size = _recorded_size(record, uri, maker)
     if uri is not None:
-        return maker.image_layer(uri)
-    name = str(output.spec.record["image"])
+        return maker.image_layer(uri, voxel_size_nm=size)
+    name = str(record["image"])
     try:
-        return maker.image_layer(name)
+        return maker.image_layer(name, voxel_size_nm=size)
     except (InputError, OSError) as error:
         maker.add_note(f"the image cannot be opened: {error}. --image URI names it")
         return None, None
+
+
+def _recorded_size(record: dict[str, Any], uri: str | None, maker: LayerMaker) -> Nm | None:
+    """Return the voxel size with which the image was segmented; None if the size that the image states counts.
+
+    The latter is so if the image was resampled, if `uri` gives the size, and for another image that states one, such
+    as another resolution.
+    """
+    size = record.get("voxel_size_nm")
+    if not size or record.get("resample"):
+        return None
+    if uri is not None:
+        is_given = split_uri_options(uri)[1].voxel_size_nm is not None
+        is_other = absolute_uri(uri) != record["image"]
+        if is_given or (is_other and maker.opener.open(uri, name="--image").voxel_size_nm is not None):
+            return None
+    return per_axis(float, size)
 
 
 def _annotation_layer(

@@ -11,6 +11,7 @@ import numpy as np
 
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box, Zyx, per_axis
+from kasthuri_ray.output.object_image import complete_object_image_path
 from kasthuri_ray.output.ome_zarr import OmeZarrOutput
 from kasthuri_ray.output.output_array import OutputArray
 from kasthuri_ray.segmentation.export_source import ExportSource, segmented_box
@@ -75,8 +76,10 @@ def level_volumes(output: OmeZarrOutput, array: OutputArray, channel: int | None
 
 
 def objects_volumes(output: OmeZarrOutput, opener: VolumeOpener) -> list[Volume]:
-    """Return the levels of the label image of the objects, `labels/<task>_objects`; none if it was not written."""
-    uri = f"{output.path}/labels/{output.spec.name}_objects"
+    """Return the levels of the label image of the objects; none if it was not written, or not completely."""
+    uri = complete_object_image_path(output.path, output.spec.name)
+    if uri is None:
+        return []
     volumes: list[Volume] = []
     for mip in range(MAX_LEVELS):
         try:

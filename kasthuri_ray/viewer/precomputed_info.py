@@ -32,7 +32,7 @@ def stored_type(dtype: np.dtype, is_segmentation: bool) -> np.dtype:
     Returns
     -------
     np.dtype
-        Ids are unsigned integers; images of 64 bits become float32.
+        Ids are unsigned integers; images of 64 bits become float32, and those of bools uint8.
     """
     if is_segmentation:
         return np.dtype(np.uint8 if dtype.kind == "b" else np.uint64 if dtype.kind in "if" else dtype)
@@ -119,7 +119,7 @@ def chunk_box(name: str, level: ServedLevel) -> Box | None:
 
 
 def encode_chunk(voxels: np.ndarray, is_segmentation: bool) -> bytes:
-    """Return the voxels of a chunk as they are sent: x fastest, little-endian.
+    """Return the voxels of a chunk as they are sent: x fastest, little-endian; True of an image is 255.
 
     Parameters
     ----------
@@ -129,4 +129,7 @@ def encode_chunk(voxels: np.ndarray, is_segmentation: bool) -> bytes:
         Whether they are ids.
     """
     dtype = stored_type(voxels.dtype, is_segmentation).newbyteorder("<")
-    return np.ascontiguousarray(voxels.astype(dtype, copy=False)).tobytes()
+    sent = voxels.astype(dtype, copy=False)
+    if voxels.dtype.kind == "b" and not is_segmentation:
+        sent = sent * np.uint8(255)  # shaders divide by it
+    return np.ascontiguousarray(sent).tobytes()

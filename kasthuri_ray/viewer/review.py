@@ -90,14 +90,13 @@ class ReviewFile:
         return True
 
     def _take_over(self) -> None:
-        """Take over what is in the file."""
+        """Take over what is in the file: verdicts, and strata that were drawn meanwhile."""
         try:
             stored = {each.id: each for each in read_reviewed(self.path)}
         except InputNotFound:
             return
         for place, each in enumerate(self.objects):
-            verdict = stored.pop(each.id, each).verdict
-            self.objects[place] = replace(each, verdict=verdict)
+            self.objects[place] = stored.pop(each.id, each)
         self.objects += stored.values()
 
 

@@ -20,8 +20,8 @@ def segment_properties(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Returns
     -------
     dict
-        JSON object: numbers are numbers, the first column of text has tags. The label of a segment is that of its row,
-        else its id.
+        JSON object: numbers are numbers, the first column of text has tags, and a column in which nothing is known is
+        left out. The label of a segment is that of its row, else its id.
 
     Notes
     -----
@@ -33,6 +33,8 @@ def segment_properties(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     properties: list[dict[str, Any]] = [{"id": "label", "type": "label", "values": labels}]
     for name in columns:
         values = [row[name] for row in rows]
+        if all(value is None for value in values):
+            continue
         if all(isinstance(value, int | float) for value in values):
             numbers = {"data_type": "float32", "values": [float(value) for value in values]}
             properties.append({"id": name, "type": "number", "description": name, **numbers})

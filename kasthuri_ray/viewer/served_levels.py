@@ -6,7 +6,7 @@ import math
 import operator
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -155,7 +155,8 @@ def serve_levels(
     content : {"image", "probability", "labels"}
         What the voxels are.
     size_is_given : bool
-        Whether a person gave the voxel size or the place of the finest one, so that those of the others do not count.
+        Whether the voxel size or the place of the finest one is given, so that of the sizes of the others only their
+        ratios count, and of their places nothing.
 
     Returns
     -------
@@ -169,18 +170,44 @@ def serve_levels(
     for volume in volumes:
         of_level, corner = volume.voxel_size_nm, corner_of_first_voxel(volume)
         if size_is_given or of_level is None or finest.voxel_size_nm is None:
-            factors = per_axis(lambda n, m: max(1, round(n / m)), finest.shape, volume.shape)
-            of_level, corner = per_axis(operator.mul, size, factors), origin
+            of_level, corner = per_axis(operator.mul, size, _find_factors(finest, volume)), origin
         levels.append(_serve(volume, of_level, corner, memory))
     if volumes[-1].bounds.num_voxels < MAX_MADE_FROM_VOXELS:
         levels += _make_coarser(levels[-1], finest.voxel_size_nm is not None, memory, content)
     return levels
 
 
+def _find_factors(finest: Volume, coarser: Volume) -> Nm:
+    """Return how many voxels of the finest resolution a voxel of another one is long, z, y, x.
+
+    That is the ratio of the voxel sizes, if both are known and the shapes fit it: the options of a URI state one size
+    for all resolutions. Else it is the ratio of the shapes, which is inexact along an axis of few voxels.
+    """
+    sizes = finest.voxel_size_nm, coarser.voxel_size_nm
+    ratios = per_axis(operator.truediv, sizes[1], sizes[0]) if sizes[0] and sizes[1] else (0.0, 0.0, 0.0)
+
+    def choose(n: int, m: int, ratio: float) -> float:
+        return ratio if abs(n - m * ratio) < max(1.0, ratio) else max(1, round(n / m))
+
+    return per_axis(choose, finest.shape, coarser.shape, ratios)
+
+
 def gives_size_or_place(uri: str) -> bool:
     """Return whether the options of a URI state a voxel size or a place."""
     options = split_uri_options(uri)[1]
     return options.voxel_size_nm is not None or options.offset_nm is not None
+
+
+def with_voxel_size(volumes: Sequence[Volume], size: Nm) -> list[Volume]:
+    """Return the resolutions of a volume with another voxel size of the finest one; the ratios of their sizes stay."""
+    own = volumes[0].voxel_size_nm
+
+    def rescale(volume: Volume) -> Volume:
+        stated = volume.voxel_size_nm
+        ratio = per_axis(operator.truediv, stated, own) if own and stated else None
+        return replace(volume, voxel_size_nm=ratio and per_axis(operator.mul, size, ratio))
+
+    return [replace(volumes[0], voxel_size_nm=size), *map(rescale, volumes[1:])]
 
 
 def corner_of_first_voxel(volume: Volume) -> Nm:

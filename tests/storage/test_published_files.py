@@ -1,5 +1,8 @@
 """Published weights: names, the cache, checksums, and a bucket that cannot be reached, against an S3 server."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import pytest
 
 from kasthuri_ray.errors import InputError, InputNotFound
@@ -14,6 +17,49 @@ def bucket(put_published, s3_server, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nothing answers there
     monkeypatch.setenv("KASTHURI_CACHE", str(tmp_path / "cache"))
     return put_published
+
+
+@pytest.fixture
+def mirror(bucket, s3_server, monkeypatch):
+    """Yield the status of the answers to HEAD and to GET of a mirror, which lead to the bucket at first."""
+    statuses = {"HEAD": 302, "GET": 302}
+
+    class Redirects(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(statuses[self.command])
+            if statuses[self.command] == 302:
+                self.send_header("Location", s3_server["AWS_ENDPOINT_URL"] + self.path)
+            self.send_header("ETag", f'"{"0" * 32}"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Redirects)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("KASTHURI_WEIGHTS_URL", f"http://127.0.0.1:{server.server_port}")
+    yield statuses
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("head", [302, 204, 300, 405])
+def test_a_mirror_that_leads_to_the_bucket_is_followed_and_other_answers_say_nothing_of_the_file(bucket, mirror, head):
+    mirror["HEAD"] = head
+    bucket("UNet_2D_synapse.pt", b"one")
+    for _ in range(2):
+        assert read_published("kasthuri://UNet_2D_synapse") == (b"one", "UNet_2D_synapse")
+
+
+def test_a_file_that_changes_behind_a_mirror_is_refused(bucket, mirror):
+    bucket("UNet_2D_synapse.pt", b"one")
+    read_published("kasthuri://UNet_2D_synapse")
+    bucket("UNet_2D_synapse.pt", b"two")
+    with pytest.raises(InputError, match="its checksum changed"):
+        read_published("kasthuri://UNet_2D_synapse")
 
 
 def test_the_list_of_the_bucket_decides_and_names_ignore_case(bucket):

@@ -1,6 +1,7 @@
 """Fixtures of the viewer's tests: a headless browser, and servers of scenes that are closed in the end."""
 
 import contextlib
+import csv
 import json
 import time
 import urllib.error
@@ -156,3 +157,45 @@ def make_ome_pyramid(tmp_path) -> Callable[..., tuple[str, list[Any]]]:
         return path, arrays
 
     return make
+
+
+@pytest.fixture
+def make_output(tmp_path) -> Callable[..., Any]:
+    """Return `make_output(image, shape, ...)`, an output with one class and its voxels, without Ray."""
+    import numpy as np
+
+    from kasthuri_ray.output.layout import plan_layout
+    from kasthuri_ray.output.ome_zarr import OmeZarrOutput, OutputSpec
+    from kasthuri_ray.output.pyramid import plan_levels
+
+    def make(image: str, shape: tuple[int, int, int], size: Any = SIZE_NM, **record: Any) -> OmeZarrOutput:
+        box = ",".join(f"0:{n}" for n in shape)
+        known = {"image": image, "box": box, "block": list(shape), "voxel_size_nm": size and list(size)}
+        spec = OutputSpec(
+            levels=tuple(plan_levels(shape, size)),
+            layout=plan_layout(shape),
+            nanometers=size is not None,
+            channels=("synapse",),
+            name="synapse",
+            record={**known, "threshold": 0.5, **record},
+        )
+        output = OmeZarrOutput.create(str(tmp_path / "out.zarr"), spec)
+        voxels = np.random.default_rng(0).integers(0, 255, (1, *shape), np.uint8)
+        output.probabilities.write_block(0, spec.levels[0].box, voxels)
+        return output
+
+    return make
+
+
+@pytest.fixture
+def write_table() -> Callable[..., None]:
+    """Return `write_table(output, rows)`, which writes the table of objects of an output of synapses."""
+    from kasthuri_ray.output.side_files import object_table_path
+
+    def write(output: Any, rows: list[dict[str, Any]]) -> None:
+        with open(object_table_path(output.path, output.spec.channels), "w", newline="") as file:
+            table = csv.DictWriter(file, list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
+
+    return write

@@ -73,6 +73,22 @@ def test_an_overlay_and_segments_lie_on_the_voxels_that_they_are_of(
         assert np.ptp(at(pixels, y, x)) == 0, (y, x)
 
 
+def test_a_prediction_that_is_a_mask_of_bools_is_drawn_as_a_full_overlay(
+    grey_image, array_volume, make_layer, make_scene, serve, browser_program
+):
+    mask = np.zeros((3, 200, 200), bool)
+    mask[1, 60:70, 60:70] = True
+    layers = [
+        make_layer(grey_image, grey_range=(0.0, 255.0)),
+        make_layer(array_volume(mask), "prediction", "overlay", color="#ff0000"),
+    ]
+    pixels = picture(serve(make_scene(*layers, position=POSITION)), browser_program)
+    red, green, blue = at(pixels, 65, 65)
+    assert red > 150 > green
+    assert abs(green - blue) <= 1
+    assert np.ptp(at(pixels, 65, 80)) == 0
+
+
 def test_a_volume_of_another_voxel_size_and_place_lies_at_its_place_in_nm(
     grey_image, array_volume, make_layer, make_scene, serve, browser_program
 ):

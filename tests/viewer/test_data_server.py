@@ -10,6 +10,7 @@ import tensorstore as ts
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.viewer import served_levels
 from kasthuri_ray.viewer.data_server import ViewerServer
+from kasthuri_ray.viewer.layer_maker import grey_range
 from kasthuri_ray.viewer.layers import Point, PointLayer
 from kasthuri_ray.viewer.viewer_state import MAX_POINTS
 from kasthuri_ray.volumes.place import Place
@@ -48,6 +49,18 @@ def test_tensorstore_reads_the_voxels_that_are_served(
     assert store.domain.inclusive_min[:3] == (20, 10, 3)
     found = np.asarray(store[ts.d["channel"][0]].read().result()).transpose()
     np.testing.assert_array_equal(found, voxels)
+
+
+@pytest.mark.parametrize("style", ["image", "overlay"])
+def test_a_mask_of_bools_is_sent_with_the_lowest_and_the_highest_grey_level(
+    array_volume, make_layer, make_scene, serve, style
+):
+    voxels = np.random.default_rng(0).integers(0, 2, (2, 30, 40)).astype(bool)
+    volume = array_volume(voxels)
+    store = open_served(serve(make_scene(make_layer(volume, "em", style))), "em")
+    assert store.dtype.numpy_dtype == np.uint8
+    np.testing.assert_array_equal(np.asarray(store[ts.d["channel"][0]].read().result()).transpose(), 255 * voxels)
+    assert grey_range(volume) == (0, 255)
 
 
 def test_a_made_level_is_served_with_its_own_voxel_size(array_volume, make_layer, make_scene, serve):

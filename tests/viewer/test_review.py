@@ -1,5 +1,7 @@
 """Verdicts without a browser: what a key does, and what is in the file."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from neuroglancer.viewer_config_state import ActionState
@@ -58,6 +60,17 @@ def test_two_viewers_of_an_output_keep_each_others_verdicts(start):
     assert verdicts_of(walk) == expected
     assert [each.is_drawn for each in read_reviewed(walk.file.path)] == [True, True, True, False]
     assert verdicts_of(start(3)) == expected
+
+
+def test_a_viewer_that_is_older_than_the_draw_leaves_the_strata_of_the_objects_as_they_are(start):
+    other = start()
+    other.decide("keep", shown(2))
+    walk = start(3)
+    assert 2 in {each.id for each in walk.file.drawn}
+    other.decide("reject", shown(2))
+    stored = {each.id: each for each in read_reviewed(walk.file.path)}
+    assert stored == {each.id: replace(each, verdict=stored[each.id].verdict) for each in walk.file.drawn}
+    assert verdicts_of(start(3)) == {2: "reject"}
 
 
 def test_a_verdict_on_an_object_that_is_no_longer_the_next_one_does_not_move_the_walk(start):

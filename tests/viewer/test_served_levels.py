@@ -57,6 +57,28 @@ def test_the_resolutions_of_a_pyramid_are_served_as_they_are(make_ome_pyramid):
     ]
 
 
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_voxel_size_that_is_given_is_multiplied_by_the_ratio_of_the_stated_sizes_else_of_the_shapes(
+    array_volume, stated
+):
+    shapes = [(10, 5000, 5000), (10, 2500, 2500), (5, 625, 625), (3, 313, 313)]
+    sizes = [(30, 6, 6), (30, 12, 12), (60, 48, 48), (120, 96, 96)]
+    volumes = [
+        array_volume(np.broadcast_to(np.uint8(0), shape), voxel_size_nm=size if stated or shape[1] == 5000 else None)
+        for shape, size in zip(shapes, sizes, strict=True)
+    ]
+    levels = serve_levels(volumes, ChunkMemory(), "image", size_is_given=True)
+    by_shape = [*sizes[:3], (90, 96, 96)]
+    assert [level.size for level in levels] == (sizes if stated else by_shape)
+    assert len({level.corner for level in levels}) == 1
+
+
+def test_one_voxel_size_that_the_options_state_for_all_resolutions_is_that_of_the_finest(array_volume):
+    volumes = [array_volume(np.zeros((2, n, n), np.uint8), voxel_size_nm=(40.0, 8.0, 8.0)) for n in (600, 300, 150)]
+    levels = serve_levels(volumes, ChunkMemory(), "image", size_is_given=True)
+    assert [level.size for level in levels] == [(40, 8, 8), (40, 16, 16), (40, 32, 32)]
+
+
 def test_a_place_in_nm_is_the_corner_of_the_first_voxel(array_volume):
     voxels = np.zeros((2, 8, 8), np.uint8)
     corner = array_volume(voxels, offset=(1, 2, 3), place=Place((300.0, 60.0, 0.0), "corner", "offset"))
