@@ -206,7 +206,7 @@ def _write_pooled(folder: RunFolder, settings: Settings, folds: Sequence[Setting
     runs = [RunFolder(folder.storage.child(str(fold.train.name))) for fold in folds]
     parts, augmented = [_read_results(run) for run in runs], _read_augmented(runs)
     metrics = [run.read_metrics() or {} for run in runs]
-    names = settings.task.class_names(settings.network.classes)
+    names = settings.class_names
     pooled = pool_results(parts)
     rows = [
         FoldRow(str(fold.train.name), fold.task.regions("test")[0].box_text(), each["test"])

@@ -101,8 +101,7 @@ def train_worker(job: TrainingJob, context: WorkerContext) -> None:
 
 
 def _count_annotated_objects(job: TrainingJob) -> dict[str, Any] | None:
-    names = job.settings.task.class_names(job.settings.network.classes)
-    counted = count_annotated_objects(job.tiles.train.sources, names)
+    counted = count_annotated_objects(job.tiles.train.sources, job.settings.class_names)
     return None if counted is None else counted.to_plain()
 
 
@@ -253,7 +252,7 @@ def _update_best(progress: TrainingProgress, counts: voxel_counts.VoxelCounts, s
     best_row = progress.history[progress.best["epoch"] - 1] if progress.best else None
     if best_row is None or epoch_sort_key(row, metric) > epoch_sort_key(best_row, metric):
         thresholds, _ = voxel_scores.best_thresholds(counts)
-        val = voxel_scores.split_metrics(counts, thresholds, settings.task.class_names(settings.network.classes))
+        val = voxel_scores.split_metrics(counts, thresholds, settings.class_names)
         progress.best = {
             "epoch": progress.epoch,
             "average_precision": row["val.average_precision"],
