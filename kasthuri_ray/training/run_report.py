@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -21,9 +22,10 @@ from kasthuri_ray.reports.learnt_text import learnt_percent
 from kasthuri_ray.reports.run_page import RunReport, metrics_report, run_page
 from kasthuri_ray.reports.section_images import NUM_EXAMPLES, SectionResult, choose_examples
 from kasthuri_ray.tiles.sampling import GridTiles, read_tile
-from kasthuri_ray.tiles.streaming import TileBatch, TileStream, plan_grid_tiles
+from kasthuri_ray.tiles.streaming import TileBatch
 from kasthuri_ray.training.augmented_test import augmented_logits, measures_augmented
 from kasthuri_ray.training.final_metrics import final_metrics
+from kasthuri_ray.training.grid_stream import open_grid_stream
 from kasthuri_ray.training.learner import Learner
 from kasthuri_ray.training.process_group import gather_over_ranks
 from kasthuri_ray.training.run_folder import RunFolder
@@ -98,8 +100,6 @@ def _evaluate_tiles(
         scorers.append(TileScorer(tiles, progress.thresholds, has_objects, learnt))
     nothing_learnt: list[tuple[Box, ...]] = [()] * len(tiles.sources)
     augmented = TileScorer(tiles, progress.thresholds, has_objects, nothing_learnt) if measures_augmented(job) else None
-    batch_size = max(1, job.settings.network.batch // context.world_size)
-    stream = TileStream(iter([plan_grid_tiles(tiles, batch_size, context.rank, context.world_size)]))
 
     def score_batch(batch: Any, logits: Tensor, labels: Tensor) -> None:
         for scorer in scorers:
@@ -107,10 +107,8 @@ def _evaluate_tiles(
         if augmented is not None:
             augmented.add(batch.number, augmented_logits(learner, batch, logits), labels)
 
-    try:
+    with closing(open_grid_stream(tiles, job, context)) as stream:
         counts, _ = learner.evaluate(stream.batches(), score_batch)
-    finally:
-        stream.close()
     progress.add_blank_chunks(itertools.chain.from_iterable(gather_over_ranks(stream.blank_chunks)))
     whole, *unseen = (scorer.results(counts if scorer.learnt is None else None) for scorer in scorers)
     return replace(

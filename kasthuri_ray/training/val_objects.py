@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,8 @@ from kasthuri_ray.metrics.object_comparison import ObjectComparison
 from kasthuri_ray.metrics.object_search import BoxObjects, judge_objects, search_extents, search_object_settings
 from kasthuri_ray.metrics.object_settings import ObjectSettings
 from kasthuri_ray.tiles.sampling import GridTiles, TileSource
-from kasthuri_ray.tiles.streaming import TileStream, plan_grid_tiles
 from kasthuri_ray.training.annotated_objects import whole_object_sizes
+from kasthuri_ray.training.grid_stream import open_grid_stream
 from kasthuri_ray.training.learner import Learner
 from kasthuri_ray.training.process_group import gather_over_ranks
 from kasthuri_ray.training.tested_objects import (
@@ -128,8 +129,6 @@ def predict_val_objects(
     tiles = job.tiles.val
     if tested.tiles is tiles:
         return tested.packed
-    batch_size = max(1, job.settings.network.batch // context.world_size)
-    stream = TileStream(iter([plan_grid_tiles(tiles, batch_size, context.rank, context.world_size)]))
     packed: dict[int, bytes] = {}
 
     def pack(batch: Any, logits: Tensor, labels: Tensor) -> None:
@@ -138,10 +137,8 @@ def predict_val_objects(
             lowest = min(LOWEST_KEPT, *thresholds)
             packed[int(number)] = pack_tile(probability, truth, tiles.address(int(number)), lowest)
 
-    try:
+    with closing(open_grid_stream(tiles, job, context)) as stream:
         learner.evaluate(stream.batches(), pack)
-    finally:
-        stream.close()
     return {number: data for each in gather_over_ranks(packed) for number, data in each.items()}
 
 
