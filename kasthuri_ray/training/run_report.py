@@ -45,22 +45,22 @@ def write_run_report(
     assert best is not None
     learner.load_evaluation_weights(best.weights)
     results = _evaluate_tiles(job, context, learner, progress)
-    numbers = object_classes(job.settings.class_names)
-    packed_val = predict_val_objects(job, context, learner, results, progress.thresholds) if numbers else {}
+    class_numbers = object_classes(job.settings.class_names)
+    packed_val = predict_val_objects(job, context, learner, results, progress.thresholds) if class_numbers else {}
     if context.rank:
         return
     choice = None
-    if numbers:
+    if class_numbers:
         choice = choose_object_settings(
             job.tiles.val,
             packed_val,
             job.tiles.train.sources,
             job.settings.class_names,
-            numbers,
+            class_numbers,
             progress.thresholds,
         )
         folder.write_checkpoint("best", replace(best, objects=choice.to_plain()))
-    results = results.with_objects(numbers, None if choice is None else choice.settings, progress.thresholds)
+    results = results.with_objects(class_numbers, None if choice is None else choice.settings, progress.thresholds)
     metrics = final_metrics(job, progress, results, choice)
     _write_page(job, learner, folder, progress, results, metrics)
     _write_results(folder, results)
