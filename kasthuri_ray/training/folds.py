@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kasthuri_ray.config.differences import setting_differences
+from kasthuri_ray.config.differences import refuse_differences, setting_differences
 from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.config.task import RANGES, SPLITS, SplitBoxes
 from kasthuri_ray.errors import AlreadyFinished, InputError, WorkFailed, missing_is_bad_input
@@ -182,12 +182,7 @@ def _check_same_folds(folder: RunFolder, settings: Settings) -> None:
     differences = setting_differences(before, settings.training_record())
     is_extension = settings.network.epochs > before["network"]["epochs"]
     others = [line for line in differences if not (is_extension and line.startswith("network.epochs:"))]
-    if others:
-        lines = "\n  ".join(others)
-        raise InputError(
-            f"{folder.storage.name} was started with other settings:\n  {lines}\nGive another --name, or the earlier "
-            "settings."
-        )
+    refuse_differences(folder.storage.name, others)
 
 
 def _train_fold(fold: Settings, reporter: Reporter, command: str) -> bool:

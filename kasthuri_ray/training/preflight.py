@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kasthuri_ray import process_resources
-from kasthuri_ray.config.differences import setting_differences
+from kasthuri_ray.config.differences import refuse_differences, setting_differences
 from kasthuri_ray.config.network import NetworkSettings
 from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.config.task import SPLITS
@@ -348,11 +348,8 @@ def check_run_resumable(folder: RunFolder, settings: Settings) -> None:
     ended = early or (metrics is not None and metrics["epochs"] >= epochs)  # False for an interrupted extension
     more_epochs = settings.network.epochs > epochs
     extended = ended and more_epochs and [line.split(":")[0] for line in differences] == ["network.epochs"]
-    if differences and not extended:
-        lines = "\n  ".join(differences)
-        raise InputError(
-            f"the run {name} was started with other settings:\n  {lines}\nGive another --name, or the earlier settings."
-        )
+    if not extended:
+        refuse_differences(f"the run {name}", differences)
     if metrics and early:
         text = (
             f"the run {name} is finished: it stopped early after {format_count(metrics['epochs'], 'epoch')}, because "
