@@ -16,7 +16,7 @@ from typing import Any
 
 from kasthuri_ray.benchmarks.challenge_plan import RECIPE, BoardEntry
 from kasthuri_ray.benchmarks.challenge_recipe import WEIGHTS, read_rates, train_recipe
-from kasthuri_ray.config.differences import fill_record_defaults, setting_differences
+from kasthuri_ray.config.differences import fill_record_defaults, refuse_differences, setting_differences
 from kasthuri_ray.config.settings import EvaluateSettings, Settings
 from kasthuri_ray.errors import AlreadyFinished, InputError, WorkFailed
 from kasthuri_ray.evaluation.evaluate import evaluate
@@ -67,12 +67,10 @@ def read_result(path: str, entry: BoardEntry) -> dict[str, Any] | None:
         folder = RunFolder(open_storage(f"{path}/{entry.name}"))
         before = folder.read_settings()
         now, _ = plan_workers(entry.settings, use_gpu=False, recorded_batch_size=folder.read_batch_size())
-        if before is not None and (lines := setting_differences(before, now.training_record())):
-            shown = "\n  ".join(lines)
-            raise InputError(
-                f"the run {entry.name} of the board was started with other settings:\n  {shown}\nGive another --name, "
-                "rename the network file, or give the earlier settings"
-            )
+        if before is not None:
+            advice = "Give another --name, rename the network file, or give the earlier settings"
+            differences = setting_differences(before, now.training_record())
+            refuse_differences(f"the run {entry.name} of the board", differences, advice)
     result = open_storage(path).read_json(_result_file(entry))
     if result is not None and fill_record_defaults(result["record"], entry.record) != entry.record:
         raise InputError(

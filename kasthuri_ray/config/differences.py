@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from kasthuri_ray.config.settings import SECTIONS
+from kasthuri_ray.errors import InputError
 
 _MISSING = object()
+NAME_ADVICE = "Give another --name, or the earlier settings."
 
 
 def fill_defaults(section: str, written: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,3 +148,25 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def _value_text(leaves: dict[str, Any], key: str) -> str:
     return json.dumps(leaves[key]) if key in leaves else "missing"
+
+
+def refuse_differences(what: str, differences: Sequence[str], advice: str = NAME_ADVICE) -> None:
+    """Raise an InputError if there are differences.
+
+    Parameters
+    ----------
+    what : str
+        What was started with other settings, such as `the run NAME`.
+    differences : sequence of str
+        A line each, see `setting_differences`.
+    advice : str
+        What to type instead.
+
+    Raises
+    ------
+    InputError
+        With all differences.
+    """
+    if differences:
+        lines = "\n  ".join(differences)
+        raise InputError(f"{what} was started with other settings:\n  {lines}\n{advice}")

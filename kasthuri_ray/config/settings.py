@@ -378,6 +378,11 @@ class Settings(SettingsSection):
             return origin.partition("=")[0]
         return f"{key} of {origin}" if origin not in ("", "{...}") else key  # {...}: the content of a file
 
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the foreground classes of the network."""
+        return self.task.class_names(self.network.classes)
+
     def training_record(self) -> dict[str, Any]:
         """Return the settings of a training as JSON values, without secrets."""
         return self.model_dump(mode="json", exclude={"segment", "tune"})

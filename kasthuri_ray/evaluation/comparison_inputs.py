@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,12 +26,14 @@ from kasthuri_ray.evaluation.provenance import (
     read_provenance,
     unfinished_warning,
 )
-from kasthuri_ray.geometry import Box, Zyx, parse_box, per_axis
+from kasthuri_ray.geometry import Box, Nm, Zyx, parse_box, per_axis
 from kasthuri_ray.labels import LabelRule
 from kasthuri_ray.metrics.object_settings import ObjectSettings
-from kasthuri_ray.volumes.alignment import align_volumes
+from kasthuri_ray.volumes.alignment import Alignment, align_volumes
 from kasthuri_ray.volumes.background_labels import find_background, merged_classes_note
+from kasthuri_ray.volumes.learnt_from import LearntPart
 from kasthuri_ray.volumes.opening import VolumeOpener
+from kasthuri_ray.volumes.place import Place
 from kasthuri_ray.volumes.resampled_volume import Resampling, resample_image
 from kasthuri_ray.volumes.volume import Volume
 from kasthuri_ray.volumes.voxel_grid import has_same_voxel_size
@@ -71,6 +73,51 @@ def prepare_comparison(settings: EvaluateSettings, task_changes: Mapping[str, An
     """
     notes: list[str] = []
     opener = VolumeOpener(settings.boss, settings.cache, settings.cache_size)
+    opened = _open_volumes(settings, task_changes, opener, notes)
+    aligned = _align_predictions(opened, opener, settings.resample, notes)
+    rule, annotation = opened.rule, aligned.annotation
+    box = _choose_box(settings.box, annotation, aligned.overlap, notes.append)
+    if warning := unfinished_warning(settings.prediction):
+        notes.append(warning)
+    labels = _find_label_rule(rule, annotation, box, notes)
+    instances = _open_instances(settings, opener, annotation, rule, box, notes)
+    object_ids = _open_aligned_object_ids(settings.prediction, opened, aligned, opener, notes)
+    comparison = Comparison(
+        predictions=aligned.predictions,
+        annotation=annotation,
+        box=box,
+        object_settings=_choose_object_settings(opened, has_ids=object_ids is not None),
+        thresholds=_choose_thresholds(settings.threshold, opened),
+        labels=labels,
+        instances=instances,
+        no_instance=() if instances is None else _find_no_instance(instances, box, notes),
+        class_names=rule.class_names,
+        is_complete=bool(opened.provenance),
+        learnt=aligned.learnt.within(box),
+        centroid_radius_nm=settings.centroid_radius_nm,
+        object_ids=object_ids,
+    )
+    image = None if opened.image is None else _align_image(opened.image, comparison, aligned.grid, notes)
+    notes += [note for note in opener.notes if note not in notes]
+    return ComparisonInputs(comparison, rule, opened.provenance, image, tuple(notes))
+
+
+@dataclass(frozen=True)
+class _OpenedVolumes:
+    """A prediction, its annotation and the image that was segmented, each on its own voxels."""
+
+    predictions: tuple[Volume, ...]  # one for each foreground class
+    annotation: Volume
+    image: Volume | None
+    rule: AnnotationRule
+    provenance: Mapping[str, Any]
+    factors: Nm  # see `level_factors`
+    start: Zyx | None  # see `prediction_start`
+
+
+def _open_volumes(
+    settings: EvaluateSettings, task_changes: Mapping[str, Any] | None, opener: VolumeOpener, notes: list[str]
+) -> _OpenedVolumes:
     provenance = read_provenance(settings.prediction)
     num_classes = int(provenance.get("network", {}).get("classes", 2))
     predictions = open_predictions(settings.prediction, opener, num_classes)
@@ -80,64 +127,15 @@ def prepare_comparison(settings: EvaluateSettings, task_changes: Mapping[str, An
             f"{settings.prediction} holds {len(predictions)} class, and the task {rule.name} names "
             f"{len(rule.class_names)}: {', '.join(rule.class_names)}; give a task of one class (--task)"
         )
-    factors = level_factors(provenance, predictions[0])
+    factors = level_factors(provenance, predictions[0])  # by the voxel size that the output states
     size = per_axis(float, settings.voxel_size) if settings.voxel_size else None
     annotation = opener.open(settings.annotation, voxel_size_nm=size, labels=True, name="--annotation")
     if size is not None:
         predictions = [replace(each, voxel_size_nm=size) for each in predictions]
     _check_annotation(annotation, rule)
-    prediction = predictions[0]
-    start = prediction_start(provenance, prediction)
+    start = prediction_start(provenance, predictions[0])
     image = _open_image(provenance, rule, annotation, opener, notes)
-    place = prediction_place(provenance, prediction, image)
-    predictions = [replace(each, place=place) for each in predictions]
-    if not has_same_voxel_size(annotation, prediction):
-        start = None  # with --resample they are aligned by their places
-    align = partial(align_volumes, open_mip=opener.open, resample="mean" if settings.resample else None)
-    each_aligned = [align_prediction(annotation, each, start, image, align) for each in predictions]
-    aligned = each_aligned[0]
-    learnt = read_learnt_part(provenance, factors, predictions[0], aligned.moving)
-    annotation, prediction = aligned.fixed, aligned.moving
-    notes += aligned.notes
-    if annotation.voxel_size_nm is None:
-        notes.append(
-            f"Neither {prediction.uri} nor {annotation.uri} states its voxel size: voxels are compared by their index."
-        )
-    box = _choose_box(settings.box, annotation, aligned.overlap, notes.append)
-    if warning := unfinished_warning(settings.prediction):
-        notes.append(warning)
-    labels, found = find_background(rule.labels, [(annotation, [box])])
-    notes += [*found, *filter(None, [merged_classes_note(labels, (annotation, [box]))])]
-    instances = _open_instances(settings, opener, annotation, rule, box, notes)
-    known = (settings.threshold, provenance.get("threshold"), defaults.THRESHOLD)
-    object_settings = ObjectSettings.from_plain(provenance.get("objects"))
-    object_ids = open_object_ids(settings.prediction, provenance, prediction, opener)
-    if object_ids is not None:
-        placed = replace(object_ids, place=place, voxel_size_nm=predictions[0].voxel_size_nm)
-        object_ids = align_prediction(annotation, placed, start, image, align).moving
-        recorded = class_thresholds(provenance["threshold"], rule.class_names)
-        object_settings = object_settings or ObjectSettings.of_thresholds(recorded)
-        notes.append(f"Objects are those of the label image {object_ids.uri}, whatever the threshold.")
-    thresholds = tuple(class_thresholds(next(value for value in known if value is not None), rule.class_names))
-    comparison = Comparison(
-        predictions=tuple(each.moving for each in each_aligned),
-        annotation=annotation,
-        box=box,
-        thresholds=thresholds,
-        labels=labels,
-        instances=instances,
-        no_instance=() if instances is None else _find_no_instance(instances, box, notes),
-        class_names=rule.class_names,
-        is_complete=bool(provenance),
-        learnt=learnt.within(box),
-        centroid_radius_nm=settings.centroid_radius_nm,
-        object_settings=object_settings,
-        object_ids=object_ids,
-    )
-    if image is not None:
-        image = _align_image(image, comparison, start, notes, align)
-    notes += [note for note in opener.notes if note not in notes]
-    return ComparisonInputs(comparison, rule, provenance, image, tuple(notes))
+    return _OpenedVolumes(tuple(predictions), annotation, image, rule, provenance, factors, start)
 
 
 def _check_annotation(annotation: Volume, rule: AnnotationRule) -> None:
@@ -147,6 +145,60 @@ def _check_annotation(annotation: Volume, rule: AnnotationRule) -> None:
             f"{annotation.uri} holds {annotation.dtype}; an annotation holds integers, or the task {rule.name} sets "
             "`threshold` to true, to take the voxels above its `threshold_value`"
         )
+
+
+@dataclass(frozen=True)
+class _PredictionGrid:
+    """The voxels of the prediction, and how what lies on them comes onto the voxels of the annotation."""
+
+    place: Place | None
+    voxel_size_nm: Nm | None
+    start: Zyx | None  # None also if voxel sizes differ: with --resample they are aligned by their places
+    image: Volume | None
+    align: Align
+
+    @classmethod
+    def of(cls, opened: _OpenedVolumes, opener: VolumeOpener, resample: bool) -> _PredictionGrid:
+        prediction = opened.predictions[0]
+        return cls(
+            place=prediction_place(opened.provenance, prediction, opened.image),
+            voxel_size_nm=prediction.voxel_size_nm,
+            start=opened.start if has_same_voxel_size(opened.annotation, prediction) else None,
+            image=opened.image,
+            align=partial(align_volumes, open_mip=opener.open, resample="mean" if resample else None),
+        )
+
+    def align_with(self, annotation: Volume, volume: Volume) -> Alignment:
+        """Return a volume on these voxels, aligned with the annotation."""
+        placed = replace(volume, place=self.place, voxel_size_nm=self.voxel_size_nm)
+        return align_prediction(annotation, placed, self.start, self.image, self.align)
+
+
+@dataclass(frozen=True)
+class _AlignedVolumes:
+    """A prediction and its annotation on the voxels of the annotation."""
+
+    predictions: tuple[Volume, ...]
+    annotation: Volume
+    overlap: Box
+    learnt: LearntPart
+    grid: _PredictionGrid
+
+
+def _align_predictions(
+    opened: _OpenedVolumes, opener: VolumeOpener, resample: bool, notes: list[str]
+) -> _AlignedVolumes:
+    grid = _PredictionGrid.of(opened, opener, resample)
+    alignments = [grid.align_with(opened.annotation, each) for each in opened.predictions]
+    first = alignments[0]
+    prediction, annotation = first.moving, first.fixed
+    learnt = read_learnt_part(opened.provenance, opened.factors, opened.predictions[0], prediction)
+    notes += first.notes
+    if annotation.voxel_size_nm is None:
+        notes.append(
+            f"Neither {prediction.uri} nor {annotation.uri} states its voxel size: voxels are compared by their index."
+        )
+    return _AlignedVolumes(tuple(each.moving for each in alignments), annotation, first.overlap, learnt, grid)
 
 
 def _choose_box(text: str | None, annotation: Volume, overlap: Box, add_note: AddNote) -> Box:
@@ -162,6 +214,13 @@ def _choose_box(text: str | None, annotation: Volume, overlap: Box, add_note: Ad
     if box != requested:
         add_note(f"The prediction covers only {box} of the box {requested}: only that part is compared.")
     return box
+
+
+def _find_label_rule(rule: AnnotationRule, annotation: Volume, box: Box, notes: list[str]) -> LabelRule:
+    """Return what the annotation's labels mean, with the background labels that its voxels show."""
+    labels, found = find_background(rule.labels, [(annotation, [box])])
+    notes += [*found, *filter(None, [merged_classes_note(labels, (annotation, [box]))])]
+    return labels
 
 
 def _open_instances(
@@ -201,6 +260,38 @@ def _find_no_instance(instances: Volume, box: Box, notes: list[str]) -> tuple[in
     return (*(rule.background or ()), *rule.ignored_labels(instances.dtype))
 
 
+def _open_aligned_object_ids(
+    prediction: str,
+    opened: _OpenedVolumes,
+    aligned: _AlignedVolumes,
+    opener: VolumeOpener,
+    notes: list[str],
+) -> Volume | None:
+    """Return the label image of the prediction's objects on the voxels of the annotation; None without one."""
+    object_ids = open_object_ids(prediction, opened.provenance, aligned.predictions[0], opener)
+    if object_ids is None:
+        return None
+    object_ids = aligned.grid.align_with(aligned.annotation, object_ids).moving
+    notes.append(f"Objects are those of the label image {object_ids.uri}, whatever the threshold.")
+    return object_ids
+
+
+def _choose_object_settings(opened: _OpenedVolumes, *, has_ids: bool) -> ObjectSettings | None:
+    """Return the recorded settings; for the label image of an output without some, those of its thresholds."""
+    provenance = opened.provenance
+    recorded = ObjectSettings.from_plain(provenance.get("objects"))
+    if not has_ids:
+        return recorded
+    thresholds = class_thresholds(provenance["threshold"], opened.rule.class_names)
+    return recorded or ObjectSettings.of_thresholds(thresholds)
+
+
+def _choose_thresholds(given: float | Sequence[float] | None, opened: _OpenedVolumes) -> tuple[float, ...]:
+    """Return the thresholds that are given, else the recorded ones, else the default."""
+    known = (given, opened.provenance.get("threshold"), defaults.THRESHOLD)
+    return tuple(class_thresholds(next(value for value in known if value is not None), opened.rule.class_names))
+
+
 def _open_image(
     provenance: Mapping[str, Any], rule: AnnotationRule, annotation: Volume, opener: VolumeOpener, notes: list[str]
 ) -> Volume | None:
@@ -218,13 +309,12 @@ def _open_image(
         return None
 
 
-def _align_image(
-    image: Volume, comparison: Comparison, start: Zyx | None, notes: list[str], align: Align
-) -> Volume | None:
+def _align_image(image: Volume, comparison: Comparison, grid: _PredictionGrid, notes: list[str]) -> Volume | None:
     """Return the image on the voxels of the annotation; None with a note if it cannot be aligned."""
     try:
+        start = grid.start
         shift = None if start is None else per_axis(operator.sub, comparison.prediction.bounds.start, start)
-        return align(comparison.annotation, image, shift=shift).moving
+        return grid.align(comparison.annotation, image, shift=shift).moving
     except InputError as error:
         notes.append(f"The image is not shown: {error}")
         return None

@@ -14,7 +14,6 @@ For the labels of the voxels that count, the scores equal `skimage.metrics.adapt
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import cc3d
@@ -153,14 +152,6 @@ class CellSums:
             joined = merge_label_pairs((instance, roots[node], voxels) for instance, node, voxels in section)
             self._sums += PartitionSums.from_pairs(joined)
         self._union, self._pairs = UnionFind(), []
-
-
-def sum_cells(blocks: Iterable[CellBlock]) -> PartitionSums:
-    """Return the sums of all blocks, which come in the order of `Box.cells`."""
-    sums = CellSums()
-    for block in blocks:
-        sums.add(block)
-    return sums.total()
 
 
 def _segment_sizes(labels: np.ndarray, voxels: np.ndarray) -> np.ndarray:

@@ -115,27 +115,3 @@ def _matchable(graph: csr_array, order: np.ndarray) -> np.ndarray:
             row_of[free] = at
             column_of[at], free = free, column_of[at]
     return np.flatnonzero(np.array(column_of) != FREE)
-
-
-def match_scores(true_positives: int, num_true: int, num_predicted: int) -> dict[str, float | int]:
-    """Return the scores of a one-to-one matching.
-
-    Parameters
-    ----------
-    true_positives : int
-        Pairs.
-    num_true, num_predicted : int
-        Objects.
-
-    Returns
-    -------
-    dict
-        `precision`, `recall`, `f1` and `true_positives`. A score is 0 if there are no objects to divide by.
-    """
-    both = num_true + num_predicted
-    return {
-        "precision": true_positives / num_predicted if num_predicted else 0.0,
-        "recall": true_positives / num_true if num_true else 0.0,
-        "f1": 2 * true_positives / both if both else 0.0,
-        "true_positives": true_positives,
-    }

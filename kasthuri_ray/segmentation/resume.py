@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
-from kasthuri_ray.config.differences import fill_defaults, fill_record_defaults, record_differences
+from kasthuri_ray.config.differences import fill_defaults, fill_record_defaults, record_differences, refuse_differences
 from kasthuri_ray.config.settings import SegmentSettings
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.inference.inference_settings import InferenceSettings
@@ -66,12 +66,8 @@ def check_same_settings(record: dict[str, Any] | None, job: SegmentationJob) -> 
     if record is None or object_changes(record, job):
         return
     differences = record_differences(_complete_record(record, job), job.record)
-    if differences:
-        lines = "\n  ".join(differences)
-        raise InputError(
-            f"{job.output} was started with other settings:\n  {lines}\nGive another --output, or the same settings; "
-            "--overwrite starts over"
-        )
+    advice = "Give another --output, or the same settings; --overwrite starts over"
+    refuse_differences(job.output, differences, advice)
 
 
 def object_changes(record: dict[str, Any] | None, job: SegmentationJob) -> list[str]:

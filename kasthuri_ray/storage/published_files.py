@@ -6,6 +6,7 @@ volumes and outputs may be.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import xml.etree.ElementTree as ElementTree
@@ -15,6 +16,7 @@ import requests
 
 from kasthuri_ray.errors import InputError, InputNotFound
 from kasthuri_ray.storage.local_paths import user_cache_folder
+from kasthuri_ray.storage.local_storage import LocalStorage
 from kasthuri_ray.storage.uris import expand_home
 
 SCHEME = "kasthuri://"
@@ -203,14 +205,10 @@ def _changed_text(path: str, cached: Path) -> str:
 
 def _write_cached(cached: Path, data: bytes) -> None:
     """Keep the weights and their checksum; without a place to write they are downloaded each time."""
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        for file, content in ((cached, data), (_checksum_file(cached), f"{_checksum(data)}\n".encode())):
-            temporary = file.with_name(f"{file.name}.{os.getpid()}.part")
-            temporary.write_bytes(content)
-            os.replace(temporary, file)
-    except OSError:
-        return
+    storage = LocalStorage(str(cached.parent))
+    with contextlib.suppress(OSError):
+        storage.write_bytes(cached.name, data)
+        storage.write_bytes(_checksum_file(cached).name, f"{_checksum(data)}\n".encode())
 
 
 def _reason(error: Exception) -> str:

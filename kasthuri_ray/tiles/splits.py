@@ -99,7 +99,7 @@ def open_task_tiles(settings: Settings, add_note: Callable[[str], None], *, is_n
     with named_input(name, annotation.uri if annotation else ""):
         census, labelled = take_census(sources["train"], task.tile, settings.network.seed, settings.network.classes)
         train = _train_tiles(sources["train"], settings, census, labelled if skips_unlabelled else None)
-        notes = _census_notes(census, train, task.class_names(settings.network.classes))
+        notes = _census_notes(census, train, settings.class_names)
     for note in notes:
         add_note(note)
     if not any(source.annotation for source in sources["test"]):

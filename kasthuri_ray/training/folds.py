@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kasthuri_ray.config.differences import setting_differences
+from kasthuri_ray.config.differences import refuse_differences, setting_differences
 from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.config.task import RANGES, SPLITS, SplitBoxes
 from kasthuri_ray.errors import AlreadyFinished, InputError, WorkFailed, missing_is_bad_input
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.progress import Reporter
-from kasthuri_ray.ray_cluster.connection import connect_ray
 from kasthuri_ray.ray_cluster.driver import exit_on_sigterm
-from kasthuri_ray.ray_cluster.output_paths import check_shared_path, check_writable_path
+from kasthuri_ray.ray_cluster.output_paths import check_shared_path
 from kasthuri_ray.reports.folds_page import FoldRow, FoldsReport, folds_page
 from kasthuri_ray.storage.folder import open_storage
 from kasthuri_ray.storage.lease import Lease
@@ -27,7 +26,6 @@ from kasthuri_ray.training.begun_recipe import keep_begun_recipe
 from kasthuri_ray.training.preflight import (
     absolute_volume_paths,
     check_run_location,
-    default_run_name,
     prepare_training,
     run_path,
 )
@@ -40,7 +38,7 @@ from kasthuri_ray.training.split_results import (
     pool_results,
     pooled_metrics,
 )
-from kasthuri_ray.training.train import TrainResult, train
+from kasthuri_ray.training.train import TrainResult, connect_and_place_run, train
 
 
 def region_of_task(settings: Settings) -> Box:
@@ -149,10 +147,7 @@ def train_folds(settings: Settings, reporter: Reporter, resume_command: Callable
         prepare_training(fold, is_new=True)  # refuses what does not fit before anything starts
     if settings.train.name is not None:
         _check_same_folds(RunFolder(open_storage(run_path(settings, settings.train.name))), settings)
-    cluster = connect_ray(reporter, settings.train.verbose)
-    name = settings.train.name or default_run_name(settings)
-    path = run_path(settings, name, cluster)
-    check_writable_path(path)
+    cluster, name, path = connect_and_place_run(settings, reporter)
     check_shared_path(path, cluster)
     folder, command = RunFolder(open_storage(path)), resume_command(name)
     _check_same_folds(folder, settings)
@@ -182,12 +177,7 @@ def _check_same_folds(folder: RunFolder, settings: Settings) -> None:
     differences = setting_differences(before, settings.training_record())
     is_extension = settings.network.epochs > before["network"]["epochs"]
     others = [line for line in differences if not (is_extension and line.startswith("network.epochs:"))]
-    if others:
-        lines = "\n  ".join(others)
-        raise InputError(
-            f"{folder.storage.name} was started with other settings:\n  {lines}\nGive another --name, or the earlier "
-            "settings."
-        )
+    refuse_differences(folder.storage.name, others)
 
 
 def _train_fold(fold: Settings, reporter: Reporter, command: str) -> bool:
@@ -204,18 +194,31 @@ def _train_fold(fold: Settings, reporter: Reporter, command: str) -> bool:
 def _write_pooled(folder: RunFolder, settings: Settings, folds: Sequence[Settings], reporter: Reporter) -> None:
     """Write metrics.json and the page of all folds together."""
     runs = [RunFolder(folder.storage.child(str(fold.train.name))) for fold in folds]
-    parts, augmented = [_read_results(run) for run in runs], _read_augmented(runs)
+    pooled, augmented = pool_results([_read_results(run) for run in runs]), _pool_augmented(runs)
     metrics = [run.read_metrics() or {} for run in runs]
-    names = settings.task.class_names(settings.network.classes)
-    pooled = pool_results(parts)
     rows = [
         FoldRow(str(fold.train.name), fold.task.regions("test")[0].box_text(), each["test"])
         for fold, each in zip(folds, metrics, strict=True)
     ]
-    test = pooled_metrics(pooled, names)
-    content: dict[str, Any] = {
-        "test": test,
-        "test_tta": None if augmented is None else pooled_metrics(pool_results(augmented), names),
+    content = _pooled_content(settings.class_names, pooled, augmented, rows, metrics)
+    folder.write("index.html", folds_page(_make_report(folder, settings, pooled, rows, content)))
+    for row in rows:
+        reporter.print_line(f"{row.name}: {_describe_scores(row.metrics)}")
+    reporter.print_line(f"pooled over {len(rows)} folds: {_describe_scores(content['test'])}")
+    folder.write_metrics(content)  # the last file: it marks the folds as finished
+
+
+def _pooled_content(
+    names: Sequence[str],
+    pooled: SplitResults,
+    augmented: SplitResults | None,
+    rows: Sequence[FoldRow],
+    metrics: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return the content of metrics.json; `metrics` is that of each fold."""
+    return {
+        "test": pooled_metrics(pooled, names),
+        "test_tta": None if augmented is None else pooled_metrics(augmented, names),
         "folds": [{"name": row.name, "box": row.box, **_fold_scores(row.metrics)} for row in rows],
         "warnings": [
             f"{row.name}: {text}" for row, each in zip(rows, metrics, strict=True) for text in each["warnings"]
@@ -223,7 +226,13 @@ def _write_pooled(folder: RunFolder, settings: Settings, folds: Sequence[Setting
         "epochs": min(each["epochs"] for each in metrics),
         "seconds": sum(each["seconds"] for each in metrics),
     }
-    report = FoldsReport(
+
+
+def _make_report(
+    folder: RunFolder, settings: Settings, pooled: SplitResults, rows: Sequence[FoldRow], content: Mapping[str, Any]
+) -> FoldsReport:
+    names = settings.class_names
+    return FoldsReport(
         name=folder.storage.name,
         task_type=settings.task.task_type,
         network=settings.network.outweightfilename,
@@ -235,11 +244,6 @@ def _write_pooled(folder: RunFolder, settings: Settings, folds: Sequence[Setting
         settings=settings.training_record(),
         view_flags=["--run", f"{folder.storage.path}/{rows[0].name}"],
     )
-    folder.write("index.html", folds_page(report))
-    for row in rows:
-        reporter.print_line(f"{row.name}: {_describe_scores(row.metrics)}")
-    reporter.print_line(f"pooled over {len(rows)} folds: {_describe_scores(test)}")
-    folder.write_metrics(content)  # the last file: it marks the folds as finished
 
 
 def _read_results(run: RunFolder) -> SplitResults:
@@ -252,11 +256,11 @@ def _read_results(run: RunFolder) -> SplitResults:
         ) from None
 
 
-def _read_augmented(runs: Sequence[RunFolder]) -> list[SplitResults] | None:
+def _pool_augmented(runs: Sequence[RunFolder]) -> SplitResults | None:
     """Return what the tests with test-time augmentation found; None if a fold has none, see `train.test_tta`."""
     if not all(run.storage.exists(AUGMENTED_FILE) for run in runs):
         return None
-    return [SplitResults.from_bytes(run.storage.read_bytes(AUGMENTED_FILE)) for run in runs]
+    return pool_results([SplitResults.from_bytes(run.storage.read_bytes(AUGMENTED_FILE)) for run in runs])
 
 
 def _fold_scores(test: Mapping[str, Any]) -> dict[str, Any]:

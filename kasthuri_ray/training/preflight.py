@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kasthuri_ray import process_resources
-from kasthuri_ray.config.differences import setting_differences
+from kasthuri_ray import hardware, process_resources
+from kasthuri_ray.config.differences import refuse_differences, setting_differences
 from kasthuri_ray.config.network import NetworkSettings
 from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.config.task import SPLITS
@@ -138,7 +138,7 @@ def prepare_training(settings: Settings, *, is_new: bool | None = None) -> Prepa
     history = read_learning_history(folder, tiles, settings.train.weights, checkpoint)
     notes += history.notes()
     weights = None if checkpoint is None else checkpoint.weights
-    num_parameters = sum(parameter.numel() for parameter in network.parameters())
+    num_parameters = hardware.count_parameters(network)
     return PreparedTraining(settings, tiles, weights, num_parameters, history, tuple(notes))
 
 
@@ -348,11 +348,8 @@ def check_run_resumable(folder: RunFolder, settings: Settings) -> None:
     ended = early or (metrics is not None and metrics["epochs"] >= epochs)  # False for an interrupted extension
     more_epochs = settings.network.epochs > epochs
     extended = ended and more_epochs and [line.split(":")[0] for line in differences] == ["network.epochs"]
-    if differences and not extended:
-        lines = "\n  ".join(differences)
-        raise InputError(
-            f"the run {name} was started with other settings:\n  {lines}\nGive another --name, or the earlier settings."
-        )
+    if not extended:
+        refuse_differences(f"the run {name}", differences)
     if metrics and early:
         text = (
             f"the run {name} is finished: it stopped early after {format_count(metrics['epochs'], 'epoch')}, because "
@@ -375,7 +372,7 @@ def _check_fits_memory(network: NetworkSettings, blocks: int) -> None:
     """
     with torch.device("meta"):  # shapes only
         built = build_network(network.model_dump())
-    num_parameters = sum(parameter.numel() for parameter in built.parameters())
+    num_parameters = hardware.count_parameters(built)
     # Weights, gradients, two values of the optimizer, and the averaged weights.
     copies = 1 if os.environ.get("RAY_ADDRESS") else 4 + bool(network.ema)
     needed, available = FLOAT_BYTES * num_parameters * copies, process_resources.total_memory_bytes()

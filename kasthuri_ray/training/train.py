@@ -94,10 +94,7 @@ def train(settings: Settings, reporter: Reporter, resume_command: Callable[[str]
     check_run_location(settings)
     prepared = prepare_training(settings)
     _check_without_cluster(prepared.settings)
-    cluster = connect_ray(reporter, settings.train.verbose)
-    name = settings.train.name or default_run_name(settings)
-    path = run_path(settings, name, cluster)
-    check_writable_path(path)
+    cluster, name, path = connect_and_place_run(settings, reporter)
     folder = RunFolder(open_storage(path))
     settings, workers = plan_workers(
         prepared.settings, uses_gpus(settings, cluster), cluster.gpus, folder.read_batch_size()
@@ -114,6 +111,15 @@ def train(settings: Settings, reporter: Reporter, resume_command: Callable[[str]
     _train_under_lease(prepared.make_job(settings, path, more_epochs), workers, reporter, command)
     reporter.print_result(path)
     return TrainResult.read(path)
+
+
+def connect_and_place_run(settings: Settings, reporter: Reporter) -> tuple[ClusterResources, str, str]:
+    """Connect to Ray; return the cluster, and the name and the path of the run, which can be written to."""
+    cluster = connect_ray(reporter, settings.train.verbose)
+    name = settings.train.name or default_run_name(settings)
+    path = run_path(settings, name, cluster)
+    check_writable_path(path)
+    return cluster, name, path
 
 
 def command_with_epochs(command: str, num_epochs: int) -> str:

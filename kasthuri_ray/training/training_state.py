@@ -45,6 +45,13 @@ class TrainingProgress:
         """Validation loss of each finished epoch."""
         return [row["val.loss"] for row in self.history]
 
+    @property
+    def thresholds(self) -> list[float]:
+        """Threshold of each foreground class at the best epoch."""
+        assert self.best is not None
+        threshold = self.best["threshold"]
+        return threshold if isinstance(threshold, list) else [threshold]
+
     def add_blank_chunks(self, chunks: Iterable[str]) -> None:
         """Add image chunks that hold only zeros."""
         self.blank_chunks = sorted({*self.blank_chunks, *chunks})

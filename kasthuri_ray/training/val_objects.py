@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from kasthuri_ray.metrics.object_comparison import ObjectComparison
 from kasthuri_ray.metrics.object_search import BoxObjects, judge_objects, search_extents, search_object_settings
 from kasthuri_ray.metrics.object_settings import ObjectSettings
 from kasthuri_ray.tiles.sampling import GridTiles, TileSource
-from kasthuri_ray.tiles.streaming import TileStream, plan_grid_tiles
 from kasthuri_ray.training.annotated_objects import whole_object_sizes
+from kasthuri_ray.training.grid_stream import open_grid_stream
 from kasthuri_ray.training.learner import Learner
 from kasthuri_ray.training.process_group import gather_over_ranks
 from kasthuri_ray.training.tested_objects import (
@@ -45,7 +46,7 @@ def choose_object_settings(
     packed: PackedTiles,
     train: Sequence[TileSource],
     class_names: Sequence[str],
-    numbers: Sequence[int],
+    class_numbers: Sequence[int],
     thresholds: Sequence[float],
 ) -> ObjectChoice:
     """Choose how objects are found with a network.
@@ -60,7 +61,7 @@ def choose_object_settings(
         The training boxes.
     class_names : sequence of str
         Names of the foreground classes.
-    numbers : sequence of int
+    class_numbers : sequence of int
         Classes that have objects.
     thresholds : sequence of float
         Threshold of the voxels of each foreground class.
@@ -72,34 +73,61 @@ def choose_object_settings(
         threshold, and the smallest size is half of the 5th percentile of the sizes of whole objects of train.
     """
     size = val.sources[0].image.voxel_size_nm
+    chosen = {each: _choose_for_class(val, packed, train, each, thresholds) for each in class_numbers}
     settings = ObjectSettings.of_thresholds(thresholds)
-    num_annotated = dict[int, int]()
-    for number in numbers:
-        boxes = _candidates(val, packed, number, thresholds)
-        index, threshold = number - 1, thresholds[number - 1]
-        num_true = sum(len(each.joined.true) for each in boxes[threshold])
-        found = search_object_settings(boxes, threshold) if num_true >= MIN_OBJECTS else None
-        if found is None:
-            sizes = whole_object_sizes(train, number)
-            num_annotated[number] = len(sizes)
-            smallest = MIN_SIZE_SHARE * float(np.percentile(sizes, MIN_SIZE_PERCENTILE)) if len(sizes) else 0.0
-            settings = _with_class(settings, index, threshold, threshold, smallest)
-        else:
-            settings = _with_class(settings, index, found.seed, found.extent, found.min_voxels)
+    for class_number, of_class in chosen.items():
+        settings = _with_class(settings, class_number, of_class.seed, of_class.extent, of_class.min_voxels)
     if size is not None:
         sizes_nm3 = tuple(voxels * math.prod(size) for voxels in settings.min_size)
         settings = replace(settings, min_size=sizes_nm3, is_nm3=True)
-    joined = compare_tile_objects(val, packed, numbers, settings)
+    by_name = {class_names[class_number - 1]: class_number for class_number in class_numbers}
+    return ObjectChoice(settings, _judge_choice(val, packed, settings, chosen, by_name), by_name, size)
+
+
+@dataclass(frozen=True)
+class _ClassSettings:
+    """The settings of one class, and on what they rest, see `ClassChoice`."""
+
+    seed: float
+    extent: float
+    min_voxels: float
+    source: str
+    num_annotated: int = 0
+
+
+def _choose_for_class(
+    val: GridTiles, packed: PackedTiles, train: Sequence[TileSource], class_number: int, thresholds: Sequence[float]
+) -> _ClassSettings:
+    """Return the best settings of a class on val, or if it holds few objects, those that follow from train."""
+    threshold = thresholds[class_number - 1]
+    boxes = _candidates(val, packed, class_number, thresholds)
+    num_true = sum(len(each.joined.true) for each in boxes[threshold])
+    found = search_object_settings(boxes, threshold) if num_true >= MIN_OBJECTS else None
+    if found is not None:
+        return _ClassSettings(found.seed, found.extent, found.min_voxels, "val")
+    sizes = whole_object_sizes(train, class_number)
+    if not len(sizes):
+        return _ClassSettings(threshold, threshold, 0.0, "threshold")
+    smallest = MIN_SIZE_SHARE * float(np.percentile(sizes, MIN_SIZE_PERCENTILE))
+    return _ClassSettings(threshold, threshold, smallest, "annotation", len(sizes))
+
+
+def _judge_choice(
+    val: GridTiles,
+    packed: PackedTiles,
+    settings: ObjectSettings,
+    chosen: Mapping[int, _ClassSettings],
+    by_name: Mapping[str, int],
+) -> dict[str, ClassChoice]:
+    """Return what the settings of each class rest on, and how right the objects are that they find in val."""
+    joined = compare_tile_objects(val, packed, list(chosen), settings)
     classes = {}
-    for number in numbers:
-        of_class = [each.of_class(number) for each in joined]
-        scores, verdicts = judge_objects(of_class)
-        source = "threshold" if num_annotated.get(number) == 0 else "annotation" if number in num_annotated else "val"
-        classes[class_names[number - 1]] = ClassChoice(
-            source, sum(len(each.true) for each in of_class), num_annotated.get(number, 0), scores, verdicts
-        )
-    by_name = {class_names[number - 1]: number for number in numbers}
-    return ObjectChoice(settings, classes, by_name, size)
+    for name, class_number in by_name.items():
+        boxes, of_class = [each.of_class(class_number) for each in joined], chosen[class_number]
+        scores, verdicts = judge_objects(boxes)
+        num_true = sum(len(each.true) for each in boxes)
+        classes[name] = ClassChoice(of_class.source, num_true, of_class.num_annotated, scores, verdicts)
+    return classes
 
 
 def predict_val_objects(
@@ -128,8 +156,6 @@ def predict_val_objects(
     tiles = job.tiles.val
     if tested.tiles is tiles:
         return tested.packed
-    batch_size = max(1, job.settings.network.batch // context.world_size)
-    stream = TileStream(iter([plan_grid_tiles(tiles, batch_size, context.rank, context.world_size)]))
     packed: dict[int, bytes] = {}
 
     def pack(batch: Any, logits: Tensor, labels: Tensor) -> None:
@@ -138,10 +164,8 @@ def predict_val_objects(
             lowest = min(LOWEST_KEPT, *thresholds)
             packed[int(number)] = pack_tile(probability, truth, tiles.address(int(number)), lowest)
 
-    try:
+    with closing(open_grid_stream(tiles, job, context)) as stream:
         learner.evaluate(stream.batches(), pack)
-    finally:
-        stream.close()
     return {number: data for each in gather_over_ranks(packed) for number, data in each.items()}
 
 
@@ -173,11 +197,13 @@ def choice_reason(choice: ClassChoice) -> str:
     return f"{few}, and the training boxes hold no whole object, so there is no smallest size"
 
 
-def _with_class(settings: ObjectSettings, index: int, seed: float, extent: float, min_voxels: float) -> ObjectSettings:
+def _with_class(
+    settings: ObjectSettings, class_number: int, seed: float, extent: float, min_voxels: float
+) -> ObjectSettings:
     """Return settings with other values for one class."""
 
     def changed(values: tuple[float, ...], new: float) -> tuple[float, ...]:
-        return (*values[:index], new, *values[index + 1 :])
+        return (*values[: class_number - 1], new, *values[class_number:])
 
     return replace(
         settings,
@@ -188,18 +214,18 @@ def _with_class(settings: ObjectSettings, index: int, seed: float, extent: float
 
 
 def _candidates(
-    val: GridTiles, packed: PackedTiles, number: int, thresholds: Sequence[float]
+    val: GridTiles, packed: PackedTiles, class_number: int, thresholds: Sequence[float]
 ) -> Mapping[float, list[BoxObjects]]:
     """Return the candidates of a class in each box at every extent; those of other classes are at their threshold."""
     plain = ObjectSettings.of_thresholds(thresholds)
-    threshold = thresholds[number - 1]
-    by_extent = {e: _with_class(plain, number - 1, e, e, 0.0) for e in search_extents(threshold)}
+    extents = search_extents(thresholds[class_number - 1])
+    by_extent = {extent: _with_class(plain, class_number, extent, extent, 0.0) for extent in extents}
     found: dict[float, list[BoxObjects]] = {extent: [] for extent in by_extent}
     for volume in _limited(TileVolume.of_boxes(val, packed, len(thresholds))):
         comparisons = {extent: ObjectComparison() for extent in by_extent}
         for voxels in volume.blocks(plain):  # decompressed once for all extents
             for extent, settings in by_extent.items():
-                add_block(comparisons[extent], settings, [number], volume.box, voxels)
+                add_block(comparisons[extent], settings, [class_number], volume.box, voxels)
         for extent, comparison in comparisons.items():
             found[extent].append(BoxObjects(comparison.joined(), volume.box))
     return found

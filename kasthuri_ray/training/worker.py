@@ -24,10 +24,10 @@ from kasthuri_ray.models.checkpoints import Checkpoint
 from kasthuri_ray.models.unet import build_network, load_weights
 from kasthuri_ray.module_path import import_in_background
 from kasthuri_ray.storage.folder import open_storage
-from kasthuri_ray.tiles.sampling import GridTiles
-from kasthuri_ray.tiles.streaming import TilePlan, TileStream, plan_grid_tiles, plan_training_tiles
+from kasthuri_ray.tiles.streaming import TilePlan, TileStream, plan_training_tiles
 from kasthuri_ray.training.annotated_objects import count_annotated_objects
 from kasthuri_ray.training.compute_plan import ComputePlan, check_resumed_plan, choose_compute_plan
+from kasthuri_ray.training.grid_stream import open_grid_stream
 from kasthuri_ray.training.learner import Learner, StepProgress
 from kasthuri_ray.training.optimizer import should_stop_early
 from kasthuri_ray.training.process_group import gather_over_ranks
@@ -76,7 +76,7 @@ def train_worker(job: TrainingJob, context: WorkerContext) -> None:
     if context.rank == 0:
         import_in_background("kasthuri_ray.training.run_report")  # with its figures, while the first tiles are read
     learner = make_learner(job, context, saved)
-    val_stream = _grid_stream(job.tiles.val, job, context, settings.epochs - progress.epoch)
+    val_stream = open_grid_stream(job.tiles.val, job, context, settings.epochs - progress.epoch)
     trackers = Trackers.start(job.settings, job.path, progress.epoch) if context.rank == 0 else None
     try:
         while answer not in (STOP, EVALUATE) and not _is_finished(job, progress):
@@ -101,8 +101,7 @@ def train_worker(job: TrainingJob, context: WorkerContext) -> None:
 
 
 def _count_annotated_objects(job: TrainingJob) -> dict[str, Any] | None:
-    names = job.settings.task.class_names(job.settings.network.classes)
-    counted = count_annotated_objects(job.tiles.train.sources, names)
+    counted = count_annotated_objects(job.tiles.train.sources, job.settings.class_names)
     return None if counted is None else counted.to_plain()
 
 
@@ -170,11 +169,6 @@ def _training_stream(job: TrainingJob, context: WorkerContext, first_epoch: int)
             yield plan_training_tiles(tiles, epoch, network.batch, context.rank, context.world_size)
 
     return TileStream(plans())
-
-
-def _grid_stream(tiles: GridTiles, job: TrainingJob, context: WorkerContext, num_passes: int) -> TileStream:
-    batch_size = max(1, job.settings.network.batch // context.world_size)
-    return TileStream(plan_grid_tiles(tiles, batch_size, context.rank, context.world_size) for _ in range(num_passes))
 
 
 def _early_stop_text(epoch: int, settings: NetworkSettings) -> str:
@@ -253,7 +247,7 @@ def _update_best(progress: TrainingProgress, counts: voxel_counts.VoxelCounts, s
     best_row = progress.history[progress.best["epoch"] - 1] if progress.best else None
     if best_row is None or epoch_sort_key(row, metric) > epoch_sort_key(best_row, metric):
         thresholds, _ = voxel_scores.best_thresholds(counts)
-        val = voxel_scores.split_metrics(counts, thresholds, settings.task.class_names(settings.network.classes))
+        val = voxel_scores.split_metrics(counts, thresholds, settings.class_names)
         progress.best = {
             "epoch": progress.epoch,
             "average_precision": row["val.average_precision"],

@@ -103,7 +103,7 @@ class Leaderboard:
     def best(self, ended: bool = True) -> TrialRecord | None:
         """Return the best trial that did not fail; with `ended`, only among trials that run no more."""
         for trial in self.ranked():
-            if trial.score is not None and trial.state != FAILED and (trial.ended or not ended):
+            if trial.has_result and (trial.ended or not ended):
                 return trial
         return None
 
@@ -141,7 +141,7 @@ def recover_trials(leaderboard: Leaderboard) -> None:
 def delete_trial_weights(leaderboard: Leaderboard, keep: int) -> None:
     """Delete the weights of ended trials, except those of the `keep` best ones and of trials that may resume."""
     ended = [trial for trial in leaderboard.ranked() if trial.ended and trial.state != OUT_OF_TIME]
-    kept = [trial.number for trial in ended if trial.state != FAILED and trial.score is not None][:keep]
+    kept = [trial.number for trial in ended if trial.has_result][:keep]
     for trial in ended:
         if trial.kept and trial.number not in kept:
             _delete_files(leaderboard.folder(trial).storage, WEIGHTS_SUFFIX)

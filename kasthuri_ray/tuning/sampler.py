@@ -15,7 +15,7 @@ import numpy as np
 
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.tuning.search_space import LISTS, SearchDomain, SearchSpace, grid_size
-from kasthuri_ray.tuning.trial_record import FAILED, FINISHED, RUNNING, TrialRecord
+from kasthuri_ray.tuning.trial_record import FINISHED, RUNNING, TrialRecord
 
 MAX_ATTEMPTS = 50  # draws, until one differs from all earlier trials
 MAX_ENUMERATED = 100_000  # combinations of a space that are enumerated to find an untried one
@@ -110,7 +110,7 @@ def setting_importances(space: SearchSpace, trials: Sequence[TrialRecord], highe
     """
     import optuna
 
-    scored = [trial for trial in trials if trial.ended and trial.state != FAILED and trial.score is not None]
+    scored = [trial for trial in trials if trial.ended and trial.has_result]
     if len(scored) < MIN_TRIALS_FOR_IMPORTANCES or not space:
         return {}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -144,7 +144,7 @@ def _make_study(
             entry = {"state": states.RUNNING}
         elif trial.score is not None and (trial.state == FINISHED or all_complete):
             entry = {"state": states.COMPLETE, "value": trial.score}
-        elif trial.score is not None and trial.state != FAILED:
+        elif trial.has_result:
             entry = {"state": states.PRUNED, "intermediate_values": {trial.epochs: trial.score}}
         params = {key: _to_optuna(domain, trial.values[key]) for key, domain in space.items()}
         study.add_trial(optuna.create_trial(params=params, distributions=distributions, **entry))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from kasthuri_ray.tuning.search_space import LISTS, SearchDomain, SearchSpace
-from kasthuri_ray.tuning.trial_record import FAILED, TrialRecord
+from kasthuri_ray.tuning.trial_record import TrialRecord
 
 MIN_TRIALS = 4  # with fewer there is nothing to compare
 MANY_TRIALS = 20  # from these on an effect that is not seen is small
@@ -109,7 +109,7 @@ def measure_effects(space: SearchSpace, trials: Sequence[TrialRecord]) -> list[S
     list of SettingEffect
         The surest first.
     """
-    scored = [trial for trial in trials if trial.ended and trial.state != FAILED and trial.score is not None]
+    scored = [trial for trial in trials if trial.ended and trial.has_result]
     scores = np.array([trial.score for trial in scored], float)
     effects = [_measure(key, domain, [trial.values[key] for trial in scored], scores) for key, domain in space.items()]
     return sorted(effects, key=lambda effect: math.inf if effect.p_value is None else effect.p_value)

@@ -12,7 +12,12 @@ from typing import Any
 
 from kasthuri_ray.config import defaults
 from kasthuri_ray.config.config_files import read_json_file
-from kasthuri_ray.config.differences import section_differences, setting_differences, value_differences
+from kasthuri_ray.config.differences import (
+    refuse_differences,
+    section_differences,
+    setting_differences,
+    value_differences,
+)
 from kasthuri_ray.config.settings import Settings, TuneSettings
 from kasthuri_ray.config.sweep_settings import SweepSettings
 from kasthuri_ray.errors import AlreadyFinished, InputError
@@ -255,13 +260,7 @@ def check_sweep_resumable(plan: SweepPlan) -> Leaderboard:
     before = _read_settings(storage)
     if before is None:
         return leaderboard
-    differences = sweep_differences(before, plan.description)
-    if differences:
-        shown = "\n  ".join(differences)
-        raise InputError(
-            f"the sweep {storage.name} was started with other settings:\n  {shown}\n"
-            "Give another --name, or the earlier settings."
-        )
+    refuse_differences(f"the sweep {storage.name}", sweep_differences(before, plan.description))
     if leaderboard.finished and (reason := explain_finished(plan, leaderboard)):
         raise AlreadyFinished(f"the sweep {storage.name} is finished: {reason}: {storage.path}", storage.path)
     return leaderboard

@@ -123,7 +123,7 @@ class SweepReporter:
     def table(self) -> list[str]:
         """Return a line for the sweep, one for each running trial, and one for each of the best trials."""
         running = [trial for trial in self.leaderboard.trials if trial.id in self._steps and trial.state == RUNNING]
-        ranked = [trial for trial in self.leaderboard.ranked() if trial.score is not None and trial.state != FAILED]
+        ranked = [trial for trial in self.leaderboard.ranked() if trial.has_result]
         lines = [self._sweep_line(len(running), ranked[0] if ranked else None)]
         lines += [self._trial_line(trial) for trial in running]
         lines += [

@@ -74,6 +74,11 @@ class TrialRecord:
         """Return whether the trial runs no more. One out of time has ended too, though a later job may resume it."""
         return self.state != RUNNING
 
+    @property
+    def has_result(self) -> bool:
+        """Return whether the trial has a score, and did not fail."""
+        return self.score is not None and self.state != FAILED
+
     def update(self, values: Mapping[str, Any]) -> None:
         """Set fields by name."""
         for name, value in values.items():

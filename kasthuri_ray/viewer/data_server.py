@@ -16,7 +16,6 @@ import secrets
 import socket
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from neuroglancer import server as neuroglancer_server
 from neuroglancer import viewer_base
@@ -155,8 +154,3 @@ class _DataHandler(RequestHandler):
                 self.set_header("Content-Encoding", "gzip")
                 content = packed
         self.finish(content)
-
-
-def state_of(server: ViewerServer) -> dict[str, Any]:
-    """Return the state that the viewer has now, as the browser last reported it."""
-    return server.viewer.state.to_json()

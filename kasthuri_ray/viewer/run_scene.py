@@ -110,9 +110,8 @@ def _predicted_layers(
     settings: Settings, trained: TrainedNetwork, image: Volume, box: Box, maker: LayerMaker
 ) -> list[VoxelLayer]:
     probabilities = segment_in_memory(settings, trained, image, box)
-    names = settings.task.class_names(settings.network.classes)
     layers = []
-    for channel, name in enumerate(names):
+    for channel, name in enumerate(settings.class_names):
         uri = f"{trained.where}, {name}"
         volume = volume_of_array(probabilities[channel], uri, box.start, image.voxel_size_nm, image.place)
         layers.append(VoxelLayer(name, "overlay", maker.levels([volume], "probability"), color=COLORS[channel % 5]))

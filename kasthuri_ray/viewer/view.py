@@ -17,6 +17,7 @@ from kasthuri_ray.errors import InputError, missing_is_bad_input
 from kasthuri_ray.geometry import Nm
 from kasthuri_ray.output.reviewed_file import reviewed_path
 from kasthuri_ray.progress import Reporter
+from kasthuri_ray.storage.local_storage import LocalStorage
 from kasthuri_ray.viewer.data_server import ANY_ADDRESS, ViewerServer
 from kasthuri_ray.viewer.evaluation_scene import OUTCOMES, open_evaluation_parts
 from kasthuri_ray.viewer.layer_maker import LayerMaker
@@ -117,9 +118,10 @@ def view(settings: ViewSettings, reporter: Reporter, *, opens_browser: bool = Tr
         server.viewer.set_state(viewer_state(scene, server.data_url))
         if browser is not None:
             picture = take_screenshot(server, browser, window)
-            _write_picture(str(settings.screenshot), picture)
+            path = os.path.abspath(str(settings.screenshot))
+            LocalStorage(os.path.dirname(path)).write_bytes(os.path.basename(path), picture)
             server.close()
-            return Viewing(os.path.abspath(str(settings.screenshot)))
+            return Viewing(path)
         _bind_keys(server, scene, parts, review, settings)
     except BaseException:
         server.close()
@@ -144,13 +146,6 @@ def _check_screenshot(settings: ViewSettings) -> str | None:
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         raise InputError(f"--screenshot {settings.screenshot}: the folder {folder} does not exist or is not writable")
     return find_browser(settings.browser)
-
-
-def _write_picture(path: str, picture: bytes) -> None:
-    temporary = f"{path}.part"
-    with open(temporary, "wb") as file:
-        file.write(picture)
-    os.replace(temporary, path)
 
 
 def _open_parts(settings: ViewSettings, maker: LayerMaker, reporter: Reporter) -> _Parts:

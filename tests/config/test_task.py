@@ -211,7 +211,7 @@ def test_labels_on_the_command_line_replace_the_classes_of_a_file():
 )
 def test_named_classes_set_the_number_of_classes_of_the_network(changes, names):
     settings = resolve_settings(GivenSettings({**TASK, **changes}))
-    assert settings.task.class_names(settings.network.classes) == names
+    assert settings.class_names == names
     assert settings.network.classes == len(names) + 1
     again = resolve_settings(GivenSettings({**TASK, **settings.task.model_dump(mode="json", exclude_none=True)}))
     assert again.task == settings.task

@@ -6,7 +6,7 @@ from skimage import metrics as sk
 from skimage.measure import label
 
 from kasthuri_ray.geometry import Box
-from kasthuri_ray.metrics.instances import PartitionSums, label_cells, sum_cells
+from kasthuri_ray.metrics.instances import CellSums, PartitionSums, label_cells
 from kasthuri_ray.metrics.matching import count_label_pairs
 from kasthuri_ray.volumes.opening import open_volume
 
@@ -35,6 +35,13 @@ def blockwise(inside, instances, block, start=(0, 0, 0)):
     for own in bounds.cells(block):
         with_shell = Box(own.start, (own.stop[0], own.stop[1] + 1, own.stop[2] + 1)).intersect(bounds)
         yield label_cells(inside[with_shell.slices(start)], instances[own.slices(start)], own)
+
+
+def sum_cells(blocks):
+    sums = CellSums()
+    for block in blocks:
+        sums.add(block)
+    return sums.total()
 
 
 @pytest.mark.parametrize("seed", range(4))

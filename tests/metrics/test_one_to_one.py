@@ -9,7 +9,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from kasthuri_ray.metrics.matching import count_label_pairs
-from kasthuri_ray.metrics.one_to_one import match_by_overlap, match_one_to_one, match_scores
+from kasthuri_ray.metrics.one_to_one import match_by_overlap, match_one_to_one
 
 
 def random_graph(rng, num_true=12, num_predicted=14, num_pairs=22):
@@ -88,8 +88,3 @@ def test_a_large_object_and_many_pieces_take_no_more_time_than_their_pairs():
     assert spanned.predicted.tolist() == [1, 0]
     chain = match_one_to_one(np.r_[pieces, pieces[1:]], np.r_[pieces, pieces[:-1]], np.ones(199_999))
     assert len(chain.true) == 100_000
-
-
-def test_scores_of_a_matching():
-    assert match_scores(2, 4, 5) == {"precision": 0.4, "recall": 0.5, "f1": pytest.approx(4 / 9), "true_positives": 2}
-    assert match_scores(0, 0, 0) == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "true_positives": 0}

@@ -11,8 +11,9 @@ from kasthuri_ray.metrics.class_map import classes_at
 from kasthuri_ray.metrics.intervals import tile_counts
 from kasthuri_ray.metrics.voxel_counts import BINS, VoxelCounts
 from kasthuri_ray.tiles.label_census import LabelCensus
+from kasthuri_ray.training.final_metrics import final_metrics
 from kasthuri_ray.training.learning_history import LearningHistory
-from kasthuri_ray.training.run_report import _final_metrics, _warnings, choose_example_tiles
+from kasthuri_ray.training.run_report import choose_example_tiles, run_notes
 from kasthuri_ray.training.tile_results import TileResults, TileScore
 from kasthuri_ray.training.training_state import TrainingProgress
 from kasthuri_ray.volumes.learnt_from import LearntFrom
@@ -74,7 +75,7 @@ def progress() -> TrainingProgress:
 def test_a_finished_run_has_these_metrics_and_warnings(progress):
     tiles = [([0.1, 0.9], [0, 1])] * 4
     results, job = results_of(*tiles, ([0.2, 0.8, 0.1], [0, 1, 0])), job_with_test(GRID)
-    metrics = _final_metrics(job, progress, results)
+    metrics = final_metrics(job, progress, results)
     assert metrics["test"]["foreground_f1"] == 1.0
     assert metrics["test"]["threshold"] == 0.25
     assert metrics["test"]["foreground_f1_interval"] == [1.0, 1.0]
@@ -87,7 +88,7 @@ def test_a_finished_run_has_these_metrics_and_warnings(progress):
     assert (metrics["val"], metrics["best_epoch"], metrics["epochs"]) == (VAL, 1, 2)
     assert (metrics["tiles_per_second"], metrics["wait_share"], metrics["seconds"]) == (3.0, 0.05, 10.0)
     assert metrics["blank_chunks"] == 1
-    assert _warnings(job, progress, results.counts) == [
+    assert run_notes(job, progress, results.counts) == [
         "Image chunks that hold nothing but zeros and may be missing at the source: 1, for instance array://em "
         "0:1,0:2,0:3."
     ]
@@ -97,10 +98,10 @@ def test_a_finished_run_has_these_metrics_and_warnings(progress):
 def test_without_an_annotation_for_test_there_are_no_test_metrics(progress, test):
     job = job_with_test(test)
     results = results_of(([0.1], [0])) if test is None else results_of(tiles=test)  # of the validation box
-    metrics = _final_metrics(job, progress, results)
+    metrics = final_metrics(job, progress, results)
     assert metrics["test"] is None
     assert not any("test is labelled" in warning for warning in metrics["warnings"])
-    assert _warnings(job, progress, results.counts)[0].startswith(
+    assert run_notes(job, progress, results.counts)[0].startswith(
         "There is no annotation for test: the metrics are those of the val"
     )
 
@@ -108,25 +109,25 @@ def test_without_an_annotation_for_test_there_are_no_test_metrics(progress, test
 def test_scores_that_mean_nothing_are_warnings(progress):
     job, rng = job_with_test(GRID), np.random.default_rng(0)
     tiles = [(rng.random(50), rng.random(50) < 0.2) for _ in range(40)]
-    (warning,) = _final_metrics(job, progress, results_of(*tiles))["warnings"]
+    (warning,) = final_metrics(job, progress, results_of(*tiles))["warnings"]
     assert "95% interval" in warning or "no better than" in warning
     no_foreground = results_of(*[([0.1, 0.2], [0, 0])] * 3)
-    assert "No voxel of test is synapse" in " ".join(_final_metrics(job, progress, no_foreground)["warnings"])
+    assert "No voxel of test is synapse" in " ".join(final_metrics(job, progress, no_foreground)["warnings"])
     constant = results_of(*[([0.9, 0.9], [0, 1])] * 3)
-    assert "is the same in all 6 voxels" in " ".join(_final_metrics(job, progress, constant)["warnings"])
+    assert "is the same in all 6 voxels" in " ".join(final_metrics(job, progress, constant)["warnings"])
     good = results_of(*[([0.1, 0.9, 0.2, 0.1], [0, 1, 0, 0])] * 9)
-    (warning,) = _final_metrics(job, progress, good)["warnings"]
+    (warning,) = final_metrics(job, progress, good)["warnings"]
     assert warning.startswith("F1 is 0.500 on val and 1.000 on test. They differ by a factor of two or more")
 
 
 def test_a_class_that_the_training_boxes_lack_is_a_warning(progress):
     census = LabelCensus((40, 0), num_read=100, num_voxels=100, is_complete=False, num_labelled_tiles=3)
     results = results_of(([0.1, 0.9], [0, 1]), ([0.2, 0.8], [0, 1]))
-    metrics = _final_metrics(job_with_test(GRID, census), progress, results)
+    metrics = final_metrics(job_with_test(GRID, census), progress, results)
     assert "No voxel of train is synapse: a network cannot learn that." in metrics["warnings"]
     assert metrics["labelled_voxels"]["train"] == {"labelled": 40, "voxels": 100}
     sample = LabelCensus((40, 0), num_read=100, num_voxels=5000, is_complete=False, num_labelled_tiles=3)
-    metrics = _final_metrics(job_with_test(GRID, sample), progress, results)
+    metrics = final_metrics(job_with_test(GRID, sample), progress, results)
     assert any("No voxel of train (a sample of 100 of 5,000 voxels) is" in text for text in metrics["warnings"])
     assert metrics["labelled_voxels"]["train"] == {"labelled": 40, "voxels": 100, "sampled_from": 5000}
 
@@ -138,6 +139,6 @@ def test_tiles_without_a_labelled_voxel_are_neither_shown_nor_drawn_for_interval
     assert [score.number for score in results.labelled] == [1, 3, 4, 5, 6]
     assert results.sample().num_tiles == 5
     one = results_of(ignored, right, right, right, right)
-    assert not [key for key in _final_metrics(job_with_test(GRID), progress, one)["test"] if "interval" in key]
-    val = _final_metrics(job_with_test(None), progress, results)["val"]
+    assert not [key for key in final_metrics(job_with_test(GRID), progress, one)["test"] if "interval" in key]
+    val = final_metrics(job_with_test(None), progress, results)["val"]
     assert val["foreground_f1_interval"][0] < 1
