@@ -271,7 +271,8 @@ def _open_aligned_object_ids(
     object_ids = open_object_ids(prediction, opened.provenance, aligned.predictions[0], opener)
     if object_ids is None:
         return None
-    object_ids = aligned.grid.align_with(aligned.annotation, object_ids).moving
+    grid = replace(aligned.grid, align=partial(aligned.grid.align, resample="nearest"))  # ids have no mean
+    object_ids = grid.align_with(aligned.annotation, object_ids).moving
     notes.append(f"Objects are those of the label image {object_ids.uri}, whatever the threshold.")
     return object_ids
 

@@ -192,7 +192,7 @@ def open_predictions(uri: str, opener: VolumeOpener, num_classes: int) -> list[V
 def open_object_ids(uri: str, provenance: Mapping[str, Any], prediction: Volume, opener: VolumeOpener) -> Volume | None:
     """Return the label image of the objects of an output as a volume.
 
-    None if there is none, if it is not complete, or if the prediction is a coarser level, or is resampled.
+    None if there is none, if it is not complete, or if the prediction has another shape, as a coarser level has.
     """
     group = output_group_path(uri)
     if group is None or not provenance:

@@ -14,7 +14,7 @@ from kasthuri_ray.config.settings import Settings
 from kasthuri_ray.config.task import RANGES, SPLITS, SplitBoxes
 from kasthuri_ray.errors import AlreadyFinished, InputError, WorkFailed, missing_is_bad_input
 from kasthuri_ray.geometry import Box
-from kasthuri_ray.progress import Reporter
+from kasthuri_ray.progress import Reporter, format_count
 from kasthuri_ray.ray_cluster.driver import exit_on_sigterm
 from kasthuri_ray.ray_cluster.output_paths import check_shared_path
 from kasthuri_ray.reports.folds_page import FoldRow, FoldsReport, folds_page
@@ -39,6 +39,8 @@ from kasthuri_ray.training.split_results import (
     pooled_metrics,
 )
 from kasthuri_ray.training.train import TrainResult, connect_and_place_run, train
+
+UNTESTED = "no voxel of its test part is labelled; the pooled scores leave it out"
 
 
 def region_of_task(settings: Settings) -> Box:
@@ -155,8 +157,8 @@ def train_folds(settings: Settings, reporter: Reporter, resume_command: Callable
     reporter.print_result(path)  # the first line, for scripts
     reporter.print_line(f"to resume after a stop: {command}")
     with exit_on_sigterm(), Lease.acquire(folder.storage, report=reporter.print_line):
+        write_fold_settings(folder, settings)
         was_finished = folder.read_metrics() is not None
-        folder.write_settings(run_description(settings))
         num_trained = sum(_train_fold(fold, reporter, command) for fold in folds)
         if was_finished and not num_trained:
             raise AlreadyFinished(
@@ -164,9 +166,25 @@ def train_folds(settings: Settings, reporter: Reporter, resume_command: Callable
                 f"network.epochs={2 * settings.network.epochs} (--set, or settings in Python)",
                 path,
             )
-        _write_pooled(folder, settings, folds, reporter)
+        write_pooled_results(folder, settings, folds, reporter)
     reporter.print_result(path)
     return TrainResult.read(path)
+
+
+def write_fold_settings(folder: RunFolder, settings: Settings) -> None:
+    """Write the settings of all folds, and delete pooled scores of another number of epochs.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Folder of the folds.
+    settings : Settings
+        Of all folds.
+    """
+    before = folder.read_settings()
+    if before is not None and before["network"]["epochs"] != settings.network.epochs:
+        folder.delete_metrics()
+    folder.write_settings(run_description(settings))
 
 
 def _check_same_folds(folder: RunFolder, settings: Settings) -> None:
@@ -191,20 +209,45 @@ def _train_fold(fold: Settings, reporter: Reporter, command: str) -> bool:
     return True
 
 
-def _write_pooled(folder: RunFolder, settings: Settings, folds: Sequence[Settings], reporter: Reporter) -> None:
-    """Write metrics.json and the page of all folds together."""
-    runs = [RunFolder(folder.storage.child(str(fold.train.name))) for fold in folds]
-    pooled, augmented = pool_results([_read_results(run) for run in runs]), _pool_augmented(runs)
-    metrics = [run.read_metrics() or {} for run in runs]
+def write_pooled_results(folder: RunFolder, settings: Settings, folds: Sequence[Settings], reporter: Reporter) -> None:
+    """Write metrics.json and the page of all folds together; a fold without a labelled test voxel has no scores.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Folder of the folds.
+    settings : Settings
+        Of all folds.
+    folds : sequence of Settings
+        Of each fold, whose run is finished.
+    reporter : Reporter
+        Shows the scores.
+
+    Raises
+    ------
+    WorkFailed
+        If no fold has scores, or the results of a fold are missing.
+    """
+    runs = {str(fold.train.name): RunFolder(folder.storage.child(str(fold.train.name))) for fold in folds}
+    metrics = {name: run.read_metrics() or {} for name, run in runs.items()}
     rows = [
-        FoldRow(str(fold.train.name), fold.task.regions("test")[0].box_text(), each["test"])
-        for fold, each in zip(folds, metrics, strict=True)
+        FoldRow(name, fold.task.regions("test")[0].box_text(), each["test"])
+        for fold, (name, each) in zip(folds, metrics.items(), strict=True)
+        if each["test"]
     ]
+    if not rows:
+        raise WorkFailed(
+            f"{folder.storage.path}: no fold has a labelled voxel in its test part, so there are no scores"
+        )
+    tested = [runs[row.name] for row in rows]
+    pooled, augmented = pool_results([_read_results(run) for run in tested]), _pool_augmented(tested)
     content = _pooled_content(settings.class_names, pooled, augmented, rows, metrics)
     folder.write("index.html", folds_page(_make_report(folder, settings, pooled, rows, content)))
     for row in rows:
         reporter.print_line(f"{row.name}: {_describe_scores(row.metrics)}")
-    reporter.print_line(f"pooled over {len(rows)} folds: {_describe_scores(content['test'])}")
+    for name in sorted(runs.keys() - {row.name for row in rows}):
+        reporter.print_line(f"warning: {name}: {UNTESTED}")
+    reporter.print_line(f"pooled over {format_count(len(rows), 'fold')}: {_describe_scores(content['test'])}")
     folder.write_metrics(content)  # the last file: it marks the folds as finished
 
 
@@ -213,18 +256,20 @@ def _pooled_content(
     pooled: SplitResults,
     augmented: SplitResults | None,
     rows: Sequence[FoldRow],
-    metrics: Sequence[Mapping[str, Any]],
+    metrics: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return the content of metrics.json; `metrics` is that of each fold."""
+    """Return the content of metrics.json; `metrics` is that of each fold, by its name."""
+    untested = metrics.keys() - {row.name for row in rows}
     return {
         "test": pooled_metrics(pooled, names),
         "test_tta": None if augmented is None else pooled_metrics(augmented, names),
         "folds": [{"name": row.name, "box": row.box, **_fold_scores(row.metrics)} for row in rows],
         "warnings": [
-            f"{row.name}: {text}" for row, each in zip(rows, metrics, strict=True) for text in each["warnings"]
+            *(f"{name}: {UNTESTED}" for name in sorted(untested)),
+            *(f"{name}: {text}" for name, each in metrics.items() for text in each["warnings"]),
         ],
-        "epochs": min(each["epochs"] for each in metrics),
-        "seconds": sum(each["seconds"] for each in metrics),
+        "epochs": min(each["epochs"] for each in metrics.values()),
+        "seconds": sum(each["seconds"] for each in metrics.values()),
     }
 
 

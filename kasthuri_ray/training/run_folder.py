@@ -69,6 +69,10 @@ class RunFolder:
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         self._write_json("metrics.json", metrics)
 
+    def delete_metrics(self) -> None:
+        """Delete metrics.json, so that the run is not finished any more."""
+        self.storage.delete("metrics.json")
+
     def read_checkpoint(self, name: str) -> Checkpoint | None:
         """Return the checkpoint `best` or `last`, with tensors on the CPU; None if there is none."""
         data, folder = self._read(f"checkpoint/{name}.pt"), f"{self.storage.path}/checkpoint"

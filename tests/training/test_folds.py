@@ -1,5 +1,6 @@
 """Folds test every part of a volume once, and pool what was found."""
 
+import io
 import json
 
 import numpy as np
@@ -7,12 +8,15 @@ import pytest
 from sklearn.metrics import f1_score
 
 from kasthuri_ray.config.loading import GivenSettings, resolve_settings
-from kasthuri_ray.errors import InputError
+from kasthuri_ray.errors import InputError, WorkFailed
 from kasthuri_ray.metrics.cleft_distances import CleftDistances
 from kasthuri_ray.metrics.intervals import TileSample, tile_counts
 from kasthuri_ray.metrics.object_outcomes import ObjectOutcomes
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts
-from kasthuri_ray.training.folds import make_fold_settings
+from kasthuri_ray.progress import Reporter
+from kasthuri_ray.storage.folder import open_storage
+from kasthuri_ray.training.folds import make_fold_settings, write_fold_settings, write_pooled_results
+from kasthuri_ray.training.run_folder import RunFolder
 from kasthuri_ray.training.split_results import SplitResults, pool_results, pooled_metrics
 from kasthuri_ray.training.tested_objects import SplitObjects
 
@@ -95,6 +99,42 @@ def test_pooled_voxels_score_as_all_voxels_at_once(classes):
     assert metrics["foreground_f1"] == pytest.approx(np.mean(expected), abs=0.005)  # thresholds are edges of bins
     low, high = metrics["foreground_f1_interval"]
     assert low < metrics["foreground_f1"] < high
+
+
+def test_folds_that_are_trained_for_longer_are_not_finished_with_their_earlier_scores(tmp_path):
+    folder, settings = RunFolder(open_storage(str(tmp_path))), resolve()
+    write_fold_settings(folder, settings)
+    folder.write_metrics({"epochs": settings.network.epochs})
+    write_fold_settings(folder, settings)
+    assert folder.read_metrics() is not None
+    longer = settings.model_copy(update={"network": settings.network.model_copy(update={"epochs": 100})})
+    write_fold_settings(folder, longer)
+    assert folder.read_metrics() is None
+    assert folder.read_settings()["network"]["epochs"] == 100
+
+
+def test_a_fold_without_a_labelled_test_voxel_is_left_out_of_the_pooled_scores(tmp_path):
+    settings, printed = resolve(), io.StringIO()
+    folder, folds = RunFolder(open_storage(str(tmp_path))), make_fold_settings(settings, str(tmp_path))
+    runs = [RunFolder(folder.storage.child(fold.train.name)) for fold in folds]
+    parts = [make_results(seed)[0] for seed in range(4)]
+    for run, part in zip(runs, parts, strict=True):
+        is_tested = part is not parts[0]
+        if is_tested:
+            run.write("test_results.npz", part.to_bytes())
+        test = {**pooled_metrics(part, ["synapse"]), "threshold": 0.4} if is_tested else None
+        run.write_metrics({"test": test, "warnings": [], "epochs": 2, "seconds": 1.0})
+    write_pooled_results(folder, settings, folds, Reporter(printed))
+    metrics = folder.read_metrics()
+    assert metrics["warnings"] == ["fold_0: no voxel of its test part is labelled; the pooled scores leave it out"]
+    assert [row["name"] for row in metrics["folds"]] == ["fold_1", "fold_2", "fold_3"]
+    assert metrics["test"] == json.loads(json.dumps(pooled_metrics(pool_results(parts[1:]), ["synapse"])))
+    assert "warning: fold_0: no voxel" in printed.getvalue()
+    assert "pooled over 3 folds" in printed.getvalue()
+    for run in runs:
+        run.write_metrics({"test": None, "warnings": [], "epochs": 2, "seconds": 1.0})
+    with pytest.raises(WorkFailed, match="no fold has a labelled voxel"):
+        write_pooled_results(folder, settings, folds, Reporter(printed))
 
 
 def test_pooled_objects_are_counted_over_all_folds():
