@@ -177,12 +177,14 @@ class BoardRunner:
 
     def _test(self, entry: BoardEntry, reporter: Reporter) -> None:
         """Segment and evaluate the test box, and write the result: with it, the run stands."""
-        figures = {**self._rates(entry, reporter), **self._scores(entry, reporter)}
+        scores, learnt_share = self._evaluate(entry, reporter)
+        figures = {**self._rates(entry, reporter), **scores}
         result = {
             "task": entry.task,
             "contestant": entry.contestant,
             "seed": entry.seed,
             "figures": {"parameters": entry.num_parameters, **figures},
+            "learnt_share": learnt_share,
             "record": entry.record,
         }
         open_storage(self.path).write_bytes(_result_file(entry), (json.dumps(result, indent=2) + "\n").encode())
@@ -199,7 +201,8 @@ class BoardRunner:
             "mvoxels_per_second": plan["mvoxels_per_second"],
         }
 
-    def _scores(self, entry: BoardEntry, reporter: Reporter) -> dict[str, float | None]:
+    def _evaluate(self, entry: BoardEntry, reporter: Reporter) -> tuple[dict[str, float | None], float]:
+        """Return the scores of the test box, and the share of it that the network is known to have learnt from."""
         self._segment(entry, reporter, dry_run=False)
         train_settings, region = entry.settings.train, entry.test_region
         metrics = evaluate(
@@ -216,12 +219,13 @@ class BoardRunner:
             reporter,
         ).metrics
         objects = metrics.get("objects")
-        return {
+        scores = {
             "voxel_f1": metrics["foreground_f1"],
             "iou": metrics["iou"],
             "average_precision": metrics["average_precision"],
             "object_f1": None if objects is None else objects["by"]["overlap"]["f1"],
         }
+        return scores, metrics["learnt_from"]["share"] or 0.0
 
     def _output(self, entry: BoardEntry) -> str:
         return f"{self.path}/segmentations/{entry.name}.zarr"

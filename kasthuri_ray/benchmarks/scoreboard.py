@@ -51,7 +51,8 @@ def make_report(name: str, board: Mapping[str, Any], results: Sequence[Mapping[s
     Returns
     -------
     ScoreboardReport
-        The challenge's recipe is the first row of a task; the others follow by their voxel F1.
+        The challenge's recipe is the first row of a task; the others follow by their voxel F1, those that learnt from
+        the test box last.
     """
     tasks = []
     for task, settings in board.get("tasks", {}).items():
@@ -72,13 +73,16 @@ def make_rows(results: Sequence[Mapping[str, Any]]) -> list[ScoreboardRow]:
     Returns
     -------
     list of ScoreboardRow
-        The recipe first, then the best.
+        The recipe first, then the best; last those that learnt from the test box.
     """
     by_name: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
         by_name.setdefault(result["contestant"], []).append(result)
     rows = [_make_row(name, of_one) for name, of_one in by_name.items()]
-    return sorted(rows, key=lambda row: (not row.is_recipe, -row.estimates["voxel_f1"].mean, row.name))
+    return sorted(
+        rows,
+        key=lambda row: (not row.is_recipe, row.learnt_share > 0, -row.estimates["voxel_f1"].mean, row.name),
+    )
 
 
 def _make_row(name: str, results: Sequence[Mapping[str, Any]]) -> ScoreboardRow:
@@ -88,7 +92,8 @@ def _make_row(name: str, results: Sequence[Mapping[str, Any]]) -> ScoreboardRow:
         if all(value is not None for value in values):
             estimates[column.key] = Estimate(tuple(values))
     seeds = tuple(sorted(result["seed"] for result in results if result["seed"] is not None))
-    return ScoreboardRow(name, seeds, estimates, is_recipe=name == RECIPE)
+    learnt_share = max(result.get("learnt_share") or 0.0 for result in results)
+    return ScoreboardRow(name, seeds, estimates, name == RECIPE, learnt_share)
 
 
 def _amounts(results: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
@@ -113,7 +118,7 @@ def scoreboard_csv(report: ScoreboardReport) -> str:
     """
     out = io.StringIO()
     names = [name for column in COLUMNS for name in (column.key, f"{column.key}_low", f"{column.key}_high")]
-    writer = csv.DictWriter(out, ["task", "network", "runs", *names], lineterminator="\n")
+    writer = csv.DictWriter(out, ["task", "network", "runs", *names, "learnt_share"], lineterminator="\n")
     writer.writeheader()
     for task in report.tasks:
         for row in task.rows:
@@ -121,7 +126,8 @@ def scoreboard_csv(report: ScoreboardReport) -> str:
             for key, estimate in row.estimates.items():
                 low, high = estimate.interval or ("", "")
                 figures |= {key: estimate.mean, f"{key}_low": low, f"{key}_high": high}
-            writer.writerow({"task": task.name, "network": row.name, "runs": row.num_runs, **figures})
+            learnt = {"learnt_share": row.learnt_share}
+            writer.writerow({"task": task.name, "network": row.name, "runs": row.num_runs, **figures, **learnt})
     return out.getvalue()
 
 

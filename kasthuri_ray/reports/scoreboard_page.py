@@ -61,12 +61,15 @@ class ScoreboardRow:
         Figures by the key of their column; without those that are not known.
     is_recipe : bool
         Whether it is the challenge's recipe.
+    learnt_share : float
+        Share of the test box that it is known to have learnt from, so that its scores do not compare.
     """
 
     name: str
     seeds: tuple[int, ...]
     estimates: Mapping[str, Estimate]
     is_recipe: bool = False
+    learnt_share: float = 0.0
 
     @property
     def num_runs(self) -> int:
@@ -78,7 +81,10 @@ class ScoreboardRow:
         """What people read."""
         if self.is_recipe:
             return "the challenge's recipe"
-        return self.name if self.seeds else f"{self.name} (weights as they are)"
+        if self.seeds:
+            return self.name
+        learnt = f"; learnt from {100 * self.learnt_share:.3g}% of the test box" if self.learnt_share else ""
+        return f"{self.name} (weights as they are{learnt})"
 
 
 @dataclass(frozen=True)
@@ -101,8 +107,8 @@ class ScoreboardTask:
 
     @property
     def best(self) -> ScoreboardRow:
-        """The row with the highest voxel F1."""
-        return max(self.rows, key=lambda row: row.estimates["voxel_f1"].mean)
+        """The row with the highest voxel F1, of those that did not learn from the test box if there are any."""
+        return max(self.rows, key=lambda row: (not row.learnt_share, row.estimates["voxel_f1"].mean))
 
     @property
     def columns(self) -> list[ScoreboardColumn]:

@@ -84,5 +84,15 @@ def test_the_markdown_table_and_the_page_show_the_same_figures() -> None:
     assert "object F1</th>" not in membrane
 
 
+def test_weights_that_learnt_from_the_test_box_say_so_and_lead_nothing() -> None:
+    best = {**result("cheat", None, 0.99), "learnt_share": 0.5}
+    report = make_report("board", BOARD, [best, *RESULTS])
+    assert [row.name for row in report.tasks[0].rows] == [RECIPE, "mine", "UNet_2D", "published", "cheat"]
+    assert "cheat (weights as they are; learnt from 50% of the test box)" in scoreboard_markdown(report)
+    assert "Synapse: mine leads" in scoreboard_page(report)
+    rows = list(csv.DictReader(io.StringIO(scoreboard_csv(report))))
+    assert {row["network"]: float(row["learnt_share"]) for row in rows}["cheat"] == 0.5
+
+
 def test_a_board_without_results_has_a_page_that_says_so() -> None:
     assert "No run of the board has ended yet." in scoreboard_page(make_report("board", BOARD, []))

@@ -94,10 +94,10 @@ def test_an_evaluation_reads_the_objects_of_the_label_image(output, annotation, 
 
 def test_ids_that_are_read_at_another_voxel_size_are_never_averaged(output, stores, tmp_path):
     ids = read(output, "labels/synapse_objects/s0")
-    labels = stores.zarr(tmp_path / "labels.zarr", (ids > 0).astype(np.uint8), voxel_size_nm=(29.0, 6.0, 6.0))
+    labels = stores.zarr(tmp_path / "labels.zarr", (ids > 0).astype(np.uint8), voxel_size_nm=(27.0, 6.0, 6.0))
     settings = EvaluateSettings(prediction=str(output), annotation=labels, resample=True)
     resampled = prepare_comparison(settings).comparison.object_ids
-    assert set(np.unique(resampled[:])) == set(np.unique(ids))
+    np.testing.assert_array_equal(resampled[:], ids)  # the middle of each section lies in the section of its number
 
 
 def test_a_label_image_that_is_not_complete_is_not_read(output, annotation, tmp_path):
