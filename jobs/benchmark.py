@@ -1,9 +1,11 @@
 """Measure speed, memory and accuracy: `python jobs/benchmark.py train`, `segment`, `tune`, `startup`, ..."""
 
 import argparse
+import importlib
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,68 +28,86 @@ EXAMPLES = """examples:
 """
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = cli.SettingsParser(prog="benchmark.py", description=__doc__, epilog=EXAMPLES)
-    kinds = parser.add_subparsers(
-        dest="kind",
-        required=True,
-        metavar="train|segment|predictor|scale|io|tune|startup|accuracy|challenge|phantom|vnc",
-        parser_class=argparse.ArgumentParser,
-    )
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark that prints a table, and writes its figures to a file.
 
-    train = kinds.add_parser(
-        "train", help="speed and memory of training, compared with the original challenge code and with target values"
-    )
-    train.add_argument("--data", metavar="DIR", help="a zarr with em and synapse (default: made from the phantom)")
-    train.add_argument("--quick", action="store_true", help="few steps, to test that the benchmark runs")
+    Parameters
+    ----------
+    name : str
+        What is typed.
+    function : str
+        MODULE.FUNCTION of `kasthuri_ray.benchmarks`: it takes a PartRunner and the flags, and returns the lines of the
+        table.
+    help : str
+        What it measures.
+    quick : str
+        What `--quick` leaves out; without a text there is no such flag.
+    add_flags : callable, optional
+        Adds the flags that no other benchmark has.
+    """
 
-    segment = kinds.add_parser(
-        "segment",
-        help="speed and memory of segmentation, beside the original challenge code, MONAI and chunkflow, in 8 minutes",
-    )
-    segment.add_argument("--data", metavar="DIR", help="a zarr with em and labels (default: the phantom is segmented)")
-    segment.add_argument(
+    name: str
+    function: str
+    help: str
+    quick: str = ""
+    add_flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+
+    def add_to(self, kinds: Any) -> None:
+        parser = kinds.add_parser(self.name, help=self.help)
+        self.add_flags(parser)
+        if self.quick:
+            parser.add_argument("--quick", action="store_true", help=f"{self.quick}, to test that the benchmark runs")
+        parser.add_argument("--out", metavar="FILE", default=f"benchmark_{self.name}.json", help="default: %(default)s")
+        parser.add_argument(
+            "--compare", metavar="FILE", help="--out of an earlier run: prints ratios of speeds, and fails below 0.95"
+        )
+        _add_verbose_flag(parser)
+
+    def run(self, options: dict[str, Any], reporter: Reporter) -> None:
+        from kasthuri_ray.benchmarks import benchmark_lines
+        from kasthuri_ray.benchmarks.harness import PartRunner
+
+        before, parts = options.pop("compare"), PartRunner(reporter, options.pop("verbose"))
+        if before is not None:
+            benchmark_lines.read_benchmark(before)  # refuses another file before any work
+        module, _, function = self.function.partition(".")
+        lines = getattr(importlib.import_module(f"kasthuri_ray.benchmarks.{module}"), function)(parts, **options)
+        if before is not None:
+            benchmark_lines.report_comparison(lines, before, reporter)
+
+
+def _add_train_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="DIR", help="a zarr with em and synapse (default: made from the phantom)")
+
+
+def _add_segment_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="DIR", help="a zarr with em and labels (default: the phantom is segmented)")
+    parser.add_argument(
         "--weights",
         metavar="RUN",
         help="folder of a run of UNet_2D on those labels: measures the effect of reduced precision too",
     )
-    segment.add_argument("--quick", action="store_true", help="few voxels, to test that the benchmark runs")
 
-    predictor = kinds.add_parser("predictor", help="speed of each network, compared with the limits of the device")
-    predictor.add_argument(
+
+def _add_predictor_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU if there is one"
     )
     names = ", ".join(NETWORKS)
-    predictor.add_argument(
-        "--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME", help=names
-    )
-    predictor.add_argument("--quick", action="store_true", help="small blocks, to test that the benchmark runs")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME", help=names)
 
-    scale = kinds.add_parser(
-        "scale", help="cost of 100,000 blocks and 200 actors for the driver, the ledger and S3; killed and resumed"
-    )
-    scale.add_argument("--quick", action="store_true", help="few blocks and actors, to test that the benchmark runs")
 
-    reading = kinds.add_parser("io", help="speed of a core that reads each format or writes the output; cores per GPU")
-    reading.add_argument("--data", metavar="DIR", help="a zarr with em (default: the phantom is stored)")
-    reading.add_argument("--quick", action="store_true", help="few voxels, to test that the benchmark runs")
+def _add_io_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="DIR", help="a zarr with em (default: the phantom is stored)")
 
-    tune = kinds.add_parser("tune", help="time saved and score lost by early stopping (ASHA), overhead per trial")
-    tune.add_argument("--quick", action="store_true", help="few short trials, to test that the benchmark runs")
 
-    startup = kinds.add_parser("startup", help="how long tiny jobs take, beside the start of Ray and of one actor")
-    startup.add_argument("--quick", action="store_true", help="each job once, to test that the benchmark runs")
-
-    accuracy = kinds.add_parser("accuracy", help="accuracy and training time of the defaults on real EM (VNC)")
-    accuracy.add_argument("--data", metavar="DIR", default="vnc.zarr", help="vnc.zarr, or the folder that holds it")
-    accuracy.add_argument(
-        "--task",
-        nargs="+",
-        choices=["membrane", "synapse"],
-        default=["membrane", "synapse"],
-        help="tasks to train (default: both)",
-    )
-    accuracy.add_argument(
+def _add_accuracy_flags(parser: argparse.ArgumentParser) -> None:
+    tasks = ["membrane", "synapse"]
+    add = parser.add_argument
+    add("--data", metavar="DIR", default="vnc.zarr", help="vnc.zarr, or the folder that holds it")
+    add("--task", dest="tasks", nargs="+", choices=tasks, default=tasks, help="tasks to train (default: both)")
+    add(
         "--seeds",
         nargs="+",
         type=int,
@@ -95,24 +115,95 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="one training per task and seed (default: 0 1 2)",
     )
-    accuracy.add_argument(
+    add(
         "--seed-recipe",
         choices=["steps", "full"],
         default="steps",
         help="the recipe of the challenge, for comparison: time a few of its steps, or train it to the end",
     )
 
+
+def _add_phantom_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the synthetic volume (default: 0)")
+
+
+BENCHMARKS = (
+    Benchmark(
+        "train",
+        "training_speed.run_training_benchmark",
+        "speed and memory of training, compared with the original challenge code and with target values",
+        quick="few steps",
+        add_flags=_add_train_flags,
+    ),
+    Benchmark(
+        "segment",
+        "segmentation_speed.run_segmentation_benchmark",
+        "speed and memory of segmentation, beside the original challenge code, MONAI and chunkflow, in 8 minutes",
+        quick="few voxels",
+        add_flags=_add_segment_flags,
+    ),
+    Benchmark(
+        "predictor",
+        "predictor_speed.run_predictor_benchmark",
+        "speed of each network, compared with the limits of the device",
+        quick="small blocks",
+        add_flags=_add_predictor_flags,
+    ),
+    Benchmark(
+        "scale",
+        "scale_speed.run_scale_benchmark",
+        "cost of 100,000 blocks and 200 actors for the driver, the ledger and S3; killed and resumed",
+        quick="few blocks and actors",
+    ),
+    Benchmark(
+        "io",
+        "io_speed.run_io_benchmark",
+        "speed of a core that reads each format or writes the output; cores per GPU",
+        quick="few voxels",
+        add_flags=_add_io_flags,
+    ),
+    Benchmark(
+        "tune",
+        "sweep_cost.run_sweep_benchmark",
+        "time saved and score lost by early stopping (ASHA), overhead per trial",
+        quick="few short trials",
+    ),
+    Benchmark(
+        "startup",
+        "startup.run_startup_benchmark",
+        "how long tiny jobs take, beside the start of Ray and of one actor",
+        quick="each job once",
+    ),
+    Benchmark(
+        "accuracy",
+        "accuracy.run_accuracy",
+        "accuracy and training time of the defaults on real EM (VNC)",
+        add_flags=_add_accuracy_flags,
+    ),
+    Benchmark(
+        "phantom",
+        "phantom_difficulty.run_phantom_benchmark",
+        "how hard the synthetic volume is to segment, and how fast it is generated",
+        add_flags=_add_phantom_flags,
+    ),
+)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.SettingsParser(prog="benchmark.py", description=__doc__, epilog=EXAMPLES)
+    kinds = parser.add_subparsers(
+        dest="kind",
+        required=True,
+        metavar="|".join([*(each.name for each in BENCHMARKS), "challenge", "vnc"]),
+        parser_class=argparse.ArgumentParser,
+    )
+    for each in BENCHMARKS:
+        each.add_to(kinds)
     challenge = kinds.add_parser(
         "challenge",
         help="the Kasthuri Challenge's scoreboard: trains every network on every task with several seeds; resumable",
     )
     _add_challenge_flags(challenge)
-
-    phantom = kinds.add_parser(
-        "phantom", help="how hard the synthetic volume is to segment, and how fast it is generated"
-    )
-    phantom.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the synthetic volume (default: 0)")
-
     vnc = kinds.add_parser("vnc", help="make vnc.zarr from a git checkout of groundtruth-drosophila-vnc")
     vnc.add_argument(
         "--source",
@@ -121,17 +212,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="git checkout of groundtruth-drosophila-vnc (contains stack1/)",
     )
     vnc.add_argument("--output", default="vnc.zarr", metavar="DIR", help="zarr to write (default: vnc.zarr)")
-
-    with_lines = (train, segment, predictor, scale, reading, tune, startup, accuracy, phantom)
-    for kind in with_lines:
-        name = kind.prog.split()[-1]
-        kind.add_argument("--out", metavar="FILE", default=f"benchmark_{name}.json", help="default: %(default)s")
-        kind.add_argument(
-            "--compare", metavar="FILE", help="--out of an earlier run: prints ratios of speeds, and fails below 0.95"
-        )
-    for kind in (*with_lines, challenge, vnc):
-        kind.add_argument("--verbose", action="store_true", help="show the output of the subprocesses, and tracebacks")
+    for kind in (challenge, vnc):
+        _add_verbose_flag(kind)
     return parser
+
+
+def _add_verbose_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--verbose", action="store_true", help="show the output of the subprocesses, and tracebacks")
 
 
 def _add_challenge_flags(challenge: argparse.ArgumentParser) -> None:
@@ -171,60 +258,20 @@ def _add_challenge_flags(challenge: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str]) -> None:
     options = vars(make_parser().parse_args(arguments))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes of the parts are ended too
-    from kasthuri_ray.benchmarks import benchmark_lines
-    from kasthuri_ray.benchmarks.harness import PartRunner
-
-    kind, reporter, before = options.pop("kind"), Reporter(), options.pop("compare", None)
+    kind, reporter = options.pop("kind"), Reporter()
     if kind == "challenge":
-        return _run_challenge(options, arguments, reporter)
-    parts = PartRunner(reporter, options.pop("verbose"))
-    if before is not None:
-        benchmark_lines.read_benchmark(before)  # refuses another file before any work
-    lines: Sequence[benchmark_lines.BenchmarkLine] = ()
-    if kind == "train":
-        from kasthuri_ray.benchmarks import training_speed
-
-        lines = training_speed.run_training_benchmark(parts, **options)
-    elif kind == "segment":
-        from kasthuri_ray.benchmarks import segmentation_speed
-
-        lines = segmentation_speed.run_segmentation_benchmark(parts, **options)
-    elif kind == "predictor":
-        from kasthuri_ray.benchmarks import predictor_speed
-
-        lines = predictor_speed.run_predictor_benchmark(parts, **options)
-    elif kind == "scale":
-        from kasthuri_ray.benchmarks import scale_speed
-
-        lines = scale_speed.run_scale_benchmark(parts, **options)
-    elif kind == "io":
-        from kasthuri_ray.benchmarks import io_speed
-
-        lines = io_speed.run_io_benchmark(parts, **options)
-    elif kind == "tune":
-        from kasthuri_ray.benchmarks import sweep_cost
-
-        lines = sweep_cost.run_sweep_benchmark(parts, **options)
-    elif kind == "startup":
-        from kasthuri_ray.benchmarks import startup
-
-        lines = startup.run_startup_benchmark(parts, **options)
-    elif kind == "accuracy":
-        from kasthuri_ray.benchmarks import accuracy
-
-        options["tasks"] = options.pop("task")
-        lines = accuracy.run_accuracy(parts, **options)
-    elif kind == "phantom":
-        from kasthuri_ray.benchmarks import phantom_difficulty
-
-        lines = phantom_difficulty.run_phantom_benchmark(reporter, **options)
+        _run_challenge(options, arguments, reporter)
+    elif kind == "vnc":
+        _convert_vnc(options["source"], options["output"], reporter)
     else:
-        from kasthuri_ray.benchmarks import vnc_dataset
+        next(each for each in BENCHMARKS if each.name == kind).run(options, reporter)
 
-        vnc_dataset.convert_vnc(options["source"], options["output"])
-        reporter.print_result(options["output"])
-    if before is not None:
-        benchmark_lines.report_comparison(lines, before, reporter)
+
+def _convert_vnc(source: str, output: str, reporter: Reporter) -> None:
+    from kasthuri_ray.benchmarks.vnc_dataset import convert_vnc
+
+    convert_vnc(source, output)
+    reporter.print_result(output)
 
 
 def _run_challenge(options: dict[str, Any], arguments: Sequence[str], reporter: Reporter) -> None:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from kasthuri_ray.benchmarks.benchmark_lines import BenchmarkLine, report_lines
+from kasthuri_ray.benchmarks.harness import PartRunner
 from kasthuri_ray.geometry import Box, Zyx
-from kasthuri_ray.progress import Reporter
 from kasthuri_ray.volumes.phantom_volume import open_phantom
 
 FEATURE_SIGMAS = (1.5, 3.0, 6.0)  # voxels, of the forest's features
@@ -63,14 +63,12 @@ def run_phantom_difficulty(
     }
 
 
-def run_phantom_benchmark(
-    reporter: Reporter, seed: int = 0, out: str = "benchmark_phantom.json"
-) -> list[BenchmarkLine]:
+def run_phantom_benchmark(parts: PartRunner, seed: int = 0, out: str = "benchmark_phantom.json") -> list[BenchmarkLine]:
     """Measure the difficulty of a phantom, print the table and write the JSON file.
 
     Parameters
     ----------
-    reporter : Reporter
+    parts : PartRunner
         Shows the table.
     seed : int
         Seed of the phantom.
@@ -84,7 +82,7 @@ def run_phantom_benchmark(
     """
     figures = run_phantom_difficulty(seed=seed)
     lines = phantom_lines(figures)
-    report_lines("phantom", lines, figures, out, reporter)
+    report_lines("phantom", lines, figures, out, parts.reporter)
     return lines
 
 
