@@ -185,13 +185,13 @@ def tune(
     check_keywords("tune", flags, TuneFlags.__annotations__)
     given = given_settings("tune", {"task": task, **flags}, flags.get("storage"))
     from kasthuri_ray.config.sweep_settings import resolve_sweep
-    from kasthuri_ray.training.initial_weights import network_of_weights
+    from kasthuri_ray.training.initial_weights import read_network_of_weights
     from kasthuri_ray.tuning import tune as tuning
 
     reporter = reporter or Reporter()
     with _ray_as_found():
         try:
-            return tuning.tune(resolve_sweep(given, network_of_weights), reporter, resume_command, job_command)
+            return tuning.tune(resolve_sweep(given, read_network_of_weights), reporter, resume_command, job_command)
         except AlreadyFinished as finished:
             _report_finished(finished, return_finished, reporter)
             return tuning.TuneResult.read(finished.path)

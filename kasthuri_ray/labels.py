@@ -301,7 +301,7 @@ def _list_labels(labels: Sequence[object] | np.ndarray) -> str:
     return ", ".join(str(label) for label in labels[:MAX_LISTED]) + (", ..." if len(labels) > MAX_LISTED else "")
 
 
-def not_imaged(image: np.ndarray) -> np.ndarray | None:
+def find_not_imaged(image: np.ndarray) -> np.ndarray | None:
     """Return where an image is nan: there is no tissue, or it was not imaged.
 
     Parameters
@@ -333,7 +333,7 @@ def to_uint8(image: np.ndarray, intensity: tuple[float, float]) -> np.ndarray:
     Returns
     -------
     ndarray
-        uint8, the same shape; 0 where the image is nan, see `not_imaged`. A uint8 image with (0, 255) is returned
+        uint8, the same shape; 0 where the image is nan, see `find_not_imaged`. A uint8 image with (0, 255) is returned
         itself, not copied.
     """
     low, high = intensity

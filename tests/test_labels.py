@@ -8,8 +8,8 @@ from kasthuri_ray.labels import (
     IGNORE_LABEL,
     VOXELS_AT_ONCE,
     LabelRule,
+    find_not_imaged,
     none_label,
-    not_imaged,
     to_classes,
     to_uint8,
 )
@@ -197,9 +197,9 @@ def test_floats_are_mapped_to_the_stated_range():
 def test_nan_is_black_and_counts_in_no_percentile():
     image = np.array([np.nan, 0, 5, 10, np.nan, np.inf, -np.inf], np.float32)
     np.testing.assert_array_equal(to_uint8(image, (0, 10)), [0, 0, 128, 255, 0, 255, 0])
-    np.testing.assert_array_equal(not_imaged(image), [True, False, False, False, True, False, False])
-    assert not_imaged(image[1:4]) is None
-    assert not_imaged(np.array([1, 2], np.uint16)) is None
+    np.testing.assert_array_equal(find_not_imaged(image), [True, False, False, False, True, False, False])
+    assert find_not_imaged(image[1:4]) is None
+    assert find_not_imaged(np.array([1, 2], np.uint16)) is None
 
 
 ILASTIK = {"Unlabelled": 0, "background": 1, "membrane": 7, "synapse": 3}

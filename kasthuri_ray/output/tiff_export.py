@@ -35,7 +35,7 @@ class TiffExport:
         channels = [len(spec.channels)] if len(spec.channels) > 1 else []
         shape = (spec.shape[0], *channels, *spec.shape[1:])
         as_ome = is_ome(path, spec)
-        metadata = ome_metadata_of(spec) if as_ome else imagej_metadata_of(spec)
+        metadata = ome_metadata_of(spec) if as_ome else make_imagej_metadata(spec)
         with tifffile.TiffWriter(path, ome=as_ome, imagej=not as_ome, bigtiff=as_ome, byteorder="<") as writer:
             written = writer.write(
                 None,
@@ -72,7 +72,7 @@ def is_ome(path: str, spec: ExportSpec) -> bool:
     return is_named_so or spec.num_bytes > MAX_IMAGEJ_BYTES or spec.dtype.name not in IMAGEJ_DTYPES
 
 
-def imagej_metadata_of(spec: ExportSpec) -> dict[str, Any]:
+def make_imagej_metadata(spec: ExportSpec) -> dict[str, Any]:
     """Return the metadata by which ImageJ knows axes, size and place: its origin is voxel 0 of the place in voxels."""
     metadata: dict[str, Any] = {
         "axes": "ZCYX" if len(spec.channels) > 1 else "ZYX",

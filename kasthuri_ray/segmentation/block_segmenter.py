@@ -23,7 +23,7 @@ from kasthuri_ray.geometry import Box, Zyx
 from kasthuri_ray.hardware import Machine
 from kasthuri_ray.inference.predictor import Predictor, prepare_process
 from kasthuri_ray.inference.tiling import ChunkGrid, VolumePart, blank_chunk_mask
-from kasthuri_ray.labels import not_imaged, to_uint8
+from kasthuri_ray.labels import find_not_imaged, to_uint8
 from kasthuri_ray.metrics.object_detection import label_block_objects
 from kasthuri_ray.models.unet import build_network, load_weights
 from kasthuri_ray.output.ome_zarr import compression_ratio
@@ -197,7 +197,7 @@ class BlockSegmenter:
             keep = ~blank_chunk_mask(part, block, self.grid, job.halo, job.image.fill_value)
         inside = stored[block.slices(box.start)]
         num_absent, _ = job.image.count_absent(block, inside, job.box)
-        missing = not_imaged(inside)
+        missing = find_not_imaged(inside)
         num_imaged = count_imaged_voxels(inside, missing, job.layout.chunk, job.image.fill_value)
         return Cutout(box, self._grey_levels(stored), keep, num_absent, missing, num_imaged)
 

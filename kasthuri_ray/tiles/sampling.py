@@ -15,7 +15,7 @@ import numpy as np
 
 from kasthuri_ray.errors import VolumeError
 from kasthuri_ray.geometry import Box, TileGrid, Zyx, ceil_div, per_axis
-from kasthuri_ray.labels import IGNORE_LABEL, LabelRule, not_imaged, to_classes, to_uint8
+from kasthuri_ray.labels import IGNORE_LABEL, LabelRule, find_not_imaged, to_classes, to_uint8
 from kasthuri_ray.tiles.labelled_blocks import LabelledBlocks
 from kasthuri_ray.volumes.volume import Volume
 
@@ -67,7 +67,7 @@ class TileSource:
     def read_counted_labels(self, box: Box) -> np.ndarray:
         """Return `read_labels`, with IGNORE_LABEL also where the image is nan."""
         labels = self.read_labels(box)
-        if self.image.dtype.kind == "f" and (missing := not_imaged(self.image.read(box))) is not None:
+        if self.image.dtype.kind == "f" and (missing := find_not_imaged(self.image.read(box))) is not None:
             labels[missing] = IGNORE_LABEL
         return labels
 
@@ -268,7 +268,7 @@ def read_tile(sources: tuple[TileSource, ...], address: TileAddress) -> tuple[np
     source = sources[address.source]
     stored = source.image.read(address.box)
     labels = source.read_labels(address.box)
-    if (missing := not_imaged(stored)) is not None:
+    if (missing := find_not_imaged(stored)) is not None:
         labels[missing] = IGNORE_LABEL
     if address.own != address.box:
         own_labels = np.full_like(labels, IGNORE_LABEL)

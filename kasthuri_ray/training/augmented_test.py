@@ -17,7 +17,7 @@ MAX_SHARE = 0.05  # of the work of a run, by default
 TRAINING_PASSES = 3  # what a training step costs: forward, and backward about twice that
 
 
-def measures_augmented(job: TrainingJob) -> bool:
+def should_test_augmented(job: TrainingJob) -> bool:
     """Return whether the test box is predicted with test-time augmentation too.
 
     Parameters

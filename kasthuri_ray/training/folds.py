@@ -43,7 +43,7 @@ from kasthuri_ray.training.train import TrainResult, connect_and_place_run, trai
 UNTESTED = "no voxel of its test part is labelled; the pooled scores leave it out"
 
 
-def region_of_task(settings: Settings) -> Box:
+def find_fold_region(settings: Settings) -> Box:
     """Return the voxels that are divided into folds.
 
     Parameters
@@ -100,12 +100,12 @@ def make_fold_settings(settings: Settings, path: str = "") -> list[Settings]:
     Raises
     ------
     InputError
-        As of `plan_folds` and `region_of_task`.
+        As of `plan_folds` and `find_fold_region`.
     """
     num_folds, folds = settings.train.folds, []
     assert num_folds is not None
     settings = absolute_volume_paths(settings)
-    planned = plan_folds(region_of_task(settings), num_folds, settings.train.fold_axes)
+    planned = plan_folds(find_fold_region(settings), num_folds, settings.train.fold_axes)
     for number, parts in enumerate(planned):
         boxes = SplitBoxes.model_validate({split: [{"box": str(box)} for box in parts[split]] for split in SPLITS})
         task = settings.task.model_copy(update={**dict.fromkeys(RANGES), "boxes": boxes})

@@ -36,9 +36,9 @@ def resolve_with_weights(given: GivenSettings) -> Settings:
     Raises
     ------
     InputError
-        As of `resolve_settings` and `network_of_weights`.
+        As of `resolve_settings` and `read_network_of_weights`.
     """
-    base = network_of_weights(given)
+    base = read_network_of_weights(given)
     settings = resolve_settings(given, base)
     if base is None:
         return settings
@@ -46,7 +46,7 @@ def resolve_with_weights(given: GivenSettings) -> Settings:
     return settings.model_copy(update={"notes": {**settings.notes, "network": note}})
 
 
-def network_of_weights(given: GivenSettings) -> NamedLayer | None:
+def read_network_of_weights(given: GivenSettings) -> NamedLayer | None:
     """Return the settings that the weights of `--weights` bring: their network, and the names of its classes.
 
     Parameters

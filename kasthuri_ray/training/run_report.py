@@ -23,7 +23,7 @@ from kasthuri_ray.reports.run_page import RunReport, metrics_report, run_page
 from kasthuri_ray.reports.section_images import NUM_EXAMPLES, SectionResult, choose_examples
 from kasthuri_ray.tiles.sampling import GridTiles, read_tile
 from kasthuri_ray.tiles.streaming import TileBatch
-from kasthuri_ray.training.augmented_test import augmented_logits, measures_augmented
+from kasthuri_ray.training.augmented_test import augmented_logits, should_test_augmented
 from kasthuri_ray.training.final_metrics import final_metrics
 from kasthuri_ray.training.grid_stream import open_grid_stream
 from kasthuri_ray.training.learner import Learner
@@ -99,7 +99,9 @@ def _evaluate_tiles(
         learnt = [part.boxes for part in job.history.test]
         scorers.append(TileScorer(tiles, progress.thresholds, has_objects, learnt))
     nothing_learnt: list[tuple[Box, ...]] = [()] * len(tiles.sources)
-    augmented = TileScorer(tiles, progress.thresholds, has_objects, nothing_learnt) if measures_augmented(job) else None
+    augmented = (
+        TileScorer(tiles, progress.thresholds, has_objects, nothing_learnt) if should_test_augmented(job) else None
+    )
 
     def score_batch(batch: Any, logits: Tensor, labels: Tensor) -> None:
         for scorer in scorers:

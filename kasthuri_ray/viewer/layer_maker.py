@@ -14,7 +14,7 @@ from kasthuri_ray.viewer.served_levels import (
     Content,
     ServedLevel,
     find_levels,
-    gives_size_or_place,
+    has_size_or_place,
     serve_levels,
     with_voxel_size,
 )
@@ -63,7 +63,7 @@ class LayerMaker:
         """Return an image and its layer; a voxel size replaces the one that the image states."""
         volume = self.opener.open(uri, name=flag)
         volumes = list(find_levels(uri, volume, self.opener, "image"))
-        is_given = gives_size_or_place(uri)
+        is_given = has_size_or_place(uri)
         if voxel_size_nm is not None and voxel_size_nm != volume.voxel_size_nm:
             volumes, is_given = with_voxel_size(volumes, voxel_size_nm), True
             volume = volumes[0]
@@ -77,11 +77,11 @@ class LayerMaker:
         """Return the layer of an annotation, which is aligned with the image."""
         volume = self.opener.open(uri, labels=True, name=flag)
         volumes = list(find_levels(uri, volume, self.opener, "labels"))
-        is_given = gives_size_or_place(uri)
+        is_given = has_size_or_place(uri)
         public = None if is_given else find_public_url(volume)
         if image is not None and has_same_voxel_size(image, volume):
             aligned = align_volumes(image, volume)
-            if corner_moves(volume, aligned.moving):
+            if has_moved_corner(volume, aligned.moving):
                 volumes, is_given, public = [aligned.moving, *volumes[1:]], True, None
             for note in aligned.notes:
                 self.add_note(note)
@@ -97,7 +97,7 @@ class LayerMaker:
         return tuple(serve_levels(volumes, self.memory, content, size_is_given=size_is_given))
 
 
-def corner_moves(volume: Volume, aligned: Volume) -> bool:
+def has_moved_corner(volume: Volume, aligned: Volume) -> bool:
     """Return whether an alignment gave a volume another place, voxel size or offset than it states itself."""
     same = (volume.bounds, volume.voxel_size_nm, volume.place) == (aligned.bounds, aligned.voxel_size_nm, aligned.place)
     return not same

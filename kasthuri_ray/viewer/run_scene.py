@@ -16,7 +16,7 @@ from kasthuri_ray.hardware import Machine
 from kasthuri_ray.inference.inference_settings import InferenceWork, RequestedInference, choose_inference_settings
 from kasthuri_ray.inference.predictor import Predictor, prepare_process
 from kasthuri_ray.inference.tiling import VolumePart, pooling_phase
-from kasthuri_ray.labels import not_imaged, to_uint8
+from kasthuri_ray.labels import find_not_imaged, to_uint8
 from kasthuri_ray.models.receptive_field import find_receptive_field
 from kasthuri_ray.segmentation.source_image import image_intensity
 from kasthuri_ray.segmentation.trained_network import TrainedNetwork, build_trained_network, read_trained_network
@@ -151,7 +151,7 @@ def segment_in_memory(settings: Settings, trained: TrainedNetwork, image: Volume
     voxels = image.read(grown)
     part = VolumePart(to_uint8(voxels, intensity), grown, image.bounds)
     probabilities = predictor.predict(part, box)
-    missing = not_imaged(voxels[box.slices(grown.start)])
+    missing = find_not_imaged(voxels[box.slices(grown.start)])
     if missing is not None:
         probabilities[:, missing] = 0
     return probabilities

@@ -71,7 +71,7 @@ def fitting_zoom(layer: VoxelLayer, size: tuple[int, int]) -> float:
     return min(whole, max(1.0, coarsest.size[2] / finest.size[2]))
 
 
-def moved_inside(place: Nm, level: ServedLevel, size: tuple[int, int], zoom: float) -> Nm:
+def move_inside(place: Nm, level: ServedLevel, size: tuple[int, int], zoom: float) -> Nm:
     """Return the middle of a view that shows a place, and as little as possible of what is outside of the image.
 
     Parameters

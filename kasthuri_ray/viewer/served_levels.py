@@ -192,7 +192,7 @@ def _find_factors(finest: Volume, coarser: Volume) -> Nm:
     return per_axis(choose, finest.shape, coarser.shape, ratios)
 
 
-def gives_size_or_place(uri: str) -> bool:
+def has_size_or_place(uri: str) -> bool:
     """Return whether the options of a URI state a voxel size or a place."""
     options = split_uri_options(uri)[1]
     return options.voxel_size_nm is not None or options.offset_nm is not None

@@ -32,7 +32,7 @@ from kasthuri_ray.viewer.scene_view import (
     first_layer,
     fitting_zoom,
     middle_of,
-    moved_inside,
+    move_inside,
     parse_position,
 )
 from kasthuri_ray.viewer.screenshot import find_browser, take_screenshot
@@ -177,7 +177,7 @@ def _make_scene(settings: ViewSettings, parts: _Parts, window: tuple[int, int]) 
         position, zoom = place_of(best, parts.output.shift if parts.output else NO_SHIFT), min(1.0, overview)
         if settings.review is None:  # its first object stays where the lines cross
             panel = window if settings.layout == "xy" else (window[0] // 2, window[1] // 2)
-            position = moved_inside(position, finest, panel, zoom)
+            position = move_inside(position, finest, panel, zoom)
     elif text is not None:
         position, zoom = parse_position(text, volume), 1.0
     else:

@@ -16,7 +16,7 @@ from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Zyx
 from kasthuri_ray.volumes.grey_levels import GreyRule, PixelFormat, choose_grey_rule
 from kasthuri_ray.volumes.place import Place, StatedSize
-from kasthuri_ray.volumes.section_names import kind_of_section
+from kasthuri_ray.volumes.section_names import classify_section_name
 from kasthuri_ray.volumes.tiff_directories import count_whole_pages
 from kasthuri_ray.volumes.tiff_metadata import (
     ORIENTATION,
@@ -136,7 +136,7 @@ def open_section(path: str, labels: bool) -> TiffSection | PictureSection:
     InputError
         If the file is incomplete, or not one picture of one channel.
     """
-    return _open_tiff(path, labels) if kind_of_section(path) == "TIFF" else _open_picture(path, labels)
+    return _open_tiff(path, labels) if classify_section_name(path) == "TIFF" else _open_picture(path, labels)
 
 
 def _open_tiff(path: str, labels: bool) -> TiffSection:

@@ -20,7 +20,7 @@ from kasthuri_ray.volumes.axes import choose_axes, lengths_along
 from kasthuri_ray.volumes.file_volume import FileVolume, Reader, content_id, fill_sections, local_name, volume_fields
 from kasthuri_ray.volumes.place import size_fields
 from kasthuri_ray.volumes.section_files import PictureSection, SectionHeader, TiffSection, open_section
-from kasthuri_ray.volumes.section_names import SectionNames, choose_sections, kind_of_section, listed_sections
+from kasthuri_ray.volumes.section_names import SectionNames, choose_sections, classify_section_name, listed_sections
 from kasthuri_ray.volumes.store_metadata import DOCUMENTS
 from kasthuri_ray.volumes.tiff_pages import CACHE_BYTES, PageReader
 from kasthuri_ray.volumes.uri_options import UriOptions
@@ -113,11 +113,11 @@ def find_section_names(name: str, uri: str) -> SectionNames | None:
         if (path / BEST_FILE).exists():
             raise InputError(f"{uri} is the folder of a training run; give a volume, such as the output of segment.py")
         files = [entry.path for entry in os.scandir(path) if not os.path.isdir(entry)]  # with links to missing files
-        return choose_sections(uri, files) if any(map(kind_of_section, files)) else None
+        return choose_sections(uri, files) if any(map(classify_section_name, files)) else None
     if path.is_file():
         if path.suffix.lower() == LIST_ENDING:
             return listed_sections(uri, path.read_text("utf-8-sig", "replace").splitlines(), path.parent)
-        return SectionNames((str(path),), ()) if kind_of_section(path.name) in ("PNG", "JPEG") else None
+        return SectionNames((str(path),), ()) if classify_section_name(path.name) in ("PNG", "JPEG") else None
     if not glob.has_magic(str(path)):
         return None
     files = [file for file in glob.glob(str(path), recursive=True) if not os.path.isdir(file)]
@@ -148,7 +148,9 @@ def open_sections(names: SectionNames, uri: str, options: UriOptions, labels: bo
     return SectionVolume(
         **volume_fields(uri, shape, axes, first.dtype, chunk, options),
         **size_fields(size),
-        format=f"{kind_of_section(first.path)} sections" if len(paths) > 1 else str(kind_of_section(first.path)),
+        format=f"{classify_section_name(first.path)} sections"
+        if len(paths) > 1
+        else str(classify_section_name(first.path)),
         place=place,
         decode_shape=lengths_along(axes, (1, *first.shape)) if is_decoded_whole else None,
         source_id=content_id(paths, options.axes, labels),

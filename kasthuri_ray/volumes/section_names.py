@@ -32,7 +32,7 @@ class SectionNames:
     notes: tuple[str, ...]
 
 
-def kind_of_section(name: str) -> str | None:
+def classify_section_name(name: str) -> str | None:
     """Return TIFF, PNG or JPEG by the ending of a file's name; None for other files and for hidden ones."""
     path = Path(name)
     if path.name.startswith("."):
@@ -66,7 +66,7 @@ def choose_sections(uri: str, files: Sequence[str]) -> SectionNames:
     InputError
         If there are TIFF and PNG files, or none.
     """
-    kinds = {name: kind_of_section(name) for name in files}
+    kinds = {name: classify_section_name(name) for name in files}
     counts = collections.Counter(kind for kind in kinds.values() if kind)
     if counts["TIFF"] and counts["PNG"]:
         raise InputError(
@@ -87,7 +87,7 @@ def choose_sections(uri: str, files: Sequence[str]) -> SectionNames:
 def listed_sections(uri: str, lines: Sequence[str], folder: Path) -> SectionNames:
     """Return the sections that the lines of a text file name, relative to its folder, in the order of the lines."""
     names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    others = [name for name in names if kind_of_section(name) is None]
+    others = [name for name in names if classify_section_name(name) is None]
     if not names or others:
         found = f"names {others[0]!r}" if others else "names no files"
         raise InputError(f"{uri} {found}; it should name one TIFF or PNG file a line")

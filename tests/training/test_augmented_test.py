@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kasthuri_ray.config.loading import GivenSettings, resolve_settings
-from kasthuri_ray.training.augmented_test import augmented_logits, augmented_share, measures_augmented
+from kasthuri_ray.training.augmented_test import augmented_logits, augmented_share, should_test_augmented
 
 
 class Bright:
@@ -72,4 +72,4 @@ def test_the_cost_is_counted_in_forward_passes():
     ],
 )
 def test_by_default_it_is_measured_where_it_costs_a_twentieth_of_the_run_at_most(job, expected):
-    assert measures_augmented(job) == expected
+    assert should_test_augmented(job) == expected

@@ -7,7 +7,7 @@ from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.viewer.output_scene import block_states, have_one_source
 from kasthuri_ray.viewer.run_scene import middle_part
-from kasthuri_ray.viewer.scene_view import check_window, fitting_zoom, moved_inside, parse_position
+from kasthuri_ray.viewer.scene_view import check_window, fitting_zoom, move_inside, parse_position
 from kasthuri_ray.viewer.view import is_remote, ssh_command
 from kasthuri_ray.volumes.place import Place
 
@@ -34,13 +34,13 @@ def test_a_view_of_an_object_at_the_edge_shows_more_of_the_image_than_of_what_is
     (level,) = make_layer(array_volume(np.zeros((2, 400, 1200), np.uint8), voxel_size_nm=(30.0, 6.0, 6.0))).levels[:1]
     low_y, low_x = level.corner[1:]
     place = (15.0, low_y + 6.0, low_x + 1190 * 6.0)
-    z, y, x = moved_inside(place, level, (200, 100), 1.0)
+    z, y, x = move_inside(place, level, (200, 100), 1.0)
     assert (z, y, x) == (15.0, low_y + 300.0, low_x + 1100 * 6.0)
-    assert moved_inside((15.0, low_y + 1200.0, low_x + 3600.0), level, (200, 100), 1.0)[1:] == (
+    assert move_inside((15.0, low_y + 1200.0, low_x + 3600.0), level, (200, 100), 1.0)[1:] == (
         low_y + 1200.0,
         low_x + 3600.0,
     )
-    assert moved_inside(place, level, (1300, 500), 1.0) == (15.0, low_y + 1200.0, low_x + 3600.0)  # all of it is seen
+    assert move_inside(place, level, (1300, 500), 1.0) == (15.0, low_y + 1200.0, low_x + 3600.0)  # all of it is seen
 
 
 @pytest.mark.parametrize("text", ["1200", "1200x800", "1200,8", "1200,80000", "-1,5"])
