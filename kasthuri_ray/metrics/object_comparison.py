@@ -89,8 +89,14 @@ def find_labelled_objects(
     ----------
     ids : ndarray of int, (z, y, x)
         Id of the predicted object of each voxel, 0 for none.
-    predicted, truth, own, numbers, of_predicted, of_true, known_truth
+    predicted, truth : ndarray of uint8, (z, y, x)
         As for `find_block_objects`; `ids` is of the same voxels.
+    own : Box
+        The block.
+    numbers : sequence of int
+        Classes that have objects.
+    of_predicted, of_true, known_truth : ndarray of uint8, (z, y, x), optional
+        As for `find_block_objects`.
 
     Returns
     -------
