@@ -18,6 +18,7 @@ import numpy as np
 from kasthuri_ray.evaluation.comparison import Comparison
 from kasthuri_ray.geometry import Box, Zyx, per_axis
 from kasthuri_ray.labels import IGNORE_LABEL
+from kasthuri_ray.metrics.block_objects import BlockObjects, class_bytes, find_block_objects, find_labelled_objects
 from kasthuri_ray.metrics.class_map import classes_at
 from kasthuri_ray.metrics.cleft_distances import (
     ClassMasks,
@@ -27,14 +28,7 @@ from kasthuri_ray.metrics.cleft_distances import (
 )
 from kasthuri_ray.metrics.instances import CellBlock, CellSums, label_cells
 from kasthuri_ray.metrics.intervals import TileCounts, TileSample, tile_counts
-from kasthuri_ray.metrics.object_comparison import (
-    BlockObjects,
-    ClassObjects,
-    ObjectComparison,
-    class_bytes,
-    find_block_objects,
-    find_labelled_objects,
-)
+from kasthuri_ray.metrics.object_comparison import ClassObjects, ObjectComparison
 from kasthuri_ray.metrics.object_criteria import ObjectCriteria
 from kasthuri_ray.metrics.object_detection import Extent, block_read_box, block_with_shell, find_extent
 from kasthuri_ray.metrics.object_outcomes import ObjectOutcomes

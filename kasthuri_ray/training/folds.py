@@ -162,8 +162,8 @@ def train_folds(settings: Settings, reporter: Reporter, resume_command: Callable
         num_trained = sum(_train_fold(fold, reporter, command) for fold in folds)
         if was_finished and not num_trained:
             raise AlreadyFinished(
-                f"the folds {name} are finished: {path}. To train them for longer, set "
-                f"network.epochs={2 * settings.network.epochs} (--set, or settings in Python)",
+                f"the folds {name} are finished: {path}. To train them for longer, add --set "
+                f"network.epochs={2 * settings.network.epochs} (in Python, to settings)",
                 path,
             )
         write_pooled_results(folder, settings, folds, reporter)

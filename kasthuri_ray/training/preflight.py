@@ -360,7 +360,7 @@ def check_run_resumable(folder: RunFolder, settings: Settings) -> None:
     if metrics and not extended and metrics["epochs"] >= epochs:
         raise AlreadyFinished(
             f"the run {name} is finished, after {format_count(metrics['epochs'], 'epoch')}: {path}. To train it for "
-            f"longer, set network.epochs={2 * epochs} (--set, or settings in Python)",
+            f"longer, add --set network.epochs={2 * epochs} (in Python, to settings)",
             path,
         )
 

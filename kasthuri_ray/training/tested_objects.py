@@ -17,6 +17,7 @@ import numpy as np
 
 from kasthuri_ray.geometry import Box, Zyx
 from kasthuri_ray.labels import IGNORE_LABEL
+from kasthuri_ray.metrics.block_objects import class_bytes, find_block_objects
 from kasthuri_ray.metrics.class_map import classes_at, lowest_value
 from kasthuri_ray.metrics.cleft_distances import (
     ClassMasks,
@@ -24,12 +25,7 @@ from kasthuri_ray.metrics.cleft_distances import (
     measure_cleft_distances,
     pack_class_masks,
 )
-from kasthuri_ray.metrics.object_comparison import (
-    ComparedObjects,
-    ObjectComparison,
-    class_bytes,
-    find_block_objects,
-)
+from kasthuri_ray.metrics.object_comparison import ComparedObjects, ObjectComparison
 from kasthuri_ray.metrics.object_criteria import ObjectCriteria
 from kasthuri_ray.metrics.object_detection import block_read_box, block_with_shell, find_extent, select_objects
 from kasthuri_ray.metrics.object_outcomes import ObjectOutcomes, pool_outcomes

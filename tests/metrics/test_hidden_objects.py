@@ -8,7 +8,8 @@ from scipy.ndimage import binary_dilation, gaussian_filter, label
 
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.labels import IGNORE_LABEL
-from kasthuri_ray.metrics.object_comparison import ObjectComparison, find_block_objects, find_labelled_objects
+from kasthuri_ray.metrics.block_objects import find_block_objects, find_labelled_objects
+from kasthuri_ray.metrics.object_comparison import ObjectComparison
 from kasthuri_ray.metrics.object_criteria import ObjectCriteria
 from kasthuri_ray.metrics.object_detection import block_with_shell, find_objects, select_objects
 from kasthuri_ray.metrics.object_settings import ObjectSettings

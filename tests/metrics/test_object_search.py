@@ -8,8 +8,9 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from kasthuri_ray.geometry import Box
+from kasthuri_ray.metrics.block_objects import find_block_objects
 from kasthuri_ray.metrics.object_choice import ClassChoice, ObjectChoice
-from kasthuri_ray.metrics.object_comparison import ObjectComparison, find_block_objects
+from kasthuri_ray.metrics.object_comparison import ObjectComparison
 from kasthuri_ray.metrics.object_detection import find_extent, find_objects, select_objects
 from kasthuri_ray.metrics.object_search import (
     SEEDS,

@@ -54,7 +54,7 @@ def finished_run(tmp_path) -> RunFolder:
 def test_a_finished_run_can_only_be_extended_by_more_epochs(finished_run):
     preflight.check_run_resumable(finished_run, membrane_settings(assignments=["network.epochs=5"]))
     for assignments, text in (
-        (["network.epochs=3"], r"a is finished, after 3 epochs: .*set network\.epochs=6"),
+        (["network.epochs=3"], r"a is finished, after 3 epochs: .*add --set network\.epochs=6"),
         (["network.epochs=2"], r"started with other settings:\n  network\.epochs: 3 -> 2"),
         (["network.epochs=5", "network.learning_rate=0.5"], r"network\.learning_rate: 0\.002 -> 0\.5"),
     ):

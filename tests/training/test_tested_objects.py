@@ -10,9 +10,10 @@ from scipy.ndimage import gaussian_filter
 
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.labels import IGNORE_LABEL
+from kasthuri_ray.metrics.block_objects import class_bytes, find_block_objects
 from kasthuri_ray.metrics.class_map import classes_at
 from kasthuri_ray.metrics.cleft_distances import measure_cleft_distances, pack_class_masks
-from kasthuri_ray.metrics.object_comparison import ObjectComparison, class_bytes, find_block_objects
+from kasthuri_ray.metrics.object_comparison import ObjectComparison
 from kasthuri_ray.metrics.object_criteria import ObjectCriteria
 from kasthuri_ray.metrics.object_detection import find_extent, select_objects
 from kasthuri_ray.metrics.object_outcomes import object_metrics, pool_outcomes
