@@ -63,9 +63,9 @@ class _JoinedObjects:
         if self.ids:
             _, first, which = np.unique(np.concatenate(self.ids), return_index=True, return_inverse=True)
         table = tabulate_objects(stats, first[which] if self.ids else self.union_find.roots())
-        is_hidden_beyond = np.zeros(len(table) + 1, bool)
-        is_hidden_beyond[table.object_ids[np.concatenate([np.zeros(0, bool), *self.is_cut])]] = True
-        return replace(table, is_hidden_beyond=is_hidden_beyond[1:])
+        continues_hidden = np.zeros(len(table) + 1, bool)
+        continues_hidden[table.object_ids[np.concatenate([np.zeros(0, bool), *self.is_cut])]] = True
+        return replace(table, continues_hidden=continues_hidden[1:])
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,7 +31,7 @@ class ObjectCriteria:
     Parameters
     ----------
     box : Box
-        What is compared: see `ObjectTable.is_cut`.
+        What is compared; `ObjectTable.is_cut` says which objects it cuts.
     voxel_size_nm : sequence of float or None
         Size of a voxel, z, y, x. Without it there is no matching by centroids.
     centroid_radius_nm : float

@@ -35,7 +35,7 @@ class BoxObjects:
     bounds: Box
 
     def at(self, seed: float, min_voxels: float) -> ComparedObjects:
-        """Return the objects with a seed, and with a size unless the box cuts them."""
+        """Return the objects with a seed, and with a size unless they are cut."""
         stats = self.joined.predicted.stats
         is_large = (stats[:, SIZE] >= min_voxels) | self.joined.predicted.is_cut(self.bounds)
         is_seeded = stats[:, MAX_PROBABILITY] >= lowest_value(seed)

@@ -35,13 +35,13 @@ class ObjectTable:
         Sums, maxima and minima over the voxels of each object.
     object_ids : ndarray of int64, (nodes,)
         The object of each node of the `UnionFind`; 0 for a component whose voxels no block owns.
-    is_hidden_beyond : ndarray of bool, (objects,), optional
+    continues_hidden : ndarray of bool, (objects,), optional
         Whether a part of the object is among voxels that do not count.
     """
 
     stats: np.ndarray
     object_ids: np.ndarray
-    is_hidden_beyond: np.ndarray | None = None
+    continues_hidden: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.stats)
@@ -81,7 +81,7 @@ class ObjectTable:
         """
         starts, stops = self.stats[:, START_Z : START_Z + 3], self.stats[:, STOP_Z : STOP_Z + 3]
         at_face = np.logical_or((starts <= bounds.start).any(1), (stops >= bounds.stop).any(1))
-        return at_face if self.is_hidden_beyond is None else at_face | self.is_hidden_beyond
+        return at_face if self.continues_hidden is None else at_face | self.continues_hidden
 
 
 def keep_objects(table: ObjectTable, keep: np.ndarray) -> ObjectTable:
@@ -100,8 +100,8 @@ def keep_objects(table: ObjectTable, keep: np.ndarray) -> ObjectTable:
         The kept objects, numbered in the same order.
     """
     new_ids = np.concatenate([[0], np.where(keep, np.cumsum(keep), 0)])
-    beyond = None if table.is_hidden_beyond is None else table.is_hidden_beyond[keep]
-    return ObjectTable(table.stats[keep], new_ids[table.object_ids], beyond)
+    continues_hidden = None if table.continues_hidden is None else table.continues_hidden[keep]
+    return ObjectTable(table.stats[keep], new_ids[table.object_ids], continues_hidden)
 
 
 def join_objects(blocks: Iterable[Components]) -> ObjectTable:

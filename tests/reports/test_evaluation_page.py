@@ -74,9 +74,9 @@ def test_wrong_missed_and_found_objects_are_shown_with_their_place(make_report, 
     text = page_text(page).replace(" ,", ",")
     assert "Wrong: marked, without an annotated partner 1 of 21 marked 3, probability 0.88" in text
     assert "z 7, y 15, x 16; 1,234 voxels" in text
-    assert "cut by the box" not in text
+    assert "cut at a border" not in text
     cut = [replace(crops[1], is_cut=True)]
-    assert "1,234 voxels, cut by the box" in page_text(
+    assert "1,234 voxels, cut at a border" in page_text(
         evaluation_page(make_report(crops=cut, num_objects={"missed": 1}))
     )
     assert (
