@@ -15,13 +15,13 @@ TORCH_INDEX ?=
 DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
 RUN := outputs/$(DEMO)
 # No split of the task touches the 24 sections of the box.
-DEMO_SETTINGS := task.tile_size=128,128 task.z_test=32,42 network.start_filters=8 network.batch_size=4 \
+DEMO_SETTINGS := task.tile_size=128,128 task.z_test=32,38 network.start_filters=8 network.batch_size=4 \
 	network.epochs=4 network.tiles_per_epoch=1408 network.learning_rate=0.006
 DEMO_BOX := 56:80,0:512,0:1024
 demo: .venv                      ## train on a synthetic cortex, segment an unseen part of it, evaluate the result
 	@$(BIN)/python -m kasthuri_ray.benchmarks.demo_time
 	$(BIN)/python jobs/train.py --task phantom_synapse --set $(DEMO_SETTINGS) --name $(DEMO)
-	$(BIN)/python jobs/segment.py --weights $(RUN) --output $(RUN)/synapses.zarr --box $(DEMO_BOX) --objects
+	$(BIN)/python jobs/segment.py --weights $(RUN) --output $(RUN)/synapses.zarr --box $(DEMO_BOX) --objects --tta
 	$(BIN)/python jobs/evaluate.py --prediction $(RUN)/synapses.zarr --annotation 'phantom://synapse?shape=80,2048,2048&seed=7'
 	@echo "Open these in a browser: $(RUN)/index.html (training), $(RUN)/synapses.zarr.evaluation/index.html (evaluation)"
 

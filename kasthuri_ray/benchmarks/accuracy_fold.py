@@ -37,6 +37,7 @@ from kasthuri_ray.tiles.fold_plan import QUADRANTS, plan_folds
 from kasthuri_ray.tiles.sampling import GridTiles, TileAddress, TileSource, TrainTiles, read_tile
 from kasthuri_ray.tiles.streaming import TileBatch
 from kasthuri_ray.training.compute_plan import choose_compute_plan
+from kasthuri_ray.training.grid_stream import with_context
 from kasthuri_ray.training.tested_objects import add_block, match_tile_objects, pack_tile
 from kasthuri_ray.training.tile_results import foreground_probabilities
 from kasthuri_ray.training.val_objects import choose_object_settings
@@ -251,6 +252,8 @@ class FoldTraining:
         self, grid: GridTiles, thresholds: list[float]
     ) -> tuple[GridTiles, VoxelCounts, dict[int, bytes]]:
         packed: dict[int, bytes] = {}
+        if self.run.variant.sections == 1:
+            grid = with_context(grid, self.learner.network)
 
         def pack(batch: Any, logits: Tensor, labels: Tensor) -> None:
             tiles = zip(batch.number, foreground_probabilities(logits), labels.numpy(), strict=True)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import uniform_filter
 
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.metrics.class_map import lowest_value
@@ -17,6 +16,7 @@ from kasthuri_ray.metrics.one_to_one import match_by_overlap
 EXTENTS = tuple(step / 10 for step in range(1, 10))  # and the threshold
 SEEDS = (*EXTENTS, 0.95, 0.98, 0.99, 1.0)  # networks are sure of most objects, of specks less often
 SIZE_SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # of the median size of true objects
+EQUAL = 1e-9  # difference of F1 by rounding alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,17 +78,13 @@ def search_extents(threshold: float) -> list[float]:
     return sorted({*EXTENTS, threshold})
 
 
-def search_object_settings(
-    boxes_by_extent: Mapping[float, Sequence[BoxObjects]], threshold: float
-) -> FoundSettings | None:
+def search_object_settings(boxes_by_extent: Mapping[float, Sequence[BoxObjects]]) -> FoundSettings | None:
     """Return the seed, extent and smallest size with the best object F1.
 
     Parameters
     ----------
     boxes_by_extent : mapping
         All boxes of the split, for each extent of `search_extents`.
-    threshold : float
-        Threshold of the voxels.
 
     Returns
     -------
@@ -97,8 +93,7 @@ def search_object_settings(
 
     Notes
     -----
-    Of settings with equal F1 those with the best neighbours in the grid are taken, since they depend least on single
-    objects; then the extent nearest to the threshold, then the lowest seed and size.
+    Of settings with equal F1 those in their middle are taken, since they depend least on single objects.
     """
     extents = sorted(boxes_by_extent)
     sizes = _true_sizes(boxes_by_extent[extents[0]])
@@ -111,12 +106,15 @@ def search_object_settings(
             for extent in extents
         ]
     )
-    around = uniform_filter(grid, 3, mode="nearest")
-    distance = np.abs(np.array(extents) - threshold)[:, None, None] + np.zeros_like(grid)
-    order = np.lexsort([*np.indices(grid.shape)[::-1].reshape(3, -1), distance.ravel(), -around.round(9).ravel()])
-    best = order[np.argmax(grid.ravel()[order].round(9))]
-    e, s, m = np.unravel_index(best, grid.shape)
+    e, s, m = _middle_of_best(grid)
     return FoundSettings(max(SEEDS[s], extents[e]), extents[e], min_sizes[m], float(grid[e, s, m]))
+
+
+def _middle_of_best(grid: np.ndarray) -> tuple[int, ...]:
+    """Return the index of the highest value; of several equal ones that nearest to the median of their indices."""
+    best = np.argwhere(grid >= grid.max() - EQUAL)
+    nearest = np.abs(best - np.median(best, 0)).sum(1).argmin()
+    return tuple(best[nearest].tolist())
 
 
 def judge_objects(boxes: Iterable[ComparedObjects]) -> tuple[list[float], list[bool]]:

@@ -220,16 +220,27 @@ class GridTiles:
     sources : tuple of TileSource
         Boxes of the split.
     tile : tuple of int
-        Shape of a tile, z, y, x.
+        Shape of a tile without its context, z, y, x.
+    context : tuple of int
+        Voxels that are read around a tile on each side, of the whole image; no label counts there. At an end of the
+        image there are more on the other side.
     """
 
     sources: tuple[TileSource, ...]
     tile: Zyx
+    context: Zyx = (0, 0, 0)
 
     def __len__(self) -> int:
         return sum(len(TileGrid(source.box, self.tile)) for source in self.sources)
 
     def address(self, number: int) -> TileAddress:
+        """Return tile `number` with its context; see `without_context`."""
+        address = self.without_context(number)
+        if not any(self.context):
+            return address
+        return replace(address, box=self._with_context(address.box, self.sources[address.source].image.bounds))
+
+    def without_context(self, number: int) -> TileAddress:
         """Return tile `number`, counted from 0, one source after the other; raise an IndexError past the last."""
         for index, source in enumerate(self.sources):
             grid = TileGrid(source.box, self.tile)
@@ -237,6 +248,15 @@ class GridTiles:
                 return TileAddress(index, *grid[number])
             number -= len(grid)
         raise IndexError(f"the grid has {len(self)} tiles")
+
+    def _with_context(self, tile: Box, bounds: Box) -> Box:
+        """Return a box of one shape for all tiles, around a tile and within the image."""
+
+        def start(first: int, length: int, context: int, low: int, high: int) -> int:
+            return max(low, min(first - context, high - length - 2 * context))
+
+        shape = per_axis(lambda length, context: length + 2 * context, tile.shape, self.context)
+        return Box.at(per_axis(start, tile.start, tile.shape, self.context, bounds.start, bounds.stop), shape)
 
 
 def read_tile(sources: tuple[TileSource, ...], address: TileAddress) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -267,14 +287,10 @@ def read_tile(sources: tuple[TileSource, ...], address: TileAddress) -> tuple[np
     """
     source = sources[address.source]
     stored = source.image.read(address.box)
-    labels = source.read_labels(address.box)
+    labels = np.full(address.box.shape, IGNORE_LABEL, np.uint8)
+    labels[address.own.slices(address.box.start)] = source.read_labels(address.own)
     if (missing := find_not_imaged(stored)) is not None:
         labels[missing] = IGNORE_LABEL
-    if address.own != address.box:
-        own_labels = np.full_like(labels, IGNORE_LABEL)
-        own = address.own.slices(address.box.start)
-        own_labels[own] = labels[own]
-        labels = own_labels
     return to_uint8(stored, source.intensity), labels, source.find_blank_chunks(stored, address.box)
 
 

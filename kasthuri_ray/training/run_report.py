@@ -25,7 +25,7 @@ from kasthuri_ray.tiles.sampling import GridTiles, read_tile
 from kasthuri_ray.tiles.streaming import TileBatch
 from kasthuri_ray.training.augmented_test import augmented_logits, should_test_augmented
 from kasthuri_ray.training.final_metrics import final_metrics
-from kasthuri_ray.training.grid_stream import open_grid_stream
+from kasthuri_ray.training.grid_stream import open_grid_stream, with_context
 from kasthuri_ray.training.learner import Learner
 from kasthuri_ray.training.process_group import gather_over_ranks
 from kasthuri_ray.training.run_folder import RunFolder
@@ -46,13 +46,15 @@ def write_run_report(
     learner.load_evaluation_weights(best.weights)
     results = _evaluate_tiles(job, context, learner, progress)
     class_numbers = object_classes(job.settings.class_names)
-    packed_val = predict_val_objects(job, context, learner, results, progress.thresholds) if class_numbers else {}
+    val, packed_val = job.tiles.val, dict[int, bytes]()
+    if class_numbers:
+        val, packed_val = predict_val_objects(job, context, learner, results, progress.thresholds)
     if context.rank:
         return
     choice = None
     if class_numbers:
         choice = choose_object_settings(
-            job.tiles.val,
+            val,
             packed_val,
             job.tiles.train.sources,
             job.settings.class_names,
@@ -90,18 +92,17 @@ def choose_example_tiles(scores: list[TileScore], max_tiles: int = NUM_EXAMPLES)
 def _evaluate_tiles(
     job: TrainingJob, context: WorkerContext, learner: Learner, progress: TrainingProgress
 ) -> TileResults:
-    """Return the results of the test tiles, else of the validation tiles, the same on all ranks."""
+    """Return the results of the test tiles with context, else of the validation tiles, the same on all ranks."""
     assert progress.best is not None
-    tiles = job.tiles.test or job.tiles.val
+    tiles = with_context(job.tiles.test, learner.network) if job.tiles.test else job.tiles.val
     has_objects = bool(object_classes(job.settings.class_names))
     scorers = [TileScorer(tiles, progress.thresholds, has_objects)]
     if job.tiles.test is not None and job.history.test_share:
         learnt = [part.boxes for part in job.history.test]
         scorers.append(TileScorer(tiles, progress.thresholds, has_objects, learnt))
     nothing_learnt: list[tuple[Box, ...]] = [()] * len(tiles.sources)
-    augmented = (
-        TileScorer(tiles, progress.thresholds, has_objects, nothing_learnt) if should_test_augmented(job) else None
-    )
+    is_augmented = should_test_augmented(job, tiles.context)
+    augmented = TileScorer(tiles, progress.thresholds, has_objects, nothing_learnt) if is_augmented else None
 
     def score_batch(batch: Any, logits: Tensor, labels: Tensor) -> None:
         for scorer in scorers:
@@ -175,23 +176,24 @@ def _write_figures(
 
 def _complete_tiles(tiles: GridTiles, scores: list[TileScore]) -> list[TileScore]:
     """Return the scores of tiles in which every voxel counts, since a picture shows the whole tile; else all scores."""
-    addresses = [tiles.address(score.number) for score in scores]
+    addresses = [tiles.without_context(score.number) for score in scores]
     return [s for s, address in zip(scores, addresses, strict=True) if address.own == address.box] or scores
 
 
 def _predict_section(learner: Learner, tiles: GridTiles, number: int, thresholds: Sequence[float]) -> SectionResult:
     """Predict a tile; return its only section, or of a 3D tile the one with most foreground, else the middle one."""
-    address = tiles.address(number)
-    image, label, _ = read_tile(tiles.sources, replace(address, own=address.box))
+    shown = tiles.without_context(number).box
+    address = replace(tiles.address(number), own=shown)
+    image, label, _ = read_tile(tiles.sources, address)
     images, _ = learner.load(TileBatch(image[None], label[None], np.array([number])))
     with learner.evaluation_mode():
-        probability = foreground_probabilities(learner.logits(images))[0]
-    probability = probability.reshape(-1, *image.shape)
+        probability = foreground_probabilities(learner.logits(images))[0].reshape(-1, *image.shape)
+    inside = shown.slices(address.box.start)
+    image, label, probability = image[inside], label[inside], probability[(slice(None), *inside)]
     num_true = ((label > 0) & (label != IGNORE_LABEL)).sum((1, 2))
     z = int(num_true.argmax()) if num_true.any() else len(image) // 2
     truth = None if tiles.sources[address.source].annotation is None else label[z]
-    z_in_volume = address.box.start[0] + z
-    return SectionResult(z_in_volume, image[z], truth, probability[:, z], thresholds, str(address.box))
+    return SectionResult(shown.start[0] + z, image[z], truth, probability[:, z], thresholds, str(shown))
 
 
 def _report_heading(job: TrainingJob, metrics: dict[str, Any]) -> dict[str, Any]:

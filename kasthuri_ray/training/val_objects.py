@@ -1,6 +1,7 @@
 """The choice of object settings at the end of a run: on the objects of val, else from the annotation of train.
 
-val is not predicted once more as a volume: its tiles are, and `TileVolume` joins them block by block.
+val is predicted once more, tile by tile with the context that a segmentation has: without it objects are cut and specks
+appear at the edges of tiles. `TileVolume` joins the tiles block by block.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from kasthuri_ray.metrics.object_search import BoxObjects, judge_objects, search
 from kasthuri_ray.metrics.object_settings import ObjectSettings
 from kasthuri_ray.tiles.sampling import GridTiles, TileSource
 from kasthuri_ray.training.annotated_objects import whole_object_sizes
-from kasthuri_ray.training.grid_stream import open_grid_stream
+from kasthuri_ray.training.grid_stream import open_grid_stream, with_context
 from kasthuri_ray.training.learner import Learner
 from kasthuri_ray.training.process_group import gather_over_ranks
 from kasthuri_ray.training.tested_objects import (
@@ -102,7 +103,7 @@ def _choose_for_class(
     threshold = thresholds[class_number - 1]
     boxes = _candidates(val, packed, class_number, thresholds)
     num_true = sum(len(each.joined.true) for each in boxes[threshold])
-    found = search_object_settings(boxes, threshold) if num_true >= MIN_OBJECTS else None
+    found = search_object_settings(boxes) if num_true >= MIN_OBJECTS else None
     if found is not None:
         return _ClassSettings(found.seed, found.extent, found.min_voxels, "val")
     sizes = whole_object_sizes(train, class_number)
@@ -132,8 +133,8 @@ def _judge_choice(
 
 def predict_val_objects(
     job: TrainingJob, context: WorkerContext, learner: Learner, tested: TileResults, thresholds: Sequence[float]
-) -> dict[int, bytes]:
-    """Predict the tiles of val, on all ranks, and return them packed.
+) -> tuple[GridTiles, dict[int, bytes]]:
+    """Predict the tiles of val with context, on all ranks, and return them packed.
 
     Parameters
     ----------
@@ -144,18 +145,20 @@ def predict_val_objects(
     learner : Learner
         With the best weights.
     tested : TileResults
-        What was tested; if that was val, it is not predicted again.
+        What was tested; if that was val, its tiles are returned as they are.
     thresholds : sequence of float
         Threshold of each foreground class.
 
     Returns
     -------
-    dict
+    tiles : GridTiles
+        The tiles.
+    packed : dict
         As of `tested_objects.pack_tile`, by number of the tile; of all ranks.
     """
-    tiles = job.tiles.val
-    if tested.tiles is tiles:
-        return tested.packed
+    if tested.tiles is job.tiles.val:
+        return tested.tiles, tested.packed
+    tiles = with_context(job.tiles.val, learner.network)
     packed: dict[int, bytes] = {}
 
     def pack(batch: Any, logits: Tensor, labels: Tensor) -> None:
@@ -166,7 +169,7 @@ def predict_val_objects(
 
     with closing(open_grid_stream(tiles, job, context)) as stream:
         learner.evaluate(stream.batches(), pack)
-    return {number: data for each in gather_over_ranks(packed) for number, data in each.items()}
+    return tiles, {number: data for each in gather_over_ranks(packed) for number, data in each.items()}
 
 
 def choice_lines(choice: ObjectChoice | None) -> list[str]:

@@ -234,3 +234,22 @@ def test_voxels_below_the_range_of_grey_levels_are_black_and_not_blank(array_vol
     image, _, blank_chunks = read_tile((dark,), TileAddress(0, em.bounds, em.bounds))
     assert (image == 0).all()
     assert blank_chunks == []
+
+
+def test_tiles_of_a_grid_with_context_have_one_shape_and_count_the_same_voxels(source):
+    labels = np.random.default_rng(3).integers(0, 2, (3, 60, 120), dtype=np.uint8)
+    plain = GridTiles((source(labels, Box((1, 0, 16), (3, 60, 100))),), (1, 24, 32))
+    grid = GridTiles(plain.sources, plain.tile, context=(0, 8, 16))
+    assert len(grid) == len(plain)
+    for number in range(len(grid)):
+        alone, address = plain.address(number), grid.address(number)
+        assert grid.without_context(number) == alone
+        assert address.own == alone.own
+        assert address.box.shape == (1, 40, 64)
+        assert address.box.contains(alone.box)
+        assert plain.sources[0].image.bounds.contains(address.box)
+        image, counted, _ = read_tile(grid.sources, address)
+        assert (image == plain.sources[0].image.read(address.box)).all()
+        assert (counted != IGNORE_LABEL).sum() == alone.own.num_voxels
+        assert (counted[alone.own.slices(address.box.start)] == labels[alone.own.slices()]).all()
+    assert grid.address(0).box == Box((1, 0, 0), (2, 40, 64))  # at an end of the image it extends inward

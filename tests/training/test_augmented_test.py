@@ -55,6 +55,10 @@ def test_a_class_that_no_view_finds_has_a_finite_logit():
 
 def test_the_cost_is_counted_in_forward_passes():
     assert augmented_share(make_job(6)) == pytest.approx(7 * 6 / (4 * (3 * 20 + 10) + 6))
+    with_context = 7 * 6 * 1.5**2
+    assert augmented_share(make_job(6), (0, 16, 16)) == pytest.approx(
+        with_context / (4 * (3 * 20 + 10) + with_context / 7)
+    )
 
 
 @pytest.mark.parametrize(
