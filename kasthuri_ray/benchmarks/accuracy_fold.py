@@ -38,6 +38,7 @@ from kasthuri_ray.tiles.sampling import GridTiles, TileAddress, TileSource, Trai
 from kasthuri_ray.tiles.streaming import TileBatch
 from kasthuri_ray.training.compute_plan import choose_compute_plan
 from kasthuri_ray.training.grid_stream import with_context
+from kasthuri_ray.training.temperature import can_divide_logits, choose_temperature, divide_logits
 from kasthuri_ray.training.tested_objects import add_block, match_tile_objects, pack_tile
 from kasthuri_ray.training.tile_results import foreground_probabilities
 from kasthuri_ray.training.val_objects import choose_object_settings
@@ -222,14 +223,14 @@ class FoldTraining:
             JSON values: counts that can be pooled, and scores.
         """
         self.learner.load_evaluation_weights(self.best["weights"])
-        thresholds = self.best["thresholds"]
+        temperature, thresholds = self._divide_logits()
         choice = self._choose_objects(thresholds)
         test = self._predict_tiles(self.grid("test"), thresholds)
         record = {
             **self.run.key,
             "val": {
                 **{key: self.best[key] for key in ("epoch", "ap", "f1")},
-                "threshold": thresholds[0],
+                **{"temperature": temperature, "threshold": thresholds[0]},
                 **({} if choice is None else _choice_record(choice)),
             },
             "test": self._test_record(*test, thresholds, choice),
@@ -247,6 +248,15 @@ class FoldTraining:
             "processor": self.processor,
             "history": [{key: round(value, 4) for key, value in row.items()} for row in self.history],
         }
+
+    def _divide_logits(self) -> tuple[int, list[float]]:
+        """Choose the temperature of the network on val; return it, and the thresholds that are then the best."""
+        if self.run.task == "membrane" or self.run.variant.sections > 1 or not can_divide_logits(self.learner.network):
+            return 1, self.best["thresholds"]
+        grid = with_context(self.grid("val"), self.learner.network)
+        temperature, counts = choose_temperature(self.learner, self._grid_batches(grid))
+        self.learner.load_evaluation_weights(divide_logits(self.best["weights"], temperature))
+        return temperature, best_thresholds(counts)[0]
 
     def _predict_tiles(
         self, grid: GridTiles, thresholds: list[float]

@@ -13,8 +13,9 @@ from kasthuri_ray.metrics.components import MAX_PROBABILITY, SIZE
 from kasthuri_ray.metrics.object_comparison import ComparedObjects
 from kasthuri_ray.metrics.one_to_one import match_by_overlap
 
-EXTENTS = tuple(step / 10 for step in range(1, 10))  # and the threshold
-SEEDS = (*EXTENTS, 0.95, 0.98, 0.99, 1.0)  # networks are sure of most objects, of specks less often
+EXTENTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # and the threshold
+MIN_GAIN = 0.1  # of F1, for another extent than the threshold: the best of many settings on few objects is often luck
+SEEDS = tuple(sorted({*(step / 20 for step in range(2, 17)), *(step / 50 for step in range(40, 50)), 0.99, 1.0}))
 SIZE_SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # of the median size of true objects
 EQUAL = 1e-9  # difference of F1 by rounding alone
 
@@ -78,13 +79,17 @@ def search_extents(threshold: float) -> list[float]:
     return sorted({*EXTENTS, threshold})
 
 
-def search_object_settings(boxes_by_extent: Mapping[float, Sequence[BoxObjects]]) -> FoundSettings | None:
+def search_object_settings(
+    boxes_by_extent: Mapping[float, Sequence[BoxObjects]], threshold: float
+) -> FoundSettings | None:
     """Return the seed, extent and smallest size with the best object F1.
 
     Parameters
     ----------
     boxes_by_extent : mapping
         All boxes of the split, for each extent of `search_extents`.
+    threshold : float
+        Threshold of the voxels.
 
     Returns
     -------
@@ -93,21 +98,53 @@ def search_object_settings(boxes_by_extent: Mapping[float, Sequence[BoxObjects]]
 
     Notes
     -----
-    Of settings with equal F1 those in their middle are taken, since they depend least on single objects.
+    The extent is the threshold, unless another one gains MIN_GAIN. Of settings with equal F1 those in their middle are
+    taken, since they depend least on single objects.
     """
-    extents = sorted(boxes_by_extent)
-    sizes = _true_sizes(boxes_by_extent[extents[0]])
+    sizes = _true_sizes(boxes_by_extent[threshold])
     if not len(sizes):
         return None
     min_sizes = [float(np.floor(share * np.median(sizes))) for share in SIZE_SHARES]
-    grid = np.array(
-        [
-            [[_pooled_f1(boxes_by_extent[extent], max(seed, extent), size) for size in min_sizes] for seed in SEEDS]
-            for extent in extents
-        ]
-    )
-    e, s, m = _middle_of_best(grid)
-    return FoundSettings(max(SEEDS[s], extents[e]), extents[e], min_sizes[m], float(grid[e, s, m]))
+    seeds = {extent: seeds_from(extent) for extent in boxes_by_extent}
+    grids = {
+        extent: np.array([[_pooled_f1(boxes, seed, size) for size in min_sizes] for seed in seeds[extent]])
+        for extent, boxes in boxes_by_extent.items()
+    }
+    extent = max(grids, key=lambda each: grids[each].max())
+    if grids[extent].max() < grids[threshold].max() + MIN_GAIN:
+        extent = threshold
+    seed, size = _middle_of_best(grids[extent])
+    return FoundSettings(seeds[extent][seed], extent, min_sizes[size], float(grids[extent][seed, size]))
+
+
+def seeds_from(extent: float) -> list[float]:
+    """Return the seeds that are searched with an extent: itself, and those above it, rising."""
+    return [extent, *(seed for seed in SEEDS if seed > extent)]
+
+
+def highest_seed_of_all(boxes: Sequence[BoxObjects], extent: float, min_voxels: float) -> float:
+    """Return the highest seed that loses no true object.
+
+    Parameters
+    ----------
+    boxes : sequence of BoxObjects
+        All boxes of the split at the extent.
+    extent : float
+        The extent, which is the lowest seed.
+    min_voxels : float
+        Smallest size in voxels.
+
+    Returns
+    -------
+    float
+        The extent or one of SEEDS.
+    """
+
+    def count_found(seed: float) -> int:
+        return sum(len(match_by_overlap(box.at(seed, min_voxels).pairs).true) for box in boxes)
+
+    num_found = count_found(extent)
+    return max(seed for seed in seeds_from(extent) if count_found(seed) == num_found)
 
 
 def _middle_of_best(grid: np.ndarray) -> tuple[int, ...]:

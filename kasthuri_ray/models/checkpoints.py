@@ -24,7 +24,13 @@ from kasthuri_ray.storage.local_paths import BEST_FILE
 
 OWN_KEY = "weights"  # under which our checkpoints store their weights
 WRAPPER_KEYS = (OWN_KEY, "state_dict", "model_state_dict", "model")  # and those of other programs
-LEFT_OUT_IF_NONE = ("resume", "annotated_objects", "learnt_from", "objects")  # of the entries of our checkpoints
+LEFT_OUT_IF_NONE = (
+    "resume",
+    "annotated_objects",
+    "learnt_from",
+    "temperature",
+    "objects",
+)  # of the entries of our checkpoints
 PLAIN_TYPES = (type(None), bool, int, float, str, bytes)
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -55,6 +61,9 @@ class Checkpoint:
         Objects of the annotation of the training boxes, see `metrics.object_density.AnnotatedObjects`.
     learnt_from : dict, optional
         What the network learnt from, see `volumes.learnt_from.LearntFrom`.
+    temperature : float, optional
+        By which the logits of these weights have been divided, see `training.temperature`; in `best.pt` of a finished
+        run alone.
     objects : dict, optional
         How its objects are found, see `metrics.object_choice.ObjectChoice`; in `best.pt` of a finished run alone.
     """
@@ -67,6 +76,7 @@ class Checkpoint:
     resume: dict[str, Any] | None = None
     annotated_objects: dict[str, Any] | None = None
     learnt_from: dict[str, Any] | None = None
+    temperature: float | None = None
     objects: dict[str, Any] | None = None
 
     @property

@@ -22,7 +22,11 @@ from kasthuri_ray.training.training_state import TrainingProgress
 
 
 def final_metrics(
-    job: TrainingJob, progress: TrainingProgress, results: TileResults, choice: ObjectChoice | None = None
+    job: TrainingJob,
+    progress: TrainingProgress,
+    results: TileResults,
+    choice: ObjectChoice | None = None,
+    temperature: float | None = None,
 ) -> dict[str, Any]:
     """Return the content of metrics.json.
 
@@ -36,6 +40,8 @@ def final_metrics(
         Of the test box, else of the validation box.
     choice : ObjectChoice, optional
         How objects are found; None without objects.
+    temperature : float, optional
+        By which the logits were divided; None if they were not.
 
     Returns
     -------
@@ -56,6 +62,7 @@ def final_metrics(
         "val": val if is_tested else _add_objects(val | intervals, results, names),
         "labelled_voxels": labelled_voxels(job.tiles, val["confusion"], counts if job.tiles.test else None),
         "best_epoch": progress.best["epoch"],
+        **({} if temperature is None else {"temperature": temperature}),
         "epochs": progress.epoch,
         "tiles_per_second": progress.epoch * job.tiles.train.tiles_per_epoch / training_seconds,
         "wait_share": progress.waited / training_seconds,

@@ -16,7 +16,7 @@ from kasthuri_ray.labels import IGNORE_LABEL
 from kasthuri_ray.metrics import voxel_counts
 from kasthuri_ray.metrics.object_comparison import object_classes
 from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
-from kasthuri_ray.models.checkpoints import checkpoint_bytes
+from kasthuri_ray.models.checkpoints import Checkpoint, checkpoint_bytes
 from kasthuri_ray.reports import figures
 from kasthuri_ray.reports.learnt_text import learnt_percent
 from kasthuri_ray.reports.run_page import RunReport, metrics_report, run_page
@@ -30,6 +30,7 @@ from kasthuri_ray.training.learner import Learner
 from kasthuri_ray.training.process_group import gather_over_ranks
 from kasthuri_ray.training.run_folder import RunFolder
 from kasthuri_ray.training.split_results import AUGMENTED_FILE, FILE, SplitResults
+from kasthuri_ray.training.temperature import can_divide_logits, choose_temperature, temperature_lines, with_temperature
 from kasthuri_ray.training.tile_results import TileResults, TileScore, TileScorer, foreground_probabilities
 from kasthuri_ray.training.training_job import NO_FOREGROUND_WARNING, TrainingJob, WorkerContext
 from kasthuri_ray.training.training_messages import TextMessage
@@ -44,8 +45,12 @@ def write_run_report(
     best = folder.read_checkpoint("best")
     assert best is not None
     learner.load_evaluation_weights(best.weights)
-    results = _evaluate_tiles(job, context, learner, progress)
     class_numbers = object_classes(job.settings.class_names)
+    if class_numbers and can_divide_logits(learner.network):
+        best = _divide_logits(job, context, learner, best)
+        learner.load_evaluation_weights(best.weights)
+        progress = replace(progress, best=best.best)
+    results = _evaluate_tiles(job, context, learner, progress)
     val, packed_val = job.tiles.val, dict[int, bytes]()
     if class_numbers:
         val, packed_val = predict_val_objects(job, context, learner, results, progress.thresholds)
@@ -61,15 +66,29 @@ def write_run_report(
             class_numbers,
             progress.thresholds,
         )
-        folder.write_checkpoint("best", replace(best, objects=choice.to_plain()))
+        best = replace(best, objects=choice.to_plain())
+        folder.write_checkpoint("best", best)
     results = results.with_objects(class_numbers, None if choice is None else choice.settings, progress.thresholds)
-    metrics = final_metrics(job, progress, results, choice)
+    metrics = final_metrics(job, progress, results, choice, best.temperature)
     _write_page(job, learner, folder, progress, results, metrics)
     _write_results(folder, results)
     folder.write(_weights_file_name(job), checkpoint_bytes(best.weights))
-    for line in [*choice_lines(choice), *(f"warning: {warning}" for warning in metrics["warnings"])]:
+    for line in [
+        *temperature_lines(best.temperature),
+        *choice_lines(choice),
+        *(f"warning: {warning}" for warning in metrics["warnings"]),
+    ]:
         context.show(TextMessage(line))
     folder.write_metrics(metrics)  # the last file: it marks the run as finished
+
+
+def _divide_logits(job: TrainingJob, context: WorkerContext, learner: Learner, best: Checkpoint) -> Checkpoint:
+    """Return the best epoch with divided logits, and the threshold and scores of val that go with them."""
+    if best.temperature is not None:  # by this run, before it was killed or was given more epochs
+        return best
+    with closing(open_grid_stream(with_context(job.tiles.val, learner.network), job, context)) as stream:
+        temperature, counts = choose_temperature(learner, stream.batches())
+    return with_temperature(best, temperature, counts, job.settings.class_names)
 
 
 def _write_results(folder: RunFolder, results: TileResults) -> None:
@@ -92,10 +111,12 @@ def choose_example_tiles(scores: list[TileScore], max_tiles: int = NUM_EXAMPLES)
 def _evaluate_tiles(
     job: TrainingJob, context: WorkerContext, learner: Learner, progress: TrainingProgress
 ) -> TileResults:
-    """Return the results of the test tiles with context, else of the validation tiles, the same on all ranks."""
+    """Return the results of the test tiles, else of the validation tiles, with context; the same on all ranks."""
     assert progress.best is not None
-    tiles = with_context(job.tiles.test, learner.network) if job.tiles.test else job.tiles.val
     has_objects = bool(object_classes(job.settings.class_names))
+    tiles = job.tiles.test or job.tiles.val
+    if job.tiles.test or has_objects:  # else the scores are those of val after its best epoch, without context
+        tiles = with_context(tiles, learner.network)
     scorers = [TileScorer(tiles, progress.thresholds, has_objects)]
     if job.tiles.test is not None and job.history.test_share:
         learnt = [part.boxes for part in job.history.test]

@@ -18,7 +18,13 @@ from torch import Tensor
 from kasthuri_ray.geometry import Box
 from kasthuri_ray.metrics.object_choice import MIN_OBJECTS, ClassChoice, ObjectChoice
 from kasthuri_ray.metrics.object_comparison import ObjectComparison
-from kasthuri_ray.metrics.object_search import BoxObjects, judge_objects, search_extents, search_object_settings
+from kasthuri_ray.metrics.object_search import (
+    BoxObjects,
+    highest_seed_of_all,
+    judge_objects,
+    search_extents,
+    search_object_settings,
+)
 from kasthuri_ray.metrics.object_settings import ObjectSettings
 from kasthuri_ray.tiles.sampling import GridTiles, TileSource
 from kasthuri_ray.training.annotated_objects import whole_object_sizes
@@ -39,6 +45,7 @@ if TYPE_CHECKING:  # it needs pydantic, and the choice of settings does not
     from kasthuri_ray.training.training_job import TrainingJob, WorkerContext
 
 MAX_VOXELS = 64_000_000  # of val that are searched; of larger boxes only the first sections
+MIN_SEED_OBJECTS = 5  # of val, from which a seed follows where they are too few to choose on
 MIN_SIZE_PERCENTILE, MIN_SIZE_SHARE = 5, 0.5  # of the sizes of annotated objects
 
 
@@ -70,8 +77,9 @@ def choose_object_settings(
     Returns
     -------
     ObjectChoice
-        Of classes with at least MIN_OBJECTS objects in val their best settings there. Else seed and extent are the
-        threshold, and the smallest size is half of the 5th percentile of the sizes of whole objects of train.
+        Of classes with at least MIN_OBJECTS objects in val their best settings there. Else the extent is the
+        threshold, the smallest size is half of the 5th percentile of the sizes of whole objects of train, and the seed
+        is the highest that loses no object of val; with less than MIN_SEED_OBJECTS it is the threshold.
     """
     size = val.sources[0].image.voxel_size_nm
     chosen = {each: _choose_for_class(val, packed, train, each, thresholds) for each in class_numbers}
@@ -103,14 +111,15 @@ def _choose_for_class(
     threshold = thresholds[class_number - 1]
     boxes = _candidates(val, packed, class_number, thresholds)
     num_true = sum(len(each.joined.true) for each in boxes[threshold])
-    found = search_object_settings(boxes) if num_true >= MIN_OBJECTS else None
+    found = search_object_settings(boxes, threshold) if num_true >= MIN_OBJECTS else None
     if found is not None:
         return _ClassSettings(found.seed, found.extent, found.min_voxels, "val")
     sizes = whole_object_sizes(train, class_number)
-    if not len(sizes):
-        return _ClassSettings(threshold, threshold, 0.0, "threshold")
-    smallest = MIN_SIZE_SHARE * float(np.percentile(sizes, MIN_SIZE_PERCENTILE))
-    return _ClassSettings(threshold, threshold, smallest, "annotation", len(sizes))
+    smallest = MIN_SIZE_SHARE * float(np.percentile(sizes, MIN_SIZE_PERCENTILE)) if len(sizes) else 0.0
+    is_seeded = num_true >= MIN_SEED_OBJECTS
+    seed = highest_seed_of_all(boxes[threshold], threshold, smallest) if is_seeded else threshold
+    source = "annotation" if len(sizes) else "threshold"
+    return _ClassSettings(seed, threshold, smallest, source, len(sizes))
 
 
 def _judge_choice(
@@ -156,7 +165,7 @@ def predict_val_objects(
     packed : dict
         As of `tested_objects.pack_tile`, by number of the tile; of all ranks.
     """
-    if tested.tiles is job.tiles.val:
+    if job.tiles.test is None:
         return tested.tiles, tested.packed
     tiles = with_context(job.tiles.val, learner.network)
     packed: dict[int, bytes] = {}
@@ -192,12 +201,13 @@ def choice_reason(choice: ClassChoice) -> str:
     """Return on what the settings of a class rest."""
     if choice.source == "val":
         return f"chosen on the {choice.num_true} objects of val (F1 {choice.outcome['f1']:.3f} by overlap)"
-    few = f"val holds {choice.num_true} objects, too few to choose on"
+    few = f"val holds {choice.num_true} objects, too few to choose on, so"
+    if choice.num_true >= MIN_SEED_OBJECTS:
+        few += " the seed is the highest that loses none of them, and"
     if choice.source == "annotation":
-        return (
-            f"{few}, so the size is half of the 5th percentile of {choice.num_annotated} objects of the training boxes"
-        )
-    return f"{few}, and the training boxes hold no whole object, so there is no smallest size"
+        size = f"half of the 5th percentile of {choice.num_annotated} objects of the training boxes"
+        return f"{few} the size is {size}"
+    return f"{few} there is no smallest size, since the training boxes hold no whole object"
 
 
 def _with_class(

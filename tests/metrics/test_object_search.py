@@ -13,12 +13,14 @@ from kasthuri_ray.metrics.object_choice import ClassChoice, ObjectChoice
 from kasthuri_ray.metrics.object_comparison import ObjectComparison
 from kasthuri_ray.metrics.object_detection import find_extent, find_objects, select_objects
 from kasthuri_ray.metrics.object_search import (
-    SEEDS,
+    MIN_GAIN,
     SIZE_SHARES,
     BoxObjects,
+    highest_seed_of_all,
     judge_objects,
     search_extents,
     search_object_settings,
+    seeds_from,
 )
 from kasthuri_ray.metrics.object_settings import ObjectSettings
 
@@ -69,44 +71,63 @@ def searched():
 
 def test_the_best_of_all_settings_is_found_and_has_no_specks(searched):
     probability, truth, boxes = searched
-    found = search_object_settings(boxes)
+    found = search_object_settings(boxes, 0.4)
     best = ObjectSettings((found.seed,), (found.extent,), (found.min_voxels,))
     assert found.f1 == pytest.approx(plain_f1(probability, truth, best))
     median = np.median(find_objects(truth[None] * 255, ObjectSettings.of_thresholds([0.5]))[1].size_voxels)
-    for extent, seed, share in product(search_extents(0.4)[::3], SEEDS[::3], SIZE_SHARES[::3]):
-        other = ObjectSettings((max(seed, extent),), (extent,), (float(np.floor(share * median)),))
-        assert plain_f1(probability, truth, other) <= found.f1 + 1e-9
+    for extent, share in product(search_extents(0.4), SIZE_SHARES[::3]):
+        for seed in seeds_from(extent)[::5]:
+            other = ObjectSettings((seed,), (extent,), (float(np.floor(share * median)),))
+            gain = 0 if extent == found.extent else MIN_GAIN
+            assert plain_f1(probability, truth, other) <= found.f1 + gain + 1e-9
     before = plain_f1(probability, truth, ObjectSettings.of_thresholds([0.4]))
     assert before < 0.3, "specks and a pair that touches"
     assert found.f1 > 0.9
-    assert found.extent > 0.45 or found.seed > 0.75
+    assert found.seed > 0.75
     assert len(find_objects(probability, ObjectSettings.of_thresholds([0.4]))[1]) > 150
 
 
 def test_of_equal_settings_the_middle_ones_are_taken(searched):
     _, _, boxes = searched
-    extents = sorted(boxes)
     true = boxes[0.4][0].joined.true.size_voxels
-    sizes = [float(np.floor(share * np.median(true))) for share in SIZE_SHARES]
-    f1 = np.zeros((len(extents), len(SEEDS), len(sizes)))
-    for e, s, m in np.ndindex(f1.shape):
-        _, verdicts = judge_objects([boxes[extents[e]][0].at(max(SEEDS[s], extents[e]), sizes[m])])
-        f1[e, s, m] = 2 * sum(verdicts) / (len(verdicts) + len(true))
+    sizes, seeds = [float(np.floor(share * np.median(true))) for share in SIZE_SHARES], seeds_from(0.4)
+    f1 = np.zeros((len(seeds), len(sizes)))
+    for s, m in np.ndindex(f1.shape):
+        _, verdicts = judge_objects([boxes[0.4][0].at(seeds[s], sizes[m])])
+        f1[s, m] = 2 * sum(verdicts) / (len(verdicts) + len(true))
     best = np.argwhere(f1.round(9) == f1.max().round(9))
     assert len(best) > 3, "there is a choice"
-    found = search_object_settings(boxes)
-    assert found.f1 == pytest.approx(f1.max())
+    found = search_object_settings(boxes, 0.4)
+    assert (found.extent, found.f1) == (0.4, pytest.approx(f1.max()))
     distances = np.abs(best - np.median(best, 0)).sum(1)
-    middle = [best[place] for place in np.flatnonzero(distances == distances.min())]
-    taken = [(max(SEEDS[s], extents[e]), extents[e], sizes[m]) for e, s, m in middle]
-    assert (found.seed, found.extent, found.min_voxels) in taken
-    assert distances.max() > distances.min() + 2, "others are at the edge of the range"
+    taken = [(seeds[s], sizes[m]) for s, m in best[distances == distances.min()]]
+    assert (found.seed, found.min_voxels) in taken
+
+
+def test_another_extent_than_the_threshold_is_taken_if_it_parts_many_pairs():
+    probability, truth = synapses()
+    probability[:, 5, 8:-8:18, 11:79] = np.maximum(probability[:, 5, 8:-8:18, 11:79], 115)  # all rows touch
+    boxes = {
+        extent: [BoxObjects(compare(probability, truth, ObjectSettings.of_thresholds([extent]), False), BOUNDS)]
+        for extent in search_extents(0.4)
+    }
+    found = search_object_settings(boxes, 0.4)
+    assert found.extent > 0.45
+    assert found.f1 > 0.9
+
+
+def test_the_highest_seed_that_loses_no_object_is_the_lowest_of_their_highest_probabilities(searched):
+    probability, truth, boxes = searched
+    labels, table = find_objects(truth[None] * 255, ObjectSettings.of_thresholds([0.5]))
+    highest = [probability[0][labels == number].max() / 255 for number in range(1, len(table) + 1)]
+    seed = highest_seed_of_all(boxes[0.4], 0.4, 0)
+    assert seed == max(each for each in seeds_from(0.4) if np.rint(255 * each) <= 255 * min(highest))
 
 
 def test_without_true_objects_there_is_nothing_to_search(searched):
     probability, truth, _ = searched
     none = compare(probability, np.zeros_like(truth), ObjectSettings.of_thresholds([0.4]), False)
-    assert search_object_settings({0.4: [BoxObjects(none, BOUNDS)]}) is None
+    assert search_object_settings({0.4: [BoxObjects(none, BOUNDS)]}, 0.4) is None
 
 
 CHOICE = ClassChoice(

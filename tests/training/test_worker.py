@@ -220,3 +220,30 @@ def test_a_validation_box_without_foreground_causes_a_warning_and_the_lowest_los
     rows = [line.split(",") for line in (folder / "history.csv").read_text().splitlines()[1:]]
     best = min(rows, key=lambda row: float(row[2]))
     assert json.loads((folder / "metrics.json").read_text())["best_epoch"] == int(best[0])
+
+
+def test_a_run_that_finds_objects_has_the_same_weights_and_scores_whenever_its_end_is_written_again(train_locally):
+    task = PHANTOM | {"z_test": [11, 16], "task_type": "synapse"}  # what is annotated does not matter
+    small = {"n_blocks": 2, "start_filters": 8, "epochs": 2, "tiles_per_epoch": 64, "learning_rate": 0.02}
+    folder, messages = train_locally(task, small)
+    best, metrics = folder / "checkpoint/best.pt", json.loads((folder / "metrics.json").read_text())
+    written = read_checkpoint(best.read_bytes(), "best.pt")
+    assert written.temperature == metrics["temperature"]
+    assert written.best["threshold"] == metrics["test"]["threshold"] == metrics["val"]["threshold"]
+    assert any("logits are divided by" in line for line in messages) == (metrics["temperature"] > 1)
+    last = read_checkpoint((folder / "checkpoint/last.pt").read_bytes(), "last.pt")
+    assert last.temperature is None
+    if last.best["epoch"] == 2:
+        name = "conv_final.weight"
+        assert torch.equal(written.weights[name] * metrics["temperature"], last.weights[name])
+    for damage in (lambda: None, best.unlink):  # killed after best.pt was written, and before
+        damage()
+        train_locally(task, small)
+        again = json.loads((folder / "metrics.json").read_text())
+        timed = {"seconds", "tiles_per_second", "wait_share"}
+        assert {key: again[key] for key in again.keys() - timed} == {
+            key: metrics[key] for key in metrics.keys() - timed
+        }
+        found = read_checkpoint(best.read_bytes(), "best.pt")
+        assert all(torch.equal(found.weights[name], value) for name, value in written.weights.items())
+        assert (found.temperature, found.objects) == (written.temperature, written.objects)
