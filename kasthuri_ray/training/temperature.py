@@ -26,10 +26,9 @@ from kasthuri_ray.training.learner import Learner, TileBatchLike, count_batch_vo
 from kasthuri_ray.training.process_group import gather_over_ranks
 
 TEMPERATURES = (1, 2, 4, 8, 16)
-MAX_SATURATED = 0.001  # share of the marked voxels that may be stored as 255
+SATURATED = 0.98  # probabilities from here on: steps of 1/255 are coarse there
+MAX_SATURATED = 0.001  # share of them among the marked voxels
 LAST_LAYER = "conv_final."  # of a `UNet`; its outputs are the logits
-
-_SATURATED_BIN = round(BINS * (1 - 0.5 / 255))  # of the histogram of probabilities: from here on they are stored as 255
 
 
 def can_divide_logits(network: nn.Module) -> bool:
@@ -79,7 +78,7 @@ def saturated_share(counts: VoxelCounts) -> float:
     for of_class, threshold in zip(counts.by_class, best_thresholds(counts)[0], strict=True):
         voxels = of_class.histogram.sum(0)
         marked = voxels[round(threshold * BINS) :].sum()
-        shares.append(float(voxels[_SATURATED_BIN:].sum() / marked) if marked else 0.0)
+        shares.append(float(voxels[round(SATURATED * BINS) :].sum() / marked) if marked else 0.0)
     return max(shares)
 
 
