@@ -32,12 +32,36 @@ LAST_LAYER = "conv_final."  # of a `UNet`; its outputs are the logits
 
 
 def can_divide_logits(network: nn.Module) -> bool:
-    """Return whether the logits of a network are the outputs of a layer that is known."""
+    """Return whether the logits of a network are the outputs of a layer that is known.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Any network.
+
+    Returns
+    -------
+    bool
+        True for a `UNet`.
+    """
     return isinstance(network, UNet) and type(network).forward is UNet.forward
 
 
 def divide_logits(weights: Mapping[str, Tensor], temperature: float) -> dict[str, Tensor]:
-    """Return the weights of a `UNet` whose logits are those of `weights` divided by the temperature."""
+    """Return weights with logits that are divided by the temperature.
+
+    Parameters
+    ----------
+    weights : mapping
+        State dict of a `UNet`.
+    temperature : float
+        A power of two, for an exact division.
+
+    Returns
+    -------
+    dict
+        State dict.
+    """
     return {name: value / temperature if name.startswith(LAST_LAYER) else value for name, value in weights.items()}
 
 
@@ -73,7 +97,18 @@ def choose_temperature(learner: Learner, batches: Iterable[TileBatchLike]) -> tu
 
 
 def saturated_share(counts: VoxelCounts) -> float:
-    """Return the share of saturated voxels among those at or above the best threshold, the highest of all classes."""
+    """Return the share of saturated voxels among those at or above the best threshold.
+
+    Parameters
+    ----------
+    counts : VoxelCounts
+        Counts with histograms.
+
+    Returns
+    -------
+    float
+        The highest share of all foreground classes; 0 where nothing is marked.
+    """
     shares = [0.0]
     for of_class, threshold in zip(counts.by_class, best_thresholds(counts)[0], strict=True):
         voxels = of_class.histogram.sum(0)
@@ -108,7 +143,18 @@ def with_temperature(best: Checkpoint, temperature: int, counts: VoxelCounts, cl
 
 
 def temperature_lines(temperature: float | None) -> list[str]:
-    """Return a line on divided logits, if they are."""
+    """Return a line on divided logits.
+
+    Parameters
+    ----------
+    temperature : float or None
+        By which they were divided.
+
+    Returns
+    -------
+    list of str
+        Empty if they were not.
+    """
     if temperature is None or temperature == 1:
         return []
     return [f"logits are divided by {temperature:g}, so that the probabilities of objects can be told apart"]
