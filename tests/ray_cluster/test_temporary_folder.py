@@ -75,7 +75,7 @@ def test_without_any_short_folder_the_message_says_what_to_set(monkeypatch):
 
 
 MAKE_FOLDER = """
-import os, sys
+import os, select, sys
 from kasthuri_ray.ray_cluster.driver import exit_on_sigterm
 from kasthuri_ray.ray_cluster.temporary_folder import private_ray_folder
 with exit_on_sigterm():
@@ -86,7 +86,8 @@ with exit_on_sigterm():
         sys.exit()
     os.wait()
     print(folder, flush=True)
-    sys.stdin.read()
+    while not select.select([sys.stdin], [], [], 0.1)[0]:  # a signal just before a read would not end the read
+        pass
 """
 
 
