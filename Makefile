@@ -15,7 +15,7 @@ TORCH_INDEX ?=
 DEMO := demo-$(shell date +%Y%m%d-%H%M%S)
 RUN := outputs/$(DEMO)
 # No split of the task touches the 24 sections of the box.
-DEMO_SETTINGS := task.tile_size=128,128 task.z_test=32,38 network.start_filters=8 network.batch_size=4 \
+DEMO_SETTINGS := task.tile_size=128,128 task.z_val=21,37 task.z_test=38,44 network.start_filters=8 network.batch_size=4 \
 	network.epochs=4 network.tiles_per_epoch=1408 network.learning_rate=0.006
 DEMO_BOX := 56:80,0:512,0:1024
 demo: .venv                      ## train on a synthetic cortex, segment an unseen part of it, evaluate the result
