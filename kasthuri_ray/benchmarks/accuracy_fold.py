@@ -33,12 +33,13 @@ from kasthuri_ray.metrics.thresholds import outcomes_at
 from kasthuri_ray.metrics.voxel_counts import VoxelCounts, count_block_voxels
 from kasthuri_ray.metrics.voxel_scores import average_precision, best_thresholds, mean_average_precision
 from kasthuri_ray.models.receptive_field import find_receptive_field
+from kasthuri_ray.models.unet import is_plain_unet
 from kasthuri_ray.tiles.fold_plan import QUADRANTS, plan_folds
 from kasthuri_ray.tiles.sampling import GridTiles, TileAddress, TileSource, TrainTiles, read_tile
 from kasthuri_ray.tiles.streaming import TileBatch
 from kasthuri_ray.training.compute_plan import choose_compute_plan
 from kasthuri_ray.training.grid_stream import with_context
-from kasthuri_ray.training.temperature import can_divide_logits, choose_temperature, divide_logits
+from kasthuri_ray.training.temperature import choose_temperature, divide_logits
 from kasthuri_ray.training.tested_objects import add_block, match_tile_objects, pack_tile
 from kasthuri_ray.training.tile_results import foreground_probabilities
 from kasthuri_ray.training.val_objects import choose_object_settings
@@ -251,7 +252,7 @@ class FoldTraining:
 
     def _divide_logits(self) -> tuple[int, list[float]]:
         """Choose the temperature of the network on val; return it, and the thresholds that are then the best."""
-        if self.run.task == "membrane" or self.run.variant.sections > 1 or not can_divide_logits(self.learner.network):
+        if self.run.task == "membrane" or self.run.variant.sections > 1 or not is_plain_unet(self.learner.network):
             return 1, self.best["thresholds"]
         grid = with_context(self.grid("val"), self.learner.network)
         temperature, counts = choose_temperature(self.learner, self._grid_batches(grid))

@@ -10,13 +10,14 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from kasthuri_ray.errors import InputError
 from kasthuri_ray.geometry import Zyx, ceil_div
-from kasthuri_ray.models.unet import UNet
+from kasthuri_ray.models.unet import UNet, is_plain_unet
 from kasthuri_ray.models.unet_blocks import DownBlock, UpBlock
 
 Span = tuple[int, int]  # first and last voxel along one axis, both included
@@ -100,8 +101,8 @@ def find_receptive_field(network: nn.Module, dim: int, channels: int = 1) -> Rec
     InputError
         If the network takes no tile of up to 128 voxels along each axis.
     """
-    if isinstance(network, UNet) and type(network).forward is UNet.forward:
-        return _compute(network)
+    if is_plain_unet(network):
+        return _compute(cast(UNet, network))
     return _measure(network, dim, channels)
 
 

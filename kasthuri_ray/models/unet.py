@@ -168,6 +168,22 @@ class UNet(nn.Module):
         check_shape(x.shape[2:], self.factors)
 
 
+def is_plain_unet(network: nn.Module) -> bool:
+    """Return whether a network is a `UNet` that computes nothing else, so that its layers are known.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Any network.
+
+    Returns
+    -------
+    bool
+        False for subclasses with a `forward` of their own.
+    """
+    return isinstance(network, UNet) and type(network).forward is UNet.forward
+
+
 def build_network(settings: Mapping[str, Any], tile_shape: Sequence[int] | None = None) -> nn.Module:
     """Build the network of a network file, on the CPU, in training mode, with new weights.
 

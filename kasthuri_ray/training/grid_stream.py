@@ -9,7 +9,7 @@ from torch import nn
 
 from kasthuri_ray.geometry import per_axis
 from kasthuri_ray.models.receptive_field import find_receptive_field
-from kasthuri_ray.models.unet import UNet
+from kasthuri_ray.models.unet import is_plain_unet
 from kasthuri_ray.tiles.sampling import GridTiles
 from kasthuri_ray.tiles.streaming import TileStream, plan_grid_tiles
 
@@ -41,7 +41,7 @@ def with_context(tiles: GridTiles, network: nn.Module) -> GridTiles:
         With the margin of the receptive field, as far as MAX_CONTEXT and the images allow. Without context if the
         network is not a `UNet` (it may take tiles of one shape alone), or normalizes by the tile.
     """
-    if not isinstance(network, UNet) or type(network).forward is not UNet.forward:
+    if not is_plain_unet(network):
         return tiles
     field = find_receptive_field(network, 2 if tiles.tile[0] == 1 else 3)
     if not field.exact:

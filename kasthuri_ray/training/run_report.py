@@ -17,6 +17,7 @@ from kasthuri_ray.metrics import voxel_counts
 from kasthuri_ray.metrics.object_comparison import object_classes
 from kasthuri_ray.metrics.voxel_outcomes import VoxelOutcomes
 from kasthuri_ray.models.checkpoints import Checkpoint, checkpoint_bytes
+from kasthuri_ray.models.unet import is_plain_unet
 from kasthuri_ray.reports import figures
 from kasthuri_ray.reports.learnt_text import learnt_percent
 from kasthuri_ray.reports.run_page import RunReport, metrics_report, run_page
@@ -30,7 +31,7 @@ from kasthuri_ray.training.learner import Learner
 from kasthuri_ray.training.process_group import gather_over_ranks
 from kasthuri_ray.training.run_folder import RunFolder
 from kasthuri_ray.training.split_results import AUGMENTED_FILE, FILE, SplitResults
-from kasthuri_ray.training.temperature import can_divide_logits, choose_temperature, temperature_lines, with_temperature
+from kasthuri_ray.training.temperature import choose_temperature, temperature_lines, with_temperature
 from kasthuri_ray.training.tile_results import TileResults, TileScore, TileScorer, foreground_probabilities
 from kasthuri_ray.training.training_job import NO_FOREGROUND_WARNING, TrainingJob, WorkerContext
 from kasthuri_ray.training.training_messages import TextMessage
@@ -46,7 +47,7 @@ def write_run_report(
     assert best is not None
     learner.load_evaluation_weights(best.weights)
     class_numbers = object_classes(job.settings.class_names)
-    if class_numbers and can_divide_logits(learner.network):
+    if class_numbers and is_plain_unet(learner.network):
         best = _divide_logits(job, context, learner, best)
         learner.load_evaluation_weights(best.weights)
         progress = replace(progress, best=best.best)

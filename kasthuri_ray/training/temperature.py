@@ -4,9 +4,10 @@ A network that was trained for long is sure of all that it marks, right or wrong
 above 254.5/255, which a segmentation stores as 255. With divided logits the most certain voxels can be told apart, and
 with them right and wrong objects. The weights of the last layer are divided, so that the network is as fast as before.
 
-The temperature is a power of two: then the division is exact in all number formats, and the order of voxels stays. It
-is not chosen for calibration, for which the name stands (Guo, C., Pleiss, G., Sun, Y. & Weinberger, K. Q. On
-calibration of modern neural networks. ICML 2017): a probability of 0.9 does not mean that 9 of 10 voxels are right.
+The temperature is a power of two: then the division is exact in all number formats, and the most probable class
+stays, with two classes the order of voxels too. It is not chosen for calibration, for which the name stands (Guo, C.,
+Pleiss, G., Sun, Y. & Weinberger, K. Q. On calibration of modern neural networks. ICML 2017): a probability of 0.9 does
+not mean that 9 of 10 voxels are right.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from kasthuri_ray.metrics.voxel_counts import BINS, VoxelCounts
 from kasthuri_ray.metrics.voxel_scores import best_thresholds, split_metrics
 from kasthuri_ray.models.checkpoints import Checkpoint
-from kasthuri_ray.models.unet import UNet
 from kasthuri_ray.training.learner import Learner, TileBatchLike, count_batch_voxels
 from kasthuri_ray.training.process_group import gather_over_ranks
 
@@ -29,22 +29,6 @@ TEMPERATURES = (1, 2, 4, 8, 16)
 SATURATED = 0.98  # probabilities from here on: steps of 1/255 are coarse there
 MAX_SATURATED = 0.001  # share of them among the marked voxels
 LAST_LAYER = "conv_final."  # of a `UNet`; its outputs are the logits
-
-
-def can_divide_logits(network: nn.Module) -> bool:
-    """Return whether the logits of a network are the outputs of a layer that is known.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        Any network.
-
-    Returns
-    -------
-    bool
-        True for a `UNet`.
-    """
-    return isinstance(network, UNet) and type(network).forward is UNet.forward
 
 
 def divide_logits(weights: Mapping[str, Tensor], temperature: float) -> dict[str, Tensor]:
