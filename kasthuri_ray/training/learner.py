@@ -25,6 +25,7 @@ from kasthuri_ray.training.optimizer import (
     WeightAverage,
     clip_gradient_norm,
     learning_rate_factor,
+    leave_dynamo_unloaded,
     make_optimizer,
     set_learning_rate,
 )
@@ -105,6 +106,8 @@ class Learner:
             settings.loss, classes=settings.classes, class_weights=settings.class_weights, ignore_index=IGNORE_LABEL
         )
         self.augment: Augmentation = Augment(settings.augmentations, dim=settings.dim, task_type=settings.task_type)
+        if not plan.compile:
+            leave_dynamo_unloaded()
         self.optimizer = make_optimizer(settings, self.network.parameters())
         self.weight_average = WeightAverage(self.network, settings.ema) if settings.ema else None
         self.plateau = PlateauSchedule(settings)

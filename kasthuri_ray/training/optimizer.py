@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from kasthuri_ray.training.muon import Muon
 
 ONE_CYCLE_START_FACTOR = 1 / 25  # of the highest learning rate
 ONE_CYCLE_WARMUP = 0.3  # share of all steps, if `warmup` is 0
 FINAL_FACTOR = 1e-4  # of the highest learning rate, at the end of a schedule that falls
+# They import torch._dynamo when they are called.
+LAZY_METHODS = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
 
 
 @dataclass(frozen=True)
@@ -35,19 +38,31 @@ class OptimizerSettings:
     ema: float
 
 
-def make_optimizer(settings: OptimizerSettings, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(settings: OptimizerSettings, parameters: Iterable[nn.Parameter]) -> Optimizer:
     """Return the optimizer that the settings name, over the trainable parameters; fused: one pass over each a step."""
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "Muon":
         return Muon(trainable, rate, decay, settings.momentum, (settings.beta1, settings.beta2))
     if settings.optimizer == "SGD":
-        return torch.optim.SGD(trainable, lr=rate, momentum=settings.momentum, weight_decay=decay, fused=True)
-    kind = torch.optim.AdamW if settings.optimizer == "AdamW" else torch.optim.Adam
+        return SGD(trainable, lr=rate, momentum=settings.momentum, weight_decay=decay, fused=True)
+    kind = AdamW if settings.optimizer == "AdamW" else Adam
     return kind(trainable, lr=rate, betas=(settings.beta1, settings.beta2), weight_decay=decay, fused=True)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def leave_dynamo_unloaded() -> None:
+    """Let torch's optimizers work without `torch._dynamo` in this process, whose import takes 2 to 4 s.
+
+    They import it to keep torch.compile out of them. A training step that is not compiled has no use for that. The
+    functions themselves stay as they are. Where torch wraps them in another way, nothing changes.
+    """
+    for kind, name in (*((Optimizer, name) for name in LAZY_METHODS), (Adam, "step"), (SGD, "step")):
+        inner = getattr(getattr(kind, name), "__wrapped__", None)
+        if inner is not None:
+            setattr(kind, name, torch.no_grad()(inner) if name == "step" else inner)
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -265,3 +265,36 @@ def test_two_ranks_together_count_the_voxels_of_a_single_rank(ranks):
         assert counts.num_voxels == VoxelCounts.from_array(alone["counts"]).num_voxels == 7 * 256
         assert np.abs(counts.confusion - VoxelCounts.from_array(alone["counts"]).confusion).max() <= 3
         assert result["val"] == pytest.approx(alone["val"], rel=1e-4)
+
+
+LOADED = """
+import sys, torch
+if {first}:
+    import torch._dynamo
+from kasthuri_ray.training.optimizer import OptimizerSettings, leave_dynamo_unloaded, make_optimizer
+
+leave_dynamo_unloaded()
+torch.manual_seed(0)
+weights = [torch.nn.Parameter(torch.randn(16, 16)), torch.nn.Parameter(torch.randn(3))]
+settings = OptimizerSettings({name!r}, 0.1, 0.01, 0.9, 0.9, 0.99, "constant", 0, 1, 1, 0, 0)
+optimizer = make_optimizer(settings, weights)
+for _ in range(3):
+    optimizer.zero_grad()
+    sum((weight**2).sum() for weight in weights).backward()
+    optimizer.step()
+optimizer.load_state_dict(optimizer.state_dict())
+print("torch._dynamo" in sys.modules, [weight.requires_grad for weight in weights])
+print(*(value.hex() for weight in weights for value in weight.flatten().tolist()))
+"""
+
+
+@pytest.mark.parametrize("name", ["Muon", "AdamW", "Adam", "SGD"])
+def test_a_training_that_is_not_compiled_does_not_import_dynamo_and_steps_as_before(name):
+    def run(code: str) -> list[str]:
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout.splitlines()
+
+    loaded, weights = run(LOADED.format(first=False, name=name))
+    assert loaded == "False [True, True]"
+    as_in_torch = LOADED.format(first=True, name=name).replace("\nleave_dynamo_unloaded()\n", "\n")
+    assert run(as_in_torch)[1] == weights
