@@ -17,12 +17,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from kasthuri_ray.metrics.voxel_counts import BINS, VoxelCounts
 from kasthuri_ray.metrics.voxel_scores import best_thresholds, split_metrics
 from kasthuri_ray.models.checkpoints import Checkpoint
-from kasthuri_ray.training.learner import Learner, TileBatchLike, count_batch_voxels
+from kasthuri_ray.training.learner import Learner, TileBatchLike, count_labelled_voxels, select_labelled
 from kasthuri_ray.training.process_group import gather_over_ranks
 
 TEMPERATURES = (1, 2, 4, 8, 16)
@@ -66,15 +67,17 @@ def choose_temperature(learner: Learner, batches: Iterable[TileBatchLike]) -> tu
     counts : VoxelCounts
         Voxels of all ranks with logits that are divided by it.
     """
-    counts = [VoxelCounts.zeros(learner.settings.classes) for _ in TEMPERATURES]
+    divided = [VoxelCounts.zeros(learner.settings.classes) for _ in TEMPERATURES[1:]]
 
-    def add(batch: TileBatchLike, logits: Tensor, labels: Tensor) -> None:
-        for index, temperature in enumerate(TEMPERATURES):
-            counts[index] = counts[index] + count_batch_voxels(logits / temperature, labels)
+    def add(_: TileBatchLike, logits: Tensor, labels: Tensor) -> None:
+        if torch.isfinite(logits).all():  # else the learner raises
+            selected, truth = select_labelled(logits, labels)
+            for index, temperature in enumerate(TEMPERATURES[1:]):
+                divided[index] = divided[index] + count_labelled_voxels(selected / temperature, truth)
 
-    learner.evaluate(batches, add)
-    gathered = np.sum(gather_over_ranks(np.array([each.to_array() for each in counts])), axis=0)
-    of_all_ranks = [VoxelCounts.from_array(each) for each in gathered]
+    undivided, _ = learner.evaluate(batches, add)
+    gathered = np.sum(gather_over_ranks(np.array([each.to_array() for each in divided])), axis=0)
+    of_all_ranks = [undivided, *(VoxelCounts.from_array(each) for each in gathered)]
     shares = [saturated_share(each) for each in of_all_ranks]
     chosen = next((index for index, share in enumerate(shares) if share <= MAX_SATURATED), len(TEMPERATURES) - 1)
     return TEMPERATURES[chosen], of_all_ranks[chosen]
