@@ -96,8 +96,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(precision, ch
     assert resumed.learning_rate == whole.learning_rate
 
 
-def test_gradients_in_float16_are_scaled_and_a_step_that_overflows_is_left_out():
-    learner, other = (make_learner(plan=ComputePlan(name, False, STEPS)) for name in ("float16", "float32"))
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "Muon", "start_filters": 16}])
+def test_gradients_in_float16_are_scaled_and_a_step_that_overflows_is_left_out(changes):
+    learner, other = (make_learner(plan=ComputePlan(name, False, STEPS), **changes) for name in ("float16", "float32"))
     losses = [each.train_epoch(0, epoch(0), []) for each in (learner, other)]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
     scale = learner.state_dict()["scaler"]["scale"]
