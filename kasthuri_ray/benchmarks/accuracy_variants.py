@@ -218,6 +218,7 @@ VARIANTS = {
         Variant("muon_rotate", network=MUON, strength={"rotate": 0.3, "max_degrees": 45.0}),
         Variant("muon_deep_supervision", network=MUON, deep_supervision=True),
         Variant("muon_depth", base="UNet_2D_depth", network=MUON),
+        Variant("muon_residual", base="UNet_2D_residual", network=MUON),
         Variant("muon_share_0.25", network=MUON, foreground_share=0.25),
         Variant("depth", base="UNet_2D_depth"),
         Variant("residual", base="UNet_2D_residual"),
