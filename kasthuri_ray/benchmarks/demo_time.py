@@ -15,7 +15,7 @@ MEASURED_CPUS = 2
 DEMO_MINUTES = {
     "avx2": (6.0, "EPYC Zen 3, 4 min 53 s and 6 min 6 s with an earlier recipe"),
     "avx512": (3.0, "Xeon without AMX, 2 min 47 s and 3 min 20 s with an earlier recipe"),
-    "bf16": (3.5, "EPYC with AVX-512 bf16, 3 min 17 s; 3 min 35 s within the same hour before voxels were counted faster"),
+    "bf16": (3.5, "EPYC with AVX-512 bf16, 3 min 17 s"),
     "amx": (3.5, "Xeon, 3 min 27 s with an earlier recipe"),
     "arm": (8.0, "a guess; not measured"),
 }
