@@ -231,7 +231,8 @@ class Learner:
         batches : iterable of TileBatchLike
             Ranks may have different numbers of them.
         on_batch : callable
-            Receives each batch with its logits and labels. Without it, batches that hold no labelled voxel are skipped.
+            Receives each batch with its logits, which are finite, and its labels. Without it, batches that hold no
+            labelled voxel are skipped.
 
         Returns
         -------
@@ -249,9 +250,9 @@ class Learner:
                 if not num_valid and on_batch is None:
                     continue
                 logits = self.logits(images)
+                counts = counts + count_batch_voxels(logits, labels)
                 if on_batch is not None:
                     on_batch(batch, logits, labels)
-                counts = counts + count_batch_voxels(logits, labels)
                 loss_sum += float(self.loss(logits, labels)) * num_valid if num_valid else 0.0
                 num_voxels += num_valid
         vector = np.concatenate([counts.to_array().astype(np.float64), [loss_sum, num_voxels]])

@@ -17,7 +17,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from kasthuri_ray.metrics.voxel_counts import BINS, VoxelCounts
@@ -70,10 +69,9 @@ def choose_temperature(learner: Learner, batches: Iterable[TileBatchLike]) -> tu
     divided = [VoxelCounts.zeros(learner.settings.classes) for _ in TEMPERATURES[1:]]
 
     def add(_: TileBatchLike, logits: Tensor, labels: Tensor) -> None:
-        if torch.isfinite(logits).all():  # else the learner raises
-            selected, truth = select_labelled(logits, labels)
-            for index, temperature in enumerate(TEMPERATURES[1:]):
-                divided[index] = divided[index] + count_labelled_voxels(selected / temperature, truth)
+        selected, truth = select_labelled(logits, labels)
+        for index, temperature in enumerate(TEMPERATURES[1:]):
+            divided[index] = divided[index] + count_labelled_voxels(selected / temperature, truth)
 
     undivided, _ = learner.evaluate(batches, add)
     gathered = np.sum(gather_over_ranks(np.array([each.to_array() for each in divided])), axis=0)
