@@ -301,9 +301,7 @@ def test_hatching_is_explained_where_there_is_any(make_report, page_text):
     assert "Hatched pixels are not labelled and not counted. Colours of the errors:" in page_text(run_page(report))
 
 
-def test_the_page_says_how_much_an_evaluation_of_the_same_sections_differs(make_report, page_text):
+def test_the_page_says_that_an_evaluation_of_the_same_sections_can_differ(make_report, page_text):
     text = page_text(run_page(make_report(settings={"task": {"tile_size": [128, 64], "volume_z": 1}})))
-    assert "Measured tile by tile, 64 x 128 voxels each. A segmentation shows the network more" in text
-    assert "0.01 to 0.02 in F1" not in text  # which was measured with other tiles
-    text = page_text(run_page(make_report(settings={"task": {"tile_size": [256, 256], "volume_z": 1}})))
-    assert "differs from these scores: with tiles of 256 x 256 by 0.01 to 0.02 in F1." in text
+    assert "Measured tile by tile, 64 x 128 voxels each. A segmentation may show the network more" in text
+    assert "can differ from these scores." in text
